@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Lays libtorch in .cache/ (git-ignored): the PyPI wheel of torch without its CUDA dependencies, about 540 MB to download.
+# `setup.sh full` adds what the interop tests need: the whole of torch, transformers and friends (about 5 GB on disk).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache=.cache
+venv=$cache/python
+torch_version=2.11.0
+
+need() { # command, what to type when it is missing
+  command -v "$1" >/dev/null 2>&1 || { echo "setup: '$1' is missing; install it with: $2" >&2; exit 1; }
+}
+need cargo "apt-get install rustup && rustup default stable   (or see https://rustup.rs)"
+need g++ "apt-get install g++"
+need python3 "apt-get install python3 python3-venv python3-pip"
+python3 -c 'import ensurepip, venv' 2>/dev/null ||
+  { echo "setup: Python's venv module is missing; install it with: apt-get install python3-venv" >&2; exit 1; }
+
+mkdir -p "$cache"
+exec 9>"$cache/setup.lock"
+flock 9 # two set-ups at once would write into one another
+
+if [ ! -f "$cache/libtorch.ok" ]; then
+  echo "setup: installing libtorch $torch_version into $cache (540 MB, once)" >&2
+  [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps \
+    "torch==$torch_version" 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*'
+  torch=$(realpath "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch")
+  # The build links against this folder, which shows it libtorch_cpu and c10 only: libtorch_cuda, which wants all of
+  # CUDA, is opened at run time.
+  rm -rf "$cache/libtorch"
+  mkdir -p "$cache/libtorch/lib"
+  ln -s "$torch/include" "$cache/libtorch/include"
+  for library in libtorch_cpu.so libc10.so libgomp.so.1; do ln -s "$torch/lib/$library" "$cache/libtorch/lib/$library"; done
+  ln -s libgomp.so.1 "$cache/libtorch/lib/libgomp.so"
+  echo "INPUT(libtorch_cpu.so)" >"$cache/libtorch/lib/libtorch.so"
+  echo "$torch_version" >"$cache/libtorch/build-version"
+  touch "$cache/libtorch.ok"
+fi
+
+if [ "${1:-}" = full ] && ! cmp -s tests/python/requirements.txt "$cache/python.ok"; then
+  echo "setup: installing the Python packages of the interop tests into $cache (5 GB on disk, once)" >&2
+  "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/python/requirements.txt
+  cp tests/python/requirements.txt "$cache/python.ok"
+fi

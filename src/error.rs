@@ -1,0 +1,68 @@
+//! Errors, typed by what the caller will do about them: correct the config, wait for the lock, quarantine, go on
+//! without this snapshot, or stop. Each says the operation, the path and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The config or the command line is wrong: exit 78.
+    #[error("{0}")]
+    Config(String),
+
+    /// Somebody else holds the store.
+    #[error("the store {} is in use by process {pid} ({holder}); stop it first, or use another store", path.display())]
+    Locked { path: PathBuf, pid: u32, holder: String },
+
+    /// A snapshot's bytes are not what was written: quarantine it, take another.
+    #[error("{}: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
+
+    /// A snapshot is whole but does not fit what it was to be used for (schema, settings, run).
+    #[error("{}: {reason}", path.display())]
+    Mismatch { path: PathBuf, reason: String },
+
+    /// The disk is full or a quota is reached: go on without this snapshot, try again later.
+    #[error("no space left while {op} {}; free some space or lower [retention] keep_last: {source}", path.display())]
+    NoSpace { op: &'static str, path: PathBuf, source: io::Error },
+
+    #[error("{op} {}: {source}", path.display())]
+    Io { op: &'static str, path: PathBuf, source: io::Error },
+
+    /// What was asked for is not there.
+    #[error("{0}")]
+    NotFound(String),
+
+    /// Anything else; the text says what to do.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Error {
+    /// An I/O error with its operation ("reading", "syncing") and path; a full disk becomes its own kind.
+    pub fn io(op: &'static str, path: impl AsRef<Path>, source: io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace { op, path, source },
+            _ => Error::Io { op, path, source },
+        }
+    }
+
+    pub fn damaged(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
+        Error::Damaged { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    pub fn mismatch(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
+        Error::Mismatch { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// The exit code of a command that ends with this error (the contract in README.md).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Config(_) => 78,
+            _ => 1,
+        }
+    }
+}

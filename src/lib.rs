@@ -1,0 +1,15 @@
+//! ckptd keeps a fine-tuning job alive through sessions that are shorter than the training.
+//!
+//! The flow: a [`config`] is read and validated; the [`agent`] locks the [`store`], picks the newest verified
+//! snapshot, and starts the worker, to which it speaks the [`protocol`]; the worker trains, captures its state as a
+//! [`snapshot`] and commits it to the store; the agent reads it back, vouches for it and rotates the old ones.
+//!
+//! Modules in reading order: [`error`], [`config`], [`protocol`], [`snapshot`], [`store`].
+
+pub mod config;
+pub mod error;
+pub mod protocol;
+pub mod snapshot;
+pub mod store;
+
+pub use error::{Error, Result};

@@ -1,0 +1,201 @@
+//! What a snapshot is, free of any framework: named tensors as dtype, shape and bytes, the train state, the provenance.
+//!
+//! Invariant: nothing here knows how a snapshot is stored, or what trains. Bytes are little-endian and row-major.
+//! Deliberately not here: files (store), libtorch (the trainer crate).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Element type of a tensor, named as safetensors names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum DType {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F64 | DType::I64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::BF16 | DType::I16 => 2,
+            DType::I8 | DType::U8 | DType::Bool => 1,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F64 => "F64",
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            DType::I64 => "I64",
+            DType::I32 => "I32",
+            DType::I16 => "I16",
+            DType::I8 => "I8",
+            DType::U8 => "U8",
+            DType::Bool => "BOOL",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a tensor is to the training; optimiser state carries PyTorch's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Param,
+    ExpAvg,
+    ExpAvgSq,
+    MomentumBuffer,
+    Buffer,
+}
+
+impl Role {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Param => "param",
+            Role::ExpAvg => "exp_avg",
+            Role::ExpAvgSq => "exp_avg_sq",
+            Role::MomentumBuffer => "momentum_buffer",
+            Role::Buffer => "buffer",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A tensor without its bytes. `(role, name)` is unique in a snapshot: the moments of a parameter carry its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TensorMeta {
+    pub role: Role,
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<u64>,
+}
+
+impl TensorMeta {
+    /// Number of elements, or `None` where the product overflows.
+    pub fn elements(&self) -> Option<u64> {
+        self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d))
+    }
+
+    /// Number of bytes, or `None` where it overflows.
+    pub fn bytes(&self) -> Option<u64> {
+        self.elements()?.checked_mul(self.dtype.size() as u64)
+    }
+
+    /// Length of a row of a matrix (last dimension), or 0 for anything that is not a matrix.
+    pub fn row_elements(&self) -> u64 {
+        match self.shape.as_slice() {
+            [rows, cols] if *rows > 1 => *cols,
+            _ => 0,
+        }
+    }
+
+    /// `param transformer.wte.weight` for messages.
+    pub fn label(&self) -> String {
+        format!("{} {}", self.role, self.name)
+    }
+}
+
+/// The bytes of a tensor, held for as long as somebody needs them: a capture's handle, a mapping, a plain vector.
+pub type TensorBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A tensor with its bytes (row-major, little-endian).
+#[derive(Clone)]
+pub struct Tensor {
+    pub meta: TensorMeta,
+    pub bytes: TensorBytes,
+}
+
+impl Tensor {
+    pub fn new(meta: TensorMeta, bytes: Vec<u8>) -> Tensor {
+        Tensor { meta, bytes: Arc::new(bytes) }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tensor").field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+/// Everything besides tensors that decides how the training goes on. All of it enters `root`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Optimiser steps completed.
+    pub step: u64,
+    /// Tokens whose loss has entered an update.
+    pub tokens_seen: u64,
+    /// Passes over the training data completed.
+    pub epoch: u64,
+    /// Samples of the current epoch consumed.
+    pub position: u64,
+    /// Step of the last evaluation that was completed; 0 if none.
+    pub last_eval_step: u64,
+    /// Lowest validation loss so far.
+    pub best_val_loss: Option<f64>,
+    /// The settings that change the arithmetic (seed, batch size, optimiser, threads, data hash, ...), by name. A
+    /// resume under other values is refused unless the user accepts it.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Figures of the moment. They do not enter `root`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    pub train_loss: Option<f64>,
+    pub val_loss: Option<f64>,
+    /// Step at which `val_loss` was measured.
+    pub val_step: Option<u64>,
+}
+
+/// Where a snapshot comes from. It does not enter `root`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    pub ckptd: String,
+    pub libtorch: String,
+    pub host: String,
+    pub device: String,
+    /// Why it was taken: "interval", "signal", "final", ...
+    pub reason: String,
+}
+
+/// A small file that travels with the snapshot (config.json, tokenizer.json), by its plain name.
+#[derive(Clone)]
+pub struct CarriedFile {
+    pub name: String,
+    pub bytes: Arc<Vec<u8>>,
+}
+
+/// One consistent cut of a training: what a commit writes and a resume reads.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub tensors: Vec<Tensor>,
+    pub train: TrainState,
+    pub metrics: Metrics,
+    pub provenance: Provenance,
+    pub files: Vec<CarriedFile>,
+}
