@@ -162,7 +162,7 @@ impl Store {
                 )),
             },
             // Snapshots that were copied into a fresh store bring their run with them.
-            None => Ok(self.manifests()?.into_iter().max_by_key(|m| (m.created_at, m.seq)).map(|m| m.run_id)),
+            None => Ok(self.manifests(Folder::Snapshots)?.into_iter().max_by_key(|m| (m.created_at, m.seq)).map(|m| m.run_id)),
         }
     }
 
@@ -172,9 +172,16 @@ impl Store {
         self.dir.write_durably(layout::RUN, &json)
     }
 
-    fn manifests(&self) -> Result<Vec<Manifest>> {
-        let folder = self.path().join(Folder::Snapshots.name());
-        let files = self.files(Folder::Snapshots)?;
+    /// The sequence number after every one that was used, quarantined snapshots included where they can be read.
+    pub fn next_seq(&self) -> Result<u64> {
+        let run_id = self.run_id()?;
+        let both = self.manifests(Folder::Snapshots)?.into_iter().chain(self.manifests(Folder::Quarantine)?);
+        Ok(both.filter(|m| Some(&m.run_id) == run_id.as_ref()).map(|m| m.seq + 1).max().unwrap_or(1))
+    }
+
+    fn manifests(&self, folder: Folder) -> Result<Vec<Manifest>> {
+        let files = self.files(folder)?;
+        let folder = self.path().join(folder.name());
         let ours = files.iter().filter(|name| layout::parse_snapshot_file(name).is_some());
         Ok(ours.filter_map(|name| read::peek(&folder.join(name)).ok()).map(|(manifest, _)| manifest).collect())
     }

@@ -48,8 +48,8 @@ impl Decoder {
             (Coding::Zstd, _) => self.planes.read_zstd(input.rest(), raw)?,
             _ if !whole || raw.is_empty() => return Err(misfit),
             (Coding::Constant, _) => {
-                let element = input.take(size)?;
-                raw.chunks_exact_mut(size).for_each(|to| to.copy_from_slice(element));
+                raw[..size].copy_from_slice(input.take(size)?);
+                repeat(raw, size);
             }
             (Coding::Planes, DType::F32) => self.decode_planes::<4>(&mut input, raw.as_chunks_mut().0)?,
             (Coding::Planes, DType::F16 | DType::BF16) => self.decode_planes::<2>(&mut input, raw.as_chunks_mut().0)?,
@@ -106,5 +106,14 @@ impl Decoder {
         self.decode_split::<H>(input, words)?;
         self.means.add::<H>(self.isa, grid, words);
         Ok(())
+    }
+}
+
+/// Fills `raw` with copies of its first `filled` bytes, twice as many every time.
+fn repeat(raw: &mut [u8], mut filled: usize) {
+    while filled < raw.len() {
+        let more = filled.min(raw.len() - filled);
+        raw.copy_within(..more, filled);
+        filled += more;
     }
 }

@@ -1,5 +1,6 @@
 //! Which coding suits a chunk, and the chunk in that coding.
 
+use super::dispatch::multiversion;
 use super::plane::PlaneWriter;
 use super::planes;
 use super::split::{packed_len, split};
@@ -96,19 +97,25 @@ impl Encoder {
     }
 
     fn encode_f32(&mut self, ctx: ChunkContext, words: &[[u8; 4]], out: &mut Vec<u8>) {
+        // First, because it also brings the chunk into the cache in the fastest way.
+        let negative = has_negative(self.isa, words);
         let sample = Sample::of(words);
         if !sample.mantissa_is_noise {
             return self.encode_planes(words, out);
         }
         let moment = matches!(ctx.role, Role::ExpAvg | Role::ExpAvgSq | Role::MomentumBuffer);
         let grid = Grid::of(ctx, words.len()).filter(|grid| moment && grid.worthwhile());
-        if grid.is_some_and(|grid| self.encode_whitened(grid, words, sample.exponent_bits, out)) {
-            return;
-        }
-        if sample.negative || has_negative(words) {
-            self.encode_split::<8>(words, out);
-        } else {
-            self.encode_split::<7>(words, out);
+        let whitened = grid.is_some_and(|grid| {
+            if negative {
+                self.encode_whitened::<6>(grid, words, sample.exponent_bits + 8.0, out)
+            } else {
+                self.encode_whitened::<5>(grid, words, sample.exponent_bits + 7.0, out)
+            }
+        });
+        match (whitened, negative) {
+            (true, _) => {}
+            (false, true) => self.encode_split::<8>(words, out),
+            (false, false) => self.encode_split::<7>(words, out),
         }
     }
 
@@ -120,23 +127,16 @@ impl Encoder {
         self.planes.write(symbols, &survey, out);
     }
 
-    /// False, with `out` as it was, where the chunk does not suit or is estimated to be no smaller than by splitting
-    /// it with `exponent_bits` an exponent.
-    fn encode_whitened(&mut self, grid: Grid, words: &[[u8; 4]], exponent_bits: f32, out: &mut Vec<u8>) -> bool {
-        if self.means.fit(self.isa, grid, words) {
-            self.encode_residuals::<6>(grid, words, exponent_bits + 8.0, out)
-        } else {
-            self.encode_residuals::<5>(grid, words, exponent_bits + 7.0, out)
-        }
-    }
-
-    fn encode_residuals<const H: usize>(
+    /// False, with `out` as it was, where the chunk does not suit or is estimated to be no smaller than with
+    /// `split_bits` an element.
+    fn encode_whitened<const H: usize>(
         &mut self,
         grid: Grid,
         words: &[[u8; 4]],
         split_bits: f32,
         out: &mut Vec<u8>,
     ) -> bool {
+        self.means.fit(self.isa, grid, words);
         self.whitened.resize(words.len(), [0; 4]);
         if !self.means.subtract::<H>(self.isa, grid, words, &mut self.whitened) {
             return false;
@@ -173,15 +173,16 @@ pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
     &mut buffer[..len]
 }
 
-fn has_negative(words: &[[u8; 4]]) -> bool {
-    words.iter().fold(0, |ored, word| ored | word[3]) >> 7 != 0
+multiversion! {
+    fn has_negative(words: &[[u8; 4]]) -> bool {
+        words.iter().fold(0, |ored, word| ored | u32::from_le_bytes(*word)) >> 31 != 0
+    }
 }
 
 /// What some elements of a float32 chunk say about all.
 struct Sample {
-    /// Neither the mantissas nor the signs can be compressed.
+    /// The mantissas cannot be compressed.
     mantissa_is_noise: bool,
-    negative: bool,
     /// Estimated entropy of an exponent.
     exponent_bits: f32,
 }
@@ -189,13 +190,11 @@ struct Sample {
 impl Sample {
     fn of(words: &[[u8; 4]]) -> Sample {
         let mut counts = [[0; 256]; 4];
-        let mut ored = 0;
         for run in words.chunks((words.len() / SAMPLED_RUNS).max(SAMPLED_RUN)) {
             for &[b0, b1, b2, b3] in &run[..run.len().min(SAMPLED_RUN)] {
                 for (counts, value) in counts.iter_mut().zip([b0, b1, b2 & 0x7f, b3 << 1 | b2 >> 7]) {
                     counts[usize::from(value)] += 1;
                 }
-                ored |= b3;
             }
         }
         let [low, middle, high, exponent] = counts.each_ref().map(entropy_bits);
@@ -203,7 +202,6 @@ impl Sample {
         let margin = 0.1 + 100.0 / words.len().min(SAMPLED_RUNS * SAMPLED_RUN) as f32;
         Sample {
             mantissa_is_noise: low > 8.0 - margin && middle > 8.0 - margin && high > 7.0 - margin,
-            negative: ored >> 7 != 0,
             exponent_bits: exponent,
         }
     }

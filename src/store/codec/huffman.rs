@@ -44,7 +44,7 @@ pub(super) fn fits(survey: &Survey) -> bool {
 /// The frame is the first bytes of `scratch`, as many as it returns; `scratch` only ever grows.
 pub(super) fn write_frame(isa: Isa, plane: &[u8], survey: &Survey, scratch: &mut Vec<u8>) -> usize {
     let base = survey.min;
-    let code = Code::new(&survey.counts[usize::from(base)..=usize::from(survey.max)]);
+    let code = Code::new(base, &survey.counts[usize::from(base)..=usize::from(survey.max)]);
     let mut description = Vec::with_capacity(1 + MAX_SYMBOLS / 2);
     code.describe(&mut description);
 
@@ -60,7 +60,7 @@ pub(super) fn write_frame(isa: Isa, plane: &[u8], survey: &Survey, scratch: &mut
     let blocks = plane.len().div_ceil(BLOCK_BYTES);
     for (i, block) in plane.chunks(BLOCK_BYTES).enumerate() {
         let (header, body) = out[at..].split_at_mut(BLOCK_HEADER_BYTES);
-        let coded = write_literals(isa, block, base, &code, &description, body).filter(|&len| len < block.len());
+        let coded = write_literals(isa, block, &code, &description, body).filter(|&len| len < block.len());
         let (kind, len) = match coded {
             Some(len) => (COMPRESSED_BLOCK, len),
             None => {
@@ -89,7 +89,7 @@ fn stream_bound(symbols: usize) -> usize {
 
 /// Writes the content of a compressed block: a literals section in four streams and an empty sequences section.
 /// `None` where that is no use.
-fn write_literals(isa: Isa, block: &[u8], base: u8, code: &Code, description: &[u8], out: &mut [u8]) -> Option<usize> {
+fn write_literals(isa: Isa, block: &[u8], code: &Code, description: &[u8], out: &mut [u8]) -> Option<usize> {
     if block.len() < SMALLEST_CODED_BYTES {
         return None;
     }
@@ -99,7 +99,7 @@ fn write_literals(isa: Isa, block: &[u8], base: u8, code: &Code, description: &[
     out[tree..jumps].copy_from_slice(description);
     let mut at = streams;
     for (i, part) in block.chunks(block.len().div_ceil(4)).enumerate() {
-        let len = write_stream(isa, part, base, code, &mut out[at..]);
+        let len = write_stream(isa, part, code, &mut out[at..]);
         // The last stream's length follows from the section's.
         if let Some(jump) = out[jumps..streams].chunks_exact_mut(2).nth(i) {
             jump.copy_from_slice(&u16::try_from(len).ok()?.to_le_bytes());
@@ -113,28 +113,27 @@ fn write_literals(isa: Isa, block: &[u8], base: u8, code: &Code, description: &[
     Some(at + 1)
 }
 
-/// Writes one stream, the last symbol first, and returns its length in bytes.
-fn write_stream(isa: Isa, symbols: &[u8], base: u8, code: &Code, out: &mut [u8]) -> usize {
+/// Writes one stream, the last value first, and returns its length in bytes.
+fn write_stream(isa: Isa, values: &[u8], code: &Code, out: &mut [u8]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if isa.kind() == Kind::Avx512 {
         // SAFETY: an `Isa` of this kind exists only where the processor has the features.
-        return unsafe { avx512::write_stream(symbols, base, code, out) };
+        return unsafe { avx512::write_stream(values, code, out) };
     }
-    write_stream_by_table(isa, symbols, base, code, out)
+    write_stream_by_table(isa, values, code, out)
 }
 
 multiversion! {
-    fn write_stream_by_table(symbols: &[u8], base: u8, code: &Code, out: &mut [u8]) -> usize {
-        let entry = |symbol: u8| u64::from(code.entries()[usize::from(symbol.wrapping_sub(base)) % MAX_SYMBOLS]);
+    fn write_stream_by_table(values: &[u8], code: &Code, out: &mut [u8]) -> usize {
         let mut writer = BitWriter::new(out);
         // Five codes are at most 55 bits, one write.
-        let (groups, tail) = symbols.as_chunks::<5>();
+        let (groups, tail) = values.as_chunks::<5>();
         for group in std::iter::once(tail).chain(groups.iter().rev().map(|group| group.as_slice())) {
             let (mut word, mut length) = (0, 0);
-            for &symbol in group.iter().rev() {
-                let entry = entry(symbol);
-                word |= (entry & 0xfff) << length;
-                length += entry >> 12;
+            for &value in group {
+                let entry = code.entry(value);
+                word = word << (entry.0 % 64) | entry.code();
+                length += entry.length();
             }
             writer.put(word, length);
         }

@@ -6,7 +6,7 @@ use super::dispatch::multiversion;
 
 /// Bytes that are counted at a stretch, and the distance from one stretch to the next in a long plane.
 const PAGE_BYTES: usize = 1 << 10;
-const PAGE_STRIDE_BYTES: usize = 4 * PAGE_BYTES;
+const PAGE_STRIDE_BYTES: usize = 8 * PAGE_BYTES;
 /// Planes shorter than this are counted in full.
 const SAMPLED_FROM_BYTES: usize = 32 << 10;
 

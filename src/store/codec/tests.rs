@@ -340,13 +340,10 @@ fn codes_are_complete_and_bounded_for_the_steepest_counts() {
         counts.push(counts[counts.len() - 1] + counts[counts.len() - 2]);
     }
     for len in 2..=counts.len() {
-        let code = tree::Code::new(&counts[..len]);
-        let lengths: Vec<_> = code.entries()[..len].iter().map(|entry| entry >> 12).collect();
-        assert!(lengths.iter().all(|&length| (1..=tree::MAX_BITS as u16).contains(&length)));
-        assert_eq!(
-            lengths.iter().map(|&length| 1 << (tree::MAX_BITS as u16 - length)).sum::<usize>(),
-            1 << tree::MAX_BITS
-        );
+        let code = tree::Code::new(7, &counts[..len]);
+        let lengths: Vec<_> = code.entries().iter().map(|entry| entry.length() as usize).collect();
+        assert!(lengths.iter().all(|&length| (1..=tree::MAX_BITS).contains(&length)));
+        assert_eq!(lengths.iter().map(|&length| 1 << (tree::MAX_BITS - length)).sum::<usize>(), 1 << tree::MAX_BITS);
         assert!(lengths.is_sorted_by(|rare, frequent| rare >= frequent));
     }
 }

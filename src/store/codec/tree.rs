@@ -1,7 +1,7 @@
 //! Huffman codes as the literals of a zstd block want them (RFC 8878, section 4.2).
 //!
 //! Invariant: a [`Code`] is complete (its lengths fill the Kraft sum exactly), no code is longer than [`MAX_BITS`], and
-//! there are 2 to [`MAX_SYMBOLS`] symbols, all with a code. So the tree can always be described by plain 4-bit weights,
+//! there are 2 to [`MAX_SYMBOLS`] symbols, all with a code. A symbol is a value less the smallest one. So the tree can always be described by plain 4-bit weights,
 //! and the entropy-coded form of the description is not needed.
 
 /// Longest code that zstd allows for literals.
@@ -9,19 +9,43 @@ pub(super) const MAX_BITS: usize = 11;
 /// Most symbols that plain 4-bit weights are used for here: they allow 129, a table of 128 serves a vector look-up.
 pub(super) const MAX_SYMBOLS: usize = 128;
 
-/// Codes of the symbols 0, 1, ...
+/// A code for a range of byte values.
 pub(super) struct Code {
-    /// Low 12 bits: the code. High 4 bits: its length.
-    entries: [u16; MAX_SYMBOLS],
+    /// By value; 0 outside the range.
+    entries: [Entry; 256],
+    /// Smallest value; symbol 0.
+    base: u8,
     symbols: usize,
+    /// Length of the longest code.
     longest: usize,
 }
 
+/// A code in the high 24 bits and its length in the low 8. A shift by the whole number is a shift by the length, as the
+/// processor only looks at the low bits.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Entry(pub u32);
+
+impl Entry {
+    fn new(code: u16, length: usize) -> Entry {
+        Entry(u32::from(code) << 8 | length as u32)
+    }
+
+    #[inline(always)]
+    pub fn code(self) -> u64 {
+        u64::from(self.0 >> 8)
+    }
+
+    #[inline(always)]
+    pub fn length(self) -> u64 {
+        u64::from(self.0 & 0xff)
+    }
+}
+
 impl Code {
-    /// The best code of limited length for symbols that occur `counts` times; a count of 0 is taken for 1, so that a
-    /// symbol that a sample missed can be coded.
-    pub fn new(counts: &[u32]) -> Code {
-        assert!((2..=MAX_SYMBOLS).contains(&counts.len()));
+    /// The best code of limited length for values from `base` on that occur `counts` times; a count of 0 is taken for
+    /// 1, so that a value that a sample missed can be coded.
+    pub fn new(base: u8, counts: &[u32]) -> Code {
+        assert!((2..=MAX_SYMBOLS).contains(&counts.len()) && usize::from(base) + counts.len() <= 256);
         // Rarest first. A sort key holds the count and the symbol.
         let mut order = [0u64; MAX_SYMBOLS];
         let order = &mut order[..counts.len()];
@@ -31,13 +55,13 @@ impl Code {
         order.sort_unstable();
         let mut per_length = count_lengths(order);
         limit_lengths(&mut per_length);
-        Code::assign(order, &per_length)
+        Code::assign(base, order, &per_length)
     }
 
     /// Gives the longest codes to the rarest symbols, and the codes of a length in the order of the symbols: the
     /// longest code that is all zeros comes first, shorter ones follow.
-    fn assign(order: &[u64], per_length: &[usize; MAX_BITS + 1]) -> Code {
-        let mut lengths = [0u8; MAX_SYMBOLS];
+    fn assign(base: u8, order: &[u64], per_length: &[usize; MAX_BITS + 1]) -> Code {
+        let mut lengths = [0usize; MAX_SYMBOLS];
         let mut next_code = [0u16; MAX_BITS + 1];
         let mut rarest_first = order.iter().map(|key| (key & 0xff) as usize);
         let mut code = 0;
@@ -45,28 +69,37 @@ impl Code {
             next_code[length] = code;
             code = (code + per_length[length] as u16) >> 1;
             for symbol in rarest_first.by_ref().take(per_length[length]) {
-                lengths[symbol] = length as u8;
+                lengths[symbol] = length;
             }
         }
-        let mut entries = [0; MAX_SYMBOLS];
-        for (entry, &length) in entries.iter_mut().zip(&lengths[..order.len()]) {
-            let next = &mut next_code[usize::from(length)];
-            *entry = u16::from(length) << 12 | *next;
-            *next += 1;
+        let mut entries = [Entry::default(); 256];
+        for (entry, &length) in entries[usize::from(base)..].iter_mut().zip(&lengths[..order.len()]) {
+            *entry = Entry::new(next_code[length], length);
+            next_code[length] += 1;
         }
         let longest = (1..=MAX_BITS).rev().find(|&length| per_length[length] > 0).unwrap_or(1);
-        Code { entries, symbols: order.len(), longest }
+        Code { entries, base, symbols: order.len(), longest }
     }
 
-    /// Code in the low 12 bits and its length above, by symbol; 0 beyond the last symbol.
-    pub fn entries(&self) -> &[u16; MAX_SYMBOLS] {
-        &self.entries
+    pub fn base(&self) -> u8 {
+        self.base
+    }
+
+    /// Of a value; empty outside the range.
+    #[inline(always)]
+    pub fn entry(&self, value: u8) -> Entry {
+        self.entries[usize::from(value)]
+    }
+
+    /// Of the symbols, that is, of the values from the smallest to the largest.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries[usize::from(self.base)..][..self.symbols]
     }
 
     /// Appends the tree description: the weights of all symbols but the last, whose weight follows from the others.
     pub fn describe(&self, out: &mut Vec<u8>) {
-        let weight = |entry: &u16| (self.longest + 1) as u8 - (entry >> 12) as u8;
-        let listed = &self.entries[..self.symbols - 1];
+        let weight = |entry: &Entry| (self.longest + 1) as u8 - entry.length() as u8;
+        let listed = &self.entries()[..self.symbols - 1];
         out.push(127 + listed.len() as u8);
         for pair in listed.chunks(2) {
             out.push(weight(&pair[0]) << 4 | pair.get(1).map_or(0, weight));

@@ -85,18 +85,15 @@ pub(super) struct Means {
 }
 
 impl Means {
-    /// Takes the means of a chunk and tells whether any element has its sign bit set.
-    pub fn fit(&mut self, isa: Isa, grid: Grid, words: &[[u8; 4]]) -> bool {
+    /// Takes the means of a chunk.
+    pub fn fit(&mut self, isa: Isa, grid: Grid, words: &[[u8; 4]]) {
         self.rows.clear();
         self.sums.clear();
         self.sums.resize(grid.columns(), 0);
         let mut whole_rows = 0;
-        let mut ored = 0;
         for (elements, columns) in grid.spans() {
             let words = &words[elements];
-            let (sum, row_ored) = sum_row(isa, words);
-            ored |= row_ored;
-            let mean = (sum / words.len() as u64) as i32;
+            let mean = (sum_row(isa, words) / words.len() as u64) as i32;
             let row = (mean + MEAN_SUMS / 2) / MEAN_SUMS;
             self.rows.push(row as u16);
             if columns.len() == grid.columns() {
@@ -109,7 +106,6 @@ impl Means {
         self.columns.extend(self.sums.iter().map(|&sum| rounded(sum as f32 * scale)));
         self.correct_partial_rows(grid);
         self.spread_columns();
-        ored >> 31 != 0
     }
 
     /// A part of a row has its mean over some columns only, and theirs must not count twice.
@@ -171,20 +167,11 @@ fn rounded(mean: f32) -> i8 {
 }
 
 multiversion! {
-    /// Sum of the magnitudes in units of 2^12, and the bitwise or of the words.
-    fn sum_row(words: &[[u8; 4]]) -> (u64, u32) {
-        let (mut sum, mut ored) = (0, 0);
+    /// Sum of the magnitudes in units of 2^12.
+    fn sum_row(words: &[[u8; 4]]) -> u64 {
+        let magnitude = |word: &[u8; 4]| (u32::from_le_bytes(*word) & MAGNITUDE) >> SUM_SHIFT;
         // 4096 numbers of 19 bits stay below 2^31.
-        for words in words.chunks(4096) {
-            let mut part = 0u32;
-            for word in words {
-                let word = u32::from_le_bytes(*word);
-                part += (word & MAGNITUDE) >> SUM_SHIFT;
-                ored |= word;
-            }
-            sum += u64::from(part);
-        }
-        (sum, ored)
+        words.chunks(4096).map(|words| u64::from(words.iter().map(magnitude).sum::<u32>())).sum()
     }
 }
 

@@ -19,7 +19,8 @@ impl Table {
     fn new(code: &Code) -> Table {
         let mut bytes = [[0u8; MAX_SYMBOLS]; 2];
         for (symbol, entry) in code.entries().iter().enumerate() {
-            [bytes[0][symbol], bytes[1][symbol]] = entry.to_le_bytes();
+            bytes[0][symbol] = entry.code() as u8;
+            bytes[1][symbol] = (entry.code() >> 8 | entry.length() << 4) as u8;
         }
         let [low, high] = bytes.map(|table| {
             let (halves, _) = table.as_chunks::<64>();
@@ -42,24 +43,23 @@ const REVERSE: [u8; 64] = {
 
 /// As [`super::write_stream_by_table`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")]
-pub(super) fn write_stream(symbols: &[u8], base: u8, code: &Code, out: &mut [u8]) -> usize {
+pub(super) fn write_stream(values: &[u8], code: &Code, out: &mut [u8]) -> usize {
     let table = Table::new(code);
-    let (reverse, base_everywhere) = (load(&REVERSE), _mm512_set1_epi8(base as i8));
-    let entry = |symbol: u8| u64::from(code.entries()[usize::from(symbol.wrapping_sub(base)) % MAX_SYMBOLS]);
+    let (reverse, base_everywhere) = (load(&REVERSE), _mm512_set1_epi8(code.base() as i8));
     let mut writer = BitWriter::new(out);
-    let (blocks, tail) = symbols.as_chunks::<64>();
-    for &symbol in tail.iter().rev() {
-        writer.put(entry(symbol) & 0xfff, entry(symbol) >> 12);
+    let (blocks, tail) = values.as_chunks::<64>();
+    for &value in tail.iter().rev() {
+        writer.put(code.entry(value).code(), code.entry(value).length());
     }
     for block in blocks.iter().rev() {
-        let values = _mm512_sub_epi8(_mm512_permutexvar_epi8(reverse, load(block)), base_everywhere);
-        let (word, length) = merge_codes(&table, values);
+        let symbols = _mm512_sub_epi8(_mm512_permutexvar_epi8(reverse, load(block)), base_everywhere);
+        let (word, length) = merge_codes(&table, symbols);
         if _mm512_cmpgt_epu64_mask(length, _mm512_set1_epi64(BitWriter::PUT_BITS as i64)) == 0 {
             put_words(&mut writer, word, length);
         } else {
             // Eight codes that are too long for a word are rare.
-            for &symbol in block.iter().rev() {
-                writer.put(entry(symbol) & 0xfff, entry(symbol) >> 12);
+            for &value in block.iter().rev() {
+                writer.put(code.entry(value).code(), code.entry(value).length());
             }
         }
     }
@@ -70,9 +70,9 @@ pub(super) fn write_stream(symbols: &[u8], base: u8, code: &Code, out: &mut [u8]
 /// the word has lost bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")]
-fn merge_codes(table: &Table, values: __m512i) -> (__m512i, __m512i) {
-    let low = _mm512_permutex2var_epi8(table.low[0], values, table.low[1]);
-    let high = _mm512_permutex2var_epi8(table.high[0], values, table.high[1]);
+fn merge_codes(table: &Table, symbols: __m512i) -> (__m512i, __m512i) {
+    let low = _mm512_permutex2var_epi8(table.low[0], symbols, table.low[1]);
+    let high = _mm512_permutex2var_epi8(table.high[0], symbols, table.high[1]);
 
     // Codes and lengths of the four symbols of every 32-bit lane.
     let (byte, nibble, top) = (_mm512_set1_epi32(0xff), _mm512_set1_epi32(0xf), _mm512_set1_epi32(0xf00));
@@ -134,15 +134,24 @@ fn put_words(writer: &mut BitWriter, word: __m512i, length: __m512i) {
     let held = _mm512_set1_epi64(writer.held as i64);
     let placed = _mm512_or_si512(placed, _mm512_alignr_epi64::<7>(shared, held));
 
-    let (placed, start, end) = (lanes(placed), lanes(_mm512_srli_epi64::<3>(start)), lanes(end));
-    // 7 + 8 * 56 bits end within 57 bytes, and the last word starts 8 bytes before that at the latest.
-    let window = &mut writer.out[writer.at..writer.at + 64];
-    for (word, start) in placed.iter().zip(start) {
-        window[start as usize % 64..][..8].copy_from_slice(&word.to_le_bytes());
+    // The last word starts within 7 + 7 * 56 bits, in byte 49 at the latest. A window of 64 + 8 bytes and starts below 64
+    // are what the compiler needs to see that no write can miss it.
+    let starts = _mm_cvtsi128_si64(_mm512_cvtepi64_epi8(_mm512_srli_epi64::<3>(start))).to_le_bytes();
+    if let Some(window) = writer.out[writer.at..].first_chunk_mut::<72>() {
+        for (word, start) in lanes(placed).iter().zip(starts) {
+            window[usize::from(start % 64)..][..8].copy_from_slice(&word.to_le_bytes());
+        }
     }
-    writer.held = lanes(shared)[7];
-    writer.held_bits = end[7] % 8;
-    writer.at += (end[7] / 8) as usize;
+    writer.held = last_lane(shared);
+    let end = last_lane(end);
+    writer.held_bits = end % 8;
+    writer.at += (end / 8) as usize;
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn last_lane(vector: __m512i) -> u64 {
+    _mm256_extract_epi64::<3>(_mm512_extracti64x4_epi64::<1>(vector)) as u64
 }
 
 #[inline]
