@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod error;
+pub mod interop;
 pub mod protocol;
 pub mod snapshot;
 pub mod store;
