@@ -157,10 +157,10 @@ impl Reader {
     }
 }
 
-/// Whether text may be divided before byte `at` without a change to its tokens, for tokenizers that split it into
-/// words first. The pattern of GPT-2 and those made after it let whitespace begin a word and never let a letter or a
-/// digit and the space after it stand in one.
-pub fn is_word_border(text: &[u8], at: usize) -> bool {
+/// Whether text may be divided before byte `at` without a change to its tokens, for any tokenizer that splits it into
+/// words first: the pattern of GPT-2 and those made after it never let a letter or a digit and the space after it
+/// stand in one word.
+fn is_word_border(text: &[u8], at: usize) -> bool {
     text[at] == b' ' && text[at - 1].is_ascii_alphanumeric()
 }
 

@@ -20,7 +20,7 @@ use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::files::Source;
-use super::text::{Block, Blocks, is_word_border};
+use super::text::{BLOCK_BYTES, Block, Blocks};
 use crate::tokens::Progress;
 
 /// GPT-2's end-of-text token, and what others call theirs.
@@ -126,7 +126,7 @@ impl Encoder {
         let mut cache = self.caches.lock().ok().and_then(|mut caches| caches.pop()).unwrap_or_default();
         let mut ids = Vec::with_capacity(text.len() / 3);
         let mut start = 0;
-        let borders = (1..text.len()).filter(|&at| is_word_border(text.as_bytes(), at));
+        let borders = (1..text.len()).filter(|&at| is_border(text.as_bytes(), at));
         for end in borders.chain([text.len()]) {
             let word = &text[start..end];
             start = end;
@@ -147,13 +147,25 @@ impl Encoder {
     }
 }
 
-/// Whether dividing a text at word borders cannot change its tokens: GPT-2's own split into words, nothing before it,
-/// and no added token that reaches over a border.
+/// Whether dividing a text at [`is_border`] cannot change its tokens: GPT-2's own split into words, nothing done to
+/// the text before it, and no added token that reaches over a border.
 fn is_by_word(tokenizer: &Tokenizer) -> bool {
     let reaches = |token: &AddedToken| token.rstrip || token.content.contains(char::is_whitespace);
+    let is_gpt2 = |split: &PreTokenizerWrapper| matches!(split, PreTokenizerWrapper::ByteLevel(split) if split.use_regex && !split.add_prefix_space);
     tokenizer.get_normalizer().is_none()
-        && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(split)) if split.use_regex)
+        && tokenizer.get_pre_tokenizer().is_some_and(is_gpt2)
         && !tokenizer.get_added_tokens_decoder().values().any(reaches)
+}
+
+/// Whether GPT-2's pattern, `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, has a word
+/// end before byte `at`, whatever stands further away: no word has whitespace after anything else, and a line feed
+/// alone between two others is a word.
+fn is_border(text: &[u8], at: usize) -> bool {
+    let is_visible = |at: usize| text[at].is_ascii_graphic();
+    match text[at] {
+        b' ' | b'\n' => is_visible(at - 1),
+        _ => text[at - 1] == b'\n' && at >= 2 && is_visible(at - 2) && is_visible(at),
+    }
 }
 
 /// GPT-2's byte-level tokenizer over `bpe`.
@@ -170,8 +182,10 @@ fn to_json(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u8>> {
     Ok(tokenizer.to_string(false)?.into_bytes())
 }
 
-/// Trains a byte-level BPE of at most `vocab_size` tokens, <|endoftext|> the first of them, on `sources`. The current
-/// rayon pool of the calling thread is not used: the work runs in `pool`.
+/// Trains a byte-level BPE of at most `vocab_size` tokens, <|endoftext|> the first of them, on `sources`, in `pool`.
+///
+/// The crate's trainer counts in any order and breaks ties by token ids, so that the result depends on neither the
+/// number of threads nor the order of its hash maps; a test compares several processes.
 pub fn train(
     sources: &[Source],
     vocab_size: u64,
@@ -194,8 +208,7 @@ pub fn train(
         .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
         .build();
     let (share_to, share_from) = mpsc::channel();
-    let mut sample = Sample { blocks: Blocks::new(sources), share_to, read: 0, total: 0, error: None };
-    sample.total = sources.iter().map(|source| source.bytes).sum();
+    let mut sample = Sample::new(sources, TRAINING_BYTES, share_to);
 
     // The training runs beside this thread, which goes on showing that there is progress.
     let trained = std::thread::scope(|scope| {
@@ -226,13 +239,27 @@ fn unexpected(error: tokenizers::Error) -> Error {
     Error::Other(format!("training a tokenizer: {error}; name one in [data] tokenizer"))
 }
 
-/// The blocks that a tokenizer is trained on. An error ends them and is kept.
+/// The blocks that a tokenizer is trained on: all, or about `limit` bytes of them, evenly spread. An error ends them
+/// and is kept.
 struct Sample<'a> {
     blocks: Blocks<'a>,
     share_to: mpsc::Sender<f64>,
-    read: u64,
+    limit: u64,
     total: u64,
+    read: u64,
     error: Option<Error>,
+}
+
+impl<'a> Sample<'a> {
+    fn new(sources: &'a [Source], limit: u64, share_to: mpsc::Sender<f64>) -> Sample<'a> {
+        let total = sources.iter().map(|source| source.bytes).sum();
+        Sample { blocks: Blocks::new(sources), share_to, limit, total, read: 0, error: None }
+    }
+
+    /// How many blocks should have been taken after `read` bytes.
+    fn quota(&self, read: u64) -> u128 {
+        u128::from(read) * u128::from(self.limit) / (u128::from(self.total.max(1)) * BLOCK_BYTES as u128)
+    }
 }
 
 impl Iterator for Sample<'_> {
@@ -249,13 +276,91 @@ impl Iterator for Sample<'_> {
             };
             // Nobody listens any more only when nobody waits for the result.
             let _ = self.share_to.send(self.blocks.share_done());
-            let quota = |read: u64| u128::from(read) * u128::from(TRAINING_BYTES) / u128::from(self.total.max(1));
-            let (before, after) = (self.read, self.read + text.len() as u64);
-            self.read = after;
-            let block_bytes = super::text::BLOCK_BYTES as u128;
-            if self.total <= TRAINING_BYTES || quota(before) / block_bytes != quota(after) / block_bytes {
+            let before = self.read;
+            self.read += text.len() as u64;
+            if self.total <= self.limit || self.quota(before) != self.quota(self.read) {
                 return Some(text);
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn trained() -> Encoder {
+        let text = "the cat's hat, the end.\n\nWe'll see 12 and 1234 -- of the\tthe  \n the é of é of\n".repeat(3);
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .show_progress(false)
+            .vocab_size(330)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+            .build()
+            .into();
+        let mut tokenizer = byte_level(BPE::default());
+        tokenizer.train(&mut trainer, [text].iter()).unwrap();
+        Encoder::from_json(to_json(&tokenizer).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn tokens_found_word_by_word_are_those_of_the_whole_text() {
+        let encoder = trained();
+        assert!(encoder.by_word);
+        let parts =
+            ["the", "é", " ", "\n", "\t", "\r\n", "'", "'s", "'ll", "12", ",", "--", "\u{a0}", "\u{3000}", END_OF_TEXT];
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(3000));
+        let texts = prop::collection::vec(prop::sample::select(parts.to_vec()), 0..16);
+        let compare = |parts: Vec<&str>| {
+            let text = parts.concat();
+            let whole = encoder.tokenizer.encode_fast(text.as_str(), false).unwrap();
+            prop_assert_eq!(encoder.encode_block(&text).unwrap(), whole.get_ids());
+            Ok(())
+        };
+        runner.run(&texts, compare).unwrap();
+    }
+
+    #[test]
+    fn a_tokenizer_of_another_kind_is_given_the_text_as_it_is() {
+        let json = String::from_utf8(trained().json).unwrap();
+        for (from, to) in [
+            ("\"normalizer\":null", "\"normalizer\":{\"type\":\"NFC\"}"),
+            ("\"add_prefix_space\":false", "\"add_prefix_space\":true"),
+            ("\"rstrip\":false", "\"rstrip\":true"),
+        ] {
+            assert!(json.contains(from));
+            assert!(!Encoder::from_json(json.replacen(from, to, 1).into_bytes()).unwrap().by_word, "{to}");
+        }
+    }
+
+    #[test]
+    fn padding_truncation_and_dropout_of_a_tokenizer_are_switched_off() {
+        let plain = trained();
+        let mut json: serde_json::Value = serde_json::from_slice(&plain.json).unwrap();
+        json["model"]["dropout"] = 0.9.into();
+        json["truncation"] =
+            serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+        let encoder = Encoder::from_json(serde_json::to_vec(&json).unwrap()).unwrap();
+        let text = "the cat's hat, the end. We'll see 12 of the";
+        assert_eq!(encoder.encode_block(text).unwrap(), plain.encode_block(text).unwrap());
+    }
+
+    #[test]
+    fn a_large_text_is_sampled_evenly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let text: String = (0..BLOCK_BYTES * 5).map(|i| format!(" {i:07}")).collect();
+        std::fs::write(&path, &text).unwrap();
+        let bytes = text.len() as u64;
+        let sources = [Source { path, bytes, hash: blake3::hash(text.as_bytes()) }];
+        let (share_to, _shares) = mpsc::channel();
+        let blocks: Vec<String> = Sample::new(&sources, bytes / 4, share_to.clone()).collect();
+        assert!((9..=11).contains(&blocks.len()), "{} of 40 blocks", blocks.len());
+        let starts: Vec<usize> = blocks.iter().map(|block| text.find(&block[..8]).unwrap()).collect();
+        assert!(starts.windows(2).all(|pair| (3..=5).contains(&((pair[1] - pair[0]) / BLOCK_BYTES + 1))), "{starts:?}");
+        assert_eq!(Sample::new(&sources, bytes, share_to).collect::<String>(), text);
     }
 }
