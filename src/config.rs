@@ -212,14 +212,7 @@ impl Default for SnapshotPolicy {
 
 impl Default for Retention {
     fn default() -> Retention {
-        Retention {
-            keep_last: 3,
-            keep_best: 1,
-            keep_every_steps: None,
-            keep_hourly: 0,
-            keep_daily: 0,
-            max_bytes: None,
-        }
+        Retention { keep_last: 3, keep_best: 1, keep_every_steps: None, keep_hourly: 0, keep_daily: 0, max_bytes: None }
     }
 }
 
@@ -314,7 +307,10 @@ impl Config {
         let share = |x: f64| (0.0..1.0).contains(&x);
         check(positive(train.learning_rate), "[train] learning_rate: must be positive")?;
         check((0.0..=1.0).contains(&train.min_learning_rate), "[train] min_learning_rate: must be from 0 to 1")?;
-        check(train.weight_decay.is_finite() && train.weight_decay >= 0.0, "[train] weight_decay: must not be negative")?;
+        check(
+            train.weight_decay.is_finite() && train.weight_decay >= 0.0,
+            "[train] weight_decay: must not be negative",
+        )?;
         check(share(train.betas[0]) && share(train.betas[1]), "[train] betas: both must be from 0 to below 1")?;
         check(positive(train.eps), "[train] eps: must be positive")?;
         check(share(train.momentum), "[train] momentum: must be from 0 to below 1")?;
@@ -376,7 +372,8 @@ impl From<Every> for String {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|e| format!("{text:?} is not a duration such as \"90s\" or \"11h45m\": {e}"))
+    humantime::parse_duration(text)
+        .map_err(|e| format!("{text:?} is not a duration such as \"90s\" or \"11h45m\": {e}"))
 }
 
 impl Serialize for Text<Duration> {
@@ -426,11 +423,10 @@ mod tests {
             defaults[section].as_table_mut().unwrap().insert(key.into(), value);
         }
         assert_eq!(template, defaults);
-        let uncommented: String =
-            TEMPLATE.lines().map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line)).fold(
-                String::new(),
-                |text, line| text + line + "\n",
-            );
+        let uncommented: String = TEMPLATE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line))
+            .fold(String::new(), |text, line| text + line + "\n");
         let all: toml::Table = toml::from_str(&uncommented).unwrap();
         let known: toml::Table = toml::from_str(
             r#"model = ["from", "dropout"]
@@ -489,7 +485,8 @@ mod tests {
 
     #[test]
     fn a_config_survives_the_protocol_unchanged() {
-        let config = parse("[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[session]\nbudget = \"90s\"").unwrap();
+        let config =
+            parse("[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[session]\nbudget = \"90s\"").unwrap();
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
     }

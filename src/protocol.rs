@@ -66,17 +66,47 @@ pub enum Event {
     /// counts as a sign of life.
     Progress { stage: String, fraction: Option<f64> },
     /// Training begins after `step` completed steps.
-    Ready { step: u64, total_steps: u64, parameters: u64, state_bytes: u64, resumed: Option<String>, device: String, threads: u64 },
+    Ready {
+        step: u64,
+        total_steps: u64,
+        parameters: u64,
+        state_bytes: u64,
+        resumed: Option<String>,
+        device: String,
+        threads: u64,
+    },
     /// A micro-batch was computed: a sign of life within a long step.
     Alive { step: u64, micro_batch: u64 },
     /// `step` steps are completed.
-    Step { step: u64, #[serde(with = "nullable")] loss: f64, learning_rate: f64, grad_norm: Option<f64>, step_ms: f64, tokens: u64 },
+    Step {
+        step: u64,
+        #[serde(with = "nullable")]
+        loss: f64,
+        learning_rate: f64,
+        grad_norm: Option<f64>,
+        step_ms: f64,
+        tokens: u64,
+    },
     /// The validation loss after `step` steps, in nats a token.
-    Eval { step: u64, #[serde(with = "nullable")] val_loss: f64, best: bool },
+    Eval {
+        step: u64,
+        #[serde(with = "nullable")]
+        val_loss: f64,
+        best: bool,
+    },
     /// A snapshot of the state after `step` steps was captured; the training thread was held up for `stall_ms`.
     SnapshotStarted { step: u64, reason: String, stall_ms: f64 },
     /// It is durable under `path`.
-    Committed { step: u64, seq: u64, path: PathBuf, bytes: u64, raw_bytes: u64, capture_ms: f64, write_ms: f64, stall_ms: f64 },
+    Committed {
+        step: u64,
+        seq: u64,
+        path: PathBuf,
+        bytes: u64,
+        raw_bytes: u64,
+        capture_ms: f64,
+        write_ms: f64,
+        stall_ms: f64,
+    },
     /// It is not, and training goes on.
     SnapshotFailed { step: u64, what: String, disk_full: bool },
     /// Another one was still in flight.
@@ -135,7 +165,8 @@ mod tests {
 
     #[test]
     fn messages_survive_the_line_and_unknown_fields_are_ignored() {
-        let event = Event::Step { step: 3, loss: 0.1 + 0.2, learning_rate: 1e-4, grad_norm: None, step_ms: 1.5, tokens: 512 };
+        let event =
+            Event::Step { step: 3, loss: 0.1 + 0.2, learning_rate: 1e-4, grad_norm: None, step_ms: 1.5, tokens: 512 };
         assert_eq!(parse::<Event>(line(&event).trim()).unwrap(), event);
         let newer = r#"{"command":"snapshot","reason":"signal","urgency":9}"#;
         assert_eq!(parse::<Command>(newer).unwrap(), Command::Snapshot { reason: "signal".into() });
