@@ -14,7 +14,13 @@ pub enum Error {
 
     /// Somebody else holds the store.
     #[error("the store {} is in use by process {pid} ({holder}); stop it first, or use another store", path.display())]
-    Locked { path: PathBuf, pid: u32, holder: String },
+    Locked {
+        path: PathBuf,
+        pid: u32,
+        holder: String,
+        /// The process that took the lock still runs.
+        alive: bool,
+    },
 
     /// A snapshot's bytes are not what was written: quarantine it, take another.
     #[error("{}: {reason}", path.display())]

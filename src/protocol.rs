@@ -94,9 +94,9 @@ pub enum Event {
         val_loss: f64,
         best: bool,
     },
-    /// A snapshot of the state after `step` steps was captured; the training thread was held up for `stall_ms`.
-    SnapshotStarted { step: u64, reason: String, stall_ms: f64 },
-    /// It is durable under `path`.
+    /// A snapshot of the state after `step` steps was captured, in `capture_ms`.
+    SnapshotStarted { step: u64, reason: String, capture_ms: f64 },
+    /// It is durable under `path`. The training thread was held up for `stall_ms` in all.
     Committed {
         step: u64,
         seq: u64,

@@ -92,8 +92,8 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
         let entry = store.find(&id)?;
         store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
     }
-    let chosen = store.choose_resume(0, &mut |line| warn!("{line}"))?;
-    let next_seq = store.entries()?.iter().filter_map(|e| Some(e.manifest.as_ref()?.seq + 1)).max().unwrap_or(1);
+    let chosen = store.choose_resume(all_threads(), &mut |line| warn!("{line}"))?;
+    let next_seq = store.next_seq()?;
     let resume = chosen.and_then(|chosen| {
         let manifest = chosen.entry.manifest?;
         Some(Resume {
@@ -107,6 +107,11 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
     Ok(Choice { resume, next_seq })
 }
 
+/// Nothing trains while a resume is chosen.
+fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn judge(store: &Store, id: &str) -> Verdict {
     let began = Instant::now();
     let entry = match store.find(id) {
@@ -114,10 +119,10 @@ fn judge(store: &Store, id: &str) -> Verdict {
         Err(Error::NotFound(_)) => return Verdict::Gone,
         Err(e) => return Verdict::Unknown { reason: e.to_string() },
     };
-    // A resume may have read it back already.
+    // A resume may have read it back already. Otherwise one thread has to do, since the training wants the others.
     let judged = match entry.state {
         State::Verified => Ok(()),
-        _ => store.verify(&entry, 0, &|_| true).map(drop),
+        _ => store.verify(&entry, 1, &|_| true).map(drop),
     };
     match (judged, &entry.manifest) {
         (Ok(()), Some(manifest)) => Verdict::Verified {

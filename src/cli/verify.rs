@@ -64,11 +64,12 @@ pub fn execute(args: &Args) -> Result<u8> {
 
 fn judge(store: &Store, entry: &Entry) -> Result<Row> {
     let began = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let inside = entry.path.parent().is_some_and(|folder| folder.parent() == Some(store.path()));
     // A file from elsewhere is read back all the same, but no receipt in this store speaks of it.
     let root = match inside {
-        true => store.verify(entry, 0, &|_| true).map(|receipt| receipt.root),
-        false => read_back(&entry.path, 0, &|_| true).map(|reader| reader.manifest().root.clone()),
+        true => store.verify(entry, threads, &|_| true).map(|receipt| receipt.root),
+        false => read_back(&entry.path, threads, &|_| true).map(|reader| reader.manifest().root.clone()),
     };
     let (root, reason) = match root {
         Ok(root) => (Some(root), None),

@@ -1,0 +1,119 @@
+//! From an encoded chunk back to its bytes. The input is not trusted.
+
+use super::encode::grown;
+use super::plane::PlaneReader;
+use super::planes;
+use super::reader::Reader;
+use super::split::{join, packed_len};
+use super::whiten::{Grid, Means};
+use super::{ChunkContext, CodecError, Coding, Isa};
+use crate::snapshot::DType;
+
+/// Decodes chunks, one at a time; holds the scratch memory of one thread.
+///
+/// Its memory is bounded by the raw length of the chunks, whatever the encoded bytes say.
+pub struct Decoder {
+    isa: Isa,
+    planes: PlaneReader,
+    means: Means,
+    symbols: Vec<u8>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Decoder::new()
+    }
+}
+
+impl Decoder {
+    pub fn new() -> Self {
+        Decoder::with_isa(Isa::best())
+    }
+
+    /// With a slower instruction set than the best, for tests and benchmarks.
+    pub fn with_isa(isa: Isa) -> Self {
+        Decoder { isa, planes: PlaneReader::new(), means: Means::default(), symbols: Vec::new() }
+    }
+
+    /// Fills `raw` from `encoded`, which must hold exactly as much. After an error the content of `raw` is undefined.
+    pub fn decode(&mut self, ctx: ChunkContext, encoded: &[u8], raw: &mut [u8]) -> Result<(), CodecError> {
+        let mut input = Reader::new(encoded);
+        let byte = input.u8()?;
+        let coding = Coding::from_byte(byte).ok_or(CodecError::UnknownCoding(byte))?;
+        let misfit = CodecError::Misfit { coding, dtype: ctx.dtype, bytes: raw.len() };
+        let size = ctx.dtype.size();
+        let whole = raw.len().is_multiple_of(size);
+        match (coding, ctx.dtype) {
+            (Coding::Raw, _) => raw.copy_from_slice(input.take(raw.len())?),
+            (Coding::Zstd, _) => self.planes.read_zstd(input.rest(), raw)?,
+            _ if !whole || raw.is_empty() => return Err(misfit),
+            (Coding::Constant, _) => {
+                raw[..size].copy_from_slice(input.take(size)?);
+                repeat(raw, size);
+            }
+            (Coding::Planes, DType::F32) => self.decode_planes::<4>(&mut input, raw.as_chunks_mut().0)?,
+            (Coding::Planes, DType::F16 | DType::BF16) => self.decode_planes::<2>(&mut input, raw.as_chunks_mut().0)?,
+            (Coding::Planes, DType::F64) => self.decode_planes::<8>(&mut input, raw.as_chunks_mut().0)?,
+            (Coding::Split, DType::F32) => self.decode_split::<8>(&mut input, raw.as_chunks_mut().0)?,
+            (Coding::SplitPositive, DType::F32) => self.decode_split::<7>(&mut input, raw.as_chunks_mut().0)?,
+            (Coding::Whitened | Coding::WhitenedPositive, DType::F32) => {
+                let (words, _) = raw.as_chunks_mut();
+                let grid = Grid::of(ctx, words.len()).ok_or(misfit)?;
+                if coding == Coding::Whitened {
+                    self.decode_whitened::<6>(&mut input, grid, words)?;
+                } else {
+                    self.decode_whitened::<5>(&mut input, grid, words)?;
+                }
+            }
+            _ => return Err(misfit),
+        }
+        input.finish()
+    }
+
+    fn decode_planes<const W: usize>(
+        &mut self,
+        input: &mut Reader<'_>,
+        elements: &mut [[u8; W]],
+    ) -> Result<(), CodecError> {
+        let mut read = [[].as_slice(); W];
+        let scratch = grown(&mut self.symbols, W * elements.len());
+        for (plane, scratch) in read.iter_mut().zip(scratch.chunks_exact_mut(elements.len())) {
+            *plane = self.planes.read(input, scratch)?;
+        }
+        planes::paste(self.isa, &read, elements);
+        Ok(())
+    }
+
+    fn decode_split<const H: usize>(
+        &mut self,
+        input: &mut Reader<'_>,
+        words: &mut [[u8; 4]],
+    ) -> Result<(), CodecError> {
+        let low = input.take(2 * words.len())?;
+        let high = input.take(packed_len(words.len(), H))?;
+        let symbols = self.planes.read(input, grown(&mut self.symbols, words.len()))?;
+        join::<H>(self.isa, symbols, low, high, words);
+        Ok(())
+    }
+
+    fn decode_whitened<const H: usize>(
+        &mut self,
+        input: &mut Reader<'_>,
+        grid: Grid,
+        words: &mut [[u8; 4]],
+    ) -> Result<(), CodecError> {
+        self.means.read(grid, input.take(grid.means_len())?);
+        self.decode_split::<H>(input, words)?;
+        self.means.add::<H>(self.isa, grid, words);
+        Ok(())
+    }
+}
+
+/// Fills `raw` with copies of its first `filled` bytes, twice as many every time.
+fn repeat(raw: &mut [u8], mut filled: usize) {
+    while filled < raw.len() {
+        let more = filled.min(raw.len() - filled);
+        raw.copy_within(..more, filled);
+        filled += more;
+    }
+}

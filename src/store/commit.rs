@@ -1,0 +1,460 @@
+//! Writing a snapshot: encode in parallel, hash, write, sync, publish.
+//!
+//! Invariant: a name under `snapshots/` appears by rename, after the file's fsync and before the folders'. A step that
+//! fails ends the attempt: its file is removed and nothing is retried on it. Memory is bounded by a window of chunks,
+//! and a tensor's handle is dropped as soon as its last chunk is encoded.
+//! Deliberately not here: when to take a snapshot, and whether what was written can be read back (verify).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+
+use memmap2::MmapMut;
+use rustix::fs::OFlags;
+
+use super::codec::{CHUNK_BYTES, Encoder, MAX_OVERHEAD};
+use super::format::{self, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer, Unit};
+use super::fs::{self, Dir, SECTOR};
+use super::{Store, layout};
+use crate::error::{Error, Result};
+use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
+
+/// Bytes of one write. Measured on virtio disks: 8 MiB reaches the device's rate, more gains nothing.
+const BLOCK_BYTES: usize = 8 << 20;
+/// Chunks that may be encoded ahead of the writer, for each thread.
+const WINDOW_PER_THREAD: usize = 8;
+
+#[derive(Clone, Debug)]
+pub struct CommitOptions {
+    pub run_id: String,
+    pub seq: u64,
+    pub parent: Option<String>,
+    /// `[snapshot] level`.
+    pub level: u8,
+    /// Encoding threads, at least 1.
+    pub threads: usize,
+    /// Encode at the lowest priority, so that training goes first.
+    pub background: bool,
+    /// Size of the snapshot before, to reserve room; 0 if unknown.
+    pub expected_bytes: u64,
+    /// Set by another thread to abandon the commit.
+    pub cancel: Arc<AtomicBool>,
+}
+
+impl CommitOptions {
+    pub fn new(run_id: &str, seq: u64) -> CommitOptions {
+        CommitOptions {
+            run_id: run_id.into(),
+            seq,
+            parent: None,
+            level: 1,
+            threads: 1,
+            background: false,
+            expected_bytes: 0,
+            cancel: Arc::default(),
+        }
+    }
+}
+
+/// What a commit made durable.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    pub id: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub raw_bytes: u64,
+    pub root: String,
+    pub healthy: bool,
+    /// From the first chunk to the last folder's sync.
+    pub write_ms: f64,
+}
+
+/// Writes `snapshot` to the store. When this returns, the snapshot is whole and durable under its final name; on an
+/// error it is not there. The caller holds the store's lock, itself or through its parent.
+pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Result<Committed> {
+    let started = Instant::now();
+    let staging = store.folder(layout::Folder::Staging)?;
+    let part = format!("{}.part", layout::snapshot_id(snapshot.train.step, Some(options.seq)));
+    staging.remove(&part)?;
+    let outcome = write_file(&staging, &part, snapshot, options).and_then(|manifest| {
+        let (id, bytes) = publish(store, &staging, &part, &manifest)?;
+        Ok((manifest, id, bytes))
+    });
+    if outcome.is_err() {
+        // The error that led here says more than one of this removal; the next start cleans the folder again.
+        let _ = staging.remove(&part);
+    }
+    let (manifest, id, bytes) = outcome?;
+    Ok(Committed {
+        path: store.folder(layout::Folder::Snapshots)?.join(&layout::snapshot_file(&id)),
+        id,
+        bytes,
+        raw_bytes: manifest.raw_bytes,
+        root: manifest.root,
+        healthy: manifest.healthy,
+        write_ms: started.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
+/// Renames the finished file into place and makes that durable.
+fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(String, u64)> {
+    let snapshots = store.folder(layout::Folder::Snapshots)?;
+    let mut id = layout::snapshot_id(manifest.train.step, None);
+    // The plain name can be taken, by an unhealthy snapshot of the same step for example: that one is not touched.
+    if snapshots.stat(&layout::snapshot_file(&id))?.is_some() {
+        id = layout::snapshot_id(manifest.train.step, Some(manifest.seq));
+    }
+    let name = layout::snapshot_file(&id);
+    staging.rename_new(part, &snapshots, &name)?;
+    let synced = snapshots.sync().and_then(|()| staging.sync());
+    if let Err(e) = synced {
+        // Not durable, so it must not be there either.
+        let _ = snapshots.remove(&name);
+        return Err(e);
+    }
+    let bytes = snapshots.stat(&name)?.map_or(0, |s| s.st_size as u64);
+    Ok((id, bytes))
+}
+
+/// Writes and syncs the whole file in staging.
+fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOptions) -> Result<Manifest> {
+    let path = staging.join(part);
+    let raw_bytes = check(&snapshot, &path)?;
+    let file = staging.create_file(part, OFlags::empty())?;
+    let mut out = BlockWriter::new(&file, path.clone())?;
+    let reserve = if options.expected_bytes > 0 { options.expected_bytes } else { raw_bytes / 4 * 3 };
+    fs::preallocate(&file, reserve, &path)?;
+    out.append(&format::head())?;
+
+    let Snapshot { tensors, train, metrics, provenance, files } = snapshot;
+    let (metas, mut bytes): (Vec<TensorMeta>, Vec<TensorBytes>) =
+        tensors.into_iter().map(|t| (t.meta, t.bytes)).unzip();
+    bytes.extend(files.iter().map(|f| f.bytes.clone() as TensorBytes));
+    let units = format::units(metas.iter(), files.iter().map(|f| f.bytes.len() as u64));
+    let (records, finite) = write_chunks(&mut out, &units, bytes, options)?;
+
+    let hash_of = |item: usize| {
+        let first = units.partition_point(|u| u.item < item);
+        let count = units[first..].iter().take_while(|u| u.item == item).count();
+        let chunks: Vec<format::Hash> = records[first..first + count].iter().map(|r| r.raw_hash).collect();
+        format::hex(&format::merge(&chunks))
+    };
+    let count = metas.len();
+    let tensors: Vec<TensorRecord> =
+        metas.into_iter().enumerate().map(|(i, meta)| TensorRecord { meta, hash: hash_of(i) }).collect();
+    let files = files.iter().enumerate().map(|(i, f)| FileRecord {
+        name: f.name.clone(),
+        bytes: f.bytes.len() as u64,
+        hash: hash_of(count + i),
+    });
+    let manifest = Manifest {
+        format: format::VERSION,
+        run_id: options.run_id.clone(),
+        seq: options.seq,
+        parent: options.parent.clone(),
+        created_at: jiff::Timestamp::now(),
+        root: format::root(&tensors, &train),
+        healthy: finite && metrics.train_loss.is_none_or(f64::is_finite),
+        raw_bytes,
+        chunk_bytes: CHUNK_BYTES as u64,
+        train,
+        metrics,
+        provenance,
+        files: files.collect(),
+        tensors,
+    };
+    finish(out, &records, &manifest)?;
+    fs::sync_file(&file, &path)?;
+    fs::forget_cached(&file);
+    Ok(manifest)
+}
+
+/// Chunk table, manifest, trailer.
+fn finish(mut out: BlockWriter, records: &[ChunkRecord], manifest: &Manifest) -> Result<()> {
+    let table = format::table_bytes(records);
+    let json = serde_json::to_vec(manifest)
+        .map_err(|e| Error::Other(format!("writing the manifest of {}: {e}", out.path.display())))?;
+    let trailer = Trailer::new(out.position(), &table, &json);
+    for part in [&table[..], &json, &trailer.to_bytes()] {
+        out.append(part)?;
+    }
+    out.finish()
+}
+
+/// The tensors' bytes in all, after checking that each has as many as its shape says.
+fn check(snapshot: &Snapshot, path: &std::path::Path) -> Result<u64> {
+    let mut total = 0u64;
+    for tensor in &snapshot.tensors {
+        let have = (*tensor.bytes).as_ref().len() as u64;
+        if tensor.meta.bytes() != Some(have) {
+            let label = tensor.meta.label();
+            return Err(Error::mismatch(path, format!("{label} has {have} bytes, not {:?}", tensor.meta.bytes())));
+        }
+        total = total.saturating_add(have);
+    }
+    match snapshot.files.iter().find(|f| !format::plain_name(&f.name)) {
+        Some(file) => Err(Error::mismatch(path, format!("{:?} is no name for a carried file", file.name))),
+        None => Ok(total),
+    }
+}
+
+/// A chunk that waits to be written.
+struct Encoded {
+    bytes: Vec<u8>,
+    record: ChunkRecord,
+    finite: bool,
+}
+
+/// What the encoding threads and the writer share.
+struct Pipeline<'a> {
+    units: &'a [Unit],
+    /// The items' bytes; taken out when the last chunk of an item is encoded.
+    items: Vec<Mutex<Option<TensorBytes>>>,
+    left: Vec<AtomicUsize>,
+    window: usize,
+    state: Mutex<Progress>,
+    encoded: Condvar,
+    room: Condvar,
+}
+
+#[derive(Default)]
+struct Progress {
+    next: usize,
+    written: usize,
+    waiting: BTreeMap<usize, Encoded>,
+    spare: Vec<Vec<u8>>,
+    /// Either side ended early: the other one stops too.
+    ended: bool,
+}
+
+/// Encodes all units on threads and appends them in order. Returns their records, and whether every parameter is
+/// finite.
+fn write_chunks(
+    out: &mut BlockWriter,
+    units: &[Unit],
+    items: Vec<TensorBytes>,
+    options: &CommitOptions,
+) -> Result<(Vec<ChunkRecord>, bool)> {
+    let threads = options.threads.clamp(1, units.len().max(1));
+    let mut left: Vec<usize> = vec![0; items.len()];
+    units.iter().for_each(|u| left[u.item] += 1);
+    let pipeline = Pipeline {
+        units,
+        items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
+        left: left.into_iter().map(AtomicUsize::new).collect(),
+        window: threads * WINDOW_PER_THREAD,
+        state: Mutex::default(),
+        encoded: Condvar::new(),
+        room: Condvar::new(),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| pipeline.encode(options));
+        }
+        // Whatever happens here, the threads must not wait for a writer that is gone.
+        let _end = EndOnDrop(&pipeline);
+        pipeline.write(out, options)
+    })
+}
+
+/// Ends the pipeline when its owner returns, fails or panics.
+struct EndOnDrop<'a, 'b>(&'a Pipeline<'b>);
+
+impl Drop for EndOnDrop<'_, '_> {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.encoded.notify_all();
+        self.0.room.notify_all();
+    }
+}
+
+impl Pipeline<'_> {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        // Nothing under this lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write(&self, out: &mut BlockWriter, options: &CommitOptions) -> Result<(Vec<ChunkRecord>, bool)> {
+        let mut records = Vec::with_capacity(self.units.len());
+        let mut finite = true;
+        while records.len() < self.units.len() {
+            if options.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Other("the snapshot was abandoned for a newer one".into()));
+            }
+            let mut state = self.lock();
+            let chunk = loop {
+                if let Some(chunk) = state.waiting.remove(&records.len()) {
+                    break chunk;
+                }
+                if state.ended {
+                    return Err(Error::Other("an encoding thread died".into()));
+                }
+                state = self.encoded.wait(state).unwrap_or_else(|e| e.into_inner());
+            };
+            drop(state);
+            out.append(&chunk.bytes)?;
+            records.push(chunk.record);
+            finite &= chunk.finite;
+            let mut state = self.lock();
+            state.written = records.len();
+            state.spare.push(chunk.bytes);
+            drop(state);
+            self.room.notify_all();
+        }
+        Ok((records, finite))
+    }
+
+    fn encode(&self, options: &CommitOptions) {
+        if options.background {
+            lowest_priority();
+        }
+        let mut ended_by_panic = PanicEnds(self, true);
+        let mut encoder = Encoder::new(options.level);
+        while let Some((index, mut bytes)) = self.take() {
+            let unit = &self.units[index];
+            let item = self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
+            // An item is taken out only after its last chunk, which is this one or a later one.
+            let Some(item) = item else { return };
+            let whole = (*item).as_ref();
+            let raw = &whole[unit.offset as usize..unit.offset as usize + unit.bytes];
+            bytes.clear();
+            bytes.reserve(unit.bytes + MAX_OVERHEAD);
+            encoder.encode(unit.context, raw, &mut bytes);
+            let record = ChunkRecord {
+                encoded: bytes.len() as u64,
+                encoded_hash: *blake3::hash(&bytes).as_bytes(),
+                raw_hash: format::chunk_hash(raw, unit.offset, whole.len() == unit.bytes),
+            };
+            let finite = unit.context.role != Role::Param || all_finite(raw, unit.context.dtype);
+            drop(item);
+            if self.left[unit.item].fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).take();
+            }
+            self.lock().waiting.insert(index, Encoded { bytes, record, finite });
+            self.encoded.notify_one();
+        }
+        ended_by_panic.1 = false;
+    }
+
+    /// The next unit to encode and memory for it, once the writer is near enough; `None` when there is none left.
+    fn take(&self) -> Option<(usize, Vec<u8>)> {
+        let mut state = self.lock();
+        loop {
+            if state.ended || state.next == self.units.len() {
+                return None;
+            }
+            if state.next < state.written + self.window {
+                state.next += 1;
+                return Some((state.next - 1, state.spare.pop().unwrap_or_default()));
+            }
+            state = self.room.wait(state).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+}
+
+/// Tells the writer when an encoding thread ends without having finished its part.
+struct PanicEnds<'a, 'b>(&'a Pipeline<'b>, bool);
+
+impl Drop for PanicEnds<'_, '_> {
+    fn drop(&mut self) {
+        if self.1 {
+            drop(EndOnDrop(self.0));
+        }
+    }
+}
+
+/// Puts the calling thread behind everything else on the machine.
+pub fn lowest_priority() {
+    // Linux keeps a nice value for each thread. Refusal only means that the thread competes as an equal.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+}
+
+fn all_finite(raw: &[u8], dtype: DType) -> bool {
+    // An exponent of all ones is an infinity or a NaN. No early exit: the loop vectorises.
+    let bad = match dtype {
+        DType::F32 => raw.chunks_exact(4).fold(false, |bad, b| {
+            let exponent = u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000;
+            bad | (exponent == 0x7f80_0000)
+        }),
+        DType::BF16 => {
+            raw.chunks_exact(2).fold(false, |bad, b| bad | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80))
+        }
+        DType::F16 => {
+            raw.chunks_exact(2).fold(false, |bad, b| bad | (u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00))
+        }
+        DType::F64 => raw.as_chunks().0.iter().fold(false, |bad, b| bad | !f64::from_le_bytes(*b).is_finite()),
+        _ => false,
+    };
+    !bad
+}
+
+/// Appends to a file in large aligned blocks: past the page cache where the file system allows it.
+struct BlockWriter<'a> {
+    file: &'a File,
+    path: PathBuf,
+    block: MmapMut,
+    filled: usize,
+    written: u64,
+    direct: bool,
+}
+
+impl<'a> BlockWriter<'a> {
+    fn new(file: &'a File, path: PathBuf) -> Result<BlockWriter<'a>> {
+        // Set after the open: an open with the flag may create the file and then fail.
+        let direct = rustix::fs::fcntl_getfl(file)
+            .and_then(|flags| rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT))
+            .is_ok();
+        let block = MmapMut::map_anon(BLOCK_BYTES).map_err(|e| Error::io("getting memory to write", &path, e))?;
+        Ok(BlockWriter { file, path, block, filled: 0, written: 0, direct })
+    }
+
+    fn position(&self) -> u64 {
+        self.written + self.filled as u64
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let n = bytes.len().min(BLOCK_BYTES - self.filled);
+            self.block[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
+            self.filled += n;
+            bytes = &bytes[n..];
+            if self.filled == BLOCK_BYTES {
+                self.flush(BLOCK_BYTES)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the first `length` bytes of the block.
+    fn flush(&mut self, length: usize) -> Result<()> {
+        let mut result = fs::write_all_at(self.file, &self.block[..length], self.written, &self.path);
+        if self.direct && matches!(&result, Err(Error::Io { source, .. }) if source.raw_os_error() == Some(22)) {
+            // The file system took the flag but not the write: go on through the page cache.
+            let flags = rustix::fs::fcntl_getfl(self.file).map_err(|e| Error::io("writing", &self.path, e.into()))?;
+            rustix::fs::fcntl_setfl(self.file, flags - OFlags::DIRECT)
+                .map_err(|e| Error::io("writing", &self.path, e.into()))?;
+            self.direct = false;
+            result = fs::write_all_at(self.file, &self.block[..length], self.written, &self.path);
+        }
+        self.written += self.filled as u64;
+        self.filled = 0;
+        result
+    }
+
+    /// Writes what is left, and cuts the file to its exact length.
+    fn finish(mut self) -> Result<()> {
+        let length = self.position();
+        let filled = self.filled;
+        if filled > 0 {
+            let padded = if self.direct { filled.next_multiple_of(SECTOR) } else { filled };
+            self.block[filled..padded].fill(0);
+            self.flush(padded)?;
+        }
+        fs::truncate(self.file, length, &self.path)
+    }
+}
+
+const _: () = assert!(BLOCK_BYTES.is_multiple_of(SECTOR) && HEAD_BYTES < SECTOR);

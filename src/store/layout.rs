@@ -1,0 +1,114 @@
+//! The names on disk, built and parsed in one place.
+//!
+//! Invariant: no other module spells a file name of the store. A name that does not parse here is not ours: it is
+//! neither read nor deleted.
+
+/// Folders of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folder {
+    /// Whole, durable snapshots; a file enters by rename and never changes.
+    Snapshots,
+    /// Files that are being written; whatever lies here after a crash is rubbish.
+    Staging,
+    /// Damaged files, each with its reason in a text file beside it.
+    Quarantine,
+    /// What has been read back, and when.
+    Receipts,
+    /// One empty file for each snapshot that the user wants kept.
+    Pins,
+}
+
+impl Folder {
+    pub const ALL: [Folder; 5] =
+        [Folder::Snapshots, Folder::Staging, Folder::Quarantine, Folder::Receipts, Folder::Pins];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Folder::Snapshots => "snapshots",
+            Folder::Staging => "staging",
+            Folder::Quarantine => "quarantine",
+            Folder::Receipts => "receipts",
+            Folder::Pins => "pins",
+        }
+    }
+}
+
+pub const LOCK: &str = "ckptd.lock";
+/// Which training the store belongs to.
+pub const RUN: &str = "run.json";
+/// The config of the job that ran in the store last.
+pub const JOB: &str = "job.json";
+
+const PREFIX: &str = "step-";
+const SUFFIX: &str = ".ckpt";
+
+/// `step-000000001200`; with the sequence number where another file holds that name already.
+pub fn snapshot_id(step: u64, seq: Option<u64>) -> String {
+    match seq {
+        None => format!("{PREFIX}{step:012}"),
+        Some(seq) => format!("{PREFIX}{step:012}.{seq}"),
+    }
+}
+
+pub fn snapshot_file(id: &str) -> String {
+    format!("{id}{SUFFIX}")
+}
+
+/// The id in the name of a snapshot's file, or `None` where it is not one.
+pub fn parse_snapshot_file(name: &str) -> Option<&str> {
+    let id = name.strip_suffix(SUFFIX)?;
+    let (step, seq) = match id.strip_prefix(PREFIX)?.split_once('.') {
+        None => (id.strip_prefix(PREFIX)?, None),
+        Some((step, seq)) => (step, Some(seq)),
+    };
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let known = step.len() >= 12 && digits(step) && step.parse::<u64>().is_ok();
+    (known && seq.is_none_or(|s| digits(s) && s.parse::<u64>().is_ok())).then_some(id)
+}
+
+/// The step in the id of a snapshot.
+pub fn step_of(id: &str) -> Option<u64> {
+    let step = id.strip_prefix(PREFIX)?;
+    step.split_once('.').map_or(step, |(step, _)| step).parse().ok()
+}
+
+pub fn receipt_file(id: &str) -> String {
+    format!("{id}.json")
+}
+
+/// The reason beside a quarantined file.
+pub fn reason_file(quarantined: &str) -> String {
+    format!("{quarantined}.reason.txt")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed_as_they_are_built() {
+        for (step, seq) in [(0, None), (1200, None), (u64::MAX, Some(7)), (999_999_999_999, Some(0))] {
+            let id = snapshot_id(step, seq);
+            assert_eq!(parse_snapshot_file(&snapshot_file(&id)), Some(id.as_str()));
+        }
+        assert_eq!(snapshot_file(&snapshot_id(1200, None)), "step-000000001200.ckpt");
+    }
+
+    #[test]
+    fn a_name_that_only_resembles_a_snapshot_is_not_one() {
+        for name in [
+            "step-1200.ckpt",
+            "step-000000001200",
+            "step-000000001200.ckpt.tmp",
+            "xstep-000000001200.ckpt",
+            "step-00000000120x.ckpt",
+            "step-000000001200..ckpt",
+            "step-000000001200.1.2.ckpt",
+            "step-+00000001200.ckpt",
+            "step-99999999999999999999999.ckpt",
+        ] {
+            assert_eq!(parse_snapshot_file(name), None, "{name}");
+        }
+    }
+}

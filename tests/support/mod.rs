@@ -1,0 +1,88 @@
+//! Small stores and snapshots for tests.
+#![allow(dead_code, clippy::unwrap_used)] // each test file uses its own part of this
+
+use ckptd::snapshot::{CarriedFile, DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd::store::{CommitOptions, Committed, Store, commit};
+
+pub const RUN: &str = "0123456789abcdef0123456789abcdef";
+
+/// Bytes that look like trained weights: normals of a scale that differs by row.
+pub fn floats(seed: u64, rows: usize, cols: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let mut bytes = Vec::with_capacity(rows * cols * 4);
+    for row in 0..rows {
+        let scale = 0.02 * (1.0 + (row % 7) as f32);
+        for _ in 0..cols {
+            let normal = (0..4).map(|_| uniform() - 0.5).sum::<f32>();
+            bytes.extend_from_slice(&(normal * scale).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+pub fn tensor(role: Role, name: &str, shape: &[u64], bytes: Vec<u8>) -> Tensor {
+    Tensor::new(TensorMeta { role, name: name.into(), dtype: DType::F32, shape: shape.to_vec() }, bytes)
+}
+
+/// A small state after `step` steps; other steps have other bytes.
+pub fn snapshot(step: u64, rows: usize) -> Snapshot {
+    let matrix = |role, salt| tensor(role, "h.0.weight", &[rows as u64, 48], floats(step * 31 + salt, rows, 48));
+    let squares = |salt| {
+        floats(step * 31 + salt, rows, 48)
+            .chunks(4)
+            .flat_map(|b| {
+                let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                (x * x).to_le_bytes()
+            })
+            .collect()
+    };
+    Snapshot {
+        tensors: vec![
+            matrix(Role::Param, 1),
+            matrix(Role::ExpAvg, 2),
+            tensor(Role::ExpAvgSq, "h.0.weight", &[rows as u64, 48], squares(3)),
+            tensor(Role::Param, "h.0.bias", &[48], floats(step, 1, 48)),
+            tensor(Role::Param, "empty", &[0, 3], Vec::new()),
+            Tensor::new(
+                TensorMeta { role: Role::Buffer, name: "steps".into(), dtype: DType::I64, shape: vec![] },
+                step.to_le_bytes().to_vec(),
+            ),
+        ],
+        train: TrainState {
+            step,
+            tokens_seen: step * 512,
+            epoch: 0,
+            position: step,
+            last_eval_step: 0,
+            best_val_loss: Some(3.5),
+            settings: [("seed".to_owned(), "1337".to_owned())].into(),
+        },
+        metrics: Metrics { train_loss: Some(4.0), val_loss: None, val_step: None },
+        provenance: Provenance { ckptd: "test".into(), ..Provenance::default() },
+        files: vec![CarriedFile { name: "config.json".into(), bytes: b"{\"n_layer\": 1}".to_vec().into() }],
+    }
+}
+
+pub fn store() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(&folder.path().join("store")).unwrap();
+    store.set_run_id(RUN).unwrap();
+    (folder, store)
+}
+
+pub fn save(store: &Store, step: u64, seq: u64) -> Committed {
+    commit(store, snapshot(step, 64), &CommitOptions::new(RUN, seq)).unwrap()
+}
+
+/// Commits and verifies.
+pub fn save_verified(store: &Store, step: u64, seq: u64) -> Committed {
+    let committed = save(store, step, seq);
+    store.verify(&store.find(&committed.id).unwrap(), 1, &|_| true).unwrap();
+    committed
+}
