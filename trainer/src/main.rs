@@ -37,6 +37,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    device::settle_openmp();
     device::tune_malloc();
     let arguments = Arguments::parse();
     if let Some(Task::Logits(arguments)) = arguments.task {
