@@ -31,7 +31,7 @@ const SHAPES: [&[u64]; 8] = [&[], &[0, 3], &[1, 5000], &[700, 300], &[7, 11, 13]
 
 /// Bytes of all kinds that the codec tells apart, by `seed`: numbers like weights, one value, few values, noise.
 fn bytes(dtype: DType, length: usize, seed: u64) -> Vec<u8> {
-    let random = |n: usize| floats(seed, 1, n / 4 + 1)[..n].to_vec();
+    let random = |n: usize| floats(seed, n / 256 + 1, 64)[..n].to_vec();
     match (seed % 4, dtype) {
         (0, DType::F32) => random(length),
         (1, DType::F32) => random(length).chunks(4).flat_map(|b| [b[0], b[1], b[2], b[3] & 0x7f]).collect(),
@@ -63,11 +63,13 @@ fn everything() -> Snapshot {
             tensors.push(Tensor::new(meta, bytes(dtype, length, seed)));
         }
     }
-    // The moments of matrices, which are stored in ways of their own; the second one is nowhere negative.
-    let moments = floats(9, 900, 768);
-    let squares = moments.chunks(4).flat_map(|b| [b[0], b[1], b[2], b[3] & 0x7f]).collect();
-    tensors.push(support::tensor(Role::ExpAvg, "h.0.weight", &[900, 768], moments));
-    tensors.push(support::tensor(Role::ExpAvgSq, "h.0.weight", &[900, 768], squares));
+    // Moments of matrices are stored in ways of their own; so is what is nowhere negative.
+    let signed = floats(9, 900, 768);
+    let positive: Vec<u8> = signed.chunks(4).flat_map(|b| [b[0], b[1], b[2], b[3] & 0x7f]).collect();
+    tensors.push(support::tensor(Role::Param, "signed", &[900, 768], signed.clone()));
+    tensors.push(support::tensor(Role::Param, "positive", &[900, 768], positive.clone()));
+    tensors.push(support::tensor(Role::ExpAvg, "signed", &[900, 768], signed));
+    tensors.push(support::tensor(Role::ExpAvgSq, "positive", &[900, 768], positive));
     let file = |name: &str, bytes: Vec<u8>| CarriedFile { name: name.into(), bytes: bytes.into() };
     let mut saved = Snapshot { tensors, ..snapshot(1200, 8) };
     saved.files =
