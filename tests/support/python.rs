@@ -10,7 +10,7 @@ pub fn root() -> &'static Path {
 /// The interpreter; a test that needs it fails with what to type when it is missing.
 pub fn interpreter() -> PathBuf {
     let python = root().join(".cache/python/bin/python");
-    assert!(python.exists(), "{} is missing; scripts/setup.sh full installs it", python.display());
+    assert!(python.exists(), "{} is missing; run `make test`, which installs it", python.display());
     python
 }
 
