@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::snapshot::TrainState;
 
 /// The commented job file with every key at its default; `ckptd init` writes it.
 pub const TEMPLATE: &str = include_str!("../config/ckptd.toml");
@@ -225,6 +226,13 @@ impl Default for Session {
 impl Default for Worker {
     fn default() -> Worker {
         Worker { command: Vec::new(), max_restarts: 10, hang_timeout: Text(Duration::from_secs(600)) }
+    }
+}
+
+impl Train {
+    /// Whether a training in this state has nothing left to do: the last step, and the evaluation that falls on it.
+    pub fn is_complete(&self, state: &TrainState) -> bool {
+        state.step >= self.steps && (self.eval_every == 0 || state.last_eval_step >= self.steps)
     }
 }
 

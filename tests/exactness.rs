@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use ckptd::store::{State, Store};
 use support::Random;
 
-/// Kills that a run must have survived.
-const KILLS: usize = 20;
+/// Kills that a run must survive; after them it may finish.
+const KILLS: usize = 24;
 
 struct Job {
     folder: tempfile::TempDir,
@@ -92,7 +92,7 @@ impl Job {
         let mut kills = 0;
         let mut agent = self.start();
         loop {
-            let wait = Duration::from_millis(random.below(1500));
+            let wait = if kills < KILLS { Duration::from_millis(random.below(1500)) } else { Duration::MAX };
             if let Some(code) = exit_within(&mut agent, wait) {
                 assert_eq!(code, 0, "{}", self.read_log());
                 return (self.root(), kills);
@@ -124,12 +124,12 @@ fn kill(pid: u32) {
 
 /// The exit code, if the process ends within `wait`.
 fn exit_within(child: &mut Child, wait: Duration) -> Option<i32> {
-    let deadline = Instant::now() + wait;
+    let began = Instant::now();
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return Some(status.code().unwrap_or(-1));
         }
-        if Instant::now() >= deadline {
+        if began.elapsed() >= wait {
             return None;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -140,17 +140,17 @@ fn survives(train: &str, seed: u64) {
     let untouched = Job::new(train).run();
     let job = Job::new(train);
     let (root, kills) = job.run_under_fire(seed);
-    assert!(kills >= KILLS, "only {kills} kills: the training is too short for this machine");
+    assert!(kills >= 20, "only {kills} kills: the training is too short for this machine");
     assert_eq!(root, untouched, "after {kills} kills; the log says:\n{}", job.read_log());
     println!("{kills} kills, root {root}");
 }
 
 #[test]
 fn adamw_with_accumulation_and_dropout_survives_20_kills_to_the_bit() {
-    survives("steps = 500\noptimizer = \"adamw\"\ngrad_accumulation = 2\nlearning_rate = 1e-3", 11);
+    survives("steps = 300\noptimizer = \"adamw\"\ngrad_accumulation = 2\nlearning_rate = 1e-3", 11);
 }
 
 #[test]
 fn sgd_with_momentum_survives_20_kills_to_the_bit() {
-    survives("steps = 900\noptimizer = \"sgd\"\nmomentum = 0.9\nlearning_rate = 0.05", 12);
+    survives("steps = 500\noptimizer = \"sgd\"\nmomentum = 0.9\nlearning_rate = 0.05", 12);
 }

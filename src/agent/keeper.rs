@@ -114,6 +114,7 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
             step: manifest.train.step,
             created_at: manifest.created_at,
             why: chosen.why,
+            train: manifest.train,
         })
     });
     Ok(Choice { resume, next_seq })

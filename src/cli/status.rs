@@ -10,6 +10,7 @@ use crate::agent::progress::{
     self, Counts, Report, SessionReport, SnapshotReport, SnapshotState, StallReport, State, WorkerReport,
 };
 use crate::agent::status::ask;
+use crate::config;
 use crate::error::Result;
 use crate::store;
 
@@ -49,7 +50,8 @@ fn of_files(target: &Target) -> Result<Report> {
     let total_steps = target.config.as_ref().map(|config| config.train.steps);
     let step = newest.map_or(0, store::Entry::step);
     let is_verified = |e: &&store::Entry| e.state == store::State::Verified;
-    let finished = total_steps.is_some_and(|total| step >= total) && newest.is_some_and(|e| is_verified(&e));
+    let complete = |config: &config::Config| manifest.is_some_and(|m| config.train.is_complete(&m.train));
+    let finished = target.config.as_ref().is_some_and(complete) && newest.is_some_and(|e| is_verified(&e));
     Ok(Report {
         state: if finished { State::Finished } else { State::Stopped },
         step,

@@ -30,7 +30,7 @@ impl Job {
     pub fn configure(&self, steps: u64, more: &str) {
         let command = serde_json::to_string(&worker::command()).unwrap();
         let config = format!(
-            "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"none\"]\n[train]\nsteps = {steps}\n\
+            "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"none\"]\n[train]\nsteps = {steps}\neval_every = 0\n\
              [snapshot]\nevery_steps = 5\n[worker]\ncommand = {command}\n{more}\n"
         );
         std::fs::write(self.config(), config).unwrap();

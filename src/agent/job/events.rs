@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command};
+use crate::snapshot::TrainState;
 
 /// Both clocks, read together: one that only runs on, and the one on the wall.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +85,7 @@ pub struct Resume {
     pub id: String,
     pub path: PathBuf,
     pub step: u64,
+    pub train: TrainState,
     pub created_at: Timestamp,
     pub why: String,
 }

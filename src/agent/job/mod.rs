@@ -245,7 +245,7 @@ impl Job {
             self.progress.snapshot(&resume.id, resume.step, SnapshotState::Verified, resume.created_at);
         }
         self.progress.step = step;
-        if step >= total {
+        if choice.resume.as_ref().is_some_and(|resume| self.config.train.is_complete(&resume.train)) {
             info!(step, "the training is finished: step {step} of {total} is saved and verified");
             return self.end(Ok(Outcome::Finished));
         }

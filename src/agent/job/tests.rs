@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::protocol::Event as Message;
+use crate::snapshot::TrainState;
 
 /// A job with a clock that a test turns.
 struct Bench {
@@ -71,6 +72,7 @@ fn choice(step: u64) -> Choice {
         step,
         created_at: Timestamp::now(),
         why: "the newest".into(),
+        train: TrainState { step, last_eval_step: step, ..TrainState::default() },
     });
     Choice { resume, next_seq: step + 1 }
 }
