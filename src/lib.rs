@@ -4,8 +4,10 @@
 //! snapshot, and starts the worker, to which it speaks the [`protocol`]; the worker trains, captures its state as a
 //! [`snapshot`] and commits it to the store; the agent reads it back, vouches for it and rotates the old ones.
 //!
-//! Modules in reading order: [`error`], [`config`], [`protocol`], [`snapshot`], [`store`].
+//! Modules in reading order: [`error`], [`config`], [`protocol`], [`snapshot`], [`store`], [`agent`], [`cli`].
 
+pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod interop;

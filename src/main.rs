@@ -1,1 +1,7 @@
-fn main() {}
+//! Parses the command line, runs the command and maps what came of it to an exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ckptd::cli::main()
+}

@@ -144,7 +144,7 @@ impl fmt::Debug for Tensor {
 }
 
 /// Everything besides tensors that decides how the training goes on. All of it enters `root`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
     /// Optimiser steps completed.
     pub step: u64,

@@ -36,6 +36,8 @@ impl Folder {
 pub const LOCK: &str = "ckptd.lock";
 /// Which training the store belongs to.
 pub const RUN: &str = "run.json";
+/// The config of the job that ran in the store last.
+pub const JOB: &str = "job.json";
 
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".ckpt";
@@ -62,6 +64,12 @@ pub fn parse_snapshot_file(name: &str) -> Option<&str> {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let known = step.len() >= 12 && digits(step) && step.parse::<u64>().is_ok();
     (known && seq.is_none_or(|s| digits(s) && s.parse::<u64>().is_ok())).then_some(id)
+}
+
+/// The step in the id of a snapshot.
+pub fn step_of(id: &str) -> Option<u64> {
+    let step = id.strip_prefix(PREFIX)?;
+    step.split_once('.').map_or(step, |(step, _)| step).parse().ok()
 }
 
 pub fn receipt_file(id: &str) -> String {

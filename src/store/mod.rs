@@ -11,6 +11,7 @@ pub mod codec;
 pub mod commit;
 pub mod format;
 pub mod fs;
+mod job;
 pub mod layout;
 pub mod lock;
 pub mod read;
@@ -162,7 +163,11 @@ impl Store {
                 )),
             },
             // Snapshots that were copied into a fresh store bring their run with them.
-            None => Ok(self.manifests(Folder::Snapshots)?.into_iter().max_by_key(|m| (m.created_at, m.seq)).map(|m| m.run_id)),
+            None => Ok(self
+                .manifests(Folder::Snapshots)?
+                .into_iter()
+                .max_by_key(|m| (m.created_at, m.seq))
+                .map(|m| m.run_id)),
         }
     }
 

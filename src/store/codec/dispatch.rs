@@ -30,22 +30,18 @@ impl Isa {
 
     /// All that this processor has, the fastest last. Tests and benchmarks go through them.
     pub fn supported() -> Vec<Isa> {
-        let mut found = vec![Isa::PORTABLE];
+        let kinds = [Kind::Portable].into_iter();
         #[cfg(target_arch = "x86_64")]
-        {
+        let kinds = {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
-            let avx512 = is_x86_feature_detected!("avx512f")
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vbmi");
-            if avx2 {
-                found.push(Isa(Kind::Avx2));
-            }
-            if avx2 && avx512 {
-                found.push(Isa(Kind::Avx512));
-            }
-        }
-        found
+            kinds.chain(avx2.then_some(Kind::Avx2)).chain(avx512.then_some(Kind::Avx512))
+        };
+        kinds.map(Isa).collect()
     }
 
     pub fn name(self) -> &'static str {

@@ -23,7 +23,8 @@ const BLOCK_BYTES: usize = 128 << 10;
 /// Blocks shorter than this are stored raw; four streams need at least six bytes.
 const SMALLEST_CODED_BYTES: usize = 64;
 
-const MAGIC: [u8; 4] = 0xFD2F_B528u32.to_le_bytes();
+/// First bytes of every zstd frame.
+pub(super) const MAGIC: [u8; 4] = 0xFD2F_B528u32.to_le_bytes();
 /// Single segment (the window is the content), content size in 4 bytes, no checksum, no dictionary.
 const DESCRIPTOR: u8 = 0b1010_0000;
 const FRAME_HEADER_BYTES: usize = 9;
@@ -35,8 +36,8 @@ const RAW_BLOCK: u32 = 0;
 const COMPRESSED_BLOCK: u32 = 2;
 
 /// Whether [`write_frame`] can write the plane that the survey is of.
-pub(super) fn fits(survey: &Survey) -> bool {
-    (2..=MAX_SYMBOLS).contains(&survey.span())
+pub(super) fn fits(plane: &[u8], survey: &Survey) -> bool {
+    (2..=MAX_SYMBOLS).contains(&survey.span()) && u32::try_from(plane.len()).is_ok()
 }
 
 /// Writes a frame that decodes to `plane` with `survey.min` taken off every byte.
@@ -128,15 +129,22 @@ multiversion! {
         let mut writer = BitWriter::new(out);
         // Five codes are at most 55 bits, one write.
         let (groups, tail) = values.as_chunks::<5>();
-        for group in std::iter::once(tail).chain(groups.iter().rev().map(|group| group.as_slice())) {
-            let (mut word, mut length) = (0, 0);
-            for &value in group {
-                let entry = code.entry(value);
-                word = word << (entry.0 % 64) | entry.code();
-                length += entry.length();
-            }
-            writer.put(word, length);
+        put_codes(&mut writer, code, tail);
+        for group in groups.iter().rev() {
+            put_codes(&mut writer, code, group);
         }
         writer.close()
     }
+}
+
+/// Appends the codes of a few values, the last one first.
+#[inline(always)]
+fn put_codes(writer: &mut BitWriter, code: &Code, values: &[u8]) {
+    let (mut word, mut length) = (0, 0);
+    for &value in values {
+        let entry = code.entry(value);
+        word = word << (entry.0 % 64) | entry.code();
+        length += entry.length();
+    }
+    writer.put(word, length);
 }

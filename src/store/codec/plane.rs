@@ -43,16 +43,17 @@ impl PlaneWriter {
             return;
         }
         if survey.entropy_bits < NOISE_BITS {
-            let own = survey.entropy_bits >= SKEWED_BITS && huffman::fits(survey);
+            let own = survey.entropy_bits >= SKEWED_BITS && huffman::fits(plane, survey);
             let (base, len) = if own {
                 (survey.min, Some(huffman::write_frame(self.isa, plane, survey, &mut self.frame)))
             } else {
                 (0, self.compress(plane, PLANE_LEVEL))
             };
-            if let Some(len) = len.filter(|&len| len < plane.len()) {
+            let frame = len.filter(|&len| len < plane.len()).map(|len| &self.frame[..len]);
+            if let Some((frame, len)) = frame.and_then(|frame| Some((frame, u32::try_from(frame.len()).ok()?))) {
                 out.extend_from_slice(&[FRAME, base]);
-                out.extend_from_slice(&(len as u32).to_le_bytes());
-                out.extend_from_slice(&self.frame[..len]);
+                out.extend_from_slice(&len.to_le_bytes());
+                out.extend_from_slice(frame);
                 return;
             }
         }
@@ -104,12 +105,14 @@ impl PlaneReader {
         Ok(scratch)
     }
 
-    /// Decompresses zstd frames that must give exactly `out.len()` bytes. The window is `out` itself, so a frame's
-    /// claims about sizes allocate nothing.
-    pub fn read_zstd(&mut self, frames: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
-        match self.zstd.decompress(out, frames) {
-            Ok(len) if len == out.len() => Ok(()),
-            _ => Err(CodecError::Frame),
-        }
+    /// Decompresses one zstd frame that says that it gives exactly `out.len()` bytes, and does.
+    ///
+    /// The window is `out` itself, so what a frame claims about sizes allocates nothing. Frames of other formats that
+    /// libzstd may have been built to read (skippable ones, those before version 0.8) are refused.
+    pub fn read_zstd(&mut self, frame: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
+        let one_frame = frame.starts_with(&huffman::MAGIC)
+            && matches!(zstd_safe::get_frame_content_size(frame), Ok(Some(len)) if len == out.len() as u64)
+            && zstd_safe::find_frame_compressed_size(frame) == Ok(frame.len());
+        if one_frame && self.zstd.decompress(out, frame) == Ok(out.len()) { Ok(()) } else { Err(CodecError::Frame) }
     }
 }

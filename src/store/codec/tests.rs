@@ -211,7 +211,7 @@ proptest! {
             .collect();
         for isa in Isa::supported() {
             let survey = survey::Survey::of(isa, &plane);
-            if huffman::fits(&survey) {
+            if huffman::fits(&plane, &survey) {
                 let mut scratch = vec![0xff; 7];
                 let written = huffman::write_frame(isa, &plane, &survey, &mut scratch);
                 let decoded = zstd::bulk::decompress(&scratch[..written], len).unwrap();
@@ -330,6 +330,21 @@ fn a_frame_that_claims_more_than_the_chunk_is_refused() {
     let mut encoded = vec![Coding::Zstd as u8];
     encoded.extend(zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap());
     assert_eq!(Decoder::new().decode(ctx, &encoded, &mut [0; 100]), Err(CodecError::Frame));
+}
+
+#[test]
+fn only_one_frame_of_the_standard_format_is_read() {
+    let ctx = ChunkContext { dtype: DType::U8, role: Role::Buffer, row: 0, first: 0 };
+    let frame = zstd::bulk::compress(&[7; 50], 1).unwrap();
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+    let decode = |parts: &[&[u8]], len: usize| {
+        let encoded = [&[Coding::Zstd as u8], parts.concat().as_slice()].concat();
+        Decoder::new().decode(ctx, &encoded, &mut vec![0; len])
+    };
+    assert_eq!(decode(&[&frame], 50), Ok(()));
+    assert_eq!(decode(&[&frame, &frame], 100), Err(CodecError::Frame));
+    assert_eq!(decode(&[&skippable, &frame], 50), Err(CodecError::Frame));
+    assert_eq!(decode(&[&frame, &skippable], 50), Err(CodecError::Frame));
 }
 
 #[test]

@@ -137,10 +137,9 @@ fn put_words(writer: &mut BitWriter, word: __m512i, length: __m512i) {
     // The last word starts within 7 + 7 * 56 bits, in byte 49 at the latest. A window of 64 + 8 bytes and starts below 64
     // are what the compiler needs to see that no write can miss it.
     let starts = _mm_cvtsi128_si64(_mm512_cvtepi64_epi8(_mm512_srli_epi64::<3>(start))).to_le_bytes();
-    if let Some(window) = writer.out[writer.at..].first_chunk_mut::<72>() {
-        for (word, start) in lanes(placed).iter().zip(starts) {
-            window[usize::from(start % 64)..][..8].copy_from_slice(&word.to_le_bytes());
-        }
+    let window = &mut writer.out[writer.at..writer.at + 72];
+    for (word, start) in lanes(placed).iter().zip(starts) {
+        window[usize::from(start % 64)..][..8].copy_from_slice(&word.to_le_bytes());
     }
     writer.held = last_lane(shared);
     let end = last_lane(end);

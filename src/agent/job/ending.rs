@@ -1,0 +1,126 @@
+//! How a session ends: signals, the last snapshot, the outcome.
+
+use super::*;
+
+impl Job {
+    pub(super) fn signalled(&mut self, signal: Signal, now: Instant) {
+        let by = now + self.config.session.grace.0;
+        match signal {
+            Signal::Snapshot => {
+                info!("SIGUSR1: snapshot now");
+                self.request_snapshot("signal", now);
+            }
+            Signal::Hangup => info!("SIGHUP: the terminal is gone; the training goes on"),
+            Signal::Interrupt | Signal::Terminate if self.stop.as_ref().is_some_and(|stop| stop.by_signal) => {
+                warn!("{} again: ending as it is", signal.name());
+                self.end_as_it_is();
+            }
+            Signal::Interrupt | Signal::Terminate | Signal::Finish => self.stop(signal.name(), by, true),
+        }
+    }
+
+    /// Ends the session with a last snapshot, by `by` at the latest.
+    pub(super) fn stop(&mut self, why: &str, by: Instant, by_signal: bool) {
+        let first = self.stop.is_none();
+        let by = self.stop.as_ref().map_or(by, |stop| stop.by.min(by));
+        self.stop = Some(Stop { by, why: why.to_owned(), by_signal });
+        if !first {
+            return;
+        }
+        self.progress.state = State::Stopping;
+        match &mut self.phase {
+            Phase::Choosing | Phase::BackingOff { .. } => {
+                info!("stopping: {why}");
+                self.settle_when_idle();
+            }
+            // It has trained nothing yet, so that there is nothing to save and nothing to wait for.
+            Phase::Running(run) if !run.ready => {
+                info!("stopping: {why}");
+                self.act(Action::Kill);
+            }
+            Phase::Running(run) if run.last_word.is_none() && run.killed_for.is_none() => {
+                info!("stopping: {why}; taking the last snapshot (a second signal ends at once)");
+                self.act(Action::Send(Command::Stop { snapshot: true, reason: why.to_owned() }));
+            }
+            Phase::Running(_) | Phase::Settling { .. } | Phase::Ended => info!("stopping: {why}"),
+        }
+    }
+
+    fn settle_when_idle(&mut self) {
+        self.phase = Phase::Settling { finished: false };
+        if self.unjudged.is_empty() {
+            self.end_as_it_is();
+        }
+    }
+
+    /// No worker is left: the session ends when what it committed is read back.
+    pub(super) fn settle(&mut self, finished: bool, now: Instant) {
+        self.phase = Phase::Settling { finished };
+        self.progress.state = State::Stopping;
+        self.conclude_if_settled(now);
+    }
+
+    pub(super) fn conclude_if_settled(&mut self, now: Instant) {
+        let Phase::Settling { finished } = self.phase else { return };
+        if !self.unjudged.is_empty() {
+            return;
+        }
+        let total = self.config.train.steps;
+        let complete = self.progress.last_verified.as_ref().is_some_and(|last| last.step >= total);
+        if finished && complete {
+            info!(step = total, "finished: all {total} steps are done, the last one is saved and verified");
+            self.end(Ok(Outcome::Finished));
+        } else if finished && self.stop.is_none() {
+            let why = self.complaint.clone().unwrap_or_else(|| "it was not verified".to_owned());
+            let silent = Exit { code: None, signal: None, out_of_memory: false, last_words: Vec::new() };
+            self.crashed(Cause::LastSnapshot(why), Some(self.progress.step), &silent, now);
+        } else {
+            self.end_as_it_is();
+        }
+    }
+
+    /// Ends a session whose training is not complete, saying what the next one goes on from.
+    pub(super) fn end_as_it_is(&mut self) {
+        let (step, total) = (self.progress.step, self.config.train.steps);
+        let why = self.stop.as_ref().map_or("stopped", |stop| stop.why.as_str());
+        let durable = |last: &&super::super::progress::LastSnapshot| last.state != SnapshotState::Quarantined;
+        let saved = self.progress.last_snapshot.as_ref().filter(durable).or(self.progress.last_verified.as_ref());
+        let outcome = match saved {
+            None if step > 0 => Err(Error::Other(format!(
+                "the session ended ({why}) after step {step} of {total} and before any snapshot; the training begins anew"
+            ))),
+            None => {
+                info!("session over ({why}): nothing was trained yet");
+                Ok(Outcome::Resume)
+            }
+            Some(last) => {
+                let state = match last.state {
+                    SnapshotState::Verified => "saved and verified",
+                    _ => "saved, not yet verified",
+                };
+                let lost = match step.saturating_sub(last.step) {
+                    0 => String::new(),
+                    n => format!("; {n} later steps are lost"),
+                };
+                let saved = last.step;
+                info!(
+                    step = saved,
+                    "session over ({why}): step {saved} of {total} is {state}{lost}; `ckptd run` goes on from it"
+                );
+                Ok(Outcome::Resume)
+            }
+        };
+        self.end(outcome);
+    }
+
+    /// The loop kills and reaps the worker if one is left.
+    pub(super) fn end(&mut self, outcome: Result<Outcome>) {
+        self.phase = Phase::Ended;
+        self.progress.state = match &outcome {
+            Ok(Outcome::Finished) => State::Finished,
+            Ok(Outcome::Resume) => State::Stopped,
+            Err(_) => State::Failed,
+        };
+        self.act(Action::End(outcome));
+    }
+}

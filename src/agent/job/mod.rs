@@ -1,0 +1,431 @@
+//! What the agent does about what happens: a state machine without clock, process or disk.
+//!
+//! Every event goes through [`Job::on`], which returns what is to be done; the loop around it does that and nothing
+//! else. Invariant: at most one worker runs; what it commits counts only after the keeper has read it back; a job that
+//! was asked to stop ends by the time that was given. Deliberately not here: when a snapshot is due (pace), when a
+//! failed worker is started again (restarts), tokio, the store.
+
+mod ending;
+mod worker;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tracing::{debug, info, warn};
+
+use super::pace::{self, Decision};
+use super::progress::{Progress, SnapshotState, State};
+use super::restarts::{Cause, Restarts};
+use crate::config::{Config, Every};
+use crate::error::{Error, Result};
+use crate::protocol::{self, Command, Failure};
+
+/// Without a message of the worker's own for so long after its start, it does not speak the protocol.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a worker may take to exit after its last message.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A wake-up so late means that the agent itself stood still, so that the worker's silence proves nothing.
+const OVERSLEPT: Duration = Duration::from_secs(3);
+/// Time between snapshots under `every = "auto"`.
+const AUTO_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Everything that can happen to a job.
+#[derive(Debug)]
+pub enum Event {
+    /// The keeper has picked the snapshot to go on from.
+    Chosen(Result<Choice>),
+    /// The keeper has read a snapshot back.
+    Judged {
+        id: String,
+        verdict: Verdict,
+    },
+    Started {
+        pid: u32,
+    },
+    NotStarted(Error),
+    Said(Box<protocol::Event>),
+    /// The worker wrote something that is no message; nothing more will be heard of it.
+    Garbage(String),
+    /// The worker is gone, and everything that it said has been heard.
+    Exited(Exit),
+    Signal(Signal),
+    /// The time that [`Job::wake_at`] named has come.
+    Tick,
+}
+
+/// Everything that a job wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
+    Choose {
+        discard: Option<(String, String)>,
+    },
+    Spawn,
+    Send(Command),
+    /// SIGKILL to the worker's process group.
+    Kill,
+    /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is.
+    Verify {
+        id: String,
+    },
+    /// The session is over.
+    End(Result<Outcome>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done and the last snapshot is verified.
+    Finished,
+    /// The session is over before the training is.
+    Resume,
+}
+
+#[derive(Debug)]
+pub struct Choice {
+    /// `None`: the training begins with its first step.
+    pub resume: Option<Resume>,
+    pub next_seq: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Resume {
+    pub id: String,
+    pub path: PathBuf,
+    pub step: u64,
+    pub created_at: Timestamp,
+    pub why: String,
+}
+
+#[derive(Debug)]
+pub enum Verdict {
+    Verified {
+        step: u64,
+        bytes: u64,
+        raw_bytes: u64,
+        healthy: bool,
+        created_at: Timestamp,
+        took: Duration,
+    },
+    /// It is not what was written, and in quarantine now.
+    Quarantined {
+        reason: String,
+    },
+    /// It could not be judged, and stays where it is.
+    Unknown {
+        reason: String,
+    },
+    /// Rotation was faster.
+    Gone,
+}
+
+#[derive(Debug)]
+pub struct Exit {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// The kernel killed a process for lack of memory meanwhile.
+    pub out_of_memory: bool,
+    /// The end of what it wrote on stderr.
+    pub last_words: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Interrupt,
+    Terminate,
+    /// SIGUSR1: a snapshot now.
+    Snapshot,
+    /// SIGUSR2: end the session.
+    Finish,
+    /// SIGHUP: the terminal is gone.
+    Hangup,
+}
+
+impl Signal {
+    const fn name(self) -> &'static str {
+        match self {
+            Signal::Interrupt => "SIGINT",
+            Signal::Terminate => "SIGTERM",
+            Signal::Snapshot => "SIGUSR1",
+            Signal::Finish => "SIGUSR2",
+            Signal::Hangup => "SIGHUP",
+        }
+    }
+}
+
+pub struct Job {
+    config: Config,
+    run_id: String,
+    accept_changes: bool,
+    phase: Phase,
+    progress: Progress,
+    restarts: Restarts,
+    stop: Option<Stop>,
+    pace: pace::Facts,
+    /// Snapshots that the keeper has not judged yet.
+    unjudged: Vec<Unjudged>,
+    /// What the user was told last about snapshots that fail, so that it is told once.
+    complaint: Option<String>,
+    /// Snapshots in a row that were not what was written.
+    refuted_in_a_row: u32,
+    actions: Vec<Action>,
+}
+
+enum Phase {
+    Choosing,
+    BackingOff {
+        until: Instant,
+    },
+    Running(Box<Run>),
+    /// No worker is left; what it committed is being read back.
+    Settling {
+        finished: bool,
+    },
+    Ended,
+}
+
+/// A worker's life.
+struct Run {
+    resume: Option<Resume>,
+    next_seq: u64,
+    last_sign: Instant,
+    greeted: bool,
+    ready: bool,
+    /// The last completed step.
+    step: u64,
+    /// It has said its last word: `Ok(finished)` or why it failed.
+    last_word: Option<Result<bool, (Failure, String)>>,
+    leave_by: Option<Instant>,
+    killed_for: Option<Cause>,
+}
+
+struct Stop {
+    by: Instant,
+    why: String,
+    by_signal: bool,
+}
+
+struct Unjudged {
+    id: String,
+    step: u64,
+    write: Duration,
+}
+
+impl Job {
+    /// A job whose session begins `now`, with what is to be done first.
+    pub fn new(config: Config, run_id: String, accept_changes: bool, now: Instant) -> (Job, Vec<Action>) {
+        let mut progress = Progress::new(config.train.steps);
+        progress.deadline = config
+            .session
+            .budget
+            .and_then(|budget| Timestamp::now().checked_add(jiff::SignedDuration::try_from(budget.0).ok()?).ok());
+        let job = Job {
+            phase: Phase::Choosing,
+            progress,
+            restarts: Restarts::default(),
+            stop: None,
+            pace: pace::Facts { session_began: now, last_snapshot: now, dearest: None },
+            unjudged: Vec::new(),
+            complaint: None,
+            refuted_in_a_row: 0,
+            actions: Vec::new(),
+            config,
+            run_id,
+            accept_changes,
+        };
+        (job, vec![Action::Choose { discard: None }])
+    }
+
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Takes note of `event` and says what is to be done.
+    pub fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::Chosen(choice) => self.chosen(choice, now),
+            Event::NotStarted(error) => self.end(Err(error)),
+            Event::Judged { id, verdict } => self.judged(&id, verdict, now),
+            Event::Started { pid } => self.progress.worker_pid = Some(pid),
+            Event::Said(message) => self.said(*message, now),
+            Event::Garbage(what) => self.kill_for(Cause::Garbage(what), now),
+            Event::Exited(exit) => self.exited(exit, now),
+            Event::Signal(signal) => self.signalled(signal, now),
+            Event::Tick => self.ticked(now),
+        }
+        self.pace(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When [`Event::Tick`] is wanted at the latest.
+    pub fn wake_at(&self, now: Instant) -> Option<Instant> {
+        let of_phase = match &self.phase {
+            Phase::BackingOff { until } => Some(*until),
+            Phase::Running(run) => Some(self.patience_ends(run)),
+            Phase::Choosing | Phase::Settling { .. } | Phase::Ended => None,
+        };
+        let of_pace = match (&self.stop, self.decide(now)) {
+            (None, Decision::GoOn { until }) => until,
+            (None, Decision::Snapshot | Decision::Stop { .. }) => Some(now),
+            (Some(stop), _) => Some(stop.by),
+        };
+        [of_phase, of_pace].into_iter().flatten().min()
+    }
+
+    /// When a worker that says nothing more is killed.
+    fn patience_ends(&self, run: &Run) -> Instant {
+        let silence = if run.greeted { self.config.worker.hang_timeout.0 } else { HELLO_TIMEOUT };
+        run.leave_by.unwrap_or(run.last_sign + silence)
+    }
+
+    /// What the session's plan asks for now. Snapshots by time are for a worker that trains.
+    fn decide(&self, now: Instant) -> Decision {
+        let trains = matches!(&self.phase, Phase::Running(run) if run.ready && run.last_word.is_none());
+        let every = match (self.config.snapshot.every_steps, self.config.snapshot.every) {
+            _ if !trains => None,
+            // The worker keeps to every_steps itself: it alone knows a step's end while it is there.
+            (Some(_), _) => None,
+            (None, Every::Interval(interval)) => Some(interval),
+            (None, Every::Auto) => Some(AUTO_INTERVAL),
+        };
+        let rules = pace::Rules { every, budget: self.config.session.budget.map(|budget| budget.0) };
+        pace::decide(&self.pace, &rules, now)
+    }
+
+    fn pace(&mut self, now: Instant) {
+        if self.stop.is_some() || matches!(self.phase, Phase::Ended) {
+            return;
+        }
+        match self.decide(now) {
+            Decision::GoOn { .. } => {}
+            Decision::Snapshot => self.request_snapshot("interval", now),
+            Decision::Stop { by } => self.stop("the session's budget ends", by, false),
+        }
+    }
+
+    fn request_snapshot(&mut self, reason: &str, now: Instant) {
+        self.pace.last_snapshot = now;
+        if matches!(&self.phase, Phase::Running(run) if run.ready && run.last_word.is_none()) {
+            self.act(Action::Send(Command::Snapshot { reason: reason.into() }));
+        }
+    }
+
+    fn ticked(&mut self, now: Instant) {
+        if let Some(stop) = &self.stop
+            && now >= stop.by
+        {
+            warn!("the time to stop is over; ending as it is");
+            return self.end_as_it_is();
+        }
+        let patience_ends = match &self.phase {
+            Phase::Running(run) => self.patience_ends(run),
+            _ => now,
+        };
+        match &mut self.phase {
+            Phase::BackingOff { until } if now >= *until => self.choose(None),
+            Phase::Running(run) if now >= patience_ends => {
+                if run.killed_for.is_some() {
+                    warn!("the killed worker is not gone yet");
+                    run.leave_by = Some(now + LEAVE_TIMEOUT);
+                } else if now - patience_ends > OVERSLEPT {
+                    run.last_sign = now;
+                    run.leave_by = run.leave_by.map(|_| now + LEAVE_TIMEOUT);
+                } else {
+                    let silence = now - run.last_sign;
+                    self.kill_for(Cause::Hung(silence), now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn choose(&mut self, discard: Option<(String, String)>) {
+        self.phase = Phase::Choosing;
+        self.progress.state = State::Starting;
+        self.act(Action::Choose { discard });
+    }
+
+    fn chosen(&mut self, choice: Result<Choice>, now: Instant) {
+        if !matches!(self.phase, Phase::Choosing) {
+            return; // The session was asked to end meanwhile.
+        }
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(error) => return self.end(Err(error)),
+        };
+        let total = self.config.train.steps;
+        let step = choice.resume.as_ref().map_or(0, |resume| resume.step);
+        self.progress.forget_snapshots();
+        if let Some(resume) = &choice.resume {
+            self.progress.snapshot(&resume.id, resume.step, SnapshotState::Verified, resume.created_at);
+        }
+        self.progress.step = step;
+        if step >= total {
+            info!(step, "the training is finished: step {step} of {total} is saved and verified");
+            return self.end(Ok(Outcome::Finished));
+        }
+        match &choice.resume {
+            Some(resume) => info!(step, id = resume.id, "resuming from step {step} of {total}: {}", resume.why),
+            None => info!("starting a training of {total} steps"),
+        }
+        self.phase = Phase::Running(Box::new(Run {
+            resume: choice.resume,
+            next_seq: choice.next_seq,
+            last_sign: now,
+            greeted: false,
+            ready: false,
+            step,
+            last_word: None,
+            leave_by: None,
+            killed_for: None,
+        }));
+        self.act(Action::Spawn);
+    }
+
+    fn judged(&mut self, id: &str, verdict: Verdict, now: Instant) {
+        let Some(at) = self.unjudged.iter().position(|u| u.id == id) else { return };
+        let Unjudged { step, write, .. } = self.unjudged.swap_remove(at);
+        match verdict {
+            Verdict::Verified { bytes, raw_bytes, healthy, created_at, took, .. } => {
+                let ratio = raw_bytes as f64 / bytes.max(1) as f64;
+                let seconds = (write + took).as_secs_f64();
+                let size = bytesize::ByteSize(bytes);
+                info!(
+                    step,
+                    id, bytes, ratio, seconds, "verified step {step}: {size}, {ratio:.2}x smaller, {seconds:.1} s"
+                );
+                if !healthy {
+                    warn!(step, "step {step} holds values that are not finite; a resume passes over it");
+                }
+                self.refuted_in_a_row = 0;
+                self.progress.counts.verified += 1;
+                self.progress.snapshot(id, step, SnapshotState::Verified, created_at);
+                self.pace.dearest = self.pace.dearest.max(Some(write + took));
+            }
+            Verdict::Quarantined { reason } => {
+                warn!(step, id, "step {step} is not what was written and went to quarantine: {reason}");
+                self.progress.counts.quarantined += 1;
+                self.progress.snapshot(id, step, SnapshotState::Quarantined, Timestamp::now());
+                self.refuted(now);
+            }
+            Verdict::Unknown { reason } => {
+                warn!(step, id, "step {step} could not be verified: {reason}");
+                self.refuted(now);
+            }
+            Verdict::Gone => debug!(step, id, "step {step} was rotated out before it was read back"),
+        }
+        self.conclude_if_settled(now);
+    }
+
+    /// Takes another snapshot at once, unless that one was just taken for the same reason.
+    fn refuted(&mut self, now: Instant) {
+        self.refuted_in_a_row += 1;
+        if self.refuted_in_a_row == 1 && self.stop.is_none() {
+            self.request_snapshot("the last one failed its verification", now);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+}

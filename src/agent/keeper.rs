@@ -1,0 +1,154 @@
+//! The keeper: one thread that reads snapshots back, vouches for them, quarantines and rotates.
+//!
+//! Invariant: nothing is rotated out before its successor was read back here. One thread, so that no two of these
+//! ever meet, and none of them holds up the event loop. Deliberately not here: how each is done (store).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tracing::{debug, warn};
+
+use super::Input;
+use super::job::{Choice, Event, Resume, Verdict};
+use crate::config::Retention;
+use crate::error::{Error, Result};
+use crate::store::{State, Store};
+
+pub enum Task {
+    /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
+    Choose {
+        discard: Option<(String, String)>,
+    },
+    Verify {
+        id: String,
+        retention: Retention,
+    },
+}
+
+pub struct Keeper {
+    tasks: mpsc::Sender<Task>,
+}
+
+impl Keeper {
+    /// Starts the thread; it ends with this handle, or with the process in the middle of its work, which leaves
+    /// nothing half done.
+    pub fn start(store: Arc<Store>, inputs: tokio::sync::mpsc::Sender<Input>) -> Result<Keeper> {
+        let (tasks, queue) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("keeper".into())
+            .spawn(move || keep(&store, &queue, &inputs))
+            .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
+        Ok(Keeper { tasks })
+    }
+
+    pub fn give(&self, task: Task) {
+        // The thread outlives this handle.
+        let _ = self.tasks.send(task);
+    }
+}
+
+fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc::Sender<Input>) {
+    let mut waiting = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            match queue.recv() {
+                Ok(task) => waiting.push(task),
+                Err(_) => return,
+            }
+        }
+        waiting.extend(queue.try_iter());
+        // The latest first: it is the one that a resume would take.
+        let Some(task) = waiting.pop() else { continue };
+        let event = match task {
+            Task::Choose { discard } => Event::Chosen(guarded(|| choose(store, discard)).and_then(|chosen| chosen)),
+            Task::Verify { id, retention } => {
+                let verdict =
+                    guarded(|| judge(store, &id)).unwrap_or_else(|e| Verdict::Unknown { reason: e.to_string() });
+                let verified = matches!(verdict, Verdict::Verified { .. });
+                if inputs.blocking_send(Input::Job(Event::Judged { id, verdict })).is_err() {
+                    return;
+                }
+                if verified {
+                    rotate(store, &retention);
+                }
+                continue;
+            }
+        };
+        if inputs.blocking_send(Input::Job(event)).is_err() {
+            return;
+        }
+    }
+}
+
+/// A bug in here must not leave the agent waiting for an answer that never comes.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Other("an internal error while reading the store".into()))
+}
+
+fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
+    if let Some((id, reason)) = discard {
+        let entry = store.find(&id)?;
+        store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
+    }
+    let chosen = store.choose_resume(all_threads(), &mut |line| warn!("{line}"))?;
+    let next_seq = store.next_seq()?;
+    let resume = chosen.and_then(|chosen| {
+        let manifest = chosen.entry.manifest?;
+        Some(Resume {
+            id: chosen.entry.id,
+            path: chosen.entry.path,
+            step: manifest.train.step,
+            created_at: manifest.created_at,
+            why: chosen.why,
+        })
+    });
+    Ok(Choice { resume, next_seq })
+}
+
+/// Nothing trains while a resume is chosen.
+fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn judge(store: &Store, id: &str) -> Verdict {
+    let began = Instant::now();
+    let entry = match store.find(id) {
+        Ok(entry) => entry,
+        Err(Error::NotFound(_)) => return Verdict::Gone,
+        Err(e) => return Verdict::Unknown { reason: e.to_string() },
+    };
+    // A resume may have read it back already. Otherwise one thread has to do, since the training wants the others.
+    let judged = match entry.state {
+        State::Verified => Ok(()),
+        _ => store.verify(&entry, 1, &|_| true).map(drop),
+    };
+    match (judged, &entry.manifest) {
+        (Ok(()), Some(manifest)) => Verdict::Verified {
+            step: manifest.train.step,
+            bytes: entry.bytes,
+            raw_bytes: manifest.raw_bytes,
+            healthy: manifest.healthy,
+            created_at: manifest.created_at,
+            took: began.elapsed(),
+        },
+        (Ok(()), None) => Verdict::Unknown { reason: "its manifest cannot be read".into() },
+        (Err(Error::Damaged { reason, .. }), _) => match store.quarantine(&entry, &reason) {
+            Ok(_) => Verdict::Quarantined { reason },
+            Err(e) => Verdict::Unknown { reason: format!("{reason}; and {e}") },
+        },
+        (Err(e), _) => Verdict::Unknown { reason: e.to_string() },
+    }
+}
+
+fn rotate(store: &Store, retention: &Retention) {
+    match guarded(|| store.prune(retention, Timestamp::now())).and_then(|verdicts| verdicts) {
+        Ok(verdicts) => {
+            for verdict in verdicts.iter().filter(|verdict| !verdict.keep) {
+                debug!(id = verdict.id, "rotated out {}", verdict.id);
+            }
+        }
+        Err(e) => warn!("old snapshots stay where they are: {e}"),
+    }
+}

@@ -1,0 +1,172 @@
+//! What a run writes on stderr: lines, and on a terminal one live line below them.
+//!
+//! Invariant: a reader that is slow, stuck or gone costs lines and nothing else; the training never waits for it.
+//! All writing is done by one thread behind a bounded queue. Deliberately not here: what is said (job), and in which
+//! format (cli).
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Lines that wait for a slow reader; more are dropped and counted.
+const QUEUE: usize = 1024;
+/// How long the end of the program waits for its last lines to be read.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A handle to the printing thread; clones share it.
+#[derive(Clone)]
+pub struct Printer {
+    queue: SyncSender<Print>,
+    dropped: Arc<AtomicU64>,
+    live: bool,
+}
+
+/// What the live line shows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Panel {
+    pub step: u64,
+    pub total_steps: u64,
+    pub text: String,
+}
+
+enum Print {
+    Lines(Vec<u8>),
+    Panel(Panel),
+    Flush(SyncSender<()>),
+}
+
+impl Printer {
+    /// `live`: with a live line, which needs a terminal.
+    pub fn start(live: bool) -> Printer {
+        let (queue, prints) = sync_channel(QUEUE);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let printer = Printer { queue, dropped: Arc::clone(&dropped), live };
+        // Without the thread nothing is printed, which is no reason not to train.
+        let _ = std::thread::Builder::new().name("printer".into()).spawn(move || print(&prints, &dropped, live));
+        printer
+    }
+
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    pub fn panel(&self, panel: Panel) {
+        let _ = self.queue.try_send(Print::Panel(panel));
+    }
+
+    fn lines(&self, bytes: Vec<u8>) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Print::Lines(bytes)) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits a moment for what was printed to be written, and takes the live line away.
+    pub fn finish(&self) {
+        let (done, is_done) = sync_channel(1);
+        if self.queue.try_send(Print::Flush(done)).is_ok() {
+            let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+fn print(prints: &Receiver<Print>, dropped: &AtomicU64, live: bool) {
+    let bar = live.then(live_line);
+    let write = |bytes: &[u8]| {
+        // Nobody is left to tell when stderr fails.
+        let print = || drop(std::io::stderr().lock().write_all(bytes));
+        match &bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    };
+    while let Ok(message) = prints.recv() {
+        match (message, &bar) {
+            (Print::Lines(bytes), _) => {
+                write(&bytes);
+                let lost = dropped.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    write(format!("({lost} lines were not read in time and are lost)\n").as_bytes());
+                }
+            }
+            (Print::Panel(panel), Some(bar)) => {
+                bar.set_length(panel.total_steps);
+                bar.set_position(panel.step);
+                bar.set_message(panel.text);
+                bar.tick();
+            }
+            (Print::Panel(_), None) => {}
+            (Print::Flush(done), _) => {
+                if let Some(bar) = &bar {
+                    bar.finish_and_clear();
+                }
+                let _ = done.try_send(());
+            }
+        }
+    }
+}
+
+fn live_line() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    // The template is a constant that a test has parsed.
+    if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+    bar
+}
+
+const TEMPLATE: &str = "{pos:>5}/{len} {bar:20.cyan/dim} {wide_msg}";
+
+/// Lets tracing print through the thread: one event, one write.
+pub struct Line {
+    printer: Printer,
+    bytes: Vec<u8>,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.printer.lines(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Printer {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { printer: self.clone(), bytes: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_live_line_has_a_valid_template() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    }
+
+    #[test]
+    fn a_printer_whose_thread_is_stuck_takes_lines_without_waiting_and_counts_those_it_drops() {
+        let (queue, _stuck) = sync_channel(1);
+        let printer = Printer { queue, dropped: Arc::default(), live: false };
+        for _ in 0..5 {
+            printer.lines(b"x\n".to_vec());
+        }
+        assert_eq!(printer.dropped.load(Ordering::Relaxed), 4);
+    }
+}

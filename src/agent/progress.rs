@@ -1,0 +1,333 @@
+//! What is known about a running job, and its report as `ckptd status --json` gives it.
+//!
+//! Invariant: the report's keys are a contract; figures that are not known are null, and none is NaN.
+//! Deliberately not here: decisions (job), how a report travels (status) or is drawn (panel).
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Steps over which speed is averaged.
+const SPEED_WINDOW: usize = 32;
+/// Stalls that the percentiles are taken from.
+const STALL_WINDOW: usize = 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Starting,
+    Training,
+    Stopping,
+    Stopped,
+    Finished,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotState {
+    Committed,
+    Verified,
+    Quarantined,
+}
+
+/// Snapshots of this session, by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub committed: u64,
+    pub verified: u64,
+    pub skipped: u64,
+    pub failed: u64,
+    pub quarantined: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct LastSnapshot {
+    pub id: String,
+    pub step: u64,
+    pub at: Timestamp,
+    pub state: SnapshotState,
+}
+
+/// The running account of a job.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    pub state: State,
+    pub step: u64,
+    pub total_steps: u64,
+    pub loss: Option<f64>,
+    pub deadline: Option<Timestamp>,
+    /// The newest snapshot, whatever its state.
+    pub last_snapshot: Option<LastSnapshot>,
+    pub last_verified: Option<LastSnapshot>,
+    pub counts: Counts,
+    pub worker_pid: Option<u32>,
+    pub restarts: u32,
+    /// What the worker does while it does not train: "reading text", "loading".
+    pub stage: Option<(String, Option<f64>)>,
+    speed: VecDeque<(Instant, u64)>,
+    stalls_ms: VecDeque<f64>,
+}
+
+impl Progress {
+    pub fn new(total_steps: u64) -> Progress {
+        Progress {
+            state: State::Starting,
+            step: 0,
+            total_steps,
+            loss: None,
+            deadline: None,
+            last_snapshot: None,
+            last_verified: None,
+            counts: Counts::default(),
+            worker_pid: None,
+            restarts: 0,
+            stage: None,
+            speed: VecDeque::new(),
+            stalls_ms: VecDeque::new(),
+        }
+    }
+
+    /// A worker is ready to train (again) after `step` steps.
+    pub fn ready(&mut self, step: u64, now: Instant) {
+        self.step = step;
+        self.stage = None;
+        self.speed.clear();
+        self.speed.push_back((now, 0));
+    }
+
+    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: Instant) {
+        self.step = step;
+        self.stage = None;
+        self.loss = Some(loss).filter(|loss| loss.is_finite());
+        self.speed.push_back((now, tokens));
+        while self.speed.len() > SPEED_WINDOW {
+            self.speed.pop_front();
+        }
+    }
+
+    pub fn stalled(&mut self, stall_ms: f64) {
+        if stall_ms.is_finite() {
+            self.stalls_ms.push_back(stall_ms);
+        }
+        while self.stalls_ms.len() > STALL_WINDOW {
+            self.stalls_ms.pop_front();
+        }
+    }
+
+    /// A worker is about to go on from another state: what later ones were is void.
+    pub fn forget_snapshots(&mut self) {
+        self.last_snapshot = None;
+        self.last_verified = None;
+    }
+
+    /// The newest snapshot has become `state`.
+    pub fn snapshot(&mut self, id: &str, step: u64, state: SnapshotState, at: Timestamp) {
+        let last = LastSnapshot { id: id.to_owned(), step, at, state };
+        if state == SnapshotState::Verified && self.last_verified.as_ref().is_none_or(|newest| newest.step <= step) {
+            self.last_verified = Some(last.clone());
+        }
+        // Verdicts may arrive out of order; an older snapshot's says nothing about the newest.
+        if self.last_snapshot.as_ref().is_none_or(|newest| newest.step <= step) {
+            self.last_snapshot = Some(last);
+        }
+    }
+
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let (elapsed, steps) = self.window()?;
+        let tokens: u64 = self.speed.iter().skip(1).map(|(_, tokens)| tokens).sum();
+        (steps > 0).then(|| tokens as f64 / elapsed.as_secs_f64())
+    }
+
+    /// Time to the last step at the present speed.
+    pub fn time_left(&self) -> Option<Duration> {
+        let (elapsed, steps) = self.window()?;
+        let left = self.total_steps.saturating_sub(self.step) as f64;
+        Duration::try_from_secs_f64(elapsed.as_secs_f64() / steps as f64 * left).ok()
+    }
+
+    /// How long the last few steps took, and how many they are.
+    fn window(&self) -> Option<(Duration, usize)> {
+        let elapsed = self.speed.back()?.0 - self.speed.front()?.0;
+        let steps = self.speed.len() - 1;
+        (steps > 0 && !elapsed.is_zero()).then_some((elapsed, steps))
+    }
+
+    /// What a line of the log says: "step 120/1000, loss 3.21, 4100 tokens/s".
+    pub fn line_text(&self) -> String {
+        let loss = self.loss.map_or_else(|| "not finite".to_owned(), |loss| format!("{loss:.4}"));
+        let speed = self.tokens_per_second().map_or_else(String::new, |speed| format!(", {} tokens/s", count(speed)));
+        let left = self.time_left().map_or_else(String::new, |left| format!(", {} to finish", duration(left)));
+        format!("step {}/{}, loss {loss}{speed}{left}", self.step, self.total_steps)
+    }
+
+    /// What the live line says behind its bar.
+    pub fn live_text(&self, now: Timestamp) -> String {
+        let mut parts = Vec::new();
+        match (&self.stage, self.state) {
+            (Some((stage, Some(fraction))), _) => parts.push(format!("{stage} {:.0} %", fraction * 100.0)),
+            (Some((stage, None)), _) => parts.push(stage.clone()),
+            (None, State::Starting) => parts.push("starting".to_owned()),
+            (None, State::Stopping) => parts.push("stopping".to_owned()),
+            (None, _) => {}
+        }
+        parts.extend(self.loss.map(|loss| format!("loss {loss:.4}")));
+        parts.extend(self.tokens_per_second().map(|speed| format!("{} tok/s", count(speed))));
+        parts.push(match &self.last_verified {
+            Some(last) => format!("saved {} ({} ago)", last.step, duration(age(last.at, now))),
+            None => "nothing saved yet".to_owned(),
+        });
+        parts.extend(self.deadline.map(|deadline| format!("budget {}", duration(age(now, deadline)))));
+        parts.extend(self.time_left().map(|left| format!("done in {}", duration(left))));
+        parts.join(" · ")
+    }
+
+    pub fn report(&self, now: Timestamp) -> Report {
+        let seconds = |from: Timestamp, to: Timestamp| (to.duration_since(from).as_secs_f64() * 10.0).round() / 10.0;
+        Report {
+            state: self.state,
+            step: self.step,
+            total_steps: Some(self.total_steps),
+            loss: self.loss,
+            tokens_per_second: self.tokens_per_second().map(f64::round),
+            session: SessionReport {
+                deadline: self.deadline,
+                seconds_left: self.deadline.map(|deadline| seconds(now, deadline).max(0.0)),
+            },
+            last_snapshot: self.last_snapshot.as_ref().map(|last| SnapshotReport {
+                id: last.id.clone(),
+                age_seconds: seconds(last.at, now).max(0.0),
+                state: last.state,
+            }),
+            snapshots: self.counts,
+            stall_ms: StallReport { p50: percentile(&self.stalls_ms, 0.50), p99: percentile(&self.stalls_ms, 0.99) },
+            worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
+        }
+    }
+}
+
+fn age(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or_default()
+}
+
+/// "1h 2m", "3m 20s", "12s": two units are enough.
+pub fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{}h {}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d {}h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+/// "950", "12.3k".
+fn count(number: f64) -> String {
+    if number < 1000.0 { format!("{number:.0}") } else { format!("{:.1}k", number / 1000.0) }
+}
+
+/// The nearest-rank percentile: the smallest value that at least `share` of all do not exceed.
+fn percentile(values: &VecDeque<f64>, share: f64) -> Option<f64> {
+    let mut sorted: Vec<f64> = values.iter().copied().collect();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
+/// `ckptd status --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub state: State,
+    pub step: u64,
+    pub total_steps: Option<u64>,
+    pub loss: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub session: SessionReport,
+    pub last_snapshot: Option<SnapshotReport>,
+    pub snapshots: Counts,
+    pub stall_ms: StallReport,
+    pub worker: WorkerReport,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionReport {
+    pub deadline: Option<Timestamp>,
+    pub seconds_left: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    pub id: String,
+    pub age_seconds: f64,
+    pub state: SnapshotState,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StallReport {
+    pub p50: Option<f64>,
+    pub p99: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    pub pid: Option<u32>,
+    pub restarts: u32,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_by_nearest_rank_and_none_without_values() {
+        assert_eq!(percentile(&VecDeque::new(), 0.5), None);
+        let values: VecDeque<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!((percentile(&values, 0.5), percentile(&values, 0.99)), (Some(50.0), Some(99.0)));
+        assert_eq!(percentile(&VecDeque::from([3.0]), 0.99), Some(3.0));
+    }
+
+    #[test]
+    fn the_speed_is_that_of_the_last_steps_and_gives_the_time_left() {
+        let mut progress = Progress::new(100);
+        let began = Instant::now();
+        progress.ready(10, began);
+        assert_eq!(progress.tokens_per_second(), None);
+        for n in 1..=10 {
+            progress.stepped(10 + n, 2.0, 500, began + Duration::from_millis(500 * n));
+        }
+        assert_eq!(progress.tokens_per_second(), Some(1000.0));
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(40)));
+    }
+
+    #[test]
+    fn a_late_verdict_on_an_older_snapshot_does_not_hide_the_newest() {
+        let mut progress = Progress::new(10);
+        let now = Timestamp::now();
+        progress.snapshot("step-2", 2, SnapshotState::Committed, now);
+        progress.snapshot("step-1", 1, SnapshotState::Verified, now);
+        let report = progress.report(now);
+        assert_eq!(report.last_snapshot.unwrap().id, "step-2");
+        assert_eq!(progress.last_verified.unwrap().id, "step-1");
+    }
+
+    #[test]
+    fn a_report_holds_the_keys_of_the_contract_and_null_for_what_is_unknown() {
+        let mut progress = Progress::new(10);
+        progress.ready(0, Instant::now());
+        progress.stepped(1, f64::NAN, 5, Instant::now());
+        let json = serde_json::to_value(progress.report(Timestamp::now())).unwrap();
+        assert!(json["loss"].is_null());
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            keys(&json),
+            "last_snapshot loss session snapshots stall_ms state step tokens_per_second total_steps worker"
+        );
+        assert_eq!(keys(&json["session"]), "deadline seconds_left");
+        assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");
+        assert_eq!(keys(&json["stall_ms"]), "p50 p99");
+        assert_eq!(keys(&json["worker"]), "pid restarts");
+    }
+}

@@ -1,0 +1,195 @@
+//! When a worker that failed is started again, and when ckptd gives up: a pure policy.
+//!
+//! Invariant: a training that cannot go on ends with its reason, and one that can is never given up. Three failures in
+//! a row at the same step are the step's own fault; so are `max_restarts` in a row that reached no new step. A kill
+//! from outside says nothing about the step and counts only towards the latter.
+//! Deliberately not here: starting anything, and what is said about it.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Failures in a row at the same step after which it is not tried again.
+const SAME_STEP: u32 = 3;
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Why a worker is gone, or had to go.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cause {
+    /// It ended by itself with this exit code, and without a last message.
+    Exited(i32),
+    /// A signal ended it that ckptd did not send.
+    Killed(i32),
+    /// The kernel killed it because memory ran out.
+    OutOfMemory,
+    /// It said nothing for this long.
+    Hung(Duration),
+    /// It said something that is no message.
+    Garbage(String),
+    /// It said that it cannot go on.
+    Failed(String),
+    /// Its last snapshot, after the last step, is not there or is not what was written.
+    LastSnapshot(String),
+}
+
+impl Cause {
+    /// Whether the step may be at fault: a kill from outside proves nothing about it.
+    fn blames_step(&self) -> bool {
+        !matches!(self, Cause::Killed(signal) if is_outside(*signal))
+    }
+}
+
+/// SIGHUP, SIGINT, SIGKILL and SIGTERM come from outside; SIGSEGV, SIGABRT and their like from within.
+fn is_outside(signal: i32) -> bool {
+    matches!(signal, 1 | 2 | 9 | 15)
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Exited(code) => write!(f, "it exited with code {code}"),
+            Cause::Killed(signal) => write!(f, "it was killed by {}", signal_name(*signal)),
+            Cause::OutOfMemory => f.write_str(
+                "the kernel killed it for lack of memory; lower [train] batch_size and raise grad_accumulation",
+            ),
+            Cause::Hung(silence) => write!(f, "it said nothing for {:.0} s", silence.as_secs_f64()),
+            Cause::Garbage(what) => write!(f, "it does not speak the protocol: {what}"),
+            Cause::Failed(what) => f.write_str(what),
+            Cause::LastSnapshot(what) => write!(f, "its last snapshot failed: {what}"),
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        15 => "SIGTERM",
+        25 => "SIGXFSZ",
+        _ => return format!("signal {signal}"),
+    };
+    name.to_owned()
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    After(Duration),
+    GiveUp(String),
+}
+
+/// The failures so far, as far as they matter.
+#[derive(Debug, Default)]
+pub struct Restarts {
+    /// Failures since a step was completed that no earlier worker had reached.
+    in_a_row: u32,
+    /// Where the last failure was: after this step, or before the worker was ready.
+    place: Option<u64>,
+    /// Failures in a row in that place that the step may be blamed for.
+    same_place: u32,
+    furthest: u64,
+}
+
+impl Restarts {
+    /// A step is completed.
+    pub fn completed(&mut self, step: u64) {
+        if step > self.furthest {
+            self.furthest = step;
+            self.in_a_row = 0;
+        }
+    }
+
+    /// A worker failed for `cause` after `place` completed steps (`None`: before it was ready to train).
+    pub fn failed(&mut self, cause: &Cause, place: Option<u64>, max_restarts: u32) -> Verdict {
+        if cause.blames_step() {
+            self.same_place = if self.same_place > 0 && self.place == place { self.same_place + 1 } else { 1 };
+            self.place = place;
+        }
+        self.in_a_row += 1;
+        if self.same_place >= SAME_STEP {
+            let place = match place {
+                Some(step) => format!("in step {}", step + 1),
+                None => "before its first step".to_owned(),
+            };
+            return Verdict::GiveUp(format!("the worker failed {SAME_STEP} times in a row {place}: {cause}"));
+        }
+        if self.in_a_row > max_restarts {
+            return Verdict::GiveUp(format!(
+                "the worker was restarted {max_restarts} times in a row without a new step ([worker] max_restarts): {cause}"
+            ));
+        }
+        Verdict::After(match self.in_a_row {
+            1 => Duration::ZERO,
+            n => FIRST_WAIT.saturating_mul(1 << (n - 2).min(16)).min(LONGEST_WAIT),
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn crash() -> Cause {
+        Cause::Exited(1)
+    }
+
+    #[test]
+    fn the_first_restart_is_at_once_and_the_next_ones_wait_ever_longer_up_to_a_cap() {
+        let mut restarts = Restarts::default();
+        let waits: Vec<u128> = (0..12)
+            .map(|_| match restarts.failed(&Cause::Killed(9), Some(5), 100) {
+                Verdict::After(wait) => wait.as_millis(),
+                Verdict::GiveUp(reason) => panic!("{reason}"),
+            })
+            .collect();
+        assert_eq!(waits, [0, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000, 30000]);
+        restarts.completed(6);
+        assert_eq!(restarts.failed(&Cause::Killed(9), Some(6), 100), Verdict::After(Duration::ZERO));
+    }
+
+    #[test]
+    fn three_failures_in_a_row_in_the_same_step_end_the_run_with_step_and_cause() {
+        let mut restarts = Restarts::default();
+        for place in [7, 7, 8, 7, 7] {
+            assert!(matches!(restarts.failed(&crash(), Some(place), 10), Verdict::After(_)), "{place}");
+        }
+        let Verdict::GiveUp(reason) = restarts.failed(&crash(), Some(7), 10) else { panic!("it goes on") };
+        assert_eq!(reason, "the worker failed 3 times in a row in step 8: it exited with code 1");
+        let mut restarts = Restarts::default();
+        restarts.failed(&crash(), None, 10);
+        restarts.failed(&crash(), None, 10);
+        let Verdict::GiveUp(reason) = restarts.failed(&crash(), None, 10) else { panic!("it goes on") };
+        assert!(reason.contains("before its first step"), "{reason}");
+    }
+
+    #[test]
+    fn kills_from_outside_do_not_blame_the_step_but_the_kernel_killing_for_memory_does() {
+        let mut restarts = Restarts::default();
+        for _ in 0..10 {
+            assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), Verdict::After(_)));
+        }
+        assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), Verdict::GiveUp(_)));
+        let mut restarts = Restarts::default();
+        restarts.failed(&Cause::OutOfMemory, Some(3), 10);
+        restarts.failed(&Cause::OutOfMemory, Some(3), 10);
+        assert!(matches!(restarts.failed(&Cause::OutOfMemory, Some(3), 10), Verdict::GiveUp(_)));
+    }
+
+    #[test]
+    fn a_training_that_falls_back_further_than_it_gets_is_given_up() {
+        let mut restarts = Restarts::default();
+        restarts.completed(100);
+        for place in 0..4 {
+            restarts.completed(90 + place);
+            assert!(matches!(restarts.failed(&crash(), Some(90 + place), 4), Verdict::After(_)));
+        }
+        let Verdict::GiveUp(reason) = restarts.failed(&crash(), Some(95), 4) else { panic!("it goes on") };
+        assert!(reason.contains("4 times in a row without a new step"), "{reason}");
+    }
+}

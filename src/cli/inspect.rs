@@ -1,0 +1,142 @@
+//! `ckptd inspect`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::target::Target;
+use super::{code, output};
+use crate::error::Result;
+use crate::store::format::{FileRecord, TensorRecord};
+use crate::store::read::ChunkStat;
+use crate::store::{Manifest, Reader};
+
+/// Show what is in a snapshot: manifest, tensors, sizes and ratios.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The store's folder, or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    /// latest, best, a step number or a file.
+    snapshot: String,
+    #[arg(long)]
+    json: bool,
+}
+
+/// `--json`: the manifest, and with each tensor and file how it is stored.
+#[derive(Serialize)]
+struct Document<'a> {
+    id: &'a str,
+    path: PathBuf,
+    bytes: u64,
+    ratio: f64,
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    stored: Vec<Stored<'a>>,
+}
+
+#[derive(Default, Serialize)]
+struct Stored<'a> {
+    name: &'a str,
+    /// "file" for a carried file.
+    role: &'a str,
+    raw_bytes: u64,
+    encoded_bytes: u64,
+    ratio: f64,
+    /// Chunks by their coding.
+    codings: BTreeMap<&'static str, u64>,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let entry = target.store.find(&args.snapshot)?;
+    let reader = Reader::open(&entry.path)?;
+    let manifest = reader.manifest();
+    let document = Document {
+        id: &entry.id,
+        path: std::path::absolute(&entry.path).unwrap_or_else(|_| entry.path.clone()),
+        bytes: reader.file_bytes(),
+        ratio: output::ratio(manifest.raw_bytes, reader.file_bytes()),
+        manifest,
+        stored: stored(manifest, &reader.chunk_stats()?),
+    };
+    match args.json {
+        true => output::json(&document)?,
+        false => output::text(&describe(&document))?,
+    }
+    Ok(code::DONE)
+}
+
+fn stored<'a>(manifest: &'a Manifest, chunks: &[ChunkStat]) -> Vec<Stored<'a>> {
+    let of_tensor = |t: &'a TensorRecord| Stored { name: &t.meta.name, role: t.meta.role.name(), ..Stored::default() };
+    let of_file = |f: &'a FileRecord| Stored { name: &f.name, role: "file", ..Stored::default() };
+    let mut items: Vec<Stored> =
+        manifest.tensors.iter().map(of_tensor).chain(manifest.files.iter().map(of_file)).collect();
+    for chunk in chunks {
+        if let Some(item) = items.get_mut(chunk.item) {
+            item.raw_bytes += chunk.raw;
+            item.encoded_bytes += chunk.encoded;
+            *item.codings.entry(chunk.coding).or_default() += 1;
+        }
+    }
+    for item in &mut items {
+        item.ratio = output::ratio(item.raw_bytes, item.encoded_bytes);
+    }
+    items
+}
+
+fn describe(document: &Document) -> String {
+    let Manifest { train, metrics, provenance, .. } = document.manifest;
+    let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
+    let mut text = format!(
+        "{}  {}\n{}, {:.2}x smaller than {} of state\nroot {}\nrun {}, snapshot {}, {}, taken {} ({}){}\n\
+         step {}, {} tokens seen, epoch {} at {}, train loss {}, validation loss {}\n\
+         ckptd {}, libtorch {}, {} on {}\n",
+        document.id,
+        document.path.display(),
+        output::size(document.bytes),
+        document.ratio,
+        output::size(document.manifest.raw_bytes),
+        document.manifest.root,
+        document.manifest.run_id,
+        document.manifest.seq,
+        if document.manifest.healthy { "healthy" } else { "UNHEALTHY: not all values are finite" },
+        document.manifest.created_at,
+        provenance.reason,
+        document.manifest.parent.as_ref().map_or_else(String::new, |parent| format!(", after {parent}")),
+        train.step,
+        train.tokens_seen,
+        train.epoch,
+        train.position,
+        loss(metrics.train_loss),
+        loss(metrics.val_loss),
+        provenance.ckptd,
+        provenance.libtorch,
+        provenance.device,
+        provenance.host,
+    );
+    for (name, value) in &train.settings {
+        text.push_str(&format!("  {name} = {value}\n"));
+    }
+    let tensors = document.manifest.tensors.iter().map(|t| (t.meta.dtype.name(), format!("{:?}", t.meta.shape)));
+    let kinds = tensors.chain(std::iter::repeat(("-", "-".to_owned())));
+    let rows: Vec<Vec<String>> = document
+        .stored
+        .iter()
+        .zip(kinds)
+        .map(|(item, (dtype, shape))| {
+            let codings: Vec<String> = item.codings.iter().map(|(coding, n)| format!("{n} {coding}")).collect();
+            vec![
+                item.role.to_owned(),
+                item.name.to_owned(),
+                dtype.to_owned(),
+                shape,
+                output::size(item.raw_bytes),
+                format!("{:.2}x", item.ratio),
+                codings.join(", "),
+            ]
+        })
+        .collect();
+    text + &output::table(&["ROLE", "NAME", "DTYPE", "SHAPE", "SIZE", "RATIO", "CHUNKS"], &rows)
+}

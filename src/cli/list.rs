@@ -1,0 +1,155 @@
+//! `ckptd list`
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::target::Target;
+use super::{code, output};
+use crate::error::Result;
+use crate::store::{Entry, Quarantined, State, layout};
+
+/// Show the snapshots, newest first, with their state and why each is kept.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The store's folder, or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    #[arg(long)]
+    json: bool,
+}
+
+/// One snapshot in `--json`; the names are a contract. What cannot be read is null.
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    run: Option<String>,
+    seq: Option<u64>,
+    step: Option<u64>,
+    path: PathBuf,
+    bytes: u64,
+    raw_bytes: Option<u64>,
+    ratio: Option<f64>,
+    created_at: Option<Timestamp>,
+    state: &'static str,
+    healthy: Option<bool>,
+    root: Option<String>,
+    train_loss: Option<f64>,
+    val_loss: Option<f64>,
+    kept_because: Vec<String>,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let rows = rows(&Target::open(&args.target)?)?;
+    match args.json {
+        true => output::json(&rows)?,
+        false if rows.is_empty() => output::text("no snapshots yet\n")?,
+        false => output::text(&table(&rows))?,
+    }
+    Ok(code::DONE)
+}
+
+fn rows(target: &Target) -> Result<Vec<Row>> {
+    let plan = target.store.plan(&target.retention(), Timestamp::now())?;
+    let mut reasons: HashMap<String, Vec<String>> =
+        plan.into_iter().filter(|verdict| verdict.keep).map(|verdict| (verdict.id, verdict.reasons)).collect();
+    let mut rows: Vec<Row> = Vec::new();
+    for entry in target.store.entries()? {
+        let kept_because = reasons.remove(&entry.id).unwrap_or_default();
+        rows.push(of_entry(entry, kept_because));
+    }
+    rows.extend(target.store.quarantined()?.into_iter().map(of_quarantined));
+    Ok(rows)
+}
+
+fn of_entry(entry: Entry, mut kept_because: Vec<String>) -> Row {
+    let state = match &entry.state {
+        State::Verified => "verified",
+        State::Committed => "committed",
+        // Its next verification or resume moves it aside.
+        State::Damaged(reason) => {
+            kept_because = vec![format!("damaged: {reason}")];
+            "committed"
+        }
+    };
+    let manifest = entry.manifest.as_ref();
+    let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
+    Row {
+        run: manifest.map(|m| m.run_id.clone()),
+        seq: manifest.map(|m| m.seq),
+        step: manifest.map(|m| m.train.step).or_else(|| step_in(&entry.id)),
+        raw_bytes: manifest.map(|m| m.raw_bytes),
+        ratio: manifest.map(|m| output::ratio(m.raw_bytes, entry.bytes)),
+        created_at: manifest.map(|m| m.created_at),
+        healthy: manifest.map(|m| m.healthy),
+        root: manifest.map(|m| m.root.clone()),
+        train_loss: manifest.and_then(|m| finite(m.metrics.train_loss)),
+        val_loss: finite(entry.val_loss()),
+        path: absolute(&entry.path),
+        bytes: entry.bytes,
+        id: entry.id,
+        state,
+        kept_because,
+    }
+}
+
+fn of_quarantined(file: Quarantined) -> Row {
+    let id = file.name.split_once(".ckpt").map_or(file.name.as_str(), |(id, _)| id).to_owned();
+    Row {
+        run: None,
+        seq: None,
+        step: step_in(&id),
+        raw_bytes: None,
+        ratio: None,
+        created_at: None,
+        healthy: None,
+        root: None,
+        train_loss: None,
+        val_loss: None,
+        path: absolute(&file.path),
+        bytes: file.bytes,
+        id,
+        state: "quarantined",
+        kept_because: vec![format!("quarantined: {}", file.reason)],
+    }
+}
+
+fn step_in(id: &str) -> Option<u64> {
+    layout::step_of(id)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+fn table(rows: &[Row]) -> String {
+    let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.step.map_or_else(|| row.id.clone(), |step| step.to_string()),
+                match row.healthy {
+                    Some(false) => format!("{}, unhealthy", row.state),
+                    _ => row.state.to_owned(),
+                },
+                output::size(row.bytes),
+                row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x")),
+                figure(row.train_loss),
+                figure(row.val_loss),
+                row.created_at.map_or_else(|| "-".to_owned(), local_time),
+                match row.kept_because.as_slice() {
+                    [] => "nothing keeps it".to_owned(),
+                    reasons => reasons.join(", "),
+                },
+            ]
+        })
+        .collect();
+    output::table(&["STEP", "STATE", "SIZE", "RATIO", "LOSS", "VAL LOSS", "CREATED", "KEPT BECAUSE"], &cells)
+}
+
+fn local_time(at: Timestamp) -> String {
+    at.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}

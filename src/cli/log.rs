@@ -1,0 +1,84 @@
+//! How a run's log looks: sentences for people, or JSON objects with the figures as fields.
+
+use std::fmt;
+use std::io::IsTerminal;
+
+use clap::ValueEnum;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::agent::printer::Printer;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+/// Sends what is logged from now on to stderr, through a printer with a live line where that makes sense.
+pub fn start(format: Format, verbose: bool, quiet: bool) -> Printer {
+    let level = match (verbose, quiet) {
+        (true, _) => LevelFilter::DEBUG,
+        (_, true) => LevelFilter::WARN,
+        _ => LevelFilter::INFO,
+    };
+    let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    let printer = Printer::start(terminal && format == Format::Text && !quiet);
+    // A failing stderr must not be reported on stderr.
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(printer.clone())
+        .with_ansi(terminal)
+        .log_internal_errors(false);
+    // A second subscriber in one process is a test's; the first one stays.
+    let _ = match format {
+        // journald writes the time itself.
+        Format::Text => {
+            let clock = std::env::var_os("JOURNAL_STREAM").is_none();
+            builder.event_format(Sentence { clock }).try_init()
+        }
+        Format::Json => builder.json().flatten_event(true).with_target(false).try_init(),
+    };
+    printer
+}
+
+/// "12:34:56 verified step 1200: ...": the message alone, with its level where it is none of the usual.
+struct Sentence {
+    clock: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Sentence
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        if self.clock {
+            write!(line, "{} ", jiff::ZonedDateTime::now().strftime("%H:%M:%S"))?;
+        }
+        match *event.metadata().level() {
+            Level::ERROR => write!(line, "error: ")?,
+            Level::WARN => write!(line, "warning: ")?,
+            _ => {}
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        writeln!(line, "{}", message.0)
+    }
+}
+
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            // A control character from a worker's message must not steer the terminal.
+            let text = format!("{value:?}");
+            self.0 = text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '?' } else { c }).collect();
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What commands write: text and JSON on stdout, complaints on stderr, tables.
+//!
+//! Invariant: a reader that went away (`ckptd list | head -1`) is no error.
+
+use std::io::{ErrorKind, Write};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+pub fn text(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("writing", "stdout", e)),
+        _ => Ok(()),
+    }
+}
+
+pub fn json(document: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(document).map_err(|e| Error::Other(format!("writing JSON: {e}")))?;
+    text(&format!("{json}\n"))
+}
+
+pub fn complain(line: &str) {
+    // Nobody is left to tell when stderr fails.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Columns that are as wide as they need to be, the last one ragged.
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([head[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let body = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
+    std::iter::once(line(head.to_vec())).chain(body).collect()
+}
+
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).to_string()
+}
+
+/// How many times smaller than the raw bytes.
+pub fn ratio(raw_bytes: u64, bytes: u64) -> f64 {
+    (raw_bytes as f64 / bytes.max(1) as f64 * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell_and_lines_end_without_blanks() {
+        let rows = [vec!["1".into(), "a".into()], vec!["1000000".into(), String::new()]];
+        assert_eq!(super::table(&["STEP", "WHY"], &rows), "STEP     WHY\n1        a\n1000000\n");
+    }
+}

@@ -1,0 +1,46 @@
+//! `ckptd pin` and `ckptd unpin`
+
+use std::path::PathBuf;
+
+use super::target::Target;
+use super::{code, output};
+use crate::error::Result;
+
+/// Keep a snapshot whatever the retention policy says.
+#[derive(clap::Args)]
+pub struct PinArgs {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// Leave a pinned snapshot to the retention policy again.
+#[derive(clap::Args)]
+pub struct UnpinArgs {
+    #[command(flatten)]
+    args: Args,
+}
+
+#[derive(clap::Args)]
+struct Args {
+    /// The store's folder, or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    /// latest, best, a step number or a file.
+    snapshot: String,
+}
+
+pub fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let entry = target.store.find(&args.snapshot)?;
+    target.store.pin(&entry)?;
+    output::text(&format!("{} is pinned\n", entry.id))?;
+    Ok(code::DONE)
+}
+
+pub fn unpin(UnpinArgs { args }: &UnpinArgs) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let entry = target.store.find(&args.snapshot)?;
+    target.store.unpin(&entry)?;
+    output::text(&format!("{} is not pinned any more\n", entry.id))?;
+    Ok(code::DONE)
+}

@@ -1,0 +1,73 @@
+//! `ckptd prune`
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::target::Target;
+use super::{code, output};
+use crate::error::{Error, Result};
+use crate::store::Verdict;
+
+/// Delete what the retention policy does not keep; with --dry-run, show what that would be.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The store's folder (whose policy is the last run's), or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    /// Only show the plan.
+    #[arg(long)]
+    dry_run: bool,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: &'a str,
+    bytes: u64,
+    keep: bool,
+    reasons: &'a [String],
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let Some(retention) = target.config.as_ref().map(|config| &config.retention) else {
+        return Err(Error::Other(format!(
+            "no job has run in {}, so that its retention policy is not known; give the job file instead",
+            target.store.path().display()
+        )));
+    };
+    let plan = match args.dry_run {
+        true => target.store.plan(retention, Timestamp::now())?,
+        false => {
+            // A running daemon rotates by itself.
+            let _lock = target.store.lock("ckptd prune")?;
+            target.store.prune(retention, Timestamp::now())?
+        }
+    };
+    match args.json {
+        true => {
+            let rows = plan.iter().map(|v| Row { id: &v.id, bytes: v.bytes, keep: v.keep, reasons: &v.reasons });
+            output::json(&rows.collect::<Vec<_>>())?;
+        }
+        false => output::text(&describe(&plan, args.dry_run))?,
+    }
+    Ok(code::DONE)
+}
+
+fn describe(plan: &[Verdict], dry_run: bool) -> String {
+    let deletes = if dry_run { "would delete" } else { "deleted" };
+    let rows: Vec<Vec<String>> = plan
+        .iter()
+        .map(|v| {
+            let what = if v.keep { "keep" } else { deletes };
+            vec![what.to_owned(), v.id.clone(), output::size(v.bytes), v.reasons.join(", ")]
+        })
+        .collect();
+    let gone: Vec<u64> = plan.iter().filter(|v| !v.keep).map(|v| v.bytes).collect();
+    let total = output::size(gone.iter().sum());
+    let table = output::table(&["", "SNAPSHOT", "SIZE", "BECAUSE"], &rows);
+    format!("{table}{deletes} {} of {} snapshots, {total}\n", gone.len(), plan.len())
+}

@@ -1,0 +1,44 @@
+//! `ckptd run`
+
+use std::path::PathBuf;
+
+use super::{code, log};
+use crate::agent::{self, Outcome};
+use crate::config::Config;
+use crate::error::Result;
+
+/// Train, snapshot, verify, rotate and resume, in the foreground.
+///
+/// Exits with 0 when the training is complete and its last snapshot verified, with 75 when the session is over and the
+/// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, a second one at once; SIGUSR1 takes a
+/// snapshot.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The job file; `ckptd init` writes one to start from.
+    config: PathBuf,
+    /// Go on although settings that change the arithmetic differ from the snapshot's.
+    #[arg(long)]
+    accept_changes: bool,
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: log::Format,
+    /// Say more, the worker's stderr included.
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Say only what is wrong.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let config = Config::load(&args.config)?;
+    let printer = log::start(args.log_format, args.verbose, args.quiet);
+    let outcome = agent::run(config, args.accept_changes, &printer);
+    if let (Err(error), log::Format::Json) = (&outcome, args.log_format) {
+        tracing::error!("{error}");
+    }
+    printer.finish();
+    match outcome? {
+        Outcome::Finished => Ok(code::DONE),
+        Outcome::Resume => Ok(code::RESUME_LATER),
+    }
+}

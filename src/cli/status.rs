@@ -1,0 +1,105 @@
+//! `ckptd status`
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use super::target::Target;
+use super::{code, output};
+use crate::agent::progress::{
+    self, Counts, Report, SessionReport, SnapshotReport, SnapshotState, StallReport, State, WorkerReport,
+};
+use crate::agent::status::ask;
+use crate::error::Result;
+use crate::store;
+
+/// Show what a running or stopped job is doing.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The store's folder, or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let live = match &target.config {
+        Some(config) => ask(&config.status.socket)?,
+        None => None,
+    };
+    let report = match live {
+        Some(report) => report,
+        None => of_files(&target)?,
+    };
+    match args.json {
+        true => output::json(&report)?,
+        false => output::text(&describe(&report))?,
+    }
+    Ok(code::DONE)
+}
+
+/// What the store's files say while no daemon runs.
+fn of_files(target: &Target) -> Result<Report> {
+    let now = Timestamp::now();
+    let entries = target.store.entries()?;
+    let newest = entries.iter().find(|e| e.own && e.healthy());
+    let manifest = newest.and_then(|e| e.manifest.as_ref());
+    let total_steps = target.config.as_ref().map(|config| config.train.steps);
+    let step = newest.map_or(0, store::Entry::step);
+    let is_verified = |e: &&store::Entry| e.state == store::State::Verified;
+    let finished = total_steps.is_some_and(|total| step >= total) && newest.is_some_and(|e| is_verified(&e));
+    Ok(Report {
+        state: if finished { State::Finished } else { State::Stopped },
+        step,
+        total_steps,
+        loss: manifest.and_then(|m| m.metrics.train_loss).filter(|loss| loss.is_finite()),
+        tokens_per_second: None,
+        session: SessionReport::default(),
+        last_snapshot: newest.zip(manifest).map(|(entry, manifest)| SnapshotReport {
+            id: entry.id.clone(),
+            age_seconds: now.duration_since(manifest.created_at).as_secs_f64().max(0.0).round(),
+            state: match is_verified(&entry) {
+                true => SnapshotState::Verified,
+                false => SnapshotState::Committed,
+            },
+        }),
+        snapshots: Counts {
+            committed: entries.len() as u64,
+            verified: entries.iter().filter(is_verified).count() as u64,
+            quarantined: target.store.quarantined()?.len() as u64,
+            ..Counts::default()
+        },
+        stall_ms: StallReport::default(),
+        worker: WorkerReport::default(),
+    })
+}
+
+fn describe(report: &Report) -> String {
+    let age = |seconds: f64| progress::duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let state = format!("{:?}", report.state).to_lowercase();
+    let total = report.total_steps.map_or_else(String::new, |total| format!(" of {total}"));
+    let loss = report.loss.map_or_else(String::new, |loss| format!(", loss {loss:.4}"));
+    let speed = report.tokens_per_second.map_or_else(String::new, |speed| format!(", {speed} tokens/s"));
+    let mut lines = vec![format!("{state}: step {}{total}{loss}{speed}", report.step)];
+    lines.push(match &report.last_snapshot {
+        Some(last) => {
+            let state = format!("{:?}", last.state).to_lowercase();
+            format!("last snapshot: {}, {state}, {} old", last.id, age(last.age_seconds))
+        }
+        None => "last snapshot: none".to_owned(),
+    });
+    let Counts { committed, verified, skipped, failed, quarantined } = report.snapshots;
+    lines.push(format!(
+        "snapshots: {committed} committed, {verified} verified, {skipped} skipped, {failed} failed, {quarantined} quarantined"
+    ));
+    if let StallReport { p50: Some(p50), p99: Some(p99) } = report.stall_ms {
+        lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %)"));
+    }
+    lines.extend(report.session.seconds_left.map(|left| format!("session: {} left", age(left))));
+    if let Some(pid) = report.worker.pid {
+        lines.push(format!("worker: process {pid}, restarted {} times", report.worker.restarts));
+    }
+    lines.join("\n") + "\n"
+}

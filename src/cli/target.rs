@@ -1,0 +1,45 @@
+//! What a command is about: a store by its folder, or a job by its config.
+
+use std::path::Path;
+
+use crate::config::{Config, Retention};
+use crate::error::{Error, Result};
+use crate::store::Store;
+
+/// A store with the job that runs in it, where that is known.
+pub struct Target {
+    pub store: Store,
+    pub config: Option<Config>,
+}
+
+impl Target {
+    /// `path` is a store's folder, whose job is the one that ran in it last, or a config file.
+    pub fn open(path: &Path) -> Result<Target> {
+        if path.is_dir() {
+            let store = Store::open(path)?;
+            let config = store.job()?;
+            return Ok(Target { store, config });
+        }
+        if !path.exists() {
+            return Err(Error::NotFound(format!(
+                "{} is not there; give a store's folder or a config file",
+                path.display()
+            )));
+        }
+        let config = Config::load(path)?;
+        if !config.job.store.exists() {
+            return Err(Error::NotFound(format!(
+                "the job of {} has no store yet; `ckptd run {}` makes {}",
+                path.display(),
+                path.display(),
+                config.job.store.display()
+            )));
+        }
+        Ok(Target { store: Store::open(&config.job.store)?, config: Some(config) })
+    }
+
+    /// The job's retention, or what is the default of one.
+    pub fn retention(&self) -> Retention {
+        self.config.as_ref().map_or_else(Retention::default, |config| config.retention.clone())
+    }
+}

@@ -1,0 +1,96 @@
+//! `ckptd verify`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::target::Target;
+use super::{code, output};
+use crate::error::{Error, Result};
+use crate::store::verify::read_back;
+use crate::store::{Entry, Store};
+
+/// Read snapshots back from the disk, every byte, and say which fall short (exit code 1).
+#[derive(clap::Args)]
+pub struct Args {
+    /// The store's folder, or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    /// latest, best, a step number or a file; all of them if none is named.
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    path: PathBuf,
+    bytes: u64,
+    verified: bool,
+    /// Why it is not.
+    reason: Option<String>,
+    root: Option<String>,
+    seconds: f64,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let entries = match args.snapshots.as_slice() {
+        [] => target.store.entries()?,
+        named => named.iter().map(|spec| target.store.find(spec)).collect::<Result<_>>()?,
+    };
+    let mut rows = Vec::new();
+    for entry in entries {
+        let row = match judge(&target.store, &entry) {
+            // Rotation was faster.
+            Err(Error::NotFound(_)) if args.snapshots.is_empty() => continue,
+            row => row?,
+        };
+        if !args.json {
+            output::text(&describe(&row))?;
+        }
+        rows.push(row);
+    }
+    match args.json {
+        true => output::json(&rows)?,
+        false if rows.is_empty() => output::text("no snapshots yet\n")?,
+        false => {}
+    }
+    Ok(if rows.iter().all(|row| row.verified) { code::DONE } else { code::FALLS_SHORT })
+}
+
+fn judge(store: &Store, entry: &Entry) -> Result<Row> {
+    let began = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let inside = entry.path.parent().is_some_and(|folder| folder.parent() == Some(store.path()));
+    // A file from elsewhere is read back all the same, but no receipt in this store speaks of it.
+    let root = match inside {
+        true => store.verify(entry, threads, &|_| true).map(|receipt| receipt.root),
+        false => read_back(&entry.path, threads, &|_| true).map(|reader| reader.manifest().root.clone()),
+    };
+    let (root, reason) = match root {
+        Ok(root) => (Some(root), None),
+        Err(Error::NotFound(what)) => return Err(Error::NotFound(what)),
+        Err(Error::Damaged { reason, .. }) => (None, Some(reason)),
+        Err(e) => (None, Some(e.to_string())),
+    };
+    Ok(Row {
+        id: entry.id.clone(),
+        path: std::path::absolute(&entry.path).unwrap_or_else(|_| entry.path.clone()),
+        bytes: entry.bytes,
+        verified: reason.is_none(),
+        reason,
+        root,
+        seconds: (began.elapsed().as_secs_f64() * 1e3).round() / 1e3,
+    })
+}
+
+fn describe(row: &Row) -> String {
+    match &row.reason {
+        None => format!("{}: verified, {} in {:.1} s\n", row.id, output::size(row.bytes), row.seconds),
+        Some(reason) => format!("{}: falls short: {reason}\n", row.id),
+    }
+}

@@ -1,0 +1,125 @@
+//! The memory of a state: one anonymous mapping per set of homes, in huge pages where the kernel grants them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use ckptd::{Error, Result};
+use memmap2::{Advice, MmapMut};
+
+/// Homes begin at multiples of this, so that vectors and cache lines are aligned.
+const ALIGN: usize = 64;
+const HUGE_PAGE: usize = 2 << 20;
+const PAGE: usize = 4096;
+
+/// One mapping, cut into homes.
+pub struct Slab {
+    // Owns the mapping; all access goes through `base`.
+    _map: MmapMut,
+    base: *mut u8,
+    bytes: usize,
+    /// Everything below this offset is faulted in.
+    faulted: AtomicUsize,
+}
+
+// SAFETY: `base` points into the mapping that the slab owns; what lies in it is accessed through homes.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+/// The memory of one tensor. Who may write it is ruled by its `Arc`: only who holds the sole one, or the update
+/// that the module above serialises.
+pub struct Home {
+    slab: Arc<Slab>,
+    offset: usize,
+    length: usize,
+}
+
+impl Slab {
+    /// Zeroed homes of these lengths in bytes. Their pages are not faulted in yet.
+    // The list is the slab: nobody needs it without its homes.
+    #[allow(clippy::new_ret_no_self)]
+    pub fn new(lengths: &[usize]) -> Result<Vec<Home>> {
+        let mut offsets = Vec::with_capacity(lengths.len());
+        let mut bytes = 0usize;
+        for &length in lengths {
+            offsets.push(bytes);
+            bytes = bytes.checked_add(length).and_then(|end| end.checked_next_multiple_of(ALIGN)).unwrap_or(usize::MAX);
+        }
+        let mapped = MmapMut::map_anon(bytes.saturating_add(HUGE_PAGE));
+        let mut map = mapped.map_err(|e| Error::Other(format!("no memory for a state of {bytes} bytes: {e}")))?;
+        // Without huge pages it is slower, not wrong.
+        let _ = map.advise(Advice::HugePage);
+        let start = map.as_mut_ptr();
+        let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
+        let slab = Arc::new(Slab { _map: map, base, bytes, faulted: AtomicUsize::new(0) });
+        let homes = offsets.into_iter().zip(lengths);
+        Ok(homes.map(|(offset, &length)| Home { slab: slab.clone(), offset, length }).collect())
+    }
+
+    /// Faults in `[from, to)` without changing its contents, also while others write there.
+    fn fault_in(&self, from: usize, to: usize) {
+        for offset in (from / PAGE * PAGE..to).step_by(PAGE) {
+            // SAFETY: the offset lies in the mapping. An atomic "or 0" takes the page for writing and leaves the byte
+            // as it is, whoever else writes beside it.
+            unsafe { AtomicU8::from_ptr(self.base.add(offset)).fetch_or(0, Ordering::Relaxed) };
+        }
+    }
+}
+
+impl Home {
+    pub fn slab(&self) -> Arc<Slab> {
+        self.slab.clone()
+    }
+
+    pub fn elements(&self) -> usize {
+        self.length / 4
+    }
+
+    pub fn floats(&self) -> *mut f32 {
+        // Within the mapping, whose base is aligned.
+        self.slab.base.wrapping_add(self.offset).cast()
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: within the mapping, which lives as long as the home; a home that others hold is not written.
+        unsafe { std::slice::from_raw_parts(self.floats().cast(), self.length) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: within the mapping; homes do not overlap, and this one is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.floats().cast(), self.length) }
+    }
+
+    /// Takes the page faults now that the background has not come to yet.
+    pub fn fault_in(&self) {
+        let end = self.offset + self.length;
+        if self.slab.faulted.load(Ordering::Acquire) < end {
+            self.slab.fault_in(self.offset, end);
+        }
+    }
+}
+
+/// Faults the slab's pages in on a thread of low priority, so that the training thread need not.
+pub fn fault_in_background(slab: Arc<Slab>) {
+    let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
+        lower_priority();
+        while let from @ 0.. = slab.faulted.load(Ordering::Acquire)
+            && from < slab.bytes
+        {
+            let to = (from + HUGE_PAGE).min(slab.bytes);
+            slab.fault_in(from, to);
+            slab.faulted.store(to, Ordering::Release);
+        }
+    });
+    // Without the thread the faults fall on the first snapshot's update: slower, not wrong.
+    drop(spawned);
+}
+
+/// On Linux a nice value is a thread's own.
+fn lower_priority() {
+    // SAFETY: plain system calls on the calling thread.
+    unsafe {
+        let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
+        libc::setpriority(libc::PRIO_PROCESS, thread, 15);
+    }
+}

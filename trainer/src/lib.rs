@@ -1,0 +1,21 @@
+//! ckptd's GPT-2 worker as a library: `main.rs` is the program over these modules.
+//!
+//! Modules in reading order: [`job`] (from a config to a training that is ready), [`train`] (the training loop),
+//! [`snapshots`] (taking them meanwhile), [`events`] (what the agent is told and says); below them [`device`] (where
+//! and with how many threads), [`gpt2`] (the model and its gradients), [`capture`] (the training state and snapshots of
+//! it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on), [`rng`],
+//! [`schedule`], [`probe`] (what a model answers).
+
+pub mod capture;
+pub mod data;
+pub mod device;
+pub mod events;
+pub mod gpt2;
+pub mod job;
+pub mod optim;
+pub mod probe;
+pub mod rng;
+pub mod schedule;
+pub mod snapshots;
+pub mod tokens;
+pub mod train;

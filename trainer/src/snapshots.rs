@@ -1,0 +1,231 @@
+//! Snapshots of the running training: captured on whatever thread asks, encoded and committed on one of their own.
+//!
+//! Invariant: at most one snapshot is in flight, from its capture to its last fsync; another request meanwhile is
+//! skipped and told, not queued. A commit that fails costs that snapshot and nothing else.
+//! Deliberately not here: when to ask (the agent, the training loop), how capture and commit work.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ckptd::protocol::Event;
+use ckptd::snapshot::{CarriedFile, Provenance, Snapshot, TrainState};
+use ckptd::store::{CommitOptions, Store, commit};
+use ckptd::{Error, Result};
+
+use crate::capture::{Capture, Capturer};
+use crate::events::Events;
+
+/// What every snapshot of this session has in common.
+pub struct Settings {
+    pub store: Store,
+    pub run_id: String,
+    pub next_seq: u64,
+    pub level: u8,
+    pub threads: usize,
+    /// The state that the store holds already, and its root: what the session resumed from.
+    pub resumed: Option<(TrainState, String)>,
+    pub files: Vec<CarriedFile>,
+    pub provenance: Provenance,
+}
+
+/// Takes snapshots; clones go to other threads.
+#[derive(Clone)]
+pub struct Snapshots {
+    capturer: Capturer,
+    jobs: SyncSender<Job>,
+    flight: Arc<Flight>,
+    events: Events,
+}
+
+/// What is in flight and what is durable.
+struct Flight {
+    state: Mutex<Durable>,
+    landed: Condvar,
+}
+
+struct Durable {
+    in_flight: bool,
+    /// The newest state that is durable.
+    newest: Option<TrainState>,
+}
+
+struct Job {
+    capture: Capture,
+    reason: String,
+    /// The first one of a session or the last before an end is encoded at full priority.
+    urgent: bool,
+    outcome: Option<SyncSender<Result<()>>>,
+}
+
+impl Snapshots {
+    pub fn new(capturer: Capturer, settings: Settings, events: Events) -> Result<Snapshots> {
+        let newest = settings.resumed.as_ref().map(|(train, _)| train.clone());
+        let flight = Arc::new(Flight {
+            state: Mutex::new(Durable { in_flight: false, newest }),
+            landed: Condvar::new(),
+        });
+        let (jobs, receiver) = sync_channel(1);
+        let committer = Committer {
+            parent: settings.resumed.as_ref().map(|(_, root)| root.clone()),
+            settings,
+            flight: flight.clone(),
+            events: events.clone(),
+            expected_bytes: 0,
+        };
+        std::thread::Builder::new()
+            .name("snapshots".into())
+            .spawn(move || committer.run(receiver))
+            .map_err(|e| Error::io("starting a thread for", PathBuf::from("snapshots"), e))?;
+        Ok(Snapshots { capturer, jobs, flight, events })
+    }
+
+    /// Captures the state as it is now, and returns; the rest happens in the background.
+    pub fn take(&self, reason: &str) {
+        let mut durable = self.flight.lock();
+        if durable.in_flight {
+            let step = self.capturer.step();
+            self.events.send(Event::SnapshotSkipped { step, reason: reason.into() });
+            return;
+        }
+        match self.capture(&durable) {
+            Ok(Some(capture)) => {
+                durable.in_flight = true;
+                drop(durable);
+                self.launch(capture, reason, false, None);
+            }
+            // Nothing has happened since the last one.
+            Ok(None) => {}
+            Err(e) => self.failed(&e),
+        }
+    }
+
+    /// Steps completed.
+    pub fn step(&self) -> u64 {
+        self.capturer.step()
+    }
+
+    /// Makes the newest state durable, and returns when it is: waits for what is in flight, then takes what is newer.
+    pub fn take_last(&self, reason: &str) -> Result<()> {
+        self.take_and_wait(reason, false)
+    }
+
+    /// Keeps the state for a look at what went wrong, also where the same state is durable as a healthy one.
+    pub fn take_post_mortem(&self) -> Result<()> {
+        self.take_and_wait("post-mortem", true)
+    }
+
+    fn take_and_wait(&self, reason: &str, even_if_durable: bool) -> Result<()> {
+        let mut durable = self.flight.lock();
+        while durable.in_flight {
+            durable = self.flight.landed.wait(durable).unwrap_or_else(PoisonError::into_inner);
+        }
+        if even_if_durable {
+            durable.newest = None;
+        }
+        let Some(capture) = self.capture(&durable).inspect_err(|e| self.failed(e))? else { return Ok(()) };
+        durable.in_flight = true;
+        drop(durable);
+        let (outcome, landed) = sync_channel(1);
+        self.launch(capture, reason, true, Some(outcome));
+        landed.recv().unwrap_or_else(|_| Err(Error::Other("the thread that commits snapshots died".into())))
+    }
+
+    /// The state as it is now, unless that is durable already.
+    fn capture(&self, durable: &Durable) -> Result<Option<Capture>> {
+        // Handles of the snapshot before are dropped before it lands, so none is in flight here.
+        let capture = self.capturer.capture()?.ok_or_else(|| Error::Other("a snapshot is held twice".into()))?;
+        Ok(Some(capture).filter(|c| durable.newest.as_ref() != Some(&c.train)))
+    }
+
+    fn launch(&self, capture: Capture, reason: &str, urgent: bool, outcome: Option<SyncSender<Result<()>>>) {
+        let capture_ms = capture.capture_time.as_secs_f64() * 1e3;
+        self.events.send(Event::SnapshotStarted { step: capture.train.step, reason: reason.into(), capture_ms });
+        // The channel has room: only one is in flight. The committer lives as long as the process.
+        let _ = self.jobs.send(Job { capture, reason: reason.into(), urgent, outcome });
+    }
+
+    fn failed(&self, error: &Error) {
+        let (step, what) = (self.capturer.step(), error.to_string());
+        self.events.send(Event::SnapshotFailed { step, what, disk_full: false });
+    }
+}
+
+impl Flight {
+    fn lock(&self) -> MutexGuard<'_, Durable> {
+        // Every change under this lock is one assignment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread that commits.
+struct Committer {
+    settings: Settings,
+    parent: Option<String>,
+    flight: Arc<Flight>,
+    events: Events,
+    expected_bytes: u64,
+}
+
+impl Committer {
+    fn run(mut self, jobs: Receiver<Job>) {
+        for job in jobs {
+            let (step, train) = (job.capture.train.step, job.capture.train.clone());
+            let outcome = self.commit(job.capture, &job.reason, job.urgent);
+            if let Err(e) = &outcome {
+                let disk_full = matches!(e, Error::NoSpace { .. });
+                self.events.send(Event::SnapshotFailed { step, what: e.to_string(), disk_full });
+            }
+            let mut durable = self.flight.lock();
+            durable.in_flight = false;
+            if outcome.is_ok() {
+                durable.newest = Some(train);
+            }
+            drop(durable);
+            self.flight.landed.notify_all();
+            if let Some(waiting) = job.outcome {
+                let _ = waiting.send(outcome);
+            }
+        }
+    }
+
+    fn commit(&mut self, capture: Capture, reason: &str, urgent: bool) -> Result<()> {
+        let settings = &self.settings;
+        let options = CommitOptions {
+            parent: self.parent.clone(),
+            level: settings.level,
+            threads: settings.threads,
+            background: !urgent,
+            expected_bytes: self.expected_bytes,
+            ..CommitOptions::new(&settings.run_id, settings.next_seq)
+        };
+        // A number is used once, also by a commit that fails.
+        self.settings.next_seq += 1;
+        let settings = &self.settings;
+        let stall = capture.stall_meter();
+        let capture_ms = capture.capture_time.as_secs_f64() * 1e3;
+        let step = capture.train.step;
+        let snapshot = Snapshot {
+            tensors: capture.tensors,
+            train: capture.train,
+            metrics: capture.metrics,
+            provenance: Provenance { reason: reason.into(), ..settings.provenance.clone() },
+            files: settings.files.clone(),
+        };
+        let done = commit(&settings.store, snapshot, &options)?;
+        self.parent = Some(done.root);
+        // A little more than before, so that the reservation seldom falls short.
+        self.expected_bytes = done.bytes + done.bytes / 64;
+        self.events.send(Event::Committed {
+            step,
+            seq: options.seq,
+            path: done.path,
+            bytes: done.bytes,
+            raw_bytes: done.raw_bytes,
+            capture_ms,
+            write_ms: done.write_ms,
+            stall_ms: stall.stall().as_secs_f64() * 1e3,
+        });
+        Ok(())
+    }
+}
