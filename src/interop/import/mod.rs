@@ -72,7 +72,7 @@ pub fn load(from: &Path, target: &Path, model: Option<&Path>, progress: &dyn Pro
         parts::Kind::Bundle => {
             let folder = output::Scratch::beside(target)?;
             bundle::unpack_into(from, folder.path(), progress)?;
-            let parts = parts::folder(folder.path())?;
+            let parts = parts::folder(folder.path()).map_err(|e| within(e, folder.path(), from))?;
             scratch = Some(folder);
             parts
         }
@@ -81,6 +81,19 @@ pub fn load(from: &Path, target: &Path, model: Option<&Path>, progress: &dyn Pro
         parts.add_companions(model)?;
     }
     assemble::assemble(parts, from, scratch, progress)
+}
+
+/// An error about a bundle's unpacked file as one about the bundle, which is what the user knows.
+fn within(error: Error, folder: &Path, bundle: &Path) -> Error {
+    let said = error.to_string().replace(&folder.display().to_string(), &bundle.display().to_string());
+    match error {
+        Error::NotFound(_) => Error::NotFound(said),
+        Error::Mismatch { path, reason } => match path.strip_prefix(folder) {
+            Ok(name) => Error::Mismatch { path: bundle.join(name), reason },
+            Err(_) => Error::Mismatch { path, reason },
+        },
+        _ => Error::Other(said),
+    }
 }
 
 /// Whether a snapshot file lies at `path`.
