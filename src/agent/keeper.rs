@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tracing::{debug, warn};
@@ -28,24 +28,36 @@ pub enum Task {
 }
 
 pub struct Keeper {
-    tasks: mpsc::Sender<Task>,
+    /// `None` once it was told to finish.
+    tasks: Option<mpsc::Sender<Task>>,
+    /// Closed by the thread's end.
+    end: mpsc::Receiver<()>,
 }
 
 impl Keeper {
-    /// Starts the thread; it ends with this handle, or with the process in the middle of its work, which leaves
-    /// nothing half done.
+    /// Starts the thread. It may end with the process in the middle of its work: each step of it is whole or absent.
     pub fn start(store: Arc<Store>, inputs: tokio::sync::mpsc::Sender<Input>) -> Result<Keeper> {
         let (tasks, queue) = mpsc::channel();
+        let (ends, end) = mpsc::channel();
         std::thread::Builder::new()
             .name("keeper".into())
-            .spawn(move || keep(&store, &queue, &inputs))
+            .spawn(move || {
+                keep(&store, &queue, &inputs);
+                drop(ends);
+            })
             .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
-        Ok(Keeper { tasks })
+        Ok(Keeper { tasks: Some(tasks), end })
     }
 
     pub fn give(&self, task: Task) {
-        // The thread outlives this handle.
-        let _ = self.tasks.send(task);
+        // The thread ends only after this handle does.
+        let _ = self.tasks.as_ref().map(|tasks| tasks.send(task));
+    }
+
+    /// Lets it complete what it does, for at most `timeout`.
+    pub fn finish(&mut self, timeout: Duration) {
+        self.tasks = None;
+        let _ = self.end.recv_timeout(timeout);
     }
 }
 

@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tracing::info;
+use tracing::{info, warn};
 
 pub use job::Outcome;
-use job::{Action, Event, Job, Signal};
+use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
 use printer::{Panel, Printer};
 use progress::{Progress, Report};
@@ -51,6 +51,9 @@ const PANEL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a killed worker is waited for at the end.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a rotation under way is waited for at the end.
+const KEEPER_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Runs the job in the foreground, from the lock to the end of the session.
 pub fn run(config: Config, accept_changes: bool, printer: &Printer) -> Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,7 +67,7 @@ pub fn run(config: Config, accept_changes: bool, printer: &Printer) -> Result<Ou
 }
 
 async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Result<Outcome> {
-    let began = Instant::now();
+    let began = Now::read();
     let (inputs, queue) = mpsc::channel(QUEUE);
     listen_to_signals(&inputs)?;
     let mut queue = Queue { inputs: queue };
@@ -73,8 +76,15 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
     store.clean_staging()?;
     let run_id = start::run_id(&store)?;
     store.set_job(&config)?;
-    let socket = status::StatusSocket::bind(&config.status.socket)?;
-    let server = tokio::spawn(socket.serve(inputs.clone()));
+    let server = match status::StatusSocket::bind(&config.status.socket) {
+        Ok(socket) => tokio::spawn(socket.serve(inputs.clone())),
+        Err(error @ Error::Config(_)) => return Err(error),
+        Err(error) => {
+            // Some shared and cloud file systems know no sockets, which is no reason not to train.
+            warn!("{error}; `ckptd status` will show the store's files only");
+            tokio::spawn(std::future::ready(()))
+        }
+    };
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
     let keeper = Keeper::start(store, inputs.clone())?;
     let (job, actions) = Job::new(config.clone(), run_id, accept_changes, began);
@@ -124,16 +134,18 @@ impl Agent {
             }
             if let Some(outcome) = outcome {
                 self.bury(queue).await;
+                // A rotation that has begun is better completed, but it must not hold up the end.
+                self.keeper.finish(if self.job.is_settled() { KEEPER_TIMEOUT } else { Duration::ZERO });
                 return outcome;
             }
             show.update(self.job.progress(), Instant::now());
-            let wake_at = [self.job.wake_at(Instant::now()), show.wake_at()].into_iter().flatten().min();
+            let wake_at = [self.job.wake_at(Now::read()), show.wake_at()].into_iter().flatten().min();
             actions = match queue.next(wake_at).await {
                 Input::Job(event) => {
                     if matches!(event, Event::Exited(_)) {
                         self.worker = None;
                     }
-                    self.job.on(event, Instant::now())
+                    self.job.on(event, Now::read())
                 }
                 Input::Status(reply) => {
                     let _ = reply.send(self.job.progress().report(Timestamp::now()));
@@ -159,7 +171,7 @@ impl Agent {
                     Err(error) => Event::NotStarted(error),
                 };
                 // Neither asks for more than to end.
-                let more = self.job.on(event, Instant::now());
+                let more = self.job.on(event, Now::read());
                 return more.into_iter().find_map(|action| self.act(action));
             }
             Action::Send(command) => {

@@ -148,27 +148,41 @@ mod tests {
     use super::*;
     use crate::agent::progress::Progress;
 
-    /// A socket whose job answers from an empty account, and the thread that it runs on.
-    fn serve(path: &Path) -> std::thread::JoinHandle<()> {
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let path = path.to_path_buf();
-        let server = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let (inputs, mut queue) = mpsc::channel(4);
-                let server = tokio::spawn(StatusSocket::bind(&path).unwrap().serve(inputs));
-                ready.send(()).unwrap();
-                if let Some(Input::Status(reply)) = queue.recv().await {
-                    reply.send(Progress::new(7).report(jiff::Timestamp::now())).unwrap();
-                }
-                // The answer is written by a task of its own.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                server.abort();
-                let _ = server.await;
+    /// A socket whose job answers from an empty account for as long as this lives.
+    struct Server {
+        stop: Option<oneshot::Sender<()>>,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Server {
+        fn start(path: &Path) -> Server {
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            let (stop, stopped) = oneshot::channel();
+            let path = path.to_path_buf();
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let (inputs, mut queue) = mpsc::channel(4);
+                    let server = tokio::spawn(StatusSocket::bind(&path).unwrap().serve(inputs));
+                    ready.send(()).unwrap();
+                    let answer = async {
+                        while let Some(Input::Status(reply)) = queue.recv().await {
+                            reply.send(Progress::new(7).report(jiff::Timestamp::now())).unwrap();
+                        }
+                    };
+                    tokio::select! { () = answer => {}, _ = stopped => {} }
+                    server.abort();
+                    let _ = server.await;
+                });
             });
-        });
-        is_ready.recv().unwrap();
-        server
+            is_ready.recv().unwrap();
+            Server { stop: Some(stop), thread: Some(thread) }
+        }
+
+        fn end(&mut self) {
+            self.stop.take().unwrap().send(()).unwrap();
+            self.thread.take().unwrap().join().unwrap();
+        }
     }
 
     #[test]
@@ -177,10 +191,10 @@ mod tests {
         let deep = folder.path().join("d".repeat(200));
         std::fs::create_dir(&deep).unwrap();
         let path = deep.join("status.sock");
-        let server = serve(&path);
+        let mut server = Server::start(&path);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(ask(&path).unwrap().unwrap().total_steps, Some(7));
-        server.join().unwrap();
+        server.end();
         assert!(!path.exists(), "the socket outlived its server");
     }
 
@@ -188,13 +202,13 @@ mod tests {
     fn clients_that_say_nothing_or_nonsense_delay_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("status.sock");
-        let server = serve(&path);
+        let mut server = Server::start(&path);
         let silent: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(&path).unwrap()).collect();
         let mut nonsense = UnixStream::connect(&path).unwrap();
         nonsense.write_all(b"\xff\x00{\n").unwrap();
         assert_eq!(ask(&path).unwrap().unwrap().total_steps, Some(7));
         drop(silent);
-        server.join().unwrap();
+        server.end();
     }
 
     #[test]

@@ -43,13 +43,10 @@ impl Worker {
             [] => vec![default_program()?.to_string_lossy().into_owned()],
             given => given.to_vec(),
         };
-        let mut child = tokio::process::Command::new(&command[0])
-            .args(&command[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C in the terminal is for the agent alone, which ends the worker in good order.
-            .process_group(0)
+        let mut process = tokio::process::Command::new(&command[0]);
+        process.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for_the_agent_alone(&mut process);
+        let mut child = process
             .spawn()
             .map_err(|e| Error::Other(format!("starting the worker {}: {e}; see [worker] command", command[0])))?;
         let pid = child.id().unwrap_or_default();
@@ -76,6 +73,21 @@ impl Worker {
     pub async fn gone(self) {
         let _ = self.watcher.await;
     }
+}
+
+/// Ctrl-C in a terminal, and what Slurm or a service manager send to every process of a job, is for the agent, which
+/// ends the worker in good order. A worker that has handlers of its own for them still may.
+fn for_the_agent_alone(process: &mut tokio::process::Command) {
+    process.process_group(0);
+    let ignore = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2] {
+            // SAFETY: signal(2) is async-signal-safe, and SIG_IGN is no handler that could run.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `ignore` only calls signal(2); it allocates and locks nothing.
+    unsafe { process.pre_exec(ignore) };
 }
 
 /// `ckptd-gpt2` beside this program, else in PATH.

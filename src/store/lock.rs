@@ -6,13 +6,14 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::fs::Dir;
-use super::layout;
+use super::{Store, layout};
 use crate::error::{Error, Result};
 
 /// Held until it is dropped here and in every child that was started meanwhile.
@@ -46,6 +47,22 @@ impl Lock {
         // The content serves messages only, so a failure to write it is none to lock.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(json.as_bytes()));
         Ok(Lock { _file: file })
+    }
+}
+
+impl Store {
+    /// The processes that have the lock file open, as far as this process may see them.
+    pub fn lock_holders(&self) -> Vec<u32> {
+        let Ok(Some(lock)) = self.dir.stat(layout::LOCK) else { return Vec::new() };
+        let is_lock = |path: &std::path::Path| {
+            std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (lock.st_dev, lock.st_ino))
+        };
+        let folder = |path: &std::path::Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+        folder("/proc".as_ref())
+            .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path().join("fd"))))
+            .filter(|(_, files)| folder(files).any(|file| is_lock(&file.path())))
+            .map(|(pid, _)| pid)
+            .collect()
     }
 }
 

@@ -86,3 +86,19 @@ pub fn save_verified(store: &Store, step: u64, seq: u64) -> Committed {
     store.verify(&store.find(&committed.id).unwrap(), 1, &|_| true).unwrap();
     committed
 }
+
+/// A small generator for tests: the same numbers for the same seed.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}

@@ -1,15 +1,17 @@
 //! How a session ends: signals, the last snapshot, the outcome.
 
 use super::*;
+use crate::agent::progress::LastSnapshot;
 
 impl Job {
-    pub(super) fn signalled(&mut self, signal: Signal, now: Instant) {
-        let by = now + self.config.session.grace.0;
+    pub(super) fn signalled(&mut self, signal: Signal, now: Now) {
+        let by = now.at + self.config.session.grace.0;
         match signal {
-            Signal::Snapshot => {
+            Signal::Snapshot if self.trains() => {
                 info!("SIGUSR1: snapshot now");
                 self.request_snapshot("signal", now);
             }
+            Signal::Snapshot => info!("SIGUSR1: nothing trains now, so that there is nothing to save"),
             Signal::Hangup => info!("SIGHUP: the terminal is gone; the training goes on"),
             Signal::Interrupt | Signal::Terminate if self.stop.as_ref().is_some_and(|stop| stop.by_signal) => {
                 warn!("{} again: ending as it is", signal.name());
@@ -54,13 +56,13 @@ impl Job {
     }
 
     /// No worker is left: the session ends when what it committed is read back.
-    pub(super) fn settle(&mut self, finished: bool, now: Instant) {
+    pub(super) fn settle(&mut self, finished: bool, now: Now) {
         self.phase = Phase::Settling { finished };
         self.progress.state = State::Stopping;
         self.conclude_if_settled(now);
     }
 
-    pub(super) fn conclude_if_settled(&mut self, now: Instant) {
+    pub(super) fn conclude_if_settled(&mut self, now: Now) {
         let Phase::Settling { finished } = self.phase else { return };
         if !self.unjudged.is_empty() {
             return;
@@ -83,7 +85,7 @@ impl Job {
     pub(super) fn end_as_it_is(&mut self) {
         let (step, total) = (self.progress.step, self.config.train.steps);
         let why = self.stop.as_ref().map_or("stopped", |stop| stop.why.as_str());
-        let durable = |last: &&super::super::progress::LastSnapshot| last.state != SnapshotState::Quarantined;
+        let durable = |last: &&LastSnapshot| last.state != SnapshotState::Quarantined;
         let saved = self.progress.last_snapshot.as_ref().filter(durable).or(self.progress.last_verified.as_ref());
         let outcome = match saved {
             None if step > 0 => Err(Error::Other(format!(
@@ -111,6 +113,11 @@ impl Job {
             }
         };
         self.end(outcome);
+    }
+
+    /// Whether nothing is left to be judged.
+    pub fn is_settled(&self) -> bool {
+        self.unjudged.is_empty()
     }
 
     /// The loop kills and reaps the worker if one is left.

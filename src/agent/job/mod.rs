@@ -6,13 +6,17 @@
 //! failed worker is started again (restarts), tokio, the store.
 
 mod ending;
+mod events;
+#[cfg(test)]
+mod tests;
 mod worker;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tracing::{debug, info, warn};
+
+pub use events::{Action, Choice, Event, Exit, Now, Outcome, Resume, Signal, Verdict};
 
 use super::pace::{self, Decision};
 use super::progress::{Progress, SnapshotState, State};
@@ -29,129 +33,6 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
 const OVERSLEPT: Duration = Duration::from_secs(3);
 /// Time between snapshots under `every = "auto"`.
 const AUTO_INTERVAL: Duration = Duration::from_secs(300);
-
-/// Everything that can happen to a job.
-#[derive(Debug)]
-pub enum Event {
-    /// The keeper has picked the snapshot to go on from.
-    Chosen(Result<Choice>),
-    /// The keeper has read a snapshot back.
-    Judged {
-        id: String,
-        verdict: Verdict,
-    },
-    Started {
-        pid: u32,
-    },
-    NotStarted(Error),
-    Said(Box<protocol::Event>),
-    /// The worker wrote something that is no message; nothing more will be heard of it.
-    Garbage(String),
-    /// The worker is gone, and everything that it said has been heard.
-    Exited(Exit),
-    Signal(Signal),
-    /// The time that [`Job::wake_at`] named has come.
-    Tick,
-}
-
-/// Everything that a job wants done.
-#[derive(Debug)]
-pub enum Action {
-    /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
-    Choose {
-        discard: Option<(String, String)>,
-    },
-    Spawn,
-    Send(Command),
-    /// SIGKILL to the worker's process group.
-    Kill,
-    /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is.
-    Verify {
-        id: String,
-    },
-    /// The session is over.
-    End(Result<Outcome>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps are done and the last snapshot is verified.
-    Finished,
-    /// The session is over before the training is.
-    Resume,
-}
-
-#[derive(Debug)]
-pub struct Choice {
-    /// `None`: the training begins with its first step.
-    pub resume: Option<Resume>,
-    pub next_seq: u64,
-}
-
-#[derive(Clone, Debug)]
-pub struct Resume {
-    pub id: String,
-    pub path: PathBuf,
-    pub step: u64,
-    pub created_at: Timestamp,
-    pub why: String,
-}
-
-#[derive(Debug)]
-pub enum Verdict {
-    Verified {
-        step: u64,
-        bytes: u64,
-        raw_bytes: u64,
-        healthy: bool,
-        created_at: Timestamp,
-        took: Duration,
-    },
-    /// It is not what was written, and in quarantine now.
-    Quarantined {
-        reason: String,
-    },
-    /// It could not be judged, and stays where it is.
-    Unknown {
-        reason: String,
-    },
-    /// Rotation was faster.
-    Gone,
-}
-
-#[derive(Debug)]
-pub struct Exit {
-    pub code: Option<i32>,
-    pub signal: Option<i32>,
-    /// The kernel killed a process for lack of memory meanwhile.
-    pub out_of_memory: bool,
-    /// The end of what it wrote on stderr.
-    pub last_words: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    Interrupt,
-    Terminate,
-    /// SIGUSR1: a snapshot now.
-    Snapshot,
-    /// SIGUSR2: end the session.
-    Finish,
-    /// SIGHUP: the terminal is gone.
-    Hangup,
-}
-
-impl Signal {
-    const fn name(self) -> &'static str {
-        match self {
-            Signal::Interrupt => "SIGINT",
-            Signal::Terminate => "SIGTERM",
-            Signal::Snapshot => "SIGUSR1",
-            Signal::Finish => "SIGUSR2",
-            Signal::Hangup => "SIGHUP",
-        }
-    }
-}
 
 pub struct Job {
     config: Config,
@@ -213,18 +94,18 @@ struct Unjudged {
 
 impl Job {
     /// A job whose session begins `now`, with what is to be done first.
-    pub fn new(config: Config, run_id: String, accept_changes: bool, now: Instant) -> (Job, Vec<Action>) {
+    pub fn new(config: Config, run_id: String, accept_changes: bool, now: Now) -> (Job, Vec<Action>) {
         let mut progress = Progress::new(config.train.steps);
         progress.deadline = config
             .session
             .budget
-            .and_then(|budget| Timestamp::now().checked_add(jiff::SignedDuration::try_from(budget.0).ok()?).ok());
+            .and_then(|budget| now.wall.checked_add(jiff::SignedDuration::try_from(budget.0).ok()?).ok());
         let job = Job {
             phase: Phase::Choosing,
             progress,
             restarts: Restarts::default(),
             stop: None,
-            pace: pace::Facts { session_began: now, last_snapshot: now, dearest: None },
+            pace: pace::Facts { session_began: now.at, last_snapshot: now.at, dearest: None },
             unjudged: Vec::new(),
             complaint: None,
             refuted_in_a_row: 0,
@@ -241,7 +122,7 @@ impl Job {
     }
 
     /// Takes note of `event` and says what is to be done.
-    pub fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
+    pub fn on(&mut self, event: Event, now: Now) -> Vec<Action> {
         match event {
             Event::Chosen(choice) => self.chosen(choice, now),
             Event::NotStarted(error) => self.end(Err(error)),
@@ -258,7 +139,7 @@ impl Job {
     }
 
     /// When [`Event::Tick`] is wanted at the latest.
-    pub fn wake_at(&self, now: Instant) -> Option<Instant> {
+    pub fn wake_at(&self, now: Now) -> Option<Instant> {
         let of_phase = match &self.phase {
             Phase::BackingOff { until } => Some(*until),
             Phase::Running(run) => Some(self.patience_ends(run)),
@@ -266,7 +147,7 @@ impl Job {
         };
         let of_pace = match (&self.stop, self.decide(now)) {
             (None, Decision::GoOn { until }) => until,
-            (None, Decision::Snapshot | Decision::Stop { .. }) => Some(now),
+            (None, Decision::Snapshot | Decision::Stop { .. }) => Some(now.at),
             (Some(stop), _) => Some(stop.by),
         };
         [of_phase, of_pace].into_iter().flatten().min()
@@ -279,20 +160,19 @@ impl Job {
     }
 
     /// What the session's plan asks for now. Snapshots by time are for a worker that trains.
-    fn decide(&self, now: Instant) -> Decision {
-        let trains = matches!(&self.phase, Phase::Running(run) if run.ready && run.last_word.is_none());
+    fn decide(&self, now: Now) -> Decision {
         let every = match (self.config.snapshot.every_steps, self.config.snapshot.every) {
-            _ if !trains => None,
+            _ if !self.trains() => None,
             // The worker keeps to every_steps itself: it alone knows a step's end while it is there.
             (Some(_), _) => None,
             (None, Every::Interval(interval)) => Some(interval),
             (None, Every::Auto) => Some(AUTO_INTERVAL),
         };
         let rules = pace::Rules { every, budget: self.config.session.budget.map(|budget| budget.0) };
-        pace::decide(&self.pace, &rules, now)
+        pace::decide(&self.pace, &rules, now.at)
     }
 
-    fn pace(&mut self, now: Instant) {
+    fn pace(&mut self, now: Now) {
         if self.stop.is_some() || matches!(self.phase, Phase::Ended) {
             return;
         }
@@ -303,35 +183,41 @@ impl Job {
         }
     }
 
-    fn request_snapshot(&mut self, reason: &str, now: Instant) {
-        self.pace.last_snapshot = now;
-        if matches!(&self.phase, Phase::Running(run) if run.ready && run.last_word.is_none()) {
+    /// Whether a worker trains that commands can be given to.
+    fn trains(&self) -> bool {
+        let trains = |run: &Run| run.ready && run.last_word.is_none() && run.killed_for.is_none();
+        matches!(&self.phase, Phase::Running(run) if trains(run))
+    }
+
+    fn request_snapshot(&mut self, reason: &str, now: Now) {
+        if self.trains() {
+            self.pace.last_snapshot = now.at;
             self.act(Action::Send(Command::Snapshot { reason: reason.into() }));
         }
     }
 
-    fn ticked(&mut self, now: Instant) {
+    fn ticked(&mut self, now: Now) {
         if let Some(stop) = &self.stop
-            && now >= stop.by
+            && now.at >= stop.by
         {
             warn!("the time to stop is over; ending as it is");
             return self.end_as_it_is();
         }
         let patience_ends = match &self.phase {
             Phase::Running(run) => self.patience_ends(run),
-            _ => now,
+            _ => now.at,
         };
         match &mut self.phase {
-            Phase::BackingOff { until } if now >= *until => self.choose(None),
-            Phase::Running(run) if now >= patience_ends => {
+            Phase::BackingOff { until } if now.at >= *until => self.choose(None),
+            Phase::Running(run) if now.at >= patience_ends => {
                 if run.killed_for.is_some() {
                     warn!("the killed worker is not gone yet");
-                    run.leave_by = Some(now + LEAVE_TIMEOUT);
-                } else if now - patience_ends > OVERSLEPT {
-                    run.last_sign = now;
-                    run.leave_by = run.leave_by.map(|_| now + LEAVE_TIMEOUT);
+                    run.leave_by = Some(now.at + LEAVE_TIMEOUT);
+                } else if now.at - patience_ends > OVERSLEPT {
+                    run.last_sign = now.at;
+                    run.leave_by = run.leave_by.map(|_| now.at + LEAVE_TIMEOUT);
                 } else {
-                    let silence = now - run.last_sign;
+                    let silence = now.at - run.last_sign;
                     self.kill_for(Cause::Hung(silence), now);
                 }
             }
@@ -345,7 +231,7 @@ impl Job {
         self.act(Action::Choose { discard });
     }
 
-    fn chosen(&mut self, choice: Result<Choice>, now: Instant) {
+    fn chosen(&mut self, choice: Result<Choice>, now: Now) {
         if !matches!(self.phase, Phase::Choosing) {
             return; // The session was asked to end meanwhile.
         }
@@ -371,7 +257,7 @@ impl Job {
         self.phase = Phase::Running(Box::new(Run {
             resume: choice.resume,
             next_seq: choice.next_seq,
-            last_sign: now,
+            last_sign: now.at,
             greeted: false,
             ready: false,
             step,
@@ -382,10 +268,13 @@ impl Job {
         self.act(Action::Spawn);
     }
 
-    fn judged(&mut self, id: &str, verdict: Verdict, now: Instant) {
+    fn judged(&mut self, id: &str, verdict: Verdict, now: Now) {
         let Some(at) = self.unjudged.iter().position(|u| u.id == id) else { return };
         let Unjudged { step, write, .. } = self.unjudged.swap_remove(at);
         match verdict {
+            Verdict::Verified { step: found, .. } if found != step => {
+                self.kill_for(Cause::Garbage(format!("it announced {id} as step {step}, and it is step {found}")), now);
+            }
             Verdict::Verified { bytes, raw_bytes, healthy, created_at, took, .. } => {
                 let ratio = raw_bytes as f64 / bytes.max(1) as f64;
                 let seconds = (write + took).as_secs_f64();
@@ -405,20 +294,20 @@ impl Job {
             Verdict::Quarantined { reason } => {
                 warn!(step, id, "step {step} is not what was written and went to quarantine: {reason}");
                 self.progress.counts.quarantined += 1;
-                self.progress.snapshot(id, step, SnapshotState::Quarantined, Timestamp::now());
+                self.progress.snapshot(id, step, SnapshotState::Quarantined, now.wall);
                 self.refuted(now);
             }
             Verdict::Unknown { reason } => {
                 warn!(step, id, "step {step} could not be verified: {reason}");
                 self.refuted(now);
             }
-            Verdict::Gone => debug!(step, id, "step {step} was rotated out before it was read back"),
+            Verdict::Gone => warn!(step, id, "step {step} is not in the store any more"),
         }
         self.conclude_if_settled(now);
     }
 
     /// Takes another snapshot at once, unless that one was just taken for the same reason.
-    fn refuted(&mut self, now: Instant) {
+    fn refuted(&mut self, now: Now) {
         self.refuted_in_a_row += 1;
         if self.refuted_in_a_row == 1 && self.stop.is_none() {
             self.request_snapshot("the last one failed its verification", now);

@@ -5,12 +5,12 @@ use crate::agent::restarts;
 use crate::protocol::{Event as Message, Level, Start};
 
 impl Job {
-    pub(super) fn said(&mut self, message: Message, now: Instant) {
+    pub(super) fn said(&mut self, message: Message, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
         if run.killed_for.is_some() || run.last_word.is_some() {
             return;
         }
-        run.last_sign = now;
+        run.last_sign = now.at;
         if let Message::Hello { protocol, worker, version, .. } = message {
             return self.greeted(protocol, &worker, &version);
         }
@@ -21,12 +21,17 @@ impl Job {
             Message::Hello { .. } | Message::Alive { .. } => {}
             Message::Progress { stage, fraction } => {
                 if self.progress.stage.as_ref().is_none_or(|(known, _)| *known != stage) {
-                    debug!("{stage}");
+                    // Between steps the live line is enough.
+                    if run.ready { debug!("{stage}") } else { info!("{stage}") }
                 }
                 self.progress.stage = Some((stage, fraction));
             }
             Message::Ready { step, parameters, state_bytes, device, threads, .. } => {
-                self.ready(step, now);
+                if step != run.step {
+                    let what = format!("it begins after step {step} and not after step {}", run.step);
+                    return self.kill_for(Cause::Garbage(what), now);
+                }
+                self.ready(now);
                 let size = bytesize::ByteSize(state_bytes);
                 info!(
                     step,
@@ -40,7 +45,7 @@ impl Job {
             Message::Step { step, loss, tokens, .. } => {
                 run.step = step;
                 self.restarts.completed(step);
-                self.progress.stepped(step, loss, tokens, now);
+                self.progress.stepped(step, loss, tokens, now.at);
             }
             Message::Eval { step, val_loss, best } => {
                 let mark = if best { ", the best so far" } else { "" };
@@ -89,26 +94,25 @@ impl Job {
         self.act(Action::Send(Command::Start(Box::new(start))));
     }
 
-    fn ready(&mut self, step: u64, now: Instant) {
+    fn ready(&mut self, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
         run.ready = true;
-        run.step = step;
-        self.progress.ready(step, now);
+        self.progress.ready(run.step, now.at);
         self.progress.state = State::Training;
-        self.pace.last_snapshot = now;
+        self.pace.last_snapshot = now.at;
     }
 
-    fn last_word(&mut self, word: Result<bool, (Failure, String)>, now: Instant) {
+    fn last_word(&mut self, word: Result<bool, (Failure, String)>, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
         run.last_word = Some(word);
-        run.leave_by = Some(now + LEAVE_TIMEOUT);
+        run.leave_by = Some(now.at + LEAVE_TIMEOUT);
     }
 
-    fn said_of_snapshot(&mut self, message: Message, now: Instant) {
+    fn said_of_snapshot(&mut self, message: Message, now: Now) {
         match message {
             Message::SnapshotStarted { step, reason, .. } => {
                 debug!(step, reason, "snapshot of step {step} ({reason})");
-                self.pace.last_snapshot = now;
+                self.pace.last_snapshot = now.at;
             }
             Message::SnapshotSkipped { step, reason } => {
                 debug!(step, reason, "no snapshot of step {step} ({reason}): another one is still being written");
@@ -135,7 +139,7 @@ impl Job {
                 }
                 self.progress.counts.committed += 1;
                 self.progress.stalled(stall_ms);
-                self.progress.snapshot(&id, step, SnapshotState::Committed, Timestamp::now());
+                self.progress.snapshot(&id, step, SnapshotState::Committed, now.wall);
                 let write = Duration::try_from_secs_f64(write_ms / 1e3).unwrap_or_default();
                 self.unjudged.push(Unjudged { id: id.clone(), step, write });
                 self.act(Action::Verify { id });
@@ -145,16 +149,16 @@ impl Job {
     }
 
     /// Ends a worker that is of no use any more; what follows comes with its exit.
-    pub(super) fn kill_for(&mut self, cause: Cause, now: Instant) {
+    pub(super) fn kill_for(&mut self, cause: Cause, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
         if run.killed_for.is_none() {
             run.killed_for = Some(cause);
-            run.leave_by = Some(now + LEAVE_TIMEOUT);
+            run.leave_by = Some(now.at + LEAVE_TIMEOUT);
             self.act(Action::Kill);
         }
     }
 
-    pub(super) fn exited(&mut self, exit: Exit, now: Instant) {
+    pub(super) fn exited(&mut self, exit: Exit, now: Now) {
         self.progress.worker_pid = None;
         let Phase::Running(run) = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
         let place = run.ready.then_some(run.step);
@@ -183,7 +187,7 @@ impl Job {
         }
     }
 
-    pub(super) fn crashed(&mut self, cause: Cause, place: Option<u64>, exit: &Exit, now: Instant) {
+    pub(super) fn crashed(&mut self, cause: Cause, place: Option<u64>, exit: &Exit, now: Now) {
         for line in &exit.last_words {
             warn!("worker: {line}");
         }
@@ -208,7 +212,7 @@ impl Job {
                 );
                 match wait.is_zero() {
                     true => self.choose(None),
-                    false => self.phase = Phase::BackingOff { until: now + wait },
+                    false => self.phase = Phase::BackingOff { until: now.at + wait },
                 }
             }
         }

@@ -1,0 +1,38 @@
+# make run      train the small default job; run again, it goes on where it was
+# make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
+# make build    target/release/ckptd and ckptd-gpt2
+# make lint     formatting, clippy with warnings as errors, spelling
+# Each does its own set-up (libtorch into .cache, once).
+
+CONFIG ?= config/mini.toml
+
+.PHONY: run test build lint setup setup-full text clean
+
+run: build text
+	target/release/ckptd run $(CONFIG)
+
+build: setup
+	cargo build --release --locked
+
+# One profile for all, so that the bindings to libtorch are compiled once.
+test: setup-full text
+	cargo test --release --locked --workspace
+
+lint: setup-full
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	.cache/python/bin/codespell
+
+setup:
+	@scripts/setup.sh
+
+setup-full:
+	@scripts/setup.sh full
+
+text: .cache/text/python.txt
+
+.cache/text/python.txt: scripts/text.py
+	@python3 scripts/text.py .cache/text
+
+clean:
+	cargo clean

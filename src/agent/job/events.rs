@@ -1,0 +1,145 @@
+//! What can happen to a job, and what it can want done: both closed.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::error::{Error, Result};
+use crate::protocol::{self, Command};
+
+/// Both clocks, read together: one that only runs on, and the one on the wall.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub at: Instant,
+    pub wall: Timestamp,
+}
+
+impl Now {
+    pub fn read() -> Now {
+        Now { at: Instant::now(), wall: Timestamp::now() }
+    }
+}
+
+/// Everything that can happen to a job.
+#[derive(Debug)]
+pub enum Event {
+    /// The keeper has picked the snapshot to go on from.
+    Chosen(Result<Choice>),
+    /// The keeper has read a snapshot back.
+    Judged {
+        id: String,
+        verdict: Verdict,
+    },
+    Started {
+        pid: u32,
+    },
+    NotStarted(Error),
+    Said(Box<protocol::Event>),
+    /// The worker wrote something that is no message; nothing more will be heard of it.
+    Garbage(String),
+    /// The worker is gone, and everything that it said has been heard.
+    Exited(Exit),
+    Signal(Signal),
+    /// The time that [`Job::wake_at`] named has come.
+    Tick,
+}
+
+/// Everything that a job wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
+    Choose {
+        discard: Option<(String, String)>,
+    },
+    Spawn,
+    Send(Command),
+    /// SIGKILL to the worker's process group.
+    Kill,
+    /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is.
+    Verify {
+        id: String,
+    },
+    /// The session is over.
+    End(Result<Outcome>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done and the last snapshot is verified.
+    Finished,
+    /// The session is over before the training is.
+    Resume,
+}
+
+#[derive(Debug)]
+pub struct Choice {
+    /// `None`: the training begins with its first step.
+    pub resume: Option<Resume>,
+    pub next_seq: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Resume {
+    pub id: String,
+    pub path: PathBuf,
+    pub step: u64,
+    pub created_at: Timestamp,
+    pub why: String,
+}
+
+#[derive(Debug)]
+pub enum Verdict {
+    Verified {
+        step: u64,
+        bytes: u64,
+        raw_bytes: u64,
+        healthy: bool,
+        created_at: Timestamp,
+        took: Duration,
+    },
+    /// It is not what was written, and in quarantine now.
+    Quarantined {
+        reason: String,
+    },
+    /// It could not be judged, and stays where it is.
+    Unknown {
+        reason: String,
+    },
+    /// Somebody took it away, or the worker put it elsewhere.
+    Gone,
+}
+
+#[derive(Debug)]
+pub struct Exit {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// The kernel killed a process for lack of memory meanwhile.
+    pub out_of_memory: bool,
+    /// The end of what it wrote on stderr.
+    pub last_words: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Interrupt,
+    Terminate,
+    /// SIGUSR1: a snapshot now.
+    Snapshot,
+    /// SIGUSR2: end the session.
+    Finish,
+    /// SIGHUP: the terminal is gone.
+    Hangup,
+}
+
+impl Signal {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Signal::Interrupt => "SIGINT",
+            Signal::Terminate => "SIGTERM",
+            Signal::Snapshot => "SIGUSR1",
+            Signal::Finish => "SIGUSR2",
+            Signal::Hangup => "SIGHUP",
+        }
+    }
+}

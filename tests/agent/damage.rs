@@ -1,0 +1,53 @@
+//! What is not what was written is moved aside, and never gone on from.
+
+use crate::harness::{Job, flip_a_byte};
+
+#[test]
+fn a_snapshot_that_is_not_what_was_written_is_quarantined_and_another_one_taken_at_once() {
+    let job = Job::new(40, "");
+    job.ask("flip-10", 1);
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("step 10 is not what was written and went to quarantine"), "{}", ended.log);
+    let list = job.json("list");
+    let quarantined = list.as_array().unwrap().iter().find(|row| row["state"] == "quarantined").unwrap();
+    assert_eq!(quarantined["step"], 10);
+    assert!(quarantined["kept_because"][0].as_str().unwrap().starts_with("quarantined: "), "{quarantined}");
+}
+
+#[test]
+fn a_last_snapshot_that_is_not_what_was_written_is_made_again_before_the_run_counts_as_finished() {
+    let job = Job::new(12, "");
+    job.ask("flip-12", 1);
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("its last snapshot failed"), "{}", ended.log);
+    assert!(ended.log.contains("resuming from step 10 of 12"), "{}", ended.log);
+    assert_eq!(job.json("list")[0]["step"], 12);
+}
+
+#[test]
+fn a_newest_snapshot_that_was_damaged_since_is_moved_aside_and_the_one_before_taken() {
+    let job = Job::new(20, "");
+    assert_eq!(job.run().code, Some(0));
+    let undisturbed = job.json("list")[0]["root"].clone();
+    flip_a_byte(&job.snapshot(20));
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("step-000000000020 is damaged"), "{}", ended.log);
+    assert!(ended.log.contains("resuming from step 15 of 20"), "{}", ended.log);
+    assert_eq!(job.json("list")[0]["root"], undisturbed);
+}
+
+#[test]
+fn a_snapshot_that_the_worker_finds_damaged_is_moved_aside_and_the_one_before_taken() {
+    let job = Job::new(20, "");
+    assert_eq!(job.run().code, Some(0));
+    job.configure(30, "");
+    job.ask("fail-damaged", 1);
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("resuming from step 20 of 30"), "{}", ended.log);
+    assert!(ended.log.contains("resuming from step 15 of 30"), "{}", ended.log);
+    assert!(job.store().join("quarantine/step-000000000020.ckpt").exists());
+}

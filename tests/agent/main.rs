@@ -1,0 +1,11 @@
+//! Whole-program tests of `ckptd run`: the real agent, real signals, real snapshots, and a worker that trains nothing
+//! but keeps to the protocol. A file is a promise.
+#![allow(clippy::unwrap_used)]
+
+mod damage;
+mod disk_full;
+mod harness;
+mod restart;
+mod status;
+mod stop;
+mod worker;

@@ -1,0 +1,65 @@
+//! `ckptd status` tells what a job does, running or not.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use serde_json::Value;
+
+use crate::harness::Job;
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+fn assert_shape(status: &Value) {
+    assert_eq!(
+        keys(status),
+        [
+            "last_snapshot",
+            "loss",
+            "session",
+            "snapshots",
+            "stall_ms",
+            "state",
+            "step",
+            "tokens_per_second",
+            "total_steps",
+            "worker"
+        ]
+    );
+    assert_eq!(keys(&status["session"]), ["deadline", "seconds_left"]);
+    assert_eq!(keys(&status["last_snapshot"]), ["age_seconds", "id", "state"]);
+    assert_eq!(keys(&status["snapshots"]), ["committed", "failed", "quarantined", "skipped", "verified"]);
+    assert_eq!(keys(&status["stall_ms"]), ["p50", "p99"]);
+    assert_eq!(keys(&status["worker"]), ["pid", "restarts"]);
+}
+
+#[test]
+fn a_running_job_answers_on_its_socket_with_stuck_clients_beside_and_a_stopped_one_from_its_files() {
+    let job = Job::new(1000, "[session]\nbudget = \"1h\"");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    let socket = job.store().join("status.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let _stuck: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let live = job.json("status");
+    assert_shape(&live);
+    assert_eq!(live["state"], "training");
+    assert_eq!(live["total_steps"], 1000);
+    assert_eq!(live["stall_ms"]["p99"], 0.5);
+    assert!(live["step"].as_u64().unwrap() >= 10, "{live}");
+    assert!(live["session"]["seconds_left"].as_f64().unwrap() > 3000.0, "{live}");
+    assert!(live["worker"]["pid"].as_u64().is_some(), "{live}");
+    let text = job.ckptd(&["status", &job.config().to_string_lossy()]);
+    assert!(String::from_utf8_lossy(&text.stdout).starts_with("training: step"), "{text:?}");
+    run.signal("TERM");
+    assert_eq!(run.wait().code, Some(75));
+    assert!(!socket.exists());
+    let stopped = job.json("status");
+    assert_shape(&stopped);
+    assert_eq!(stopped["state"], "stopped");
+    assert_eq!(stopped["last_snapshot"]["state"], "verified");
+    assert_eq!(stopped["worker"]["pid"], Value::Null);
+}

@@ -1,0 +1,144 @@
+//! A session ends well, whatever ends it, and the exit code says whether there is more to do.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use crate::harness::Job;
+
+#[test]
+fn sigterm_ends_with_the_newest_state_saved_and_verified_and_the_next_run_completes_the_training() {
+    let job = Job::new(60, "");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    run.signal("TERM");
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("session over (SIGTERM)") && ended.log.contains("saved and verified"), "{}", ended.log);
+    let list = job.json("list");
+    assert_eq!(list[0]["state"], "verified");
+    let status = job.json("status");
+    assert_eq!((&status["state"], &status["step"]), (&"stopped".into(), &list[0]["step"]));
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains(&format!("resuming from step {} of 60", list[0]["step"])), "{}", ended.log);
+    assert_eq!(job.json("list")[0]["root"], Job::undisturbed_root(60));
+}
+
+#[test]
+fn a_second_signal_ends_at_once_and_what_was_saved_stays() {
+    let job = Job::new(1000, "");
+    job.ask("deaf", 1);
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    run.signal("INT");
+    run.wait_for("stopping: SIGINT");
+    run.signal("INT");
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert_eq!(job.ckptd(&["verify", &job.store().to_string_lossy()]).status.code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_does_not_stop_is_ended_when_the_grace_is_over() {
+    let job = Job::new(1000, "[session]\ngrace = \"1s\"");
+    job.ask("deaf", 1);
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    run.signal("TERM");
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("the time to stop is over"), "{}", ended.log);
+}
+
+#[test]
+fn a_signal_before_the_training_begins_ends_it_at_once() {
+    let job = Job::new(20, "");
+    job.ask("mute", 1);
+    let mut run = job.start();
+    run.wait_for("starting a training of 20 steps");
+    run.signal("TERM");
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("nothing was trained yet"), "{}", ended.log);
+}
+
+#[test]
+fn sigusr1_takes_a_snapshot_and_the_training_goes_on() {
+    let job = Job::new(60, "");
+    // No other snapshot before the last one.
+    let config = std::fs::read_to_string(job.config()).unwrap().replace("every_steps = 5", "every_steps = 1000");
+    std::fs::write(job.config(), config).unwrap();
+    let mut run = job.start();
+    run.wait_for("training 3000 parameters");
+    run.signal("USR1");
+    run.wait_for("SIGUSR1: snapshot now");
+    let line = run.wait_for("verified step");
+    assert!(!line.contains("verified step 60:"), "{line}");
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("verified step 60:"), "{}", ended.log);
+}
+
+#[test]
+fn a_budget_ends_the_session_with_its_last_state_saved() {
+    let job = Job::new(100_000, "[session]\nbudget = \"4s\"");
+    let ended = job.run();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("session over (the session's budget ends)"), "{}", ended.log);
+    assert!(ended.log.contains("is saved and verified; `ckptd run` goes on from it"), "{}", ended.log);
+}
+
+#[test]
+fn a_finished_training_is_said_to_be_finished_without_a_worker() {
+    let job = Job::new(10, "");
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("finished: all 10 steps are done"), "{}", ended.log);
+    job.ask("fail-other", 100);
+    let again = job.run();
+    assert_eq!(again.code, Some(0), "{}", again.log);
+    assert!(again.log.contains("the training is finished: step 10 of 10"), "{}", again.log);
+    assert_eq!(job.json("status")["state"], "finished");
+}
+
+#[test]
+fn a_second_run_on_the_same_store_is_refused_with_the_first_ones_process_id() {
+    let job = Job::new(1000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 5:");
+    let second = job.run();
+    assert_eq!(second.code, Some(1), "{}", second.log);
+    assert!(second.log.contains(&format!("process {}", run.child.id())), "{}", second.log);
+    let prune = job.ckptd(&["prune", &job.store().to_string_lossy()]);
+    assert_eq!(prune.status.code(), Some(1));
+    assert!(job.ckptd(&["prune", "--dry-run", &job.store().to_string_lossy()]).status.success());
+    run.signal("TERM");
+    assert_eq!(run.wait().code, Some(75));
+}
+
+#[test]
+fn a_log_that_nobody_reads_neither_ends_nor_stalls_a_run() {
+    for read_some in [true, false] {
+        let job = Job::new(400, "");
+        let config = job.config();
+        // Saying much: every step's snapshot.
+        let text = std::fs::read_to_string(&config).unwrap().replace("every_steps = 5", "every_steps = 1");
+        std::fs::write(&config, text).unwrap();
+        let mut child = job
+            .command(&["run", "-v", &config.to_string_lossy()])
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        if read_some {
+            let mut some = [0; 10];
+            stderr.read_exact(&mut some).unwrap();
+            drop(stderr);
+            assert_eq!(child.wait().unwrap().code(), Some(0));
+        } else {
+            assert_eq!(child.wait().unwrap().code(), Some(0));
+            drop(stderr);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The headline promise: a training that is killed again and again ends in the bits of one that never was.
+//!
+//! Real binaries, real SIGKILLs: of the agent, of the worker, of both at once, at random moments: during start-up,
+//! steps, evaluations and commits.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ckptd::store::{State, Store};
+use support::Random;
+
+/// Kills that a run must have survived.
+const KILLS: usize = 20;
+
+struct Job {
+    folder: tempfile::TempDir,
+}
+
+impl Job {
+    fn new(train: &str) -> Job {
+        let folder = tempfile::tempdir().unwrap();
+        // Text that is always here: this project's own sources.
+        let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let config = format!(
+            "[job]\nstore = \"store\"\nthreads = 2\n\
+             [model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n\
+             [data]\ntext = [{:?}]\ncache = \"cache\"\n\
+             [snapshot]\nevery_steps = 9\n\
+             [worker]\nmax_restarts = 1000\n\
+             [train]\nbatch_size = 2\nsequence_length = 48\nwarmup_steps = 5\n\
+             eval_every = 20\neval_batches = 30\n{train}\n",
+            text.join("**/*.rs"),
+        );
+        std::fs::write(folder.path().join("job.toml"), config).unwrap();
+        Job { folder }
+    }
+
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    fn start(&self) -> Child {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_ckptd"))
+            .arg("run")
+            .arg(self.folder.path().join("job.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Process ids of the workers whose parent is `agent`.
+    fn workers(agent: u32) -> Vec<u32> {
+        let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap_or_default();
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    fn newest(&self) -> Option<ckptd::store::Entry> {
+        Store::open(&self.store()).ok()?.find("latest").ok()
+    }
+
+    fn root(&self) -> String {
+        let newest = self.newest().unwrap_or_else(|| panic!("no snapshot; the log says:\n{}", self.read_log()));
+        assert_eq!(newest.state, State::Verified, "the last snapshot is verified");
+        newest.manifest.unwrap().root
+    }
+
+    fn read_log(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// Trains in one go.
+    fn run(&self) -> String {
+        let status = self.start().wait().unwrap();
+        assert_eq!(status.code(), Some(0), "{}", self.read_log());
+        self.root()
+    }
+
+    /// Trains under fire. Returns the root, and how many kills there were.
+    fn run_under_fire(&self, seed: u64) -> (String, usize) {
+        let mut random = Random::new(seed);
+        let mut kills = 0;
+        let mut agent = self.start();
+        loop {
+            let wait = Duration::from_millis(random.below(1500));
+            if let Some(code) = exit_within(&mut agent, wait) {
+                assert_eq!(code, 0, "{}", self.read_log());
+                return (self.root(), kills);
+            }
+            kills += 1;
+            let workers = Job::workers(agent.id());
+            match kills % 3 {
+                0 => workers.iter().for_each(|&pid| kill(pid)),
+                1 => kill(agent.id()),
+                _ => {
+                    kill(agent.id());
+                    workers.iter().for_each(|&pid| kill(pid));
+                }
+            }
+            if kills % 3 != 0 {
+                agent.wait().unwrap();
+                // An orphaned worker may still be committing: the next agent waits for it.
+                agent = self.start();
+            }
+        }
+    }
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    // It may have ended by itself meanwhile.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// The exit code, if the process ends within `wait`.
+fn exit_within(child: &mut Child, wait: Duration) -> Option<i32> {
+    let deadline = Instant::now() + wait;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status.code().unwrap_or(-1));
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn survives(train: &str, seed: u64) {
+    let untouched = Job::new(train).run();
+    let job = Job::new(train);
+    let (root, kills) = job.run_under_fire(seed);
+    assert!(kills >= KILLS, "only {kills} kills: the training is too short for this machine");
+    assert_eq!(root, untouched, "after {kills} kills; the log says:\n{}", job.read_log());
+    println!("{kills} kills, root {root}");
+}
+
+#[test]
+fn adamw_with_accumulation_and_dropout_survives_20_kills_to_the_bit() {
+    survives("steps = 500\noptimizer = \"adamw\"\ngrad_accumulation = 2\nlearning_rate = 1e-3", 11);
+}
+
+#[test]
+fn sgd_with_momentum_survives_20_kills_to_the_bit() {
+    survives("steps = 900\noptimizer = \"sgd\"\nmomentum = 0.9\nlearning_rate = 0.05", 12);
+}
