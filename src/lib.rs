@@ -12,6 +12,7 @@ pub mod config;
 pub mod error;
 pub mod interop;
 pub mod protocol;
+pub mod schedule;
 pub mod snapshot;
 pub mod store;
 

@@ -2,9 +2,12 @@
 //!
 //! Invariant: with `--json` stdout holds one JSON document and nothing else; errors go to stderr and say what failed,
 //! on which path and what to do; exit codes are those of the contract. Nothing here asks a question. Deliberately not
-//! here: what the commands are about (agent, store).
+//! here: what the commands are about (agent, store, interop).
 
+mod check;
 mod compare;
+mod export;
+mod import;
 mod init;
 mod inspect;
 mod list;
@@ -15,7 +18,9 @@ mod prune;
 mod run;
 mod status;
 mod target;
+mod unpack;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -41,6 +46,10 @@ enum Command {
     Prune(prune::Args),
     Inspect(inspect::Args),
     Compare(compare::Args),
+    Check(check::Args),
+    Export(export::Args),
+    Import(import::Args),
+    Unpack(unpack::Args),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
 }
@@ -77,6 +86,10 @@ fn execute(command: Command) -> Result<u8> {
         Command::Prune(args) => prune::execute(&args),
         Command::Inspect(args) => inspect::execute(&args),
         Command::Compare(args) => compare::execute(&args),
+        Command::Check(args) => check::execute(&args),
+        Command::Export(args) => export::execute(&args),
+        Command::Import(args) => import::execute(&args),
+        Command::Unpack(args) => unpack::execute(&args),
         Command::Pin(args) => pin::pin(&args),
         Command::Unpin(args) => pin::unpin(&args),
     }

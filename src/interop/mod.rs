@@ -4,10 +4,21 @@
 //! is held against the file's size before anything is allocated or mapped; nothing is written but under the target
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
-//! In reading order: [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`hf`].
+//! In reading order: [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`hf`] (reading and writing files);
+//! [`model`] (GPT-2's names), [`convert`], [`output`], [`progress`]; [`state`], [`export`], [`bundle`], [`import`],
+//! [`check`].
 
 pub mod archive;
+pub mod bundle;
+pub mod check;
+pub mod convert;
+pub mod export;
 pub mod hf;
+pub mod import;
 pub mod mapped;
+pub mod model;
+pub mod output;
+pub mod progress;
 pub mod safetensors;
+pub mod state;
 pub mod torch_pt;

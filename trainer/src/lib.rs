@@ -4,7 +4,7 @@
 //! [`snapshots`] (taking them meanwhile), [`events`] (what the agent is told and says); below them [`device`] (where
 //! and with how many threads), [`gpt2`] (the model and its gradients), [`capture`] (the training state and snapshots of
 //! it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on), [`rng`],
-//! [`schedule`], [`probe`] (what a model answers).
+//! [`probe`] (what a model answers).
 
 pub mod capture;
 pub mod data;
@@ -15,7 +15,6 @@ pub mod job;
 pub mod optim;
 pub mod probe;
 pub mod rng;
-pub mod schedule;
 pub mod snapshots;
 pub mod tokens;
 pub mod train;

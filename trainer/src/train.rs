@@ -7,15 +7,15 @@
 use std::time::Instant;
 
 use ckptd::protocol::Event;
-use ckptd::{Error, Result};
+use ckptd::{Error, Result, schedule};
 
 use crate::data::order::{Cursor, EvalBatches, TrainBatches};
 use crate::events::Events;
 use crate::gpt2::{Batch, Gradients};
 use crate::job::Job;
 use crate::optim::Step;
+use crate::rng;
 use crate::snapshots::Snapshots;
-use crate::{rng, schedule};
 
 /// A training under way.
 pub struct Training {

@@ -10,8 +10,10 @@
 pub mod globals;
 mod machine;
 mod object;
+pub mod pickler;
 mod tree;
 pub mod value;
+pub mod writer;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -5,7 +5,7 @@
 
 use std::f64::consts::PI;
 
-use ckptd::config::{Schedule, Train};
+use crate::config::{Schedule, Train};
 
 /// The learning rate of update `step` (0-based: the first update is 0, the last `steps - 1`).
 ///

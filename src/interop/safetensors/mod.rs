@@ -3,6 +3,8 @@
 //! The format is the `safetensors` crate's to parse; what it lets through (names that occur twice, headers and offsets
 //! far beyond the file) is refused here first. Deliberately not here: folders and shards (hf).
 
+mod writer;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
@@ -17,6 +19,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use crate::error::{Error, Result};
 use crate::interop::mapped::Mapped;
 use crate::snapshot::{DType, Role, Tensor, TensorMeta};
+
+pub use writer::{Item, write};
 
 /// The header of a model of ten thousand tensors takes about 1 MiB.
 const MAX_HEADER_BYTES: u64 = 8 << 20;
@@ -92,7 +96,7 @@ struct Names {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Item {
+struct HeaderItem {
     #[serde(rename = "dtype")]
     _dtype: String,
     shape: Vec<u64>,
@@ -122,7 +126,7 @@ impl<'de> Visitor<'de> for NamesVisitor {
             if name == "__metadata__" {
                 map.next_value::<HashMap<String, String>>()?;
             } else {
-                let item: Item = map.next_value()?;
+                let item: HeaderItem = map.next_value()?;
                 largest_end = largest_end.max(item.data_offsets.1);
                 if item.shape.len() > MAX_DIMENSIONS {
                     let count = item.shape.len();

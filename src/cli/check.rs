@@ -1,0 +1,107 @@
+//! `ckptd check`
+
+use std::path::{Path, PathBuf};
+
+use super::target::Target;
+use super::watch::Watch;
+use super::{code, output};
+use crate::error::Result;
+use crate::interop::check::{self, Checked, TensorCheck};
+
+/// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
+/// something is not finite or differs).
+#[derive(clap::Args)]
+pub struct Args {
+    /// The store's folder, or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    /// latest, best, a step number or a file.
+    snapshot: String,
+    /// Another snapshot, a .pt or safetensors file, a bundle, or a model folder.
+    #[arg(long, value_name = "SNAPSHOT|FILE|DIR")]
+    against: Option<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let entry = target.store.find(&args.snapshot)?;
+    let against = match args.against.as_deref() {
+        Some(path) if Path::new(path).exists() => Some(PathBuf::from(path)),
+        Some(spec) => Some(target.store.find(spec)?.path),
+        None => None,
+    };
+    let watch = Watch::start()?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let checked = check::check(&entry.path, against.as_deref(), threads, &watch)?;
+    drop(watch);
+    match args.json {
+        true => output::json(&checked)?,
+        false => output::text(&describe(&checked))?,
+    }
+    Ok(if checked.passes() { code::DONE } else { code::FALLS_SHORT })
+}
+
+fn describe(checked: &Checked) -> String {
+    let compared = checked.against.is_some();
+    let mut head = vec!["TENSOR", "TYPE", "SHAPE", "NOT FINITE", "MEAN", "STD"];
+    if compared {
+        head.extend(["EPSILON", "LARGEST"]);
+    }
+    let rows: Vec<Vec<String>> = checked.tensors.iter().map(|tensor| row(tensor, compared)).collect();
+    format!("{}\n{}", output::table(&head, &rows), summary(checked))
+}
+
+fn row(tensor: &TensorCheck, compared: bool) -> Vec<String> {
+    let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+    let mut row = vec![
+        format!("{} {}", tensor.role, tensor.name),
+        tensor.dtype.to_string(),
+        shape.join("x"),
+        tensor.nonfinite.to_string(),
+        format!("{:.4e}", tensor.mean),
+        format!("{:.4e}", tensor.std),
+    ];
+    if compared {
+        let number = |number: Option<f64>| match (tensor.equal, number) {
+            (None, _) => "only here".to_owned(),
+            (_, Some(number)) => format!("{number:.4e}"),
+            (_, None) => "not finite".to_owned(),
+        };
+        row.push(number(tensor.epsilon));
+        row.push(number(tensor.largest_difference));
+    }
+    row
+}
+
+fn summary(checked: &Checked) -> String {
+    let mut lines = vec![
+        format!("step {}, root {}", checked.step, checked.root),
+        format!(
+            "P = {} parameters, 4 P = {}; raw {}, S = {}, r = {:.4}",
+            checked.parameters,
+            output::size(checked.parameter_bytes),
+            output::size(checked.raw_bytes),
+            output::size(checked.file_bytes),
+            checked.r
+        ),
+        format!("values that are not finite: {}", checked.nonfinite),
+    ];
+    if let Some(embedding) = &checked.embedding {
+        let ones = if embedding.all_ones { ", all ones" } else { "" };
+        let distance = embedding.distance.map_or(String::new(), |d| format!(", ||Delta E||_F = {d:.6e}"));
+        lines.push(format!("embedding: mean {:.6}, std {:.6}{ones}{distance}", embedding.mean, embedding.std));
+    }
+    if let Some(against) = &checked.against {
+        let epsilon = checked.epsilon.map_or("not finite".to_owned(), |epsilon| format!("{epsilon:.6e}"));
+        let verdict = if checked.equal == Some(true) { "the same, bit for bit" } else { "not the same" };
+        lines.push(format!("against {}: epsilon = {epsilon}; {verdict}", against.display()));
+        for (what, names) in [("only here", &checked.only_here), ("only there", &checked.only_there)] {
+            if let Some(first) = names.first() {
+                lines.push(format!("{what}: {} tensors, the first {first}", names.len()));
+            }
+        }
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
+}

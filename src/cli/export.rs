@@ -1,0 +1,107 @@
+//! `ckptd export`
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::target::Target;
+use super::watch::Watch;
+use super::{code, output};
+use crate::config::Size;
+use crate::error::Result;
+use crate::interop::export::{self, Exported, Format};
+use crate::snapshot::DType;
+
+/// Write a snapshot as what others load: a Hugging Face folder, a .pt or safetensors file, or a bundle to move it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The store's folder, or the job file.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    /// latest, best, a step number or a file.
+    snapshot: String,
+    #[arg(long, value_enum)]
+    format: FormatArg,
+    /// The folder (hf) or file to write.
+    out: PathBuf,
+    /// The optimiser's state too: Trainer and torch.optim resume from it. Bundles always have it.
+    #[arg(long)]
+    with_optimizer: bool,
+    /// Round the model's tensors to another float type.
+    #[arg(long, value_enum)]
+    dtype: Option<DTypeArg>,
+    /// hf: largest weights file, such as 5GB; larger models are written in shards.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_shard_size: Option<Size>,
+    /// Replace what is there.
+    #[arg(long)]
+    force: bool,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FormatArg {
+    Hf,
+    Pt,
+    Safetensors,
+    Zip,
+    #[value(name = "tar.zst")]
+    TarZst,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DTypeArg {
+    F32,
+    Bf16,
+    F16,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let target = Target::open(&args.target)?;
+    let entry = target.store.find(&args.snapshot)?;
+    let format = match args.format {
+        FormatArg::Hf => Format::Hf,
+        FormatArg::Pt => Format::Pt,
+        FormatArg::Safetensors => Format::Safetensors,
+        FormatArg::Zip => Format::Zip,
+        FormatArg::TarZst => Format::TarZst,
+    };
+    let dtype = args.dtype.map(|dtype| match dtype {
+        DTypeArg::F32 => DType::F32,
+        DTypeArg::Bf16 => DType::BF16,
+        DTypeArg::F16 => DType::F16,
+    });
+    let options = export::Options {
+        with_optimizer: args.with_optimizer,
+        dtype,
+        max_shard_bytes: args.max_shard_size.map_or(export::MAX_SHARD_BYTES, |size| size.0),
+        force: args.force,
+        train: target.config.map(|config| config.train),
+        ..export::Options::new(format)
+    };
+    let watch = Watch::start()?;
+    let exported = export::export(&entry.path, &args.out, &options, &watch)?;
+    drop(watch);
+    match args.json {
+        true => output::json(&exported)?,
+        false => output::text(&describe(&entry.id, &exported))?,
+    }
+    Ok(code::DONE)
+}
+
+fn parse_size(text: &str) -> Result<Size, String> {
+    let size = text.parse::<bytesize::ByteSize>();
+    size.map(|size| crate::config::Text(size.as_u64())).map_err(|e| format!("not a size such as 5GB: {e}"))
+}
+
+fn describe(id: &str, exported: &Exported) -> String {
+    let packed = match exported.format {
+        Format::Zip | Format::TarZst => {
+            let (raw, packed) = (output::size(exported.raw_bytes), output::size(exported.bytes));
+            format!("; S_raw {raw}, S_packed {packed}, r = {:.4}", exported.r)
+        }
+        _ => format!("; {}", output::size(exported.bytes)),
+    };
+    format!("exported {id} to {}{packed} in {:.1} s\n", exported.path.display(), exported.seconds)
+}

@@ -1,0 +1,76 @@
+//! `ckptd import`
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::watch::Watch;
+use super::{code, output};
+use crate::config::Config;
+use crate::error::Result;
+use crate::interop::import::{self, Fresh};
+
+/// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, or a bundle.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to import.
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+    /// The new store's folder, or the job file that names it.
+    #[arg(value_name = "STORE|CONFIG")]
+    target: PathBuf,
+    /// What the optimiser starts with where the source has no state of one.
+    #[arg(long, value_enum, default_value = "adamw")]
+    optimizer: OptimizerArg,
+    /// A model folder or config.json, for a source without one.
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// How hard to compress, 0 to 19, as [snapshot] level.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=19))]
+    level: u8,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OptimizerArg {
+    Adamw,
+    Sgd,
+    SgdMomentum,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let store = match args.target.is_file() {
+        true => Config::load(&args.target)?.job.store,
+        false => args.target.clone(),
+    };
+    let watch = Watch::start()?;
+    let options = import::Options {
+        fresh: match args.optimizer {
+            OptimizerArg::Adamw => Fresh::AdamW,
+            OptimizerArg::Sgd => Fresh::Sgd,
+            OptimizerArg::SgdMomentum => Fresh::SgdMomentum,
+        },
+        model: args.model.clone(),
+        level: args.level,
+        cancel: watch.cancelled(),
+        ..import::Options::default()
+    };
+    let imported = import::import(&args.from, &store, &options, &watch)?;
+    drop(watch);
+    if args.json {
+        output::json(&imported)?;
+        return Ok(code::DONE);
+    }
+    let (raw, bytes) = (output::size(imported.raw_bytes), output::size(imported.bytes));
+    let proof = if imported.exact { "the exported snapshot, bit for bit" } else { "verified" };
+    let head = format!(
+        "imported {} as {} ({proof}); {raw} in {bytes}, {:.1} s\n",
+        args.from.display(),
+        imported.id,
+        imported.seconds
+    );
+    let notes: String = imported.notes.iter().map(|note| format!("  note: {note}\n")).collect();
+    output::text(&format!("{head}{notes}"))?;
+    Ok(code::DONE)
+}

@@ -1,0 +1,44 @@
+//! `ckptd unpack`
+
+use std::path::PathBuf;
+
+use super::watch::Watch;
+use super::{code, output};
+use crate::error::Result;
+use crate::interop::bundle;
+
+/// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
+#[derive(clap::Args)]
+pub struct Args {
+    bundle: PathBuf,
+    /// The folder to make.
+    out: PathBuf,
+    /// Replace what is there.
+    #[arg(long)]
+    force: bool,
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn execute(args: &Args) -> Result<u8> {
+    let watch = Watch::start()?;
+    let unpacked = bundle::unpack(&args.bundle, &args.out, args.force, &watch)?;
+    drop(watch);
+    if args.json {
+        output::json(&unpacked)?;
+        return Ok(code::DONE);
+    }
+    let (raw, packed) = (output::size(unpacked.raw_bytes), output::size(unpacked.bytes));
+    let proof = match unpacked.verified {
+        true => "every file is what was packed",
+        false => "the bundle has no hashes of its files; only its checksums were checked",
+    };
+    output::text(&format!(
+        "unpacked {} files to {}: {proof}; S_raw {raw}, S_packed {packed}, r = {:.4} in {:.1} s\n",
+        unpacked.files,
+        unpacked.path.display(),
+        unpacked.r,
+        unpacked.seconds
+    ))?;
+    Ok(code::DONE)
+}

@@ -1,0 +1,116 @@
+//! Who watches long work from a terminal: a progress bar once it takes a while, and an end by signal.
+//!
+//! Invariant: a signal never ends the process in the middle of a write; it raises a flag, the work returns an error,
+//! and what it had begun is removed.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::{Error, Result};
+use crate::interop::progress::{Progress, interrupted};
+
+/// Work that is done by then is not worth a bar.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+pub struct Watch {
+    cancelled: Arc<AtomicBool>,
+    stage: Mutex<Stage>,
+}
+
+struct Stage {
+    began: Instant,
+    bar: ProgressBar,
+    shown: bool,
+}
+
+impl Watch {
+    /// Listens to SIGINT, SIGTERM and SIGHUP from now on.
+    pub fn start() -> Result<Watch> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&cancelled);
+        let listening = |e| Error::Other(format!("listening to signals: {e}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(listening)?;
+        let mut streams = Vec::new();
+        {
+            let _inside = runtime.enter();
+            for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+                streams.push(signal(kind).map_err(listening)?);
+            }
+        }
+        let listen = move || {
+            runtime.block_on(async {
+                let [first, second, third] = streams.as_mut_slice() else { return };
+                tokio::select! { _ = first.recv() => {}, _ = second.recv() => {}, _ = third.recv() => {} }
+                flag.store(true, Ordering::Relaxed);
+            });
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(listening)?;
+        Ok(Watch {
+            cancelled,
+            stage: Mutex::new(Stage { began: Instant::now(), bar: ProgressBar::hidden(), shown: false }),
+        })
+    }
+
+    /// Raised by a signal.
+    pub fn cancelled(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
+    }
+
+    fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress for Watch {
+    fn begin(&self, stage: &str, total_bytes: u64) {
+        let mut current = self.stage();
+        current.bar.finish_and_clear();
+        let template = match total_bytes {
+            0 => "{msg} {spinner}",
+            _ => "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}",
+        };
+        let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden());
+        // The templates are constants, which a test draws.
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(stage.to_owned());
+        let shown = current.shown;
+        current.bar = bar;
+        current.shown = false;
+        if shown {
+            current.show();
+        }
+    }
+
+    fn advance(&self, bytes: u64) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(interrupted());
+        }
+        let mut current = self.stage();
+        current.bar.inc(bytes);
+        if !current.shown && current.began.elapsed() > PATIENCE {
+            current.show();
+        }
+        Ok(())
+    }
+}
+
+impl Stage {
+    fn show(&mut self) {
+        self.shown = true;
+        if std::io::stderr().is_terminal() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.bar.enable_steady_tick(Duration::from_millis(200));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stage().bar.finish_and_clear();
+    }
+}

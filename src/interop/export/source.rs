@@ -1,0 +1,111 @@
+//! A snapshot as exports see it: the model's tensors in the model's order, the optimiser's beside them.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::interop::{convert, hf, model};
+use crate::snapshot::{DType, Role, TensorMeta};
+use crate::store::{Manifest, Reader};
+
+/// Moments that PyTorch's optimisers keep, in the order of their state dicts.
+pub const MOMENTS: [Role; 3] = [Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer];
+
+pub struct Source {
+    reader: Reader,
+    /// Parameters and buffers in the model's order, as indices into the manifest.
+    model: Vec<usize>,
+    threads: usize,
+}
+
+impl Source {
+    /// Opens the snapshot at `path`; every chunk that is read is checked against its hash.
+    pub fn open(path: &Path, threads: usize) -> Result<Source> {
+        let reader = Reader::open(path)?;
+        let tensors = &reader.manifest().tensors;
+        let of_model = |i: &usize| matches!(tensors[*i].meta.role, Role::Param | Role::Buffer);
+        let mut model: Vec<usize> = (0..tensors.len()).filter(of_model).collect();
+        model.sort_by(|&a, &b| model::order(&tensors[a].meta.name, &tensors[b].meta.name));
+        let twice = model.windows(2).find(|pair| tensors[pair[0]].meta.name == tensors[pair[1]].meta.name);
+        if let Some(pair) = twice {
+            let name = &tensors[pair[0]].meta.name;
+            return Err(Error::mismatch(
+                path,
+                format!("{name} is both a parameter and a buffer; no format can say that"),
+            ));
+        }
+        Ok(Source { reader, model, threads })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        self.reader.manifest()
+    }
+
+    pub fn path(&self) -> &Path {
+        self.reader.path()
+    }
+
+    /// Parameters and buffers, in the model's order.
+    pub fn model(&self) -> Vec<&TensorMeta> {
+        self.model.iter().map(|&i| self.meta(i)).collect()
+    }
+
+    /// Parameters alone, in the model's order.
+    pub fn params(&self) -> Vec<&TensorMeta> {
+        self.model().into_iter().filter(|meta| meta.role == Role::Param).collect()
+    }
+
+    /// The moments that the snapshot holds.
+    pub fn moments(&self) -> Vec<Role> {
+        let held = |role: &Role| self.manifest().tensors.iter().any(|tensor| tensor.meta.role == *role);
+        MOMENTS.into_iter().filter(held).collect()
+    }
+
+    pub fn is_tied(&self) -> bool {
+        model::is_tied(self.model.iter().map(|&i| self.meta(i).name.as_str()))
+    }
+
+    fn meta(&self, index: usize) -> &TensorMeta {
+        &self.reader.manifest().tensors[index].meta
+    }
+
+    /// The bytes of a tensor as it was saved.
+    pub fn read(&self, role: Role, name: &str) -> Result<Vec<u8>> {
+        let tensors = &self.manifest().tensors;
+        let index = tensors.iter().position(|tensor| tensor.meta.role == role && tensor.meta.name == name);
+        let missing = || Error::mismatch(self.path(), format!("the snapshot has no {role} of {name}"));
+        let index = index.ok_or_else(missing)?;
+        let mut bytes = vec![0; tensors[index].meta.bytes().unwrap_or(0) as usize];
+        self.reader.read_into(vec![(index, &mut bytes)], self.threads)?;
+        Ok(bytes)
+    }
+
+    /// The bytes of a tensor of the model, as `dtype` where that is another float type.
+    pub fn read_as(&self, meta: &TensorMeta, dtype: DType) -> Result<Vec<u8>> {
+        let bytes = self.read(meta.role, &meta.name)?;
+        match meta.dtype == dtype {
+            true => Ok(bytes),
+            false => convert::convert(&bytes, meta.dtype, dtype).ok_or_else(|| {
+                Error::mismatch(self.path(), format!("{} is {}, which cannot become {dtype}", meta.name, meta.dtype))
+            }),
+        }
+    }
+
+    pub fn carried(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.reader.read_file(name)
+    }
+
+    /// The text of the model's config.json, where the snapshot carries one.
+    pub fn config_json(&self) -> Result<Option<String>> {
+        let Some(bytes) = self.carried(hf::CONFIG)? else { return Ok(None) };
+        let text = String::from_utf8(bytes);
+        text.map(Some).map_err(|_| Error::mismatch(self.path(), "the config.json that it carries is not UTF-8"))
+    }
+}
+
+/// What a tensor becomes where floats are asked for as `dtype`: other types stay what they are.
+pub fn exported_dtype(meta: &TensorMeta, dtype: Option<DType>) -> DType {
+    match dtype {
+        Some(dtype) if matches!(meta.dtype, DType::F32 | DType::F16 | DType::BF16) => dtype,
+        _ => meta.dtype,
+    }
+}

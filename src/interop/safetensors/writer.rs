@@ -1,0 +1,78 @@
+//! Writes safetensors files tensor by tensor, so that one tensor is in memory at a time.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::interop::progress::Progress;
+use crate::snapshot::DType;
+
+const PIECE_BYTES: usize = 4 << 20;
+
+/// A tensor that is to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<u64>,
+}
+
+impl Item {
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<u64>() * self.dtype.size() as u64
+    }
+}
+
+/// Writes `items` to `file`, which lies at `path`, wider types first so that all are aligned. `content(i)` gives the
+/// row-major bytes of item `i`. `metadata` becomes the header's `__metadata__`.
+pub fn write(
+    file: &mut File,
+    path: &Path,
+    items: &[Item],
+    metadata: &[(&str, String)],
+    mut content: impl FnMut(usize) -> Result<Vec<u8>>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(items[i].dtype.size()));
+    let writing = |e| Error::io("writing", path, e);
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    out.write_all(&header(items, &order, metadata)).map_err(writing)?;
+    for index in order {
+        let (item, bytes) = (&items[index], content(index)?);
+        if bytes.len() as u64 != item.bytes() {
+            let reason = format!("tensor {} has {} bytes, not {}", item.name, bytes.len(), item.bytes());
+            return Err(Error::mismatch(path, reason));
+        }
+        for piece in bytes.chunks(PIECE_BYTES) {
+            out.write_all(piece).map_err(writing)?;
+            progress.advance(piece.len() as u64)?;
+        }
+    }
+    out.flush().map_err(writing)
+}
+
+/// The header's length and the header: JSON, padded with blanks to a multiple of 8.
+fn header(items: &[Item], order: &[usize], metadata: &[(&str, String)]) -> Vec<u8> {
+    let mut map = Map::new();
+    let pairs = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value)));
+    map.insert("__metadata__".into(), Value::Object(pairs.collect()));
+    let mut start = 0;
+    for &index in order {
+        let item = &items[index];
+        let end = start + item.bytes();
+        map.insert(
+            item.name.clone(),
+            json!({"dtype": item.dtype.name(), "shape": item.shape, "data_offsets": [start, end]}),
+        );
+        start = end;
+    }
+    let mut json = Value::Object(map).to_string().into_bytes();
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+    header
+}

@@ -1,0 +1,135 @@
+//! Safetensors files and model folders that lie.
+
+use super::Case;
+use super::craft::*;
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = headers();
+    cases.extend(folders());
+    cases
+}
+
+fn one(name: &str, expect: &'static str, items: &[String], data: usize) -> Case {
+    Case::file(name, expect, safetensors(&format!("{{{}}}", items.join(",")), data))
+}
+
+fn headers() -> Vec<Case> {
+    let raw = |length: u64, rest: &[u8]| [&length.to_le_bytes()[..], rest].concat();
+    let float = |name: &str, offsets| item(name, "F32", "[2]", offsets);
+    let many: Vec<String> = (0..70_000).map(|i| item(&format!("t{i}"), "U8", "[0]", [0, 0])).collect();
+    // Eight tensors of nearly 2^61 bytes: together more than 2^64.
+    let wrapping: Vec<String> = (0..9u64)
+        .map(|i| (i, i.wrapping_mul((1 << 61) - 8)))
+        .map(|(i, start)| {
+            item(&format!("t{i}"), "U8", &format!("[{}]", (1u64 << 61) - 8), [start, start.wrapping_add((1 << 61) - 8)])
+        })
+        .collect();
+    vec![
+        Case::file("a header longer than the file", "but the file ends after", raw(1000, b"{\"a\":1}")),
+        Case::file("a header of exabytes", "at most 8388608 are read", raw(1 << 62, b"{\"a\":1}")),
+        Case::file("a header of 2^64 - 1 bytes", "at most 8388608 are read", raw(u64::MAX, b"{\"a\":1}")),
+        Case::file(
+            "a header of 9 MiB",
+            "at most 8388608 are read",
+            safetensors(&format!("{{{}}}", " ".repeat(9 << 20)), 0),
+        ),
+        Case::file("a header that is no JSON", "its header is not what it should be", safetensors("{\"a\":", 0)),
+        Case::file("a header that is a list", "neither a .pt", safetensors("[1,2]", 0)),
+        Case::file(
+            "brackets without end",
+            "its header is not what it should be",
+            safetensors(&format!("{{\"a\":{}", "[".repeat(1 << 20)), 0),
+        ),
+        Case::file(
+            "a shape of a million numbers",
+            "dimensions",
+            safetensors(&format!("{{{}}}", item("a", "U8", &format!("[{}1]", "1,".repeat(1 << 20)), [0, 1])), 1),
+        ),
+        Case::file(
+            "numbers where a tensor should be",
+            "its header is not what it should be",
+            safetensors(&format!("{{\"a\":[{}0]}}", "0,".repeat(1 << 20)), 0),
+        ),
+        Case::file("cut data", "the file is cut", safetensors(&format!("{{{}}}", float("a", [0, 8])), 4)),
+        Case::file("more data than tensors", "safetensors", safetensors(&format!("{{{}}}", float("a", [0, 8])), 12)),
+        one("one name twice", "twice", &[float("a", [0, 8]), float("a", [0, 8])], 8),
+        one("overlapping tensors", "safetensors", &[float("a", [0, 8]), float("b", [4, 12])], 12),
+        one("a hole", "safetensors", &[float("a", [0, 8]), float("b", [16, 24])], 24),
+        one("offsets backwards", "safetensors", &[item("a", "F32", "[0]", [8, 0])], 8),
+        one(
+            "a shape that overflows",
+            "safetensors",
+            &[item("a", "F32", "[4294967296,4294967296,4294967296]", [0, 8])],
+            8,
+        ),
+        one("a shape of another size", "safetensors", &[item("a", "F32", "[3]", [0, 8])], 8),
+        one("a negative shape", "its header is not what", &[item("a", "F32", "[-2]", [0, 8])], 8),
+        one("sizes that wrap around", "the file is cut", &wrapping, 64),
+        one("an unknown type", "safetensors", &[item("a", "F7", "[2]", [0, 8])], 8),
+        one("a type of others", "element type", &[item("a", "F8_E4M3", "[8]", [0, 8])], 8),
+        one("twenty dimensions", "20 dimensions", &[item("a", "F32", &format!("{:?}", vec![1; 20]), [0, 4])], 4),
+        one("an empty name", "has 0 bytes", &[float("", [0, 8])], 8),
+        one("a name of 600 bytes", "has 600 bytes", &[float(&"n".repeat(600), [0, 8])], 8),
+        one("a name with control characters", "control characters", &[float("a\\u0007", [0, 8])], 8),
+        one("70000 tensors", "more than 65536 tensors", &many, 0),
+        one("metadata that is no text", "its header is not what", &["\"__metadata__\":{\"a\":[1]}".into()], 0),
+        one(
+            "a field too many",
+            "its header is not what",
+            &["\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"x\":1}".into()],
+            0,
+        ),
+        one("a description that is none", "not a ckptd.json", &["\"__metadata__\":{\"ckptd\":\"{}\"}".into()], 0),
+        one("not a GPT-2", "has no transformer.wte.weight", &[float("a", [0, 8])], 8),
+    ]
+}
+
+fn folders() -> Vec<Case> {
+    let weights = safetensors(&format!("{{{}}}", item("a", "F32", "[2]", [0, 8])), 8);
+    let config = ("config.json", b"{}".to_vec());
+    let index = |name: &str, expect: &'static str, map: &str, files: &[(&str, Vec<u8>)]| {
+        let index = format!("{{\"weight_map\":{map}}}").into_bytes();
+        let mut all = vec![config.clone(), ("model.safetensors.index.json", index)];
+        all.extend(files.iter().cloned());
+        Case::folder(name, expect, &all)
+    };
+    let shards = [("a.safetensors", weights.clone()), ("b.safetensors", weights.clone())];
+    vec![
+        index("a shard above the folder", "not the plain name", r#"{"a":"../weights.safetensors"}"#, &[]),
+        index("a shard by its absolute name", "not the plain name", r#"{"a":"/etc/passwd"}"#, &[]),
+        index("a shard named ..", "not the plain name", r#"{"a":".."}"#, &[]),
+        index("a shard with a NUL", "not the plain name", r#"{"a":"x\u0000y"}"#, &[]),
+        index("a shard with a backslash", "not the plain name", r#"{"a":"..\\x"}"#, &[]),
+        index("a shard that is missing", "is not in the folder", r#"{"a":"a.safetensors"}"#, &[]),
+        index("a tensor in two shards", "is both in", r#"{"a":"a.safetensors","b":"b.safetensors"}"#, &shards),
+        index("an index that lies", "where it is not", r#"{"zzz":"a.safetensors"}"#, &shards),
+        index("an index that is no map", "not an index of shards", "[]", &[]),
+        Case::folder("no config", "has no config.json", &[("model.safetensors", weights.clone())]),
+        Case::folder(
+            "a config that is no JSON",
+            "not a JSON object",
+            &[("config.json", b"[]".to_vec()), ("model.safetensors", weights.clone())],
+        ),
+        Case::folder(
+            "a config of 2 MiB",
+            "at most 1048576",
+            &[("config.json", vec![b' '; 2 << 20]), ("model.safetensors", weights.clone())],
+        ),
+        Case::folder(
+            "a config of another model",
+            "type \"llama\"",
+            &[("config.json", br#"{"model_type":"llama"}"#.to_vec()), ("model.safetensors", weights.clone())],
+        ),
+        Case::folder("no weights", "holds no weights", &[config.clone()]),
+        Case::folder(
+            "a state that climbs",
+            "is no plain name",
+            &[
+                config.clone(),
+                ("model.safetensors", weights.clone()),
+                ("ckptd.json", super::bundles::state(&["../../etc/passwd"], &[])),
+            ],
+        ),
+        Case::fifo("a pipe for weights", "not a regular file"),
+    ]
+}

@@ -1,0 +1,92 @@
+"""Loads, with the real PyTorch and transformers, what ckptd exported, and compares it with the model that the snapshot was
+made of. Arguments: the original folder (model, optimizer.pt), the folder of exports. Prints one line for each check."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+
+original, exports = Path(sys.argv[1]), Path(sys.argv[2])
+transformers.logging.set_verbosity_warning()
+warnings.simplefilter("error")
+
+tokens = torch.arange(40).reshape(2, 20) % 97
+
+
+def logits(model):
+    model.eval()
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+reference = GPT2LMHeadModel.from_pretrained(original)
+truth = reference.state_dict()
+expected = logits(reference)
+
+
+def equal(state, what):
+    assert list(state) == list(truth) or set(state) == set(truth) - {"lm_head.weight"}, (what, set(state) ^ set(truth))
+    for name, tensor in state.items():
+        assert tensor.dtype == truth[name].dtype and torch.equal(tensor, truth[name]), (what, name)
+
+
+for name in ("hf", "hf_sharded", "hf_full", "unpacked_zip", "unpacked_tar"):
+    model, info = AutoModelForCausalLM.from_pretrained(exports / name, output_loading_info=True)
+    assert not any(info.values()), (name, info)
+    equal(model.state_dict(), name)
+    assert torch.equal(logits(model), expected), name
+    assert model.config.tie_word_embeddings == (model.lm_head.weight is model.transformer.wte.weight)
+    print("loads", name)
+assert len(list((exports / "hf_sharded").glob("model-*.safetensors"))) > 2
+
+for dtype, tolerance in (("bf16", 2**-8), ("f16", 2**-10)):
+    half = AutoModelForCausalLM.from_pretrained(exports / f"hf_{dtype}")
+    assert half.dtype == {"bf16": torch.bfloat16, "f16": torch.float16}[dtype], half.dtype
+    for name, tensor in half.state_dict().items():
+        assert torch.equal(tensor, truth[name].to(half.dtype)), name
+    print("loads", dtype)
+
+state = torch.load(exports / "model.pt", weights_only=True, map_location="cpu", mmap=True)
+assert type(state).__name__ == "OrderedDict"
+equal(state, "model.pt")
+assert list(state) == list(truth)
+assert state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr()
+fresh = GPT2LMHeadModel(reference.config)
+assert fresh.load_state_dict(state, strict=True)
+assert torch.equal(logits(fresh), expected)
+bf16 = torch.load(exports / "model_bf16.pt", weights_only=True, map_location="cpu")
+assert all(torch.equal(bf16[name], truth[name].to(torch.bfloat16)) for name in truth)
+print("loads model.pt")
+
+equal(load_file(exports / "model.safetensors"), "model.safetensors")
+print("loads model.safetensors")
+
+
+def groups(model):
+    decay = [p for p in model.parameters() if p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+
+
+saved = torch.load(original / "optimizer.pt", weights_only=True)
+full = torch.load(exports / "full.pt", weights_only=True, map_location="cpu", mmap=True)
+for name, optimizer in (("full.pt", full["optimizer"]), ("hf_full", torch.load(exports / "hf_full/optimizer.pt", weights_only=True))):
+    adamw = torch.optim.AdamW(groups(fresh), lr=1.0)
+    adamw.load_state_dict(optimizer)
+    state = adamw.state_dict()
+    assert [g["params"] for g in state["param_groups"]] == [g["params"] for g in saved["param_groups"]]
+    for key in ("betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay"):
+        assert [g[key] for g in state["param_groups"]] == [g[key] for g in saved["param_groups"]], key
+    assert state["state"].keys() == saved["state"].keys()
+    for index, entry in saved["state"].items():
+        assert entry.keys() == state["state"][index].keys()
+        for key, tensor in entry.items():
+            assert torch.equal(tensor, state["state"][index][key]), (name, index, key)
+    print("optimizer of", name)
+assert full["step"] == 3 and json.loads(full["config"])["model_type"] == "gpt2"
+assert "step 3\n" in (exports / "hf/version.txt").read_text()
