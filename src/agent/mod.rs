@@ -29,7 +29,7 @@ pub use job::Outcome;
 use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
 use printer::{Panel, Printer};
-use progress::{Progress, Report};
+use progress::{Progress, Report, State};
 use worker::Worker;
 
 use crate::config::Config;
@@ -45,7 +45,7 @@ pub enum Input {
 
 /// Inputs that wait; a worker that says more than is taken in has to wait, too.
 const QUEUE: usize = 1024;
-/// Time between two lines on the progress, and between two looks of the live line.
+/// Time between two lines on the progress, and between two looks of the panel.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 const PANEL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a killed worker is waited for at the end.
@@ -207,7 +207,7 @@ impl Agent {
     }
 }
 
-/// What the user sees of the progress: the live line, or a line now and then.
+/// What the user sees of the progress: the panel, or a line now and then.
 struct Show<'a> {
     printer: &'a Printer,
     next: Instant,
@@ -229,9 +229,14 @@ impl Show<'_> {
         }
         if self.printer.is_live() {
             self.next = now + PANEL_INTERVAL;
-            let text = progress.live_text(Timestamp::now());
-            self.printer.panel(Panel { step: progress.step, total_steps: progress.total_steps, text });
-        } else if progress.step > self.step && progress.loss.is_some() {
+            let now = Timestamp::now();
+            self.printer.panel(Panel {
+                step: progress.step,
+                total_steps: progress.total_steps,
+                outlook: progress.outlook_text(now),
+                figures: progress.figures_text(now),
+            });
+        } else if progress.state == State::Training && progress.step > self.step {
             self.next = now + LINE_INTERVAL;
             let (step, loss, tokens_per_second) = (progress.step, progress.loss, progress.tokens_per_second());
             info!(step, loss, tokens_per_second, "{}", progress.line_text());

@@ -1,4 +1,4 @@
-//! What a run writes on stderr: lines, and on a terminal one live line below them.
+//! What a run writes on stderr: lines, and on a terminal a live panel of two lines below them.
 //!
 //! Invariant: a reader that is slow, stuck or gone costs lines and nothing else; the training never waits for it.
 //! All writing is done by one thread behind a bounded queue. Deliberately not here: what is said (job), and in which
@@ -25,12 +25,14 @@ pub struct Printer {
     live: bool,
 }
 
-/// What the live line shows.
+/// What the panel shows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panel {
     pub step: u64,
     pub total_steps: u64,
-    pub text: String,
+    /// Behind the bar, and below it.
+    pub outlook: String,
+    pub figures: String,
 }
 
 enum Print {
@@ -40,7 +42,7 @@ enum Print {
 }
 
 impl Printer {
-    /// `live`: with a live line, which needs a terminal.
+    /// `live`: with a panel, which needs a terminal.
     pub fn start(live: bool) -> Printer {
         let (queue, prints) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
@@ -64,7 +66,7 @@ impl Printer {
         }
     }
 
-    /// Waits a moment for what was printed to be written, and takes the live line away.
+    /// Waits a moment for what was printed to be written, and takes the panel away.
     pub fn finish(&self) {
         let (done, is_done) = sync_channel(1);
         if self.queue.try_send(Print::Flush(done)).is_ok() {
@@ -74,7 +76,7 @@ impl Printer {
 }
 
 fn print(prints: &Receiver<Print>, dropped: &AtomicU64, live: bool) {
-    let bar = live.then(live_line);
+    let bar = live.then(live_panel);
     let write = |bytes: &[u8]| {
         // Nobody is left to tell when stderr fails.
         let print = || drop(std::io::stderr().lock().write_all(bytes));
@@ -95,7 +97,8 @@ fn print(prints: &Receiver<Print>, dropped: &AtomicU64, live: bool) {
             (Print::Panel(panel), Some(bar)) => {
                 bar.set_length(panel.total_steps);
                 bar.set_position(panel.step);
-                bar.set_message(panel.text);
+                bar.set_message(panel.outlook);
+                bar.set_prefix(panel.figures);
                 bar.tick();
             }
             (Print::Panel(_), None) => {}
@@ -109,7 +112,7 @@ fn print(prints: &Receiver<Print>, dropped: &AtomicU64, live: bool) {
     }
 }
 
-fn live_line() -> ProgressBar {
+fn live_panel() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
     // The template is a constant that a test has parsed.
     if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
@@ -118,7 +121,7 @@ fn live_line() -> ProgressBar {
     bar
 }
 
-const TEMPLATE: &str = "{pos:>5}/{len} {bar:20.cyan/dim} {wide_msg}";
+const TEMPLATE: &str = "{pos}/{len} {bar:20.cyan/dim} {wide_msg}\n{prefix}";
 
 /// Lets tracing print through the thread: one event, one write.
 pub struct Line {
@@ -156,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_live_line_has_a_valid_template() {
+    fn the_panel_has_a_valid_template() {
         assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 

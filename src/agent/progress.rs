@@ -163,8 +163,8 @@ impl Progress {
         format!("step {}/{}, loss {loss}{speed}{left}", self.step, self.total_steps)
     }
 
-    /// What the live line says behind its bar.
-    pub fn live_text(&self, now: Timestamp) -> String {
+    /// What stands behind the bar of the panel: what goes on, and how long it will.
+    pub fn outlook_text(&self, now: Timestamp) -> String {
         let mut parts = Vec::new();
         match (&self.stage, self.state) {
             (Some((stage, Some(fraction))), _) => parts.push(format!("{stage} {:.0} %", fraction * 100.0)),
@@ -173,14 +173,20 @@ impl Progress {
             (None, State::Stopping) => parts.push("stopping".to_owned()),
             (None, _) => {}
         }
+        parts.extend(self.time_left().map(|left| format!("done in {}", duration(left))));
+        parts.extend(self.deadline.map(|deadline| format!("session ends in {}", duration(age(now, deadline)))));
+        parts.join(" · ")
+    }
+
+    /// The panel's second line: how well it goes, and what is safe.
+    pub fn figures_text(&self, now: Timestamp) -> String {
+        let mut parts = Vec::new();
         parts.extend(self.loss.map(|loss| format!("loss {loss:.4}")));
-        parts.extend(self.tokens_per_second().map(|speed| format!("{} tok/s", count(speed))));
+        parts.extend(self.tokens_per_second().map(|speed| format!("{} tokens/s", count(speed))));
         parts.push(match &self.last_verified {
-            Some(last) => format!("saved {} ({} ago)", last.step, duration(age(last.at, now))),
+            Some(last) => format!("step {} saved and verified {} ago", last.step, duration(age(last.at, now))),
             None => "nothing saved yet".to_owned(),
         });
-        parts.extend(self.deadline.map(|deadline| format!("budget {}", duration(age(now, deadline)))));
-        parts.extend(self.time_left().map(|left| format!("done in {}", duration(left))));
         parts.join(" · ")
     }
 

@@ -19,7 +19,7 @@ pub enum Format {
     Json,
 }
 
-/// Sends what is logged from now on to stderr, through a printer with a live line where that makes sense.
+/// Sends what is logged from now on to stderr, through a printer with a panel where that makes sense.
 pub fn start(format: Format, verbose: bool, quiet: bool) -> Printer {
     let level = match (verbose, quiet) {
         (true, _) => LevelFilter::DEBUG,

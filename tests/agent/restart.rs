@@ -20,14 +20,17 @@ fn a_worker_that_is_killed_twice_ends_in_the_state_of_an_undisturbed_run() {
 #[test]
 fn when_the_agent_is_killed_the_worker_saves_and_the_next_run_waits_for_it_and_goes_on() {
     let job = Job::new(40, "");
+    job.ask("linger", 1);
     let mut run = job.start();
     run.wait_for("verified step 10:");
     run.signal("KILL");
-    let killed = run.wait();
-    assert_eq!(killed.code, None);
-    let ended = job.run();
+    assert_eq!(run.wait().code, None);
+    let mut next = job.start();
+    next.wait_for("waiting for the worker of the last session");
+    std::fs::remove_file(job.script().join("linger")).unwrap();
+    next.wait_for("resuming from step");
+    let ended = next.wait();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    assert!(ended.log.contains("resuming from step"), "{}", ended.log);
     assert_eq!(job.json("list")[0]["root"], Job::undisturbed_root(40));
 }
 
@@ -103,4 +106,19 @@ fn a_worker_that_is_not_there_is_an_error_that_names_it() {
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.log);
     assert!(ended.log.contains("/nowhere/trainer"), "{}", ended.log);
+}
+
+#[test]
+fn signals_that_a_service_manager_sends_to_every_process_do_not_end_the_worker_before_its_last_snapshot() {
+    let job = Job::new(1000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    for name in ["INT", "USR1", "USR2", "HUP", "TERM"] {
+        signal(worker_of(&job), name);
+    }
+    run.signal("TERM");
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("is saved and verified"), "{}", ended.log);
+    assert!(!ended.log.contains("restarting"), "{}", ended.log);
 }

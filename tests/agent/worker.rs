@@ -13,6 +13,7 @@ use ckptd::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, Tensor
 use ckptd::store::{CommitOptions, Reader, Store, commit};
 
 pub const SCRIPT: &str = "FAKE_WORKER_SCRIPT";
+const GONE: &str = "the agent is gone";
 const ELEMENTS: usize = 3000;
 
 /// The command line that makes this test program the worker. The test harness writes on stdout, so that the worker's
@@ -53,7 +54,7 @@ impl Worker {
                 }
             }
             // The agent is gone: save and leave.
-            let _ = sender.send(Command::Stop { snapshot: true, reason: "the agent is gone".into() });
+            let _ = sender.send(Command::Stop { snapshot: true, reason: GONE.into() });
         });
         Worker { script, events, commands }
     }
@@ -123,6 +124,9 @@ impl Worker {
                     Ok(Command::Snapshot { reason }) => self.save(&store, start, &state, &mut seq, &mut saved, &reason),
                     Ok(Command::Stop { .. }) if self.asked("deaf") => {}
                     Ok(Command::Stop { snapshot, reason }) => {
+                        if reason == GONE {
+                            self.linger();
+                        }
                         if snapshot && saved < state.step {
                             self.save(&store, start, &state, &mut seq, &mut saved, &reason);
                         }
@@ -154,6 +158,13 @@ impl Worker {
         }
         self.say(&Event::Done { step: state.step, finished: true });
         0
+    }
+
+    /// Writes as slowly as the script says: until its file is gone.
+    fn linger(&self) {
+        while self.script.join("linger").exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn misbehave(&mut self, in_step: u64) {

@@ -32,28 +32,34 @@ fn main() -> ckptd::Result<()> {
     let capturer = state.capturer();
     let mut model = Gpt2::new(config.clone(), cpu);
     let mut gradients = Gradients::default();
+    let (mut passes_cpu, mut updates_cpu, mut stall) = (vec![], vec![], 0f64);
     let (mut passes, mut updates, mut outside, mut faults, mut loss) = (vec![], vec![], vec![], vec![], 0.0);
     for step in 1..=steps {
         let ids: Vec<i64> =
             (0..=rows * positions).map(|i| (i * i * 31 + step * 17) as i64 % config.vocab_size).collect();
-        let (before, began) = (minor_faults(), Instant::now());
+        let (before, cpu_before, began) = (minor_faults(), cpu_ms(), Instant::now());
         let batch = Batch::new(&ids[..ids.len() - 1], &ids[1..], rows, cpu)?;
         gradients.clear();
         loss = model.loss_and_grads(state.params(), &batch, 1.0, &mut gradients)?;
         passes.push(began.elapsed().as_secs_f64() * 1e3);
+        passes_cpu.push(cpu_ms() - cpu_before);
         let capture = if every > 0 && step % every == 0 { capturer.capture()? } else { None };
-        let began = Instant::now();
+        let (cpu_before, began) = (cpu_ms(), Instant::now());
         let figures = Step { number: step as u64, learning_rate: 1e-4 };
         optimizer.step(&mut state, gradients.tensors(), figures, |train, _| train.step += 1)?;
+        if let Some(capture) = &capture {
+            stall = stall.max(capture.stall_meter().stall().as_secs_f64() * 1e3);
+        }
         let spent = began.elapsed().as_secs_f64() * 1e3;
         if capture.is_some() { &mut outside } else { &mut updates }.push(spent);
+        updates_cpu.push(cpu_ms() - cpu_before);
         faults.push((minor_faults() - before) as f64);
     }
     println!(
         "{}",
         serde_json::json!({
             "pass_ms": median(passes), "update_ms": median(updates), "update_outside_ms": median(outside),
-            "faults": median(faults), "loss": loss,
+            "pass_cpu_ms": median(passes_cpu), "update_cpu_ms": median(updates_cpu), "faults": median(faults), "largest_stall_ms": stall, "loss": loss,
         })
     );
     Ok(())
@@ -77,10 +83,20 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn minor_faults() -> i64 {
+    usage().ru_minflt
+}
+
+fn cpu_ms() -> f64 {
+    let usage = usage();
+    let ms = |time: libc::timeval| time.tv_sec as f64 * 1e3 + time.tv_usec as f64 / 1e3;
+    ms(usage.ru_utime) + ms(usage.ru_stime)
+}
+
+fn usage() -> libc::rusage {
     // SAFETY: getrusage fills the structure that it is given.
     unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage.ru_minflt
+        usage
     }
 }

@@ -190,7 +190,7 @@ impl State {
             _ => fill_device(&shared.metas, &mut inner.slots, fill)?,
         };
         if let Some(Slot::Host { homes, .. }) = inner.slots.first() {
-            slab::fault_in_background(homes[1].slab());
+            slab::fault_in_background([homes[0].slab(), homes[1].slab()]);
         }
         Ok(result)
     }

@@ -16,10 +16,10 @@ use tch::Device;
 
 use crate::capture::State;
 use crate::data::{self, Dataset};
+use crate::device;
 use crate::events::Events;
 use crate::gpt2::{Gpt2, Gpt2Config, init};
 use crate::optim::Optimizer;
-use crate::device;
 
 /// Largest companion file of a model folder that travels in snapshots, in bytes.
 const MAX_CARRIED: u64 = 32 << 20;
@@ -61,7 +61,9 @@ impl Job {
         let shape = config.model.dropout.map_or(shape.clone(), |p| shape.with_dropout(p));
         if config.train.sequence_length > shape.n_positions as u64 {
             let (asked, has) = (config.train.sequence_length, shape.n_positions);
-            return Err(Error::Config(format!("[train] sequence_length: {asked} is more than the model's {has} positions")));
+            return Err(Error::Config(format!(
+                "[train] sequence_length: {asked} is more than the model's {has} positions"
+            )));
         }
 
         let request = data::Request {
@@ -130,7 +132,13 @@ fn choose_threads(asked: usize, recorded: Option<usize>, accept_changes: bool, e
 }
 
 /// Everything that changes the arithmetic, by name.
-fn settings(config: &Config, shape: &Gpt2Config, data: &Dataset, device: Device, threads: usize) -> BTreeMap<String, String> {
+fn settings(
+    config: &Config,
+    shape: &Gpt2Config,
+    data: &Dataset,
+    device: Device,
+    threads: usize,
+) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     // A struct of plain fields always serialises; a missing entry would only be compared as missing.
     if let Ok(serde_json::Value::Object(train)) = serde_json::to_value(&config.train) {
@@ -212,7 +220,14 @@ fn restore(
                 Some(i) if manifest.tensors[i].meta == *meta => wanted.push((i, &mut *destination.bytes)),
                 Some(i) => {
                     let has = &manifest.tensors[i].meta;
-                    wrong.push(format!("{} is {} {:?}, not {} {:?}", meta.label(), has.dtype, has.shape, meta.dtype, meta.shape));
+                    wrong.push(format!(
+                        "{} is {} {:?}, not {} {:?}",
+                        meta.label(),
+                        has.dtype,
+                        has.shape,
+                        meta.dtype,
+                        meta.shape
+                    ));
                 }
                 None => wrong.push(format!("{} is missing", meta.label())),
             }

@@ -37,6 +37,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    device::settle_openmp();
     device::tune_malloc();
     let arguments = Arguments::parse();
     if let Some(Task::Logits(arguments)) = arguments.task {
@@ -72,7 +73,9 @@ fn main() -> ExitCode {
 enum Orders {
     Agent(Commands),
     /// Nobody: the session ends when the training does. The lock is held for as long as this lives.
-    Alone { _lock: ckptd::store::Lock },
+    Alone {
+        _lock: ckptd::store::Lock,
+    },
 }
 
 fn run(events: &Events, start: impl FnOnce() -> Result<(Start, Orders)>) -> i32 {
@@ -139,10 +142,12 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
         Orders::Alone { _lock } => {
             if let (Every::Interval(interval), true) = (interval, own_timer) {
                 let taker = taker.clone();
-                spawn("timer", move || loop {
-                    std::thread::sleep(interval);
-                    if let Some(snapshots) = taker.get() {
-                        snapshots.take("interval");
+                spawn("timer", move || {
+                    loop {
+                        std::thread::sleep(interval);
+                        if let Some(snapshots) = taker.get() {
+                            snapshots.take("interval");
+                        }
                     }
                 })?;
             }

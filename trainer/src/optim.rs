@@ -49,7 +49,7 @@ pub struct Step {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Coefficients {
     Sgd { lr: f32, momentum: f32, decay: f32, scale: f32 },
-    AdamW { keep: f32, beta1: f32, beta2: f32, step_size: f32, root_correction: f32, eps: f32, scale: f32 },
+    AdamW { keep: f32, beta1: f32, beta2: f32, step_size: f32, root_scale: f32, eps: f32, scale: f32 },
 }
 
 impl Optimizer {
@@ -133,7 +133,7 @@ impl Optimizer {
                     beta1: beta1 as f32,
                     beta2: beta2 as f32,
                     step_size: (lr / (1.0 - beta1.powf(t))) as f32,
-                    root_correction: (1.0 - beta2.powf(t)).sqrt() as f32,
+                    root_scale: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
                     eps: eps as f32,
                     scale: scale as f32,
                 }

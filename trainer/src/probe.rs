@@ -33,15 +33,15 @@ pub fn logits(arguments: &LogitsArguments) -> Result<()> {
     device::set_threads(arguments.threads);
     let folder = hf::open(&arguments.model)?;
     let origin = arguments.model.display().to_string();
-    let config = Gpt2Config::from_json(&String::from_utf8_lossy(&folder.config_json), &format!("{origin}/config.json"))?;
+    let config =
+        Gpt2Config::from_json(&String::from_utf8_lossy(&folder.config_json), &format!("{origin}/config.json"))?;
     let rows = read_rows(&arguments.tokens, &config)?;
 
     let mut state = State::new(&config.parameters(), &[], Device::Cpu, Default::default())?;
     state.fill(|destinations| init::from_tensors(&folder.tensors, &origin, destinations))?;
     let flat: Vec<i64> = rows.concat();
-    let inputs = Tensor::f_from_slice(&flat)
-        .and_then(|t| t.f_view([rows.len() as i64, -1]))
-        .context("making the batch")?;
+    let inputs =
+        Tensor::f_from_slice(&flat).and_then(|t| t.f_view([rows.len() as i64, -1])).context("making the batch")?;
     let logits = Gpt2::new(config, Device::Cpu).logits(state.params(), &inputs)?;
     let mut bytes = vec![0; 4 * logits.numel()];
     let copied = logits.f_contiguous().and_then(|l| l.f_to_kind(Kind::Float));

@@ -13,7 +13,6 @@ mod worker;
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 pub use events::{Action, Choice, Event, Exit, Now, Outcome, Resume, Signal, Verdict};

@@ -1,6 +1,7 @@
 //! The machine alone: its clock is a number, its worker and its keeper are what a test says.
 #![allow(clippy::unwrap_used)]
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
@@ -53,7 +54,7 @@ impl Bench {
 
     /// Lets the time pass that the job wants to sleep, and wakes it.
     fn wake(&mut self) -> &[Action] {
-        let at = self.job.wake_at(self.now).expect("the job waits for nothing");
+        let at = self.job.wake_at(self.now).unwrap();
         self.pass(at.saturating_duration_since(self.now.at));
         self.on(Event::Tick)
     }

@@ -21,7 +21,7 @@ impl Job {
             Message::Hello { .. } | Message::Alive { .. } => {}
             Message::Progress { stage, fraction } => {
                 if self.progress.stage.as_ref().is_none_or(|(known, _)| *known != stage) {
-                    // Between steps the live line is enough.
+                    // Between steps the panel is enough.
                     if run.ready { debug!("{stage}") } else { info!("{stage}") }
                 }
                 self.progress.stage = Some((stage, fraction));

@@ -13,8 +13,8 @@ const PAGE: usize = 4096;
 
 /// One mapping, cut into homes.
 pub struct Slab {
-    // Owns the mapping; all access goes through `base`.
-    _map: MmapMut,
+    /// Owns the mapping; its bytes are accessed through `base`.
+    map: MmapMut,
     base: *mut u8,
     bytes: usize,
     /// Everything below this offset is faulted in.
@@ -51,17 +51,24 @@ impl Slab {
         let _ = map.advise(Advice::HugePage);
         let start = map.as_mut_ptr();
         let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
-        let slab = Arc::new(Slab { _map: map, base, bytes, faulted: AtomicUsize::new(0) });
+        let slab = Arc::new(Slab { map, base, bytes, faulted: AtomicUsize::new(0) });
         let homes = offsets.into_iter().zip(lengths);
         Ok(homes.map(|(offset, &length)| Home { slab: slab.clone(), offset, length }).collect())
     }
 
     /// Faults in `[from, to)` without changing its contents, also while others write there.
     fn fault_in(&self, from: usize, to: usize) {
-        for offset in (from / PAGE * PAGE..to).step_by(PAGE) {
-            // SAFETY: the offset lies in the mapping. An atomic "or 0" takes the page for writing and leaves the byte
-            // as it is, whoever else writes beside it.
-            unsafe { AtomicU8::from_ptr(self.base.add(offset)).fetch_or(0, Ordering::Relaxed) };
+        let from = from / PAGE * PAGE;
+        let start = self.base as usize - self.map.as_ptr() as usize;
+        if self.map.advise_range(Advice::PopulateWrite, start + from, to - from).is_ok() {
+            return;
+        }
+        // Kernels before 5.14: replacing a byte by itself takes its page for writing, whoever else writes beside it.
+        for offset in (from..to).step_by(PAGE) {
+            // SAFETY: the offset lies in the mapping, and is only accessed atomically here.
+            let byte = unsafe { AtomicU8::from_ptr(self.base.add(offset)) };
+            let value = byte.load(Ordering::Relaxed);
+            let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 }
@@ -99,16 +106,19 @@ impl Home {
     }
 }
 
-/// Faults the slab's pages in on a thread of low priority, so that the training thread need not.
-pub fn fault_in_background(slab: Arc<Slab>) {
+/// Faults the slabs' pages in, one slab after the other, on a thread of lower priority, so that the training thread
+/// need not.
+pub fn fault_in_background(slabs: [Arc<Slab>; 2]) {
     let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
         lower_priority();
-        while let from @ 0.. = slab.faulted.load(Ordering::Acquire)
-            && from < slab.bytes
-        {
-            let to = (from + HUGE_PAGE).min(slab.bytes);
-            slab.fault_in(from, to);
-            slab.faulted.store(to, Ordering::Release);
+        for slab in &slabs {
+            while let from @ 0.. = slab.faulted.load(Ordering::Acquire)
+                && from < slab.bytes
+            {
+                let to = (from + HUGE_PAGE).min(slab.bytes);
+                slab.fault_in(from, to);
+                slab.faulted.store(to, Ordering::Release);
+            }
         }
     });
     // Without the thread the faults fall on the first snapshot's update: slower, not wrong.
@@ -120,6 +130,6 @@ fn lower_priority() {
     // SAFETY: plain system calls on the calling thread.
     unsafe {
         let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
-        libc::setpriority(libc::PRIO_PROCESS, thread, 15);
+        libc::setpriority(libc::PRIO_PROCESS, thread, 5);
     }
 }

@@ -175,7 +175,7 @@ fn update(block: &Block<'_>) {
             });
         }
         (
-            Coefficients::AdamW { keep, beta1, beta2, step_size, root_correction, eps, scale },
+            Coefficients::AdamW { keep, beta1, beta2, step_size, root_scale, eps, scale },
             [Some(p), Some(m), Some(v)],
         ) => {
             let (rest1, rest2) = (1.0 - beta1, 1.0 - beta2);
@@ -183,7 +183,7 @@ fn update(block: &Block<'_>) {
                 let g = g * scale;
                 let m = beta1 * m + rest1 * g;
                 let v = beta2 * v + rest2 * (g * g);
-                [p * keep - step_size * (m / (v.sqrt() / root_correction + eps)), m, v]
+                [p * keep - step_size * (m / (v.sqrt() * root_scale + eps)), m, v]
             });
         }
         // `Optimizer` pairs each rule with its moments.
@@ -192,10 +192,31 @@ fn update(block: &Block<'_>) {
 }
 
 /// Runs `rule` on every element: from the gradient and the N values of the state to the N new ones.
+///
+/// Each group of [`LANES`] elements is read as a whole before it is written, so that the compiler may use vectors
+/// although source and target may be the same.
 #[inline(always)]
 fn each<const N: usize>(gradient: &[f32], spans: [Span; N], rule: impl Fn(f32, [f32; N]) -> [f32; N]) {
-    for (index, &g) in gradient.iter().enumerate() {
-        // SAFETY: every span has as many elements as the gradient, and this block has them to itself.
+    let (groups, rest) = gradient.as_chunks::<LANES>();
+    for (index, gradients) in groups.iter().enumerate() {
+        let mut values = [[0f32; LANES]; N];
+        for (values, span) in values.iter_mut().zip(&spans) {
+            // SAFETY: every span has as many elements as the gradient, and this block has them to itself.
+            *values = unsafe { span.source.cast::<[f32; LANES]>().add(index).read() };
+        }
+        for (lane, &g) in gradients.iter().enumerate() {
+            let new = rule(g, std::array::from_fn(|n| values[n][lane]));
+            for (values, new) in values.iter_mut().zip(new) {
+                values[lane] = new;
+            }
+        }
+        for (values, span) in values.iter().zip(&spans) {
+            // SAFETY: as above.
+            unsafe { span.target.cast::<[f32; LANES]>().add(index).write(*values) };
+        }
+    }
+    for (index, &g) in (groups.len() * LANES..).zip(rest) {
+        // SAFETY: as above.
         unsafe {
             let new = rule(g, spans.map(|span| *span.source.add(index)));
             for (span, value) in spans.iter().zip(new) {

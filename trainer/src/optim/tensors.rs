@@ -52,14 +52,14 @@ fn sgd(p: &mut Tensor, buffer: Option<&Tensor>, gradient: &Tensor, figures: [f32
 }
 
 fn adamw(p: &mut Tensor, m: &Tensor, v: &Tensor, gradient: &Tensor, figures: Coefficients) -> Result<(), TchError> {
-    let Coefficients::AdamW { keep, beta1, beta2, step_size, root_correction, eps, scale } = figures else {
+    let Coefficients::AdamW { keep, beta1, beta2, step_size, root_scale, eps, scale } = figures else {
         return Ok(());
     };
     let (mut m, mut v) = (m.shallow_clone(), v.shallow_clone());
     let g = gradient.f_mul_scalar(f64::from(scale))?;
     let _ = m.f_mul_scalar_(f64::from(beta1))?.f_add_(&g.f_mul_scalar(f64::from(1.0 - beta1))?)?;
     let _ = v.f_mul_scalar_(f64::from(beta2))?.f_addcmul_(&g.f_mul_scalar(f64::from(1.0 - beta2))?, &g)?;
-    let denominator = v.f_sqrt()?.f_div_scalar(f64::from(root_correction))?.f_add_scalar(f64::from(eps))?;
+    let denominator = v.f_sqrt()?.f_mul_scalar(f64::from(root_scale))?.f_add_scalar(f64::from(eps))?;
     let _ = p.f_mul_scalar_(f64::from(keep))?;
     let _ = p.f_sub_(&m.f_div(&denominator)?.f_mul_scalar(f64::from(step_size))?)?;
     Ok(())
