@@ -328,6 +328,10 @@ impl Config {
             "[train] eval_every: needs [data] validation > 0; set eval_every = 0 to train without evaluation",
         )?;
         check(train.eval_every == 0 || train.eval_batches > 0, "[train] eval_batches: must be at least 1")?;
+        let too_often =
+            matches!(self.snapshot.every, Every::Interval(interval) if interval < Duration::from_millis(100));
+        check(!too_often, "[snapshot] every: must be at least 100ms")?;
+        check(self.session.budget != Some(Text(Duration::ZERO)), "[session] budget: must be positive")?;
         check(self.snapshot.every_steps != Some(0), "[snapshot] every_steps: must be at least 1")?;
         check(self.snapshot.level <= 19, "[snapshot] level: must be from 0 to 19")?;
         check(self.snapshot.encode_threads <= 256, "[snapshot] encode_threads: must be at most 256")?;

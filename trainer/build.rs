@@ -13,4 +13,7 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.display());
         println!("cargo:rustc-env=CKPTD_LIBTORCH_LIB={}", folder.display());
     }
+    if let Ok(version) = std::fs::read_to_string(Path::new(&libtorch).join("build-version")) {
+        println!("cargo:rustc-env=CKPTD_LIBTORCH_VERSION={}", version.trim());
+    }
 }

@@ -83,6 +83,7 @@ fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc:
                     return;
                 }
                 if verified {
+                    catch_up(store);
                     rotate(store, &retention);
                 }
                 continue;
@@ -152,6 +153,18 @@ fn judge(store: &Store, id: &str) -> Verdict {
             Err(e) => Verdict::Unknown { reason: format!("{reason}; and {e}") },
         },
         (Err(e), _) => Verdict::Unknown { reason: e.to_string() },
+    }
+}
+
+/// Reads back what an earlier session committed and did not live to verify: unverified, it would stay for ever.
+fn catch_up(store: &Store) {
+    let Ok(entries) = store.entries() else { return };
+    for entry in entries.iter().filter(|e| e.own && e.state == State::Committed) {
+        match guarded(|| judge(store, &entry.id)) {
+            Ok(Verdict::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
+            Ok(_) => debug!(id = entry.id, "read back an older snapshot"),
+            Err(e) => warn!("{e}"),
+        }
     }
 }
 

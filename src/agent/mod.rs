@@ -75,7 +75,10 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
     let Some(_lock) = start::lock(&store, &config.job.name, &mut queue).await? else { return Ok(Outcome::Resume) };
     store.clean_staging()?;
     let run_id = start::run_id(&store)?;
-    store.set_job(&config)?;
+    if let Err(e) = store.set_job(&config) {
+        // A full disk must not keep a training from going on: only `status` and `list` know less for it.
+        warn!("the job is not remembered in the store: {e}");
+    }
     let server = match status::StatusSocket::bind(&config.status.socket) {
         Ok(socket) => tokio::spawn(socket.serve(inputs.clone())),
         Err(error @ Error::Config(_)) => return Err(error),

@@ -73,6 +73,10 @@ fn of_entry(entry: Entry, mut kept_because: Vec<String>) -> Row {
             kept_because = vec![format!("damaged: {reason}")];
             "committed"
         }
+        State::Unreadable(reason) => {
+            kept_because = vec![format!("cannot be read: {reason}")];
+            "committed"
+        }
     };
     let manifest = entry.manifest.as_ref();
     let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());

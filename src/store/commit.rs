@@ -251,12 +251,14 @@ fn write_chunks(
         room: Condvar::new(),
     };
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| pipeline.encode(options));
-        }
+        let encoders: Vec<_> = (0..threads).map(|_| scope.spawn(|| pipeline.encode(options))).collect();
         // Whatever happens here, the threads must not wait for a writer that is gone.
-        let _end = EndOnDrop(&pipeline);
-        pipeline.write(out, options)
+        let end = EndOnDrop(&pipeline);
+        let outcome = pipeline.write(out, options);
+        drop(end);
+        // Joined here, a thread that panicked fails this commit and nothing else; the writer has seen it.
+        encoders.into_iter().for_each(|encoder| drop(encoder.join()));
+        outcome
     })
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{CHUNK_BYTES, ChunkContext};
+use super::codec::{CHUNK_BYTES, ChunkContext, MAX_OVERHEAD};
 use crate::error::{Error, Result};
 use crate::snapshot::{DType, Metrics, Provenance, Role, TensorMeta, TrainState};
 
@@ -336,6 +336,9 @@ pub fn check_table(manifest: &Manifest, records: &[ChunkRecord], trailer: &Trail
     let end = records.iter().try_fold(HEAD_BYTES as u64, |at, r| at.checked_add(r.encoded));
     if end != Some(trailer.table.start) {
         return damaged("the chunks' lengths do not add up to the file".into());
+    }
+    if units.iter().zip(records).any(|(u, r)| r.encoded == 0 || r.encoded > (u.bytes + MAX_OVERHEAD) as u64) {
+        return damaged("a chunk is longer than its codec can make it".into());
     }
     let mut start = 0;
     let items = manifest.tensors.iter().map(|t| (t.meta.label(), &t.hash));

@@ -132,7 +132,7 @@ impl Dir {
 
     /// Replaces a small file so that after a power loss either the old or the new content is there.
     pub fn write_durably(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let temporary = format!("{name}.new");
+        let temporary = format!("{name}.{}.new", std::process::id());
         self.remove(&temporary)?;
         let mut file = self.create_file(&temporary, OFlags::empty())?;
         let path = self.join(&temporary);

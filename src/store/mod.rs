@@ -18,6 +18,7 @@ pub mod read;
 pub mod retain;
 pub mod verify;
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -61,8 +62,10 @@ pub enum State {
     Committed,
     /// Read back, and not changed since.
     Verified,
-    /// Not even its manifest can be read.
+    /// Not even its manifest is whole.
     Damaged(String),
+    /// The system could not read it: that says nothing about the file.
+    Unreadable(String),
 }
 
 /// A file in `quarantine/`.
@@ -110,7 +113,11 @@ impl Entry {
 impl Store {
     /// Opens the store at `path`, and makes what is missing of its folders (0700).
     pub fn create(path: &Path) -> Result<Store> {
-        std::fs::create_dir_all(path).map_err(|e| Error::io("making the store", path, e))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|e| Error::io("making the store", path, e))?;
         let store = Store { dir: Dir::open(path)? };
         for folder in Folder::ALL {
             store.dir.make_dir(folder.name())?;
@@ -299,12 +306,16 @@ impl Store {
         let receipt = Receipt::new(&reader, &before);
         let after = snapshots.stat(&name)?.ok_or_else(gone)?;
         if !receipt.covers(&after, &reader.file_hash()) {
-            return Err(Error::damaged(&entry.path, "was changed while it was read; verify it again"));
+            return Err(Error::Other(format!(
+                "{} was changed while it was read; verify it again",
+                entry.path.display()
+            )));
         }
         if let Some(receipts) = self.dir.open_dir(Folder::Receipts.name())? {
             match receipt.write(&receipts, &entry.id) {
-                // On a read-only store the verification stands, only nobody will remember it.
-                Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc_erofs()) => {}
+                // On a read-only or full disk the verification stands, only nobody will remember it.
+                Err(Error::NoSpace { .. }) => {}
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {}
                 other => other?,
             }
         }
@@ -331,9 +342,19 @@ impl Store {
     /// that are unhealthy passed over; `log` is told.
     pub fn choose_resume(&self, threads: usize, log: &mut dyn FnMut(String)) -> Result<Option<Chosen>> {
         let mut passed_over = Vec::new();
-        for entry in self.entries()? {
+        let mut unreadable = None;
+        let (broken, entries): (Vec<Entry>, Vec<Entry>) =
+            self.entries()?.into_iter().partition(|e| matches!(e.state, State::Damaged(_) | State::Unreadable(_)));
+        // Without a manifest nobody knows how new these are: they come first, whatever their names say.
+        for entry in broken.into_iter().chain(entries) {
             let reason = match &entry.state {
                 State::Damaged(reason) => reason.clone(),
+                State::Unreadable(reason) => {
+                    log(format!("{} cannot be read ({reason}): passed over", entry.id));
+                    passed_over.push(entry.id.clone());
+                    unreadable = Some(reason.clone());
+                    continue;
+                }
                 _ if !entry.own => continue,
                 _ if !entry.healthy() => {
                     log(format!("{} is unhealthy (its parameters or loss are not finite): passed over", entry.id));
@@ -344,14 +365,26 @@ impl Store {
                 State::Committed => match self.verify(&entry, threads, &|_| true) {
                     Ok(_) => return Ok(Some(chosen(Entry { state: State::Verified, ..entry }, &passed_over))),
                     Err(Error::Damaged { reason, .. }) => reason,
-                    Err(e) => return Err(e),
+                    Err(e) => {
+                        log(format!("{} cannot be verified ({e}): passed over", entry.id));
+                        passed_over.push(entry.id.clone());
+                        unreadable = Some(e.to_string());
+                        continue;
+                    }
                 },
             };
             let aside = self.quarantine(&entry, &reason)?;
             log(format!("{} is damaged ({reason}): moved to {}", entry.id, aside.display()));
             passed_over.push(entry.id.clone());
         }
-        Ok(None)
+        match unreadable {
+            // To begin anew beside snapshots that may be whole would be the worst answer.
+            Some(reason) => Err(Error::Other(format!(
+                "no snapshot in {} can be read now ({reason}); see to the disk and the permissions, then run again",
+                self.path().display()
+            ))),
+            None => Ok(None),
+        }
     }
 
     /// What retention would keep and delete.
@@ -383,10 +416,6 @@ impl Store {
     }
 }
 
-fn libc_erofs() -> i32 {
-    rustix::io::Errno::ROFS.raw_os_error()
-}
-
 fn chosen(entry: Entry, passed_over: &[String]) -> Chosen {
     let why = match passed_over {
         [] => "the newest verified snapshot".to_owned(),
@@ -413,7 +442,8 @@ fn fact(entry: &Entry) -> Option<retain::Fact> {
 
 fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> Entry {
     let (state, manifest) = match read::peek(&path) {
-        Err(e) => (State::Damaged(reason_of(e)), None),
+        Err(Error::Damaged { reason, .. }) => (State::Damaged(reason), None),
+        Err(e) => (State::Unreadable(e.to_string()), None),
         Ok((manifest, file_hash)) => {
             let receipt = receipts.and_then(|dir| Receipt::read(dir, id));
             let covered = receipt.is_some_and(|r| r.covers(stat, &file_hash) && r.root == manifest.root);
@@ -421,13 +451,6 @@ fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir
         }
     };
     Entry { id: id.to_owned(), path, bytes: stat.st_size as u64, state, pinned: false, own: false, manifest }
-}
-
-fn reason_of(e: Error) -> String {
-    match e {
-        Error::Damaged { reason, .. } => reason,
-        other => other.to_string(),
-    }
 }
 
 /// A snapshot that lies anywhere, by its path.

@@ -82,7 +82,15 @@ impl Reader {
     pub fn open_past_cache(path: &Path) -> Result<Reader> {
         fs::forget_cached(&fs::open_path(path)?);
         let metadata = Reader::with_file(path, fs::open_path(path)?, false)?;
-        let (file, direct) = fs::open_past_cache(path)?;
+        let (mut file, mut direct) = fs::open_past_cache(path)?;
+        if direct {
+            // Some file systems take the flag and refuse the read.
+            let mut sector = MmapMut::map_anon(SECTOR).map_err(|e| Error::io("getting memory to read", path, e))?;
+            if fs::read_at(&file, &mut sector, 0, true, path).is_err() {
+                (file, direct) = (fs::open_path(path)?, false);
+                fs::forget_cached(&file);
+            }
+        }
         Ok(Reader { file, direct, ..metadata })
     }
 

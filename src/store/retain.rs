@@ -1,7 +1,7 @@
 //! Retention: which snapshots stay, and why.
 //!
-//! Invariant: [`plan`] is a pure function that never gives up the newest two healthy verified snapshots, the best, a
-//! pinned one, one that is not verified yet, or one of another run. Deleting is somebody else's second step.
+//! Invariant: [`plan`] is a pure function that never gives up the newest two healthy verified snapshots, the best
+//! (where `keep_best` asks for it), a pinned one, one that is not verified yet, or one of another run. Deleting is somebody else's second step.
 
 use std::collections::HashSet;
 

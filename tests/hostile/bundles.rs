@@ -60,7 +60,9 @@ fn zips() -> Vec<Case> {
         patched("zip: a link", "a link or a device", &|b, at| put(b, at + 38, &mode(0o120_777))),
         patched("zip: a device", "a link or a device", &|b, at| put(b, at + 38, &mode(0o020_666))),
         patched("zip: a pipe", "a link or a device", &|b, at| put(b, at + 38, &mode(0o010_666))),
-        patched("zip: more than it announces", "larger than its declared", &|b, at| put(b, at + 24, &100u32.to_le_bytes())),
+        patched("zip: more than it announces", "larger than its declared", &|b, at| {
+            put(b, at + 24, &100u32.to_le_bytes())
+        }),
         patched("zip: less than it announces", "does not have the", &|b, at| put(b, at + 24, &5000u32.to_le_bytes())),
         patched("zip: a wrong checksum", "hecksum", &|b, at| put(b, at + 16, &[1, 2, 3, 4])),
         patched("zip: an unknown method", "weights", &|b, at| put(b, at + 10, &[77, 0])),

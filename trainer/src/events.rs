@@ -1,7 +1,7 @@
 //! The worker's side of the protocol: events out, commands in.
 //!
 //! Invariant: sending an event never waits for whoever reads them, so that neither a slow agent nor a stopped terminal
-//! holds up the training. Deliberately not here: what commands do (`session`).
+//! holds up the training. Deliberately not here: what commands do (`main`).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};

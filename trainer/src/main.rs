@@ -82,7 +82,7 @@ fn run(events: &Events, start: impl FnOnce() -> Result<(Start, Orders)>) -> i32 
     let outcome = start().and_then(|(start, orders)| train(start, orders, events));
     let Err(error) = outcome else { return 0 };
     let failure = match &error {
-        Error::Config(_) => Failure::Config,
+        Error::Config(_) | Error::NotFound(_) => Failure::Config,
         Error::Damaged { .. } => Failure::Damaged,
         Error::Mismatch { .. } => Failure::Mismatch,
         _ => Failure::Other,
@@ -207,6 +207,9 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, events: Events)
             }
         };
         let mut code = 0;
+        if let Some(snapshots) = taker.get() {
+            snapshots.end_training();
+        }
         if let (true, Some(snapshots)) = (save, taker.get()) {
             // The failure was told as an event.
             code = i32::from(snapshots.take_last(&reason).is_err());

@@ -5,6 +5,7 @@
 //! Deliberately not here: when to ask (the agent, the training loop), how capture and commit work.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -42,6 +43,8 @@ pub struct Snapshots {
 struct Flight {
     state: Mutex<Durable>,
     landed: Condvar,
+    /// The session ends: no further step is to be computed.
+    ending: AtomicBool,
 }
 
 struct Durable {
@@ -53,7 +56,7 @@ struct Durable {
 struct Job {
     capture: Capture,
     reason: String,
-    /// The first one of a session or the last before an end is encoded at full priority.
+    /// The last one before an end is encoded at full priority.
     urgent: bool,
     outcome: Option<SyncSender<Result<()>>>,
 }
@@ -101,6 +104,18 @@ impl Snapshots {
     /// Steps completed.
     pub fn step(&self) -> u64 {
         self.capturer.step()
+    }
+
+    /// Ends the training where it is: the last snapshot has the processors for itself, and the process ends after it.
+    pub fn end_training(&self) {
+        self.flight.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Called by the training between micro-batches; does not return once the session ends.
+    pub fn pause_if_ending(&self) {
+        while self.flight.ending.load(Ordering::Relaxed) {
+            std::thread::park();
+        }
     }
 
     /// Makes the newest state durable, and returns when it is: waits for what is in flight, then takes what is newer.

@@ -77,6 +77,7 @@ impl Training {
         let mut loss = 0.0;
         self.gradients.clear();
         for micro_batch in 0..micro_batches {
+            self.snapshots.pause_if_ending();
             cursor = self.batches.fill(cursor, train.batch_size, &mut self.inputs, &mut self.targets);
             let batch = Batch::new(&self.inputs, &self.targets, train.batch_size as usize, *device)?;
             tch::manual_seed(rng::seed_for(config.job.seed, step, micro_batch, "dropout"));
@@ -135,6 +136,9 @@ impl Training {
             metrics.val_step = Some(step);
         });
         self.events.send(Event::Eval { step, val_loss, best });
+        if best && step < self.job.config.train.steps {
+            self.snapshots.take("best validation loss");
+        }
         Ok(())
     }
 
@@ -143,6 +147,7 @@ impl Training {
         let batches = self.eval_batches.len();
         let mut sum = 0.0;
         for index in 0..batches {
+            self.snapshots.pause_if_ending();
             self.eval_batches.fill(index, &mut self.inputs, &mut self.targets);
             let rows = self.job.config.train.batch_size as usize;
             let batch = Batch::new(&self.inputs, &self.targets, rows, self.job.device)?;

@@ -3,6 +3,10 @@
 use super::*;
 use crate::agent::progress::LastSnapshot;
 
+/// Signals this close together are one request: `timeout` signals a process and then its group, a terminal and a
+/// script may both pass on a Ctrl-C.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
 impl Job {
     pub(super) fn signalled(&mut self, signal: Signal, now: Now) {
         let by = now.at + self.config.session.grace.0;
@@ -13,19 +17,24 @@ impl Job {
             }
             Signal::Snapshot => info!("SIGUSR1: nothing trains now, so that there is nothing to save"),
             Signal::Hangup => info!("SIGHUP: the terminal is gone; the training goes on"),
+            Signal::Interrupt | Signal::Terminate
+                if self.stop.as_ref().is_some_and(|stop| stop.by_signal && now.at < stop.asked + SAME_SIGNAL) => {}
             Signal::Interrupt | Signal::Terminate if self.stop.as_ref().is_some_and(|stop| stop.by_signal) => {
                 warn!("{} again: ending as it is", signal.name());
                 self.end_as_it_is();
             }
-            Signal::Interrupt | Signal::Terminate | Signal::Finish => self.stop(signal.name(), by, true),
+            Signal::Interrupt | Signal::Terminate | Signal::Finish => {
+                self.stop(signal.name(), by, true, now);
+            }
         }
     }
 
     /// Ends the session with a last snapshot, by `by` at the latest.
-    pub(super) fn stop(&mut self, why: &str, by: Instant, by_signal: bool) {
+    pub(super) fn stop(&mut self, why: &str, by: Instant, by_signal: bool, now: Now) {
         let first = self.stop.is_none();
+        let asked = self.stop.as_ref().filter(|stop| stop.by_signal || !by_signal).map_or(now.at, |stop| stop.asked);
         let by = self.stop.as_ref().map_or(by, |stop| stop.by.min(by));
-        self.stop = Some(Stop { by, why: why.to_owned(), by_signal });
+        self.stop = Some(Stop { by, why: why.to_owned(), by_signal, asked });
         if !first {
             return;
         }

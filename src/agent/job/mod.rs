@@ -83,6 +83,8 @@ struct Stop {
     by: Instant,
     why: String,
     by_signal: bool,
+    /// When it was asked for first, by a signal if there was one.
+    asked: Instant,
 }
 
 struct Unjudged {
@@ -178,7 +180,7 @@ impl Job {
         match self.decide(now) {
             Decision::GoOn { .. } => {}
             Decision::Snapshot => self.request_snapshot("interval", now),
-            Decision::Stop { by } => self.stop("the session's budget ends", by, false),
+            Decision::Stop { by } => self.stop("the session's budget ends", by, false, now),
         }
     }
 

@@ -153,7 +153,8 @@ impl TrainBatches {
     pub fn fill(&self, cursor: Cursor, batch_size: u64, inputs: &mut Vec<i64>, targets: &mut Vec<i64>) -> Cursor {
         inputs.clear();
         targets.clear();
-        let mut cursor = cursor;
+        // A cursor of other settings may lie past the end of an epoch of these.
+        let mut cursor = self.sampler.advance(cursor, 0);
         let mut epoch = self.sampler.epoch(cursor.epoch);
         for _ in 0..batch_size {
             push_window(&self.tokens, epoch.window(cursor.position), inputs, targets);
