@@ -3,12 +3,13 @@
 # make build    target/release/ckptd and ckptd-gpt2
 # make lint     formatting, clippy with warnings as errors, spelling
 # make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
+# make bench-formats  what exports of GPT-2 cost, beside transformers
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
 FUZZ_SECONDS ?= 60
 
-.PHONY: run test build lint setup setup-full text fuzz clean
+.PHONY: run test build lint setup setup-full text fuzz bench-formats clean
 
 run: build text
 	target/release/ckptd run $(CONFIG)
@@ -38,6 +39,9 @@ text: .cache/text/python.txt
 
 fuzz: setup
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+bench-formats: build setup-full
+	@.cache/python/bin/python bench/formats.py
 
 clean:
 	cargo clean

@@ -177,7 +177,12 @@ pub fn unpack_into(bundle: &Path, dir: &Path, progress: &dyn Progress) -> Result
 fn allowance(mapped: &Mapped, dir: &Path) -> Result<u64> {
     let disk = rustix::fs::statvfs(dir).map_err(|e| Error::io("looking at", dir, e.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    Ok(free.min(mapped.len().saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES)))
+    Ok(free.min(justified(mapped.len())))
+}
+
+/// Bytes that a file of `bytes` may stand for.
+pub fn justified(bytes: u64) -> u64 {
+    bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES)
 }
 
 /// Holds what was unpacked against what the bundle says of itself; false where it says nothing.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::source::{Source, exported_dtype};
-use super::{Options, torch};
+use super::{Options, job, torch};
 use crate::error::{Error, Result};
 use crate::interop::progress::Progress;
 use crate::interop::safetensors::{self, Item};
@@ -24,6 +24,7 @@ pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Prog
     let mut tensor_bytes = weights(source, &mut folder, options, progress)?;
     if options.with_optimizer {
         tensor_bytes += torch::write_trainer_files(source, &mut folder, options, progress)?;
+        job::write(source, &mut folder, options, progress)?;
     }
     let manifest = source.manifest();
     let libtorch = &manifest.provenance.libtorch;
@@ -115,6 +116,7 @@ fn is_written(name: &str) -> bool {
     name.ends_with(".safetensors")
         || [hf::SAFETENSORS_INDEX, VERSION, state::FILE].contains(&name)
         || torch::TRAINER_FILES.contains(&name)
+        || job::FILES.contains(&name)
 }
 
 /// `from_pretrained` loads in the type that the config names, so it must be that of the weights. Returns whether it
