@@ -92,7 +92,8 @@ def main():
             out = work / name.replace(" ", "-")
             seconds, report = timed(lambda: ckptd("export", store, "latest", *options, out, "--force", "--json"))
             exported[name] = seconds
-            note = f"r = {report['r']:.4f} of {size(report['raw_bytes'])}" if report["r"] < 1 else ""
+            packed = report["bytes"] != report["raw_bytes"]
+            note = f"r = {report['r']:.4f} of {size(report['raw_bytes'])}" if packed else ""
             row(f"export {name}", seconds, report["bytes"], note)
         for name in ("zip", "tar.zst"):
             out = work / f"un-{name}"
@@ -110,6 +111,9 @@ def transformers(work):
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     model = AutoModelForCausalLM.from_pretrained(work / "hf")
     out = work / "saved"

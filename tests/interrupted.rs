@@ -41,7 +41,11 @@ fn export(format: &str, out: &Path, more: &[&str]) -> Command {
 /// Starts the export, and sends `signal` as soon as something of it appears in the folder of `out`.
 fn interrupted(format: &str, out: &Path, signal: Signal) -> Output {
     let (appeared, wait) = channel();
-    let mut watcher = notify::recommended_watcher(move |_| drop(appeared.send(()))).unwrap();
+    let mut watcher = notify::recommended_watcher(move |_| {
+        // Nobody waits for the later ones.
+        let _ = appeared.send(());
+    })
+    .unwrap();
     watcher.watch(out.parent().unwrap(), RecursiveMode::Recursive).unwrap();
     let child: Child = export(format, out, &[]).spawn().unwrap();
     wait.recv().unwrap();

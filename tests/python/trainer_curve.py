@@ -17,7 +17,11 @@ SAVED = 8
 mode, folder = sys.argv[1], Path(sys.argv[2])
 batches = torch.tensor(json.loads((folder / "rows.json").read_text()))
 steps, rows, _ = batches.shape
-data = [{"input_ids": row, "labels": row} for row in batches.flatten(0, 1)]
+
+# Nothing predicts the first token of a row; Trainer would count it among those that the loss is the mean of.
+labels = batches.clone()
+labels[:, :, 0] = -100
+data = [{"input_ids": row, "labels": label} for row, label in zip(batches.flatten(0, 1), labels.flatten(0, 1))]
 
 
 class InOrder(Trainer):
