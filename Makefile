@@ -2,11 +2,14 @@
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make build    target/release/ckptd and ckptd-gpt2
 # make lint     formatting, clippy with warnings as errors, spelling
+# make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
+# make bench-formats  what exports of GPT-2 cost, beside transformers
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
+FUZZ_SECONDS ?= 60
 
-.PHONY: run test build lint setup setup-full text clean
+.PHONY: run test build lint setup setup-full text fuzz bench-formats clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -34,6 +37,12 @@ text: .cache/text/python.txt
 
 .cache/text/python.txt: scripts/text.py
 	@python3 scripts/text.py .cache/text
+
+fuzz: setup
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+bench-formats: build setup-full
+	@.cache/python/bin/python bench/formats.py
 
 clean:
 	cargo clean
