@@ -1,12 +1,16 @@
 # make run      train the small default job; run again, it goes on where it was
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make build    target/release/ckptd and ckptd-gpt2
+# make faults   the fault campaign (docs/reliability.md): under 20 minutes on 2 cores; as root, with FUSE and loop devices
+#               for all of it. make faults-short: a share of each part
 # make lint     formatting, clippy with warnings as errors, spelling
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
 
-.PHONY: run test build lint setup setup-full text clean
+.PHONY: run test build lint faults faults-short setup setup-full text clean
+
+SEED ?= 1
 
 run: build text
 	target/release/ckptd run $(CONFIG)
@@ -22,6 +26,12 @@ lint: setup-full
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
+
+faults: build text
+	faults/campaign.py --seed $(SEED)
+
+faults-short: build text
+	faults/campaign.py --seed $(SEED) --scale short
 
 setup:
 	@scripts/setup.sh
