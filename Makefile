@@ -1,6 +1,8 @@
 # make run      train the small default job; run again, it goes on where it was
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make build    target/release/ckptd and ckptd-gpt2
+# make faults   the fault campaign (docs/reliability.md): under 20 minutes on 2 cores; as root, with FUSE and loop devices
+#               for all of it. make faults-short: a share of each part
 # make lint     formatting, clippy with warnings as errors, spelling
 # make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
 # make bench-formats  what exports of GPT-2 cost, beside transformers
@@ -9,7 +11,9 @@
 CONFIG ?= config/mini.toml
 FUZZ_SECONDS ?= 60
 
-.PHONY: run test build lint setup setup-full text fuzz bench-formats clean
+SEED ?= 1
+
+.PHONY: run test build lint faults faults-short setup setup-full text fuzz bench-formats clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -26,6 +30,12 @@ lint: setup-full
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
+
+faults: build text
+	faults/campaign.py --seed $(SEED)
+
+faults-short: build text
+	faults/campaign.py --seed $(SEED) --scale short
 
 setup:
 	@scripts/setup.sh

@@ -43,6 +43,7 @@ enum Task {
 fn main() -> ExitCode {
     device::settle_openmp();
     device::tune_malloc();
+    ckptd::store::fs::refuse_size_limit_signal();
     let arguments = Arguments::parse();
     if let Some(task) = arguments.task {
         let done = match task {
