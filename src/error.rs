@@ -26,6 +26,13 @@ pub enum Error {
     #[error("{}: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
 
+    /// A snapshot of a later format: nothing is wrong with it, and this release cannot judge it.
+    #[error(
+        "{}: a newer ckptd wrote this (snapshot format {version}, this one reads {known}); install that release, or move the file out of the store to go on without it",
+        path.display()
+    )]
+    Newer { path: PathBuf, version: u64, known: u32 },
+
     /// A snapshot is whole but does not fit what it was to be used for (schema, settings, run).
     #[error("{}: {reason}", path.display())]
     Mismatch { path: PathBuf, reason: String },

@@ -34,12 +34,23 @@ pub struct Holder {
 impl Lock {
     pub(super) fn take(dir: &Dir, who: &str) -> Result<Lock> {
         let path = dir.join(layout::LOCK);
-        let mut file = dir.open_lock(layout::LOCK)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(held(&mut file, dir.path().to_path_buf())),
-            Err(e) => return Err(Error::io("locking", path, e.into())),
-        }
+        let mut file = loop {
+            let mut file = dir.open_lock(layout::LOCK)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(held(&mut file, dir.path().to_path_buf())),
+                Err(e) => return Err(Error::io("locking", path, e.into())),
+            }
+            let stat = rustix::fs::fstat(&file).map_err(|e| Error::io("looking at", &path, e.into()))?;
+            let named = dir.stat(layout::LOCK)?.is_some_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
+            match (named, stat.st_nlink) {
+                (true, 1) => break file,
+                // A hard link, planted or made by a backup: what is written here would change the other name's file.
+                (true, _) => dir.remove(layout::LOCK)?,
+                // The name went to another file meanwhile, and with it the lock.
+                (false, _) => {}
+            }
+        };
         let pid = std::process::id();
         let holder = Holder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into() };
         let json =
