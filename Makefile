@@ -2,11 +2,13 @@
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make build    target/release/ckptd and ckptd-gpt2
 # make lint     formatting, clippy with warnings as errors, spelling
+# make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
+FUZZ_SECONDS ?= 60
 
-.PHONY: run test build lint setup setup-full text clean
+.PHONY: run test build lint setup setup-full text fuzz clean
 
 run: build text
 	target/release/ckptd run $(CONFIG)
@@ -33,6 +35,9 @@ text: .cache/text/python.txt
 
 .cache/text/python.txt: scripts/text.py
 	@python3 scripts/text.py .cache/text
+
+fuzz: setup
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
 clean:
 	cargo clean

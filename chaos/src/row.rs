@@ -5,6 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::Serialize;
 
+/// Violations that a row tells in full.
+const EXAMPLES: usize = 5;
+
 /// One line of the table.
 #[derive(Serialize)]
 pub struct Row {
@@ -13,13 +16,16 @@ pub struct Row {
     pub distinct: u64,
     pub violations: u64,
     pub seed: u64,
+    /// The first violations, in a sentence each.
+    pub examples: Vec<String>,
     /// Why nothing was tried on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub not_run: Option<String>,
 }
 
 impl Row {
     pub fn not_run(kind: &'static str, seed: u64, why: impl Into<String>) -> Row {
-        Row { kind, points: 0, distinct: 0, violations: 0, seed, not_run: Some(why.into()) }
+        Row { kind, points: 0, distinct: 0, violations: 0, seed, examples: Vec::new(), not_run: Some(why.into()) }
     }
 
     pub fn to_json(&self) -> String {
@@ -35,11 +41,12 @@ pub struct Tally {
     points: u64,
     distinct: HashSet<u64>,
     violations: u64,
+    examples: Vec<String>,
 }
 
 impl Tally {
     pub fn new(kind: &'static str, seed: u64) -> Tally {
-        Tally { kind, seed, points: 0, distinct: HashSet::new(), violations: 0 }
+        Tally { kind, seed, points: 0, distinct: HashSet::new(), violations: 0, examples: Vec::new() }
     }
 
     /// A point was tried; `what` tells it from others.
@@ -56,7 +63,11 @@ impl Tally {
 
     pub fn violation(&mut self, what: impl std::fmt::Display) {
         self.violations += 1;
-        eprintln!("{} (seed {}), point {}: {what}", self.kind, self.seed, self.points);
+        let what = format!("point {}: {what}", self.points);
+        eprintln!("{} (seed {}), {what}", self.kind, self.seed);
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(what);
+        }
     }
 
     /// Holds a promise to what was found.
@@ -71,6 +82,7 @@ impl Tally {
         self.points += other.points;
         self.distinct.extend(other.distinct);
         self.violations += other.violations;
+        self.examples.extend(other.examples);
     }
 
     pub fn row(self) -> Row {
@@ -80,6 +92,7 @@ impl Tally {
             distinct: self.distinct.len() as u64,
             violations: self.violations,
             seed: self.seed,
+            examples: self.examples,
             not_run: None,
         }
     }

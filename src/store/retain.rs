@@ -62,7 +62,8 @@ pub fn plan(facts: &[Fact], policy: &Retention, now: Timestamp) -> Vec<Verdict> 
     let mut numbers: Vec<u64> = candidates.iter().map(|&i| facts[i].seq).collect();
     numbers.dedup();
     for &i in &candidates {
-        match numbers.iter().position(|&seq| seq == facts[i].seq).unwrap_or(0) {
+        let place = numbers.iter().position(|&seq| seq == facts[i].seq).unwrap_or(0);
+        match place {
             0 => firm[i].push("latest".into()),
             _ if place < ALWAYS => firm[i].push("latest but one".into()),
             _ if place < policy.keep_last => soft[i].push(format!("among the last {}", policy.keep_last)),
