@@ -166,9 +166,8 @@ pub struct Message {
 }
 
 fn message(line: Value) -> Option<Message> {
-    let fields = &line["fields"];
-    let text = fields["message"].as_str()?.to_owned();
-    let announced = || Some((fields["id"].as_str()?.to_owned(), fields["step"].as_u64()?));
+    let text = line["message"].as_str()?.to_owned();
+    let announced = || Some((line["id"].as_str()?.to_owned(), line["step"].as_u64()?));
     let verified = text.starts_with("verified step").then(announced).flatten();
     Some(Message { level: line["level"].as_str()?.to_owned(), text, verified })
 }

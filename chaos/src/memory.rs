@@ -81,8 +81,8 @@ fn never_fits(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
 
 fn does_not_fit_any_more(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
     tally.tried("GPT-2 that does not fit any more");
-    let undisturbed = Job::new(&folder.join("undisturbed"), Kind::Gpt2, 12, &[], "")?.run_to_end()?;
-    let job = Job::new(folder, Kind::Gpt2, 12, &[], "")?;
+    let undisturbed = Job::new(&folder.join("undisturbed"), Kind::Gpt2, 60, &[], "")?.run_to_end()?;
+    let job = Job::new(folder, Kind::Gpt2, 60, &[], "")?;
     let mut agent = job.start()?;
     job.wait_for(&mut agent, "a verified snapshot", |m| m.verified.is_some())?;
     drop(agent);

@@ -16,6 +16,9 @@ use super::fs::Dir;
 use super::{Store, layout};
 use crate::error::{Error, Result};
 
+/// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
+pub const SESSION: &str = "ckptd run";
+
 /// Held until it is dropped here and in every child that was started meanwhile.
 #[derive(Debug)]
 pub struct Lock {
@@ -51,8 +54,7 @@ impl Lock {
                 (false, _) => {}
             }
         };
-        let pid = std::process::id();
-        let holder = Holder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into() };
+        let holder = Holder::this(who);
         let json =
             serde_json::to_string(&holder).map_err(|e| Error::Other(format!("writing {}: {e}", path.display())))?;
         // The content serves messages only, so a failure to write it is none to lock.
@@ -92,6 +94,12 @@ fn held(file: &mut File, path: PathBuf) -> Error {
 }
 
 impl Holder {
+    /// This process, as a holder.
+    pub(super) fn this(who: &str) -> Holder {
+        let pid = std::process::id();
+        Holder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into() }
+    }
+
     /// Whether the process that took the lock still runs.
     pub fn alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.started)

@@ -125,7 +125,9 @@ impl Job {
                 if self.complaint.as_ref() == Some(&complaint) {
                     debug!(step, disk_full, "no snapshot of step {step} either: {what}");
                 } else {
-                    warn!(step, disk_full, "no snapshot of step {step}: {what}; training goes on and tries again");
+                    let told = format!("no snapshot of step {step}: {what}; training goes on and tries again");
+                    warn!(step, disk_full, "{told}");
+                    self.progress.problem = Some(told);
                     self.complaint = Some(complaint);
                 }
             }
@@ -206,10 +208,9 @@ impl Job {
                     false => format!("in {}", humantime::format_duration(wait)),
                 };
                 let restarts = self.progress.restarts;
-                warn!(
-                    restarts,
-                    "the worker failed after step {}: {cause}; restarting it {wait_text}", self.progress.step
-                );
+                let told = format!("the worker failed after step {}: {cause}; restarting it {wait_text}", self.progress.step);
+                warn!(restarts, "{told}");
+                self.progress.problem = Some(told);
                 match wait.is_zero() {
                     true => self.choose(None),
                     false => self.phase = Phase::BackingOff { until: now.at + wait },
