@@ -1,6 +1,9 @@
 # make run      train the small default job; run again, it goes on where it was
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make build    target/release/ckptd and ckptd-gpt2
+# make faults   the fault campaign (docs/reliability.md): under 20 minutes on 2 cores; as root, with FUSE and loop devices
+#               for all of it. make faults-short: a share of each part
+# make soak     SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
 # make lint     formatting, clippy with warnings as errors, spelling
 # make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
 # Each does its own set-up (libtorch into .cache, once).
@@ -8,7 +11,10 @@
 CONFIG ?= config/mini.toml
 FUZZ_SECONDS ?= 60
 
-.PHONY: run test build lint setup setup-full text fuzz clean
+.PHONY: run test build lint fuzz faults faults-short soak programs setup setup-full text clean
+
+SEED ?= 1
+SOAK_HOURS ?= 2
 
 run: build text
 	target/release/ckptd run $(CONFIG)
@@ -24,6 +30,19 @@ lint: setup-full
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
+
+faults: programs text
+	faults/campaign.py --seed $(SEED)
+
+faults-short: programs text
+	faults/campaign.py --seed $(SEED) --scale short
+
+soak: programs
+	target/release/chaos soak --hours $(SOAK_HOURS)
+
+# The release and, beside it, the campaign on its programs.
+programs: setup
+	cargo build --release --locked --workspace --bins
 
 setup:
 	@scripts/setup.sh

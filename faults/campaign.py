@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 
+import mutant
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXERCISER = ROOT / "target/faults/exerciser"
 
@@ -27,6 +29,7 @@ def main() -> int:
         print("faults: no part has such a name; the parts are in faults/parts/", file=sys.stderr)
         return 2
     began = time.monotonic()
+    mutant.build_exerciser()
     rows, broken = [], False
     for part in parts:
         found, ok = run(part, options)

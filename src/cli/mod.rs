@@ -65,6 +65,7 @@ pub(crate) mod code {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    crate::store::fs::refuse_size_limit_signal();
     // Usage errors end here, with 2.
     let cli = Cli::parse();
     match execute(cli.command) {

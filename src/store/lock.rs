@@ -5,14 +5,11 @@
 //! What the file says of the holder is for messages only.
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::fs::Dir;
+use super::fs::{self, Dir};
 use super::{Store, layout};
 use crate::error::{Error, Result};
 
@@ -37,14 +34,12 @@ pub struct Holder {
 impl Lock {
     pub(super) fn take(dir: &Dir, who: &str) -> Result<Lock> {
         let path = dir.join(layout::LOCK);
-        let mut file = loop {
-            let mut file = dir.open_lock(layout::LOCK)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(held(&mut file, dir.path().to_path_buf())),
-                Err(e) => return Err(Error::io("locking", path, e.into())),
+        let file = loop {
+            let file = dir.open_lock(layout::LOCK)?;
+            if !fs::try_lock(&file, &path)? {
+                return Err(held(&file, dir));
             }
-            let stat = rustix::fs::fstat(&file).map_err(|e| Error::io("looking at", &path, e.into()))?;
+            let stat = fs::look(&file, &path)?;
             let named = dir.stat(layout::LOCK)?.is_some_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
             match (named, stat.st_nlink) {
                 (true, 1) => break file,
@@ -58,7 +53,7 @@ impl Lock {
         let json =
             serde_json::to_string(&holder).map_err(|e| Error::Other(format!("writing {}: {e}", path.display())))?;
         // The content serves messages only, so a failure to write it is none to lock.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(json.as_bytes()));
+        let _ = fs::truncate(&file, 0, &path).and_then(|()| fs::write_all_at(&file, json.as_bytes(), 0, &path));
         Ok(Lock { _file: file })
     }
 }
@@ -79,10 +74,11 @@ impl Store {
     }
 }
 
-fn held(file: &mut File, path: PathBuf) -> Error {
-    let mut text = String::new();
-    let _ = file.rewind().and_then(|()| file.take(4096).read_to_string(&mut text));
-    match serde_json::from_str::<Holder>(&text) {
+fn held(file: &File, dir: &Dir) -> Error {
+    let mut text = vec![0; 4096];
+    let length = fs::read_at(file, &mut text, 0, false, &dir.join(layout::LOCK)).unwrap_or(0);
+    let path = dir.path().to_path_buf();
+    match serde_json::from_slice::<Holder>(&text[..length]) {
         Ok(holder) => {
             let alive = holder.alive();
             let who =
@@ -104,6 +100,12 @@ impl Holder {
     pub fn alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.started)
     }
+}
+
+/// Whether what a process of this id wrote is a leftover: it is gone, as far as this process may see, or it is this
+/// process, which has just started and in a container often gets the number of the one before.
+pub(super) fn is_over(pid: u32) -> bool {
+    pid == std::process::id() || start_ticks(pid).is_none()
 }
 
 /// Field 22 of /proc/PID/stat; `None` for a process that is gone or a zombie.

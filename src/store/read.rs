@@ -54,7 +54,7 @@ pub fn peek(path: &Path) -> Result<(Manifest, format::Hash)> {
 }
 
 fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trailer)> {
-    let size = file.metadata().map_err(|e| Error::io("looking at", path, e))?.len();
+    let size = fs::length(file, path)?;
     if size < (HEAD_BYTES + TRAILER_BYTES) as u64 {
         return Err(Error::damaged(path, format!("{size} bytes are too few for a snapshot; it was cut")));
     }

@@ -39,6 +39,7 @@ enum Task {
 fn main() -> ExitCode {
     device::settle_openmp();
     device::tune_malloc();
+    ckptd::store::fs::refuse_size_limit_signal();
     let arguments = Arguments::parse();
     if let Some(Task::Logits(arguments)) = arguments.task {
         return match probe::logits(&arguments) {
