@@ -71,6 +71,7 @@ struct Life {
     facts: Vec<Fact>,
     policy: Retention,
     seq: u64,
+    copies: u64,
     step: u64,
     now: i64,
     broken: Option<String>,
@@ -79,7 +80,7 @@ struct Life {
 impl Life {
     fn new(mut random: Random) -> Life {
         let policy = policy(&mut random);
-        Life { random, facts: Vec::new(), policy, seq: 0, step: 0, now: 1_000_000, broken: None }
+        Life { random, facts: Vec::new(), policy, seq: 0, copies: 0, step: 0, now: 1_000_000, broken: None }
     }
 
     fn step(&mut self) -> Operation {
@@ -158,7 +159,8 @@ impl Life {
         }
         let fact = self.facts[self.random.below(self.facts.len() as u64) as usize].clone();
         let seq = fact.seq;
-        self.facts.push(Fact { id: format!("{}c{}", fact.id, self.facts.len()), pinned: false, ..fact });
+        self.copies += 1;
+        self.facts.push(Fact { id: format!("s{seq} copy {}", self.copies), pinned: false, ..fact });
         Operation::Copied(seq)
     }
 

@@ -83,6 +83,7 @@ impl Tally {
         self.distinct.extend(other.distinct);
         self.violations += other.violations;
         self.examples.extend(other.examples);
+        self.examples.truncate(EXAMPLES);
     }
 
     pub fn row(self) -> Row {
