@@ -41,7 +41,7 @@ pub enum Error {
     #[error("no space left while {op} {}; free some space or lower [retention] keep_last: {source}", path.display())]
     NoSpace { op: &'static str, path: PathBuf, source: io::Error },
 
-    #[error("{op} {}: {source}", path.display())]
+    #[error("{op} {}: {source}{}", path.display(), hint(source))]
     Io { op: &'static str, path: PathBuf, source: io::Error },
 
     /// What was asked for is not there.
@@ -51,6 +51,22 @@ pub enum Error {
     /// Anything else; the text says what to do.
     #[error("{0}")]
     Other(String),
+}
+
+/// What to do about an error of the system that does not say so itself.
+fn hint(source: &io::Error) -> &'static str {
+    const EIO: i32 = 5;
+    const ELOOP: i32 = 40;
+    match (source.kind(), source.raw_os_error()) {
+        (io::ErrorKind::ReadOnlyFilesystem, _) => {
+            "; the kernel makes a file system read-only after an error of its disk: see `dmesg`, then mount it again"
+        }
+        (io::ErrorKind::StaleNetworkFileHandle, _) => "; the network mount was lost: mount it again",
+        (io::ErrorKind::PermissionDenied, _) => "; see to its owner and its permissions",
+        (_, Some(EIO)) => "; the disk fails: see `dmesg`, and copy what is there to another one",
+        (_, Some(ELOOP)) => "; a link stands there, and inside a store none is followed: remove it",
+        _ => "",
+    }
 }
 
 impl Error {

@@ -114,7 +114,9 @@ impl Mounted {
         std::fs::create_dir(&path)?;
         match system {
             "tmpfs" => {
-                run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={SIZE_MIB}m"), "none"]).arg(&path))?;
+                run(Command::new("mount")
+                    .args(["-t", "tmpfs", "-o", &format!("size={SIZE_MIB}m"), "none"])
+                    .arg(&path))?;
             }
             _ => {
                 let image = folder.join("image");

@@ -52,7 +52,7 @@ fn names() -> Vec<String> {
     let id = "step-000000000003";
     let pid = std::process::id();
     let mut names: Vec<String> = Folder::ALL.iter().map(|folder| folder.name().to_owned()).collect();
-    names.extend(["ckptd.lock", "run.json", "job.json", "ended.json", "status.sock", "cache"].map(str::to_owned));
+    names.extend(["ckptd.lock", "run.json", "job.json", "status.sock", "cache"].map(str::to_owned));
     names.extend([format!("run.json.{pid}.new"), format!("job.json.{pid}.new")]);
     names.extend([format!("snapshots/{id}.ckpt"), format!("snapshots/{id}.3.ckpt"), format!("staging/{id}.3.part")]);
     names.extend([format!("receipts/{id}.json"), format!("receipts/{id}.json.{pid}.new")]);
@@ -81,9 +81,7 @@ fn round(links: &[(String, Link)], tally: &mut Tally) -> Result<()> {
     let done = everything(&path).err().map(|e| e.to_string());
     tally.tried(links);
     let after = look(&outside)?;
-    tally.require(before == after, || {
-        format!("{links:?} led outside ({done:?}):\n{before:#?}\nbecame\n{after:#?}")
-    });
+    tally.require(before == after, || format!("{links:?} led outside ({done:?}):\n{before:#?}\nbecame\n{after:#?}"));
     Ok(())
 }
 

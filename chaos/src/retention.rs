@@ -194,8 +194,7 @@ fn broken(before: &[Fact], left: &[Fact], gone: &[Fact], policy: &Retention) -> 
         return Some(format!("{} was taken, which is pinned, unverified or of another run", fact.id));
     }
     let good = |facts: &[Fact]| -> Vec<u64> {
-        let mut numbers: Vec<u64> =
-            facts.iter().filter(|f| f.own && f.verified && f.healthy).map(|f| f.seq).collect();
+        let mut numbers: Vec<u64> = facts.iter().filter(|f| f.own && f.verified && f.healthy).map(|f| f.seq).collect();
         numbers.sort_unstable_by(|a, b| b.cmp(a));
         numbers.dedup();
         numbers.truncate(2);

@@ -27,7 +27,8 @@ impl Slope {
     /// Change an hour and its standard error; `None` where there is too little to say.
     pub fn per_hour(&self) -> Option<(f64, f64)> {
         let (mut xx, mut xy, mut free) = (0.0, 0.0, -1.0);
-        let centred: Vec<(f64, f64)> = self.lives.values().filter(|life| life.len() > 2).flat_map(|life| centre(life)).collect();
+        let centred: Vec<(f64, f64)> =
+            self.lives.values().filter(|life| life.len() > 2).flat_map(|life| centre(life)).collect();
         for (x, y) in &centred {
             xx += x * x;
             xy += x * y;

@@ -92,7 +92,8 @@ pub fn campaign(hours: f64, seed: u64) -> Result<Row> {
             tally.require(code == Some(0), || format!("it ended with {code:?}:\n{}", soak.job.log()));
             soak.job.check(&mut tally)?;
             let same = soak.job.root()? == undisturbed;
-            tally.require(same, || format!("training {trainings} ended in another state; its log:\n{}", soak.job.log()));
+            tally
+                .require(same, || format!("training {trainings} ended in another state; its log:\n{}", soak.job.log()));
             std::fs::remove_dir_all(folder.path().join(format!("job-{}", trainings - 1)))?;
             soak.job = make(&format!("job-{trainings}"))?;
             soak.agent = soak.job.start()?;
@@ -198,7 +199,9 @@ impl Soak {
                 eprintln!("soak: {what}: {samples} samples are too few for a slope");
                 continue;
             };
-            eprintln!("soak: {what}: {slope:+.1} ± {error:.1} {unit}/h over {samples} samples, at most {largest:.0} {unit}");
+            eprintln!(
+                "soak: {what}: {slope:+.1} ± {error:.1} {unit}/h over {samples} samples, at most {largest:.0} {unit}"
+            );
             let grows = slope > limit && slope > 4.0 * error;
             tally.require(!grows, || format!("the {what} grows by {slope:.1} {unit} an hour"));
         }

@@ -116,7 +116,8 @@ pub fn config(_: &Sandbox, input: &[u8]) {
 
 /// A line between agent and worker, of either direction by the first byte; what parses is written and parses again.
 pub fn protocol(_: &Sandbox, input: &[u8]) {
-    let Some((direction, Ok(text))) = input.split_first().map(|(first, rest)| (first, std::str::from_utf8(rest))) else {
+    let Some((direction, Ok(text))) = input.split_first().map(|(first, rest)| (first, std::str::from_utf8(rest)))
+    else {
         return;
     };
     match direction {

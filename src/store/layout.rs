@@ -38,8 +38,6 @@ pub const LOCK: &str = "ckptd.lock";
 pub const RUN: &str = "run.json";
 /// The config of the job that ran in the store last.
 pub const JOB: &str = "job.json";
-/// How the last session in the store ended.
-pub const ENDING: &str = "ended.json";
 
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".ckpt";

@@ -26,8 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use commit::{CommitOptions, Committed, commit};
 pub use format::Manifest;
-pub use job::{Ending, LastSession};
-pub use lock::Lock;
+pub use lock::{Ending, LastSession, Lock};
 pub use read::Reader;
 pub use retain::Verdict;
 pub use verify::Receipt;

@@ -1,7 +1,7 @@
 //! Every way to fail says what happened and what to do: on stderr, by the exit code, and in the status, while it is so
 //! and afterwards. docs/reliability.md has the whole table.
 
-use crate::harness::{Job, worker_of, signal};
+use crate::harness::{Job, signal, worker_of};
 
 /// What `ckptd status --json` says: state and problem.
 fn status(job: &Job) -> (String, String) {
@@ -78,7 +78,12 @@ fn a_snapshot_of_a_newer_ckptd_ends_the_run_by_name_and_stays_where_it_is() {
     }
     assert_eq!(std::fs::read(&newest).unwrap(), bytes, "it was touched");
     let list = job.json("list");
-    assert!(list.as_array().unwrap().iter().any(|row| row["kept_because"][0] == "written by a newer ckptd (snapshot format 2)"));
+    assert!(
+        list.as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["kept_because"][0] == "written by a newer ckptd (snapshot format 2)")
+    );
 }
 
 #[test]
@@ -88,7 +93,8 @@ fn a_second_daemon_is_turned_away_with_the_name_of_the_first() {
     run.wait_for("verified step 5:");
     let second = job.run();
     assert_eq!(second.code, Some(1), "{}", second.log);
-    let named = format!("in use by process {} (ckptd run, job job); stop it first, or use another store", run.child.id());
+    let named =
+        format!("in use by process {} (ckptd run, job job); stop it first, or use another store", run.child.id());
     assert!(second.log.contains(&named), "{}", second.log);
     assert_eq!(status(&job), ("training".to_owned(), String::new()));
 }
