@@ -53,7 +53,7 @@ def write_copy() -> None:
                 raise SystemExit(f"faults: the bug {mutation.name!r} no longer fits {path}: {old!r} is there "
                                  f"{text.count(old)} times; see faults/mutations.py")
             texts[path] = text.replace(old, re.sub(r"\bON\b", lambda _: switch, new)).encode()
-    texts["src/lib.rs"] += SWITCH.encode()
+    texts["src/lib.rs"] = b"#![allow(warnings)]\n" + texts["src/lib.rs"] + SWITCH.encode()
     manifest = texts["Cargo.toml"].decode()
     texts["Cargo.toml"] = manifest.replace('name = "ckptd-faults"', 'name = "ckptd-mutant"').encode()
     for path, text in texts.items():

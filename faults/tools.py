@@ -33,6 +33,7 @@ class Row:
 
     def __init__(self, kind: str, seed: int):
         self.row = {"kind": kind, "points": 0, "violations": 0, "examples": [], "seed": seed}
+        self.met = 0
 
     def point(self, what: str, broken: list[str]) -> None:
         self.row["points"] += 1
@@ -41,7 +42,13 @@ class Row:
             if len(self.row["examples"]) < 5:
                 self.row["examples"].append(f"{what}: {broken[0]}")
 
-    def print(self) -> None:
+    def meets(self, fault: bool) -> None:
+        """Whether the session of a point met the fault that was laid for it."""
+        self.met += fault
+
+    def print(self, must_meet: bool = False) -> None:
+        if must_meet and not self.met:
+            self.point("all points", ["no session met a fault: nothing was tested"])
         print(json.dumps(self.row), flush=True)
 
 
@@ -97,10 +104,15 @@ def mounted(target: pathlib.Path, *arguments: object):
         unmount(target)
 
 
+def is_mounted(target: pathlib.Path) -> bool:
+    """Asked of the kernel: a file system that has shut down answers nothing itself."""
+    return any(line.split()[1] == str(target) for line in pathlib.Path("/proc/mounts").read_text().splitlines())
+
+
 def unmount(target: pathlib.Path) -> None:
-    """A loop device that has just been written may be busy for a moment."""
+    """A file system that has just been used may be busy for a moment."""
     for attempt in range(40):
-        if not os.path.ismount(target) or not subprocess.run(["umount", target], capture_output=True, check=False).returncode:
+        if not is_mounted(target) or not subprocess.run(["umount", target], capture_output=True, check=False).returncode:
             return
         time.sleep(0.05 * (1 + attempt // 10))
     run("umount", "-l", target)

@@ -109,7 +109,9 @@ impl Recorded<'_> {
     /// When a deed is announced, every name that it moved is on the disk for certain.
     fn check_announcements(&self, history: &History, row: &Mutex<Row>) {
         for (i, op) in self.ops.iter().enumerate() {
-            let Op::Ack(ack @ (Ack::Committed { .. } | Ack::Pinned { .. } | Ack::Discarded { .. } | Ack::Verified { .. })) = op
+            let Op::Ack(
+                ack @ (Ack::Committed { .. } | Ack::Pinned { .. } | Ack::Discarded { .. } | Ack::Verified { .. }),
+            ) = op
             else {
                 continue;
             };

@@ -89,7 +89,8 @@ fn cuts(below: &Path, seed: u64, short: bool) -> Result<Row> {
     let good = std::fs::read(&path)?;
     let mut row = Row::new("cut, longer and swapped files", seed);
     let mut random = Random::of(&[seed, 78]);
-    let mut lengths: Vec<usize> = (0..if short { 40 } else { 400 }).map(|_| random.below(good.len() as u64) as usize).collect();
+    let mut lengths: Vec<usize> =
+        (0..if short { 40 } else { 400 }).map(|_| random.below(good.len() as u64) as usize).collect();
     lengths.extend([0, 1, 15, 16, good.len() - 152, good.len() - 1]);
     for length in lengths {
         std::fs::write(&path, &good[..length])?;

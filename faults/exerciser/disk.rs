@@ -36,13 +36,37 @@ pub enum Model {
 /// The smallest change that reaches the disk or does not.
 #[derive(Clone, Debug)]
 enum Change {
-    Make { inode: Inode, folder: bool, dir: Inode, name: String },
-    Link { inode: Inode, dir: Inode, name: String },
-    Unlink { dir: Inode, name: String },
+    Make {
+        inode: Inode,
+        folder: bool,
+        dir: Inode,
+        name: String,
+    },
+    Link {
+        inode: Inode,
+        dir: Inode,
+        name: String,
+    },
+    Unlink {
+        dir: Inode,
+        name: String,
+    },
     /// A rename within a folder is one change.
-    Replace { inode: Inode, dir: Inode, from: String, to: String },
-    Write { inode: Inode, offset: u64, bytes: Arc<Vec<u8>> },
-    Cut { inode: Inode, bytes: u64 },
+    Replace {
+        inode: Inode,
+        dir: Inode,
+        from: String,
+        to: String,
+    },
+    Write {
+        inode: Inode,
+        offset: u64,
+        bytes: Arc<Vec<u8>>,
+    },
+    Cut {
+        inode: Inode,
+        bytes: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -166,7 +190,11 @@ impl Disk {
     fn apply(&mut self, change: &Change) {
         match change {
             Change::Make { inode, folder, dir, name } => {
-                if *folder { self.names(*inode).len() } else { self.content(*inode).len() };
+                if *folder {
+                    self.names(*inode).len()
+                } else {
+                    self.content(*inode).len()
+                };
                 self.names(*dir).insert(name.clone(), *inode);
             }
             Change::Link { inode, dir, name } => {

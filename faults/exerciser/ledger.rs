@@ -15,21 +15,54 @@ use crate::{drive, states};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "ack", rename_all = "snake_case")]
 pub enum Ack {
-    Started { run: String },
-    Resumed { seq: Option<u64> },
-    Saving { seq: u64 },
-    Committed { seq: u64, id: String },
-    Verifying { seq: u64 },
-    Verified { seq: u64 },
-    Pinned { seq: u64, id: String },
-    Unpinning { seq: u64 },
-    Discarding { seq: u64 },
-    Discarded { seq: u64, id: String },
+    Started {
+        run: String,
+    },
+    Resumed {
+        seq: Option<u64>,
+    },
+    Saving {
+        seq: u64,
+    },
+    Committed {
+        seq: u64,
+        id: String,
+    },
+    Verifying {
+        seq: u64,
+    },
+    Verified {
+        seq: u64,
+    },
+    Pinned {
+        seq: u64,
+        id: String,
+    },
+    Unpinning {
+        seq: u64,
+    },
+    Discarding {
+        seq: u64,
+    },
+    Discarded {
+        seq: u64,
+        id: String,
+    },
     /// Damaged from outside; the hash of its bytes since then.
-    Damaged { seq: u64, id: String, hash: String },
-    Rotating { seqs: Vec<u64> },
+    Damaged {
+        seq: u64,
+        id: String,
+        hash: String,
+    },
+    Rotating {
+        seqs: Vec<u64>,
+    },
     Rotated,
-    Failed { doing: String, seq: Option<u64>, error: String },
+    Failed {
+        doing: String,
+        seq: Option<u64>,
+        error: String,
+    },
     Ended,
 }
 

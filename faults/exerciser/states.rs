@@ -47,16 +47,36 @@ pub fn val_loss(seed: u64, seq: u64) -> Option<f64> {
     (seq % 2 == 0).then(|| 1.0 + Random::of(&[seed, seq, 1]).below(4000) as f64 / 1000.0)
 }
 
+/// The tensors of a GPT-2 of one layer, so that it can be exported and imported like a real one.
+const GPT2: [(&str, &[u64]); 16] = [
+    ("transformer.wte.weight", &[40, 12]),
+    ("transformer.wpe.weight", &[16, 12]),
+    ("transformer.h.0.ln_1.weight", &[12]),
+    ("transformer.h.0.ln_1.bias", &[12]),
+    ("transformer.h.0.attn.c_attn.weight", &[12, 36]),
+    ("transformer.h.0.attn.c_attn.bias", &[36]),
+    ("transformer.h.0.attn.c_proj.weight", &[12, 12]),
+    ("transformer.h.0.attn.c_proj.bias", &[12]),
+    ("transformer.h.0.ln_2.weight", &[12]),
+    ("transformer.h.0.ln_2.bias", &[12]),
+    ("transformer.h.0.mlp.c_fc.weight", &[12, 48]),
+    ("transformer.h.0.mlp.c_fc.bias", &[48]),
+    ("transformer.h.0.mlp.c_proj.weight", &[48, 12]),
+    ("transformer.h.0.mlp.c_proj.bias", &[12]),
+    ("transformer.ln_f.weight", &[12]),
+    ("transformer.ln_f.bias", &[12]),
+];
+const CONFIG: &str =
+    r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 12, "n_layer": 1, "n_head": 2}"#;
+
 pub fn snapshot(seed: u64, seq: u64) -> Snapshot {
     let mut random = Random::of(&[seed, seq, 2]);
     let mut tensors = Vec::new();
-    for layer in 0..3 {
-        for role in [Role::Param, Role::ExpAvg, Role::ExpAvgSq] {
-            let (rows, columns) = (8 + random.below(20), 24 + random.below(24));
-            let name = format!("h.{layer}.weight");
-            let meta = TensorMeta { role, name, dtype: DType::F32, shape: vec![rows, columns] };
+    for role in [Role::Param, Role::ExpAvg, Role::ExpAvgSq] {
+        for (name, shape) in GPT2 {
+            let meta = TensorMeta { role, name: name.into(), dtype: DType::F32, shape: shape.to_vec() };
             let value = |random: &mut Random| (random.next() as u32 >> 8) as f32 / (1 << 24) as f32 - 0.5;
-            let bytes = (0..rows * columns).flat_map(|_| value(&mut random).to_le_bytes()).collect();
+            let bytes = (0..shape.iter().product()).flat_map(|_: u64| value(&mut random).to_le_bytes()).collect();
             tensors.push(Tensor::new(meta, bytes));
         }
     }
@@ -71,7 +91,7 @@ pub fn snapshot(seed: u64, seq: u64) -> Snapshot {
             val_step: val_loss(seed, seq).map(|_| step),
         },
         provenance: Provenance::default(),
-        files: vec![CarriedFile { name: "config.json".into(), bytes: Arc::new(format!("{{\"seq\": {seq}}}").into()) }],
+        files: vec![CarriedFile { name: "config.json".into(), bytes: Arc::new(CONFIG.into()) }],
     }
 }
 

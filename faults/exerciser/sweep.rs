@@ -118,7 +118,8 @@ fn one_error(
         broken.push("the session ended without a word".into());
     }
     let text = scratch.path().to_string_lossy();
-    broken.extend(ledger.errors.iter().filter(|e| !e.contains(&*text)).map(|e| format!("an error without a path: {e}")));
+    broken
+        .extend(ledger.errors.iter().filter(|e| !e.contains(&*text)).map(|e| format!("an error without a path: {e}")));
     Ok(broken)
 }
 

@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
-use memmap2::MmapMut;
 use super::codec::{CHUNK_BYTES, Encoder, MAX_OVERHEAD};
 use super::format::{self, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer, Unit};
 use super::fs::{self, Dir, SECTOR};
 use super::{Store, layout};
 use crate::error::{Error, Result};
 use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
+use memmap2::MmapMut;
 
 /// Bytes of one write. Measured on virtio disks: 8 MiB reaches the device's rate, more gains nothing.
 /// The fault campaign tears small files, which should have many of them.

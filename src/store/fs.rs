@@ -129,7 +129,8 @@ impl Dir {
     pub fn open_lock(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
-        let file = seam::call(Call::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
+        let file =
+            seam::call(Call::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
         let file = File::from(file);
         require_regular(&file, &self.join(name))?;
         Ok(file)
@@ -232,8 +233,7 @@ pub fn length(file: &File, path: &Path) -> Result<u64> {
 
 /// What the system says of an open file.
 pub fn look(file: &File, path: &Path) -> Result<Stat> {
-    seam::call(Call::Look(path.into()), || rustix::fs::fstat(file))
-        .map_err(|e| Error::io("looking at", path, e.into()))
+    seam::call(Call::Look(path.into()), || rustix::fs::fstat(file)).map_err(|e| Error::io("looking at", path, e.into()))
 }
 
 /// Whether a folder is at `path`, which may lead through links.

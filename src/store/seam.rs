@@ -56,7 +56,12 @@ pub fn call<T>(what: Call<'_>, mut real: impl FnMut() -> Result<T>) -> Result<T>
 }
 
 /// Writes some of `bytes` and returns how many.
-pub fn write(place: Place<'_>, offset: u64, bytes: &[u8], mut real: impl FnMut(&[u8]) -> Result<usize>) -> Result<usize> {
+pub fn write(
+    place: Place<'_>,
+    offset: u64,
+    bytes: &[u8],
+    mut real: impl FnMut(&[u8]) -> Result<usize>,
+) -> Result<usize> {
     loop {
         match hooked(Call::Write(place, offset, bytes), |n| real(&bytes[..n.min(bytes.len())]), |n| *n) {
             Err(Errno::INTR) => {}
@@ -72,9 +77,9 @@ fn hooked<T>(_: Call<'_>, real: impl FnOnce(usize) -> Result<T>, _: impl Fn(&T) 
 }
 
 #[cfg(feature = "faults")]
-pub use hook::{Answer, Hook, set_hook};
-#[cfg(feature = "faults")]
 use hook::hooked;
+#[cfg(feature = "faults")]
+pub use hook::{Answer, Hook, set_hook};
 
 #[cfg(feature = "faults")]
 mod hook {
