@@ -28,7 +28,11 @@ pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
         std::fs::create_dir(&round_folder)?;
         match Mounted::new(&round_folder, system) {
             Ok(disk) => round(&round_folder, system, &disk.path, &mut tally)?,
-            Err(e) => missing = Some(format!("{system} cannot be mounted: {e:#}")),
+            Err(e) => {
+                let why = format!("{system} cannot be mounted: {e:#}");
+                eprintln!("{KIND}: {why}");
+                missing = Some(why);
+            }
         }
     }
     Ok(match missing {

@@ -2,7 +2,8 @@
 //! clients, while memory and descriptors of agent and worker are sampled.
 //!
 //! Invariant: every training ends in the state of an undisturbed one; nothing grows: the slope of memory is within what
-//! its own scatter explains or below a megabyte an hour, that of descriptors below one in two hours.
+//! its own scatter explains or below a megabyte an hour, that of descriptors below one in two hours. Slopes of less than
+//! half an hour are told and not judged.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -21,11 +22,13 @@ use crate::row::{Row, Tally};
 use crate::slope::Slope;
 use crate::storm::{self, Strike};
 
-const STEPS: u64 = 1500;
+const STEPS: u64 = 8000;
 const SAMPLE: Duration = Duration::from_secs(1);
 /// A process that is younger still faults its memory in.
-const WARM_UP: Duration = Duration::from_secs(20);
-const LONGEST_RESPITE: Duration = Duration::from_secs(40);
+const WARM_UP: Duration = Duration::from_secs(30);
+const LONGEST_RESPITE: Duration = Duration::from_secs(90);
+/// What is shorter says nothing about growth.
+const LEAST_HOURS: f64 = 0.5;
 /// Growth that is too small to mean anything, an hour.
 const KIB_PER_HOUR: f64 = 1024.0;
 const DESCRIPTORS_PER_HOUR: f64 = 0.5;
@@ -202,7 +205,7 @@ impl Soak {
             eprintln!(
                 "soak: {what}: {slope:+.1} ± {error:.1} {unit}/h over {samples} samples, at most {largest:.0} {unit}"
             );
-            let grows = slope > limit && slope > 4.0 * error;
+            let grows = hours >= LEAST_HOURS && slope > limit && slope > 4.0 * error;
             tally.require(!grows, || format!("the {what} grows by {slope:.1} {unit} an hour"));
         }
     }
