@@ -54,8 +54,12 @@ def write_copy() -> None:
                                  f"{text.count(old)} times; see faults/mutations.py")
             texts[path] = text.replace(old, re.sub(r"\bON\b", lambda _: switch, new)).encode()
     texts["src/lib.rs"] = b"#![allow(warnings)]\n" + texts["src/lib.rs"] + SWITCH.encode()
-    manifest = texts["Cargo.toml"].decode()
-    texts["Cargo.toml"] = manifest.replace('name = "ckptd-faults"', 'name = "ckptd-mutant"').encode()
+    manifest = texts["Cargo.toml"].decode().replace('name = "ckptd-faults"', 'name = "ckptd-mutant"')
+    # A version of its own: to cargo, two packages of one name and version in one target folder are the same.
+    version = re.search(r'^version = "(.*)"$', manifest, re.MULTILINE)[1]
+    texts["Cargo.toml"] = manifest.replace(f'\nversion = "{version}"', f'\nversion = "{version}+mutated"', 1).encode()
+    locked = re.sub(rf'(name = "ckptd(?:-gpt2)?"\nversion = "{re.escape(version)})"', r'\1+mutated"', texts["Cargo.lock"].decode())
+    texts["Cargo.lock"] = locked.encode()
     for path, text in texts.items():
         target = COPY / path
         if not target.exists() or target.read_bytes() != text:

@@ -128,8 +128,8 @@ fn one_error(
 fn must_be_told(call: &str, fault: Fault) -> bool {
     let changes = ["Create ", "Write ", "Truncate ", "Sync ", "SyncFolder ", "Rename ", "MakeFolder "];
     let full = matches!(fault, Fault::Once(Errno::NOSPC | Errno::DQUOT) | Fault::Full(_));
-    let spared = call.contains("ckptd.lock") || (full && (call.contains("receipts") || call.contains("quarantine/")));
-    changes.iter().any(|change| call.starts_with(change)) && !spared
+    let luxury = ["receipts", "reason.txt", "SyncFolder store/quarantine"].iter().any(|what| call.contains(what));
+    changes.iter().any(|change| call.starts_with(change)) && !call.contains("ckptd.lock") && !(full && luxury)
 }
 
 /// SIGKILL before and after every call, on processes.
