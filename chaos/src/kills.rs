@@ -29,7 +29,9 @@ const ELEMENTS: usize = 40_000;
 const ROUNDS: u64 = 200;
 const LONGEST_LIFE: Duration = Duration::from_millis(90);
 
-const POLICY: fn() -> Retention = || Retention { keep_last: 2, keep_best: 1, ..Retention::default() };
+fn policy() -> Retention {
+    Retention { keep_last: 2, keep_best: 1, ..Retention::default() }
+}
 
 /// Saves, verifies, pins, damages, quarantines and rotates until it is killed.
 pub fn victim(path: &Path, seed: u64) -> Result<()> {
@@ -72,7 +74,7 @@ pub fn victim(path: &Path, seed: u64) -> Result<()> {
             say("unpinning", &pinned.id);
             store.unpin(pinned)?;
         }
-        store.prune(&POLICY(), Timestamp::now())?;
+        store.prune(&policy(), Timestamp::now())?;
         say("rotated", &saved.id);
     }
 }

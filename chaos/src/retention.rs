@@ -39,7 +39,7 @@ fn part(lives: impl Iterator<Item = u64>, seed: u64) -> Tally {
         let mut history = Vec::new();
         for _ in 0..LENGTH {
             history.push(life.step());
-            if let Err(what) = life.broken.take().map_or(Ok(()), Err) {
+            if let Some(what) = life.broken.take() {
                 tally.violation(format!("life {number}: {what}, after {history:?}"));
                 break;
             }

@@ -114,7 +114,7 @@ pub fn hit(agent: &mut Agent, strike: Strike, random: &mut Random, tally: &mut T
         }
         Strike::StopWorker => {
             to_worker(Signal::STOP);
-            let noticed = worker.is_none_or(|worker| ends(worker));
+            let noticed = worker.is_none_or(ends);
             tally.require(noticed, || "a worker that hangs was not noticed".to_owned());
             if !noticed {
                 to_worker(Signal::KILL);
