@@ -3,6 +3,7 @@
 # make build    target/release/ckptd and ckptd-gpt2
 # make faults   the fault campaign (docs/reliability.md): under 20 minutes on 2 cores; as root, with FUSE and loop devices
 #               for all of it. make faults-short: a share of each part
+# make soak     SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
 # make lint     formatting, clippy with warnings as errors, spelling
 # make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
 # make bench-formats  what exports of GPT-2 cost, beside transformers
@@ -10,10 +11,10 @@
 
 CONFIG ?= config/mini.toml
 FUZZ_SECONDS ?= 60
-
 SEED ?= 1
+SOAK_HOURS ?= 2
 
-.PHONY: run test build lint faults faults-short setup setup-full text fuzz bench-formats clean
+.PHONY: run test build lint faults faults-short soak programs setup setup-full text fuzz bench-formats clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -31,11 +32,18 @@ lint: setup-full
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
 
-faults: build text
+faults: programs text
 	faults/campaign.py --seed $(SEED)
 
-faults-short: build text
+faults-short: programs text
 	faults/campaign.py --seed $(SEED) --scale short
+
+soak: programs
+	target/release/chaos soak --hours $(SOAK_HOURS)
+
+# The release and, beside it, the campaign on its programs.
+programs: setup
+	cargo build --release --locked --workspace --bins
 
 setup:
 	@scripts/setup.sh

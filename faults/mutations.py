@@ -88,6 +88,6 @@ MUTATIONS = [
         ("verify.rs", "self.inode == stat.st_ino", "(ON || self.inode == stat.st_ino)"),
         ("verify.rs", MODIFIED, f"(ON || {MODIFIED})"), ("verify.rs", CHANGED, f"(ON || {CHANGED})"))),
     Mutation("the lock is let go at once", RACE, (
-        ("lock.rs", "Ok(Lock { _file: file })",
-         "if ON { drop(rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock)); }\nOk(Lock { _file: file })"),)),
+        ("lock.rs", "        lock.write();\n        Ok(lock)",
+         "lock.write();\nif ON { drop(rustix::fs::flock(&lock.file, rustix::fs::FlockOperation::Unlock)); }\nOk(lock)"),)),
 ]

@@ -8,8 +8,10 @@ mod targets;
 
 use std::path::{Path, PathBuf};
 
+use ckptd::config::Config;
 use ckptd::interop::export::{self, Format};
 use ckptd::interop::progress::Silent;
+use ckptd::protocol::{self, Command, Event, Failure, Start};
 use ckptd::snapshot::Role;
 use ckptd::store::{CommitOptions, commit};
 
@@ -17,11 +19,14 @@ use targets::{Sandbox, craft};
 
 type Target = fn(&Sandbox, &[u8]);
 
-const TARGETS: [(&str, Target); 4] = [
+const TARGETS: [(&str, Target); 7] = [
     ("pt", targets::pt),
     ("safetensors", targets::safetensors),
     ("snapshot", targets::snapshot),
     ("bundle", targets::bundle),
+    ("config", targets::config),
+    ("protocol", targets::protocol),
+    ("status", targets::status),
 ];
 
 fn folder(kind: &str, target: &str) -> PathBuf {
@@ -90,6 +95,13 @@ fn write_seeds(out: &Path) {
         std::fs::read(path).unwrap_or_default()
     };
 
+    put("config", "every-key", include_bytes!("../config/ckptd.toml"));
+    put("config", "mini", include_bytes!("../config/mini.toml"));
+    put("status", "request", b"{\"request\":\"status\"}\n");
+    for (name, direction, line) in messages() {
+        put("protocol", name, &[&[direction], line.as_bytes()].concat());
+    }
+
     let bytes = std::fs::read(&snapshot).unwrap();
     put("snapshot", "file", &file(&bytes));
     put("snapshot", "parts", &targets::parts_of(&bytes).unwrap());
@@ -109,4 +121,30 @@ fn write_seeds(out: &Path) {
     put("bundle", "tar.zst", &file(&export(Format::TarZst, true)));
     let tar = [craft::tar_entry(b"config.json", b'0', 2, b"{}"), vec![0; 1024]].concat();
     put("bundle", "tar", &[&[1], &tar[..]].concat());
+}
+
+/// A message of each kind that has fields of its own, with its direction.
+fn messages() -> Vec<(&'static str, u8, String)> {
+    let config = Config::parse(include_str!("../config/mini.toml"), Path::new("/jobs/mini.toml")).unwrap();
+    let start = Start {
+        protocol: 1,
+        config,
+        run_id: support::RUN.into(),
+        next_seq: 7,
+        resume: Some("/jobs/store/snapshots/step-000000000010.ckpt".into()),
+        accept_changes: false,
+    };
+    let command = |name, command: &Command| (name, 0, protocol::line(command));
+    let event = |name, event: &Event| (name, 1, protocol::line(event));
+    vec![
+        command("start", &Command::Start(Box::new(start))),
+        command("stop", &Command::Stop { snapshot: true, reason: "SIGTERM".into() }),
+        event("hello", &Event::Hello { protocol: 1, worker: "w".into(), version: "1".into(), pid: 7 }),
+        event(
+            "step",
+            &Event::Step { step: 3, loss: 2.5, learning_rate: 1e-4, grad_norm: None, step_ms: 1.5, tokens: 512 },
+        ),
+        event("eval", &Event::Eval { step: 3, val_loss: f64::NAN, best: false }),
+        event("failed", &Event::Failed { failure: Failure::Damaged, what: "no".into() }),
+    ]
 }

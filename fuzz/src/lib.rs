@@ -8,8 +8,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use ckptd::agent::status::Request;
+use ckptd::config::Config;
 use ckptd::interop::progress::Silent;
 use ckptd::interop::{bundle, import};
+use ckptd::protocol::{self, Command, Event};
 use ckptd::store::Reader;
 use ckptd::store::format::{self, HEAD_BYTES, RECORD_BYTES, Trailer};
 
@@ -100,6 +103,39 @@ pub fn snapshot(sandbox: &Sandbox, input: &[u8]) {
     }
     sandbox.sweep("none");
     sandbox.load(&file);
+}
+
+/// A job file; what is accepted travels to the worker as JSON and has to arrive as it was.
+pub fn config(_: &Sandbox, input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    if let Ok(config) = Config::parse(text, Path::new("/jobs/job.toml")) {
+        let json = serde_json::to_string(&config).unwrap_or_default();
+        assert_eq!(serde_json::from_str::<Config>(&json).ok().as_ref(), Some(&config), "{json}");
+    }
+}
+
+/// A line between agent and worker, of either direction by the first byte; what parses is written and parses again.
+pub fn protocol(_: &Sandbox, input: &[u8]) {
+    let Some((direction, Ok(text))) = input.split_first().map(|(first, rest)| (first, std::str::from_utf8(rest)))
+    else {
+        return;
+    };
+    match direction {
+        0 => again::<Command>(text),
+        _ => again::<Event>(text),
+    }
+}
+
+fn again<T: serde::de::DeserializeOwned + serde::Serialize>(text: &str) {
+    if let Ok(message) = protocol::parse::<T>(text.trim()) {
+        let line = protocol::line(&message);
+        assert_eq!(protocol::parse::<T>(&line).map(|message| protocol::line(&message)), Ok(line));
+    }
+}
+
+/// What a client may say to the status socket.
+pub fn status(_: &Sandbox, input: &[u8]) {
+    let _ = Request::parse(input);
 }
 
 /// The snapshot file of these parts with all its hashes right: two little-endian u32, the bytes of the chunks and of

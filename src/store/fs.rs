@@ -231,7 +231,8 @@ pub fn length(file: &File, path: &Path) -> Result<u64> {
     Ok(look(file, path)?.st_size as u64)
 }
 
-fn look(file: &File, path: &Path) -> Result<Stat> {
+/// What the system says of an open file.
+pub fn look(file: &File, path: &Path) -> Result<Stat> {
     seam::call(Call::Look(path.into()), || rustix::fs::fstat(file)).map_err(|e| Error::io("looking at", path, e.into()))
 }
 

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use commit::{CommitOptions, Committed, commit};
 pub use format::Manifest;
-pub use lock::Lock;
+pub use lock::{Ending, LastSession, Lock};
 pub use read::Reader;
 pub use retain::Verdict;
 pub use verify::Receipt;
@@ -66,6 +66,8 @@ pub enum State {
     Damaged(String),
     /// The system could not read it: that says nothing about the file.
     Unreadable(String),
+    /// Of a later format version, which this release cannot judge.
+    Newer(u64),
 }
 
 /// A file in `quarantine/`.
@@ -348,7 +350,7 @@ impl Store {
         let mut passed_over = Vec::new();
         let mut unreadable = None;
         let (broken, entries): (Vec<Entry>, Vec<Entry>) =
-            self.entries()?.into_iter().partition(|e| matches!(e.state, State::Damaged(_) | State::Unreadable(_)));
+            self.entries()?.into_iter().partition(|e| e.manifest.is_none());
         // Without a manifest nobody knows how new these are: they come first, whatever their names say.
         for entry in broken.into_iter().chain(entries) {
             let reason = match &entry.state {
@@ -358,6 +360,10 @@ impl Store {
                     passed_over.push(entry.id.clone());
                     unreadable = Some(reason.clone());
                     continue;
+                }
+                // To go on from an older one would fork the training behind the back of whoever wrote this.
+                State::Newer(version) => {
+                    return Err(Error::Newer { path: entry.path, version: *version, known: format::VERSION });
                 }
                 _ if !entry.own => continue,
                 _ if !entry.healthy() => {
@@ -468,6 +474,7 @@ fn fact(entry: &Entry) -> Option<retain::Fact> {
 fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> Entry {
     let (state, manifest) = match read::peek(&path) {
         Err(Error::Damaged { reason, .. }) => (State::Damaged(reason), None),
+        Err(Error::Newer { version, .. }) => (State::Newer(version), None),
         Err(e) => (State::Unreadable(e.to_string()), None),
         Ok((manifest, file_hash)) => {
             let receipt = receipts.and_then(|dir| Receipt::read(dir, id));

@@ -60,9 +60,10 @@ fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trailer)> {
     }
     let mut head = [0; HEAD_BYTES];
     fs::read_exact_at(file, &mut head, 0, path)?;
-    format::check_head(&head, path)?;
     let mut trailer = [0; TRAILER_BYTES];
     fs::read_exact_at(file, &mut trailer, size - TRAILER_BYTES as u64, path)?;
+    format::check_version(&head, &trailer, path)?;
+    format::check_head(&head, path)?;
     let trailer = Trailer::parse(&trailer, size, path)?;
     let mut manifest = vec![0; (trailer.manifest.end - trailer.manifest.start) as usize];
     fs::read_exact_at(file, &mut manifest, trailer.manifest.start, path)?;
