@@ -18,7 +18,7 @@ pub mod status;
 pub mod worker;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +34,7 @@ use worker::Worker;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::session::clock::Moment;
 use crate::store::Store;
 
 /// What the loop takes in.
@@ -48,6 +49,8 @@ const QUEUE: usize = 1024;
 /// Time between two lines on the progress, and between two looks of the panel.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 const PANEL_INTERVAL: Duration = Duration::from_millis(500);
+/// The timer stands still while the machine sleeps, and the wall's clock may be set: both are looked at this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How long a killed worker is waited for at the end.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -106,10 +109,10 @@ pub struct Queue {
 
 impl Queue {
     /// The next input, or the tick at `wake_at`.
-    async fn next(&mut self, wake_at: Option<Instant>) -> Input {
+    async fn next(&mut self, wake_at: Option<Moment>) -> Input {
         let input = match wake_at {
             None => self.inputs.recv().await,
-            Some(at) => match tokio::time::timeout_at(at.into(), self.inputs.recv()).await {
+            Some(at) => match tokio::time::timeout((at - Moment::now()).min(LONGEST_SLEEP), self.inputs.recv()).await {
                 Ok(input) => input,
                 Err(_) => return Input::Job(Event::Tick),
             },
@@ -141,7 +144,7 @@ impl Agent {
                 self.keeper.finish(if self.job.is_settled() { KEEPER_TIMEOUT } else { Duration::ZERO });
                 return outcome;
             }
-            show.update(self.job.progress(), Instant::now());
+            show.update(self.job.progress(), Moment::now());
             let wake_at = [self.job.wake_at(Now::read()), show.wake_at()].into_iter().flatten().min();
             actions = match queue.next(wake_at).await {
                 Input::Job(event) => {
@@ -213,20 +216,20 @@ impl Agent {
 /// What the user sees of the progress: the panel, or a line now and then.
 struct Show<'a> {
     printer: &'a Printer,
-    next: Instant,
+    next: Moment,
     step: u64,
 }
 
 impl Show<'_> {
     fn new(printer: &Printer) -> Show<'_> {
-        Show { printer, next: Instant::now(), step: 0 }
+        Show { printer, next: Moment::now(), step: 0 }
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    fn wake_at(&self) -> Option<Moment> {
         self.printer.is_live().then_some(self.next)
     }
 
-    fn update(&mut self, progress: &Progress, now: Instant) {
+    fn update(&mut self, progress: &Progress, now: Moment) {
         if now < self.next {
             return;
         }

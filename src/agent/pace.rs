@@ -3,7 +3,9 @@
 //! Invariant: the last snapshot begins so early that three times the dearest one measured still ends in time.
 //! Deliberately not here: reading a clock, and doing what was decided.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::session::clock::Moment;
 
 /// What a snapshot may cost as long as none was measured, as a share of the budget and at most.
 const UNMEASURED_SHARE: u32 = 10;
@@ -13,9 +15,9 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct Facts {
-    pub session_began: Instant,
+    pub session_began: Moment,
     /// When the state that the next worker would go on from was captured, or the training began.
-    pub last_snapshot: Instant,
+    pub last_snapshot: Moment,
     /// The dearest snapshot so far, from its beginning to its verification.
     pub dearest: Option<Duration>,
 }
@@ -30,14 +32,14 @@ pub struct Rules {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     /// Nothing before this moment.
-    GoOn { until: Option<Instant> },
+    GoOn { until: Option<Moment> },
     /// Snapshot now and go on.
     Snapshot,
     /// Take the last snapshot now; be gone by then.
-    Stop { by: Instant },
+    Stop { by: Moment },
 }
 
-pub fn decide(facts: &Facts, rules: &Rules, now: Instant) -> Decision {
+pub fn decide(facts: &Facts, rules: &Rules, now: Moment) -> Decision {
     let stop = rules.budget.map(|budget| {
         let unmeasured = (budget / UNMEASURED_SHARE).min(UNMEASURED_MAX);
         let reserve = facts.dearest.map_or(unmeasured, |cost| 3 * cost + FAREWELL).min(budget / 2);
@@ -65,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_due_once_the_interval_has_passed_and_the_last_one_before_the_budget_ends() {
-        let began = Instant::now();
+        let began = Moment::now();
         let facts = Facts { session_began: began, last_snapshot: began, dearest: Some(secs(2)) };
         let rules = Rules { every: Some(secs(40)), budget: Some(secs(60)) };
         let at = |seconds: u64| decide(&facts, &rules, began + secs(seconds));
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn without_interval_and_budget_nothing_is_ever_due() {
-        let began = Instant::now();
+        let began = Moment::now();
         let facts = Facts { session_began: began, last_snapshot: began, dearest: None };
         let rules = Rules { every: None, budget: None };
         assert_eq!(decide(&facts, &rules, began + secs(1_000_000)), Decision::GoOn { until: None });

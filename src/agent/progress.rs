@@ -4,10 +4,12 @@
 //! Deliberately not here: decisions (job), how a report travels (status) or is drawn (panel).
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::session::clock::Moment;
 
 /// Steps over which speed is averaged.
 const SPEED_WINDOW: usize = 32;
@@ -67,7 +69,7 @@ pub struct Progress {
     pub restarts: u32,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
-    speed: VecDeque<(Instant, u64)>,
+    speed: VecDeque<(Moment, u64)>,
     stalls_ms: VecDeque<f64>,
 }
 
@@ -91,14 +93,14 @@ impl Progress {
     }
 
     /// A worker is ready to train (again) after `step` steps.
-    pub fn ready(&mut self, step: u64, now: Instant) {
+    pub fn ready(&mut self, step: u64, now: Moment) {
         self.step = step;
         self.stage = None;
         self.speed.clear();
         self.speed.push_back((now, 0));
     }
 
-    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: Instant) {
+    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: Moment) {
         self.step = step;
         self.stage = None;
         self.loss = Some(loss).filter(|loss| loss.is_finite());
@@ -298,7 +300,7 @@ mod tests {
     #[test]
     fn the_speed_is_that_of_the_last_steps_and_gives_the_time_left() {
         let mut progress = Progress::new(100);
-        let began = Instant::now();
+        let began = Moment::now();
         progress.ready(10, began);
         assert_eq!(progress.tokens_per_second(), None);
         for n in 1..=10 {
@@ -322,8 +324,8 @@ mod tests {
     #[test]
     fn a_report_holds_the_keys_of_the_contract_and_null_for_what_is_unknown() {
         let mut progress = Progress::new(10);
-        progress.ready(0, Instant::now());
-        progress.stepped(1, f64::NAN, 5, Instant::now());
+        progress.ready(0, Moment::now());
+        progress.stepped(1, f64::NAN, 5, Moment::now());
         let json = serde_json::to_value(progress.report(Timestamp::now())).unwrap();
         assert!(json["loss"].is_null());
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");

@@ -10,6 +10,7 @@ use super::job::{Event, Signal};
 use super::{Input, Queue};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::session::clock::Moment;
 use crate::store::{Lock, Store};
 
 /// How long the worker of an agent that is gone may take to commit its last snapshot.
@@ -40,7 +41,7 @@ pub async fn lock(store: &Store, job: &str, queue: &mut Queue) -> Result<Option<
             }
             _ => return Err(error),
         }
-        let input = queue.next(Some(Instant::now() + LOCK_INTERVAL)).await;
+        let input = queue.next(Some(Moment::now() + LOCK_INTERVAL)).await;
         if let Input::Job(Event::Signal(Signal::Interrupt | Signal::Terminate | Signal::Finish)) = input {
             return Ok(None);
         }

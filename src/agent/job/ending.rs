@@ -29,8 +29,20 @@ impl Job {
         }
     }
 
+    pub(super) fn noticed(&mut self, notice: Notice, now: Now) {
+        let Notice { source, call } = notice;
+        match call {
+            Call::EndsAt(_) | Call::Withdrawn => {}
+            Call::Snapshot => {
+                info!("{source}: snapshot now");
+                self.request_snapshot(&source, now);
+            }
+            Call::Finish => self.stop(&source, now.at + self.config.session.grace.0, false, now),
+        }
+    }
+
     /// Ends the session with a last snapshot, by `by` at the latest.
-    pub(super) fn stop(&mut self, why: &str, by: Instant, by_signal: bool, now: Now) {
+    pub(super) fn stop(&mut self, why: &str, by: Moment, by_signal: bool, now: Now) {
         let first = self.stop.is_none();
         let asked = self.stop.as_ref().filter(|stop| stop.by_signal || !by_signal).map_or(now.at, |stop| stop.asked);
         let by = self.stop.as_ref().map_or(by, |stop| stop.by.min(by));

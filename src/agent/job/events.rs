@@ -1,26 +1,15 @@
 //! What can happen to a job, and what it can want done: both closed.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command};
+use crate::session::Notice;
+pub use crate::session::clock::Now;
 use crate::snapshot::TrainState;
-
-/// Both clocks, read together: one that only runs on, and the one on the wall.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    pub at: Instant,
-    pub wall: Timestamp,
-}
-
-impl Now {
-    pub fn read() -> Now {
-        Now { at: Instant::now(), wall: Timestamp::now() }
-    }
-}
 
 /// Everything that can happen to a job.
 #[derive(Debug)]
@@ -42,6 +31,8 @@ pub enum Event {
     /// The worker is gone, and everything that it said has been heard.
     Exited(Exit),
     Signal(Signal),
+    /// A notice source has something to say.
+    Notice(Notice),
     /// The time that [`Job::wake_at`] named has come.
     Tick,
 }

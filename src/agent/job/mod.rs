@@ -11,7 +11,7 @@ mod events;
 mod tests;
 mod worker;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
@@ -23,6 +23,8 @@ use super::restarts::{Cause, Restarts};
 use crate::config::{Config, Every};
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command, Failure};
+use crate::session::clock::Moment;
+use crate::session::{Call, Notice};
 
 /// Without a message of the worker's own for so long after its start, it does not speak the protocol.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,7 +56,7 @@ pub struct Job {
 enum Phase {
     Choosing,
     BackingOff {
-        until: Instant,
+        until: Moment,
     },
     Running(Box<Run>),
     /// No worker is left; what it committed is being read back.
@@ -68,23 +70,23 @@ enum Phase {
 struct Run {
     resume: Option<Resume>,
     next_seq: u64,
-    last_sign: Instant,
+    last_sign: Moment,
     greeted: bool,
     ready: bool,
     /// The last completed step.
     step: u64,
     /// It has said its last word: `Ok(finished)` or why it failed.
     last_word: Option<Result<bool, (Failure, String)>>,
-    leave_by: Option<Instant>,
+    leave_by: Option<Moment>,
     killed_for: Option<Cause>,
 }
 
 struct Stop {
-    by: Instant,
+    by: Moment,
     why: String,
     by_signal: bool,
     /// When it was asked for first, by a signal if there was one.
-    asked: Instant,
+    asked: Moment,
 }
 
 struct Unjudged {
@@ -133,6 +135,7 @@ impl Job {
             Event::Garbage(what) => self.kill_for(Cause::Garbage(what), now),
             Event::Exited(exit) => self.exited(exit, now),
             Event::Signal(signal) => self.signalled(signal, now),
+            Event::Notice(notice) => self.noticed(notice, now),
             Event::Tick => self.ticked(now),
         }
         self.pace(now);
@@ -140,7 +143,7 @@ impl Job {
     }
 
     /// When [`Event::Tick`] is wanted at the latest.
-    pub fn wake_at(&self, now: Now) -> Option<Instant> {
+    pub fn wake_at(&self, now: Now) -> Option<Moment> {
         let of_phase = match &self.phase {
             Phase::BackingOff { until } => Some(*until),
             Phase::Running(run) => Some(self.patience_ends(run)),
@@ -155,7 +158,7 @@ impl Job {
     }
 
     /// When a worker that says nothing more is killed.
-    fn patience_ends(&self, run: &Run) -> Instant {
+    fn patience_ends(&self, run: &Run) -> Moment {
         let silence = if run.greeted { self.config.worker.hang_timeout.0 } else { HELLO_TIMEOUT };
         run.leave_by.unwrap_or(run.last_sign + silence)
     }

@@ -11,7 +11,7 @@ use crate::snapshot::TrainState;
 /// A job with a clock that a test turns.
 struct Bench {
     job: Job,
-    began: Instant,
+    began: Moment,
     now: Now,
     actions: Vec<Action>,
 }
@@ -244,7 +244,7 @@ proptest! {
         let mut bench = Bench::new("[session]\ngrace = \"10s\"\n[worker]\nhang_timeout = \"60s\"\n");
         let (mut alive, mut choosing, mut at, mut saved) = (false, true, 0u64, 0u64);
         let mut unjudged: Vec<u64> = Vec::new();
-        let mut stop_by: Option<Instant> = None;
+        let mut stop_by: Option<Moment> = None;
         for happening in happenings {
             if choosing {
                 choosing = false;
