@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::config::{Config, LogLevel};
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command};
 use crate::session::Notice;
+use crate::session::ledger::Ledger;
 pub use crate::session::clock::Now;
 use crate::snapshot::TrainState;
 
@@ -31,6 +33,8 @@ pub enum Event {
     /// The worker is gone, and everything that it said has been heard.
     Exited(Exit),
     Signal(Signal),
+    /// The job file was changed, or somebody asked to read it again.
+    Config(Result<Box<Config>>),
     /// A notice source has something to say.
     Notice(Notice),
     /// The time that [`Job::wake_at`] named has come.
@@ -52,6 +56,14 @@ pub enum Action {
     Verify {
         id: String,
     },
+    /// Write the ledger to the store.
+    Record(Box<Ledger>),
+    /// Read the job file again.
+    Reload,
+    /// Log from this level on.
+    SetLogLevel(LogLevel),
+    /// Remember the job in the store as it is now.
+    Remember(Box<Config>),
     /// The session is over.
     End(Result<Outcome>),
 }
@@ -121,7 +133,7 @@ pub enum Signal {
     Snapshot,
     /// SIGUSR2: end the session.
     Finish,
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: read the job file again (or the terminal is gone, which changes nothing).
     Hangup,
 }
 
