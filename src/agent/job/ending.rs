@@ -4,7 +4,7 @@ use super::*;
 
 /// Signals this close together are one request: `timeout` signals a process and then its group, a terminal and a
 /// script may both pass on a Ctrl-C.
-const SAME_SIGNAL: Duration = Duration::from_secs(1);
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
 /// Before the time to stop is over, the worker is ended by force, so that the agent is gone by then, too.
 const HARD_END: Duration = Duration::from_millis(100);
