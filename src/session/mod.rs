@@ -2,5 +2,6 @@
 
 pub mod clock;
 pub mod notice;
+pub mod sources;
 
 pub use notice::{Call, Notice};
