@@ -5,10 +5,11 @@
 //! terminal: those have threads and tasks of their own.
 //!
 //! Reading order: [`job`] (what is done about what), [`restarts`] and [`pace`] (its policies), [`worker`], [`keeper`],
-//! [`status`], [`printer`].
+//! [`status`], [`notify`], [`printer`].
 
 pub mod job;
 pub mod keeper;
+mod notify;
 pub mod pace;
 pub mod printer;
 pub mod progress;
@@ -28,6 +29,7 @@ use tracing::{info, warn};
 pub use job::Outcome;
 use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
+use notify::ServiceManager;
 use printer::{Panel, Printer};
 use progress::{Progress, Report, State};
 use worker::Worker;
@@ -35,6 +37,7 @@ use worker::Worker;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::session::clock::Moment;
+use crate::session::sources::{Sink, Sources};
 use crate::store::Store;
 
 /// What the loop takes in.
@@ -74,6 +77,7 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
     let (inputs, queue) = mpsc::channel(QUEUE);
     listen_to_signals(&inputs)?;
     let mut queue = Queue { inputs: queue };
+    let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
     let store = Arc::new(Store::create(&config.job.store)?);
     let Some(_lock) = start::lock(&store, &config.job.name, &mut queue).await? else { return Ok(Outcome::Resume) };
     store.clean_staging()?;
@@ -92,10 +96,14 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
         }
     };
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
+    // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
+    manager.ready();
+    let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let keeper = Keeper::start(store, inputs.clone())?;
     let (job, actions) = Job::new(config.clone(), run_id, accept_changes, began);
-    let mut agent = Agent { config, job, keeper, inputs, worker: None };
+    let mut agent = Agent { config, job, keeper, inputs, worker: None, manager };
     let outcome = agent.run(actions, &mut queue, printer).await;
+    agent.manager.finish(agent.job.progress());
     // The socket's file goes with its task.
     server.abort();
     let _ = server.await;
@@ -128,6 +136,7 @@ struct Agent {
     keeper: Keeper,
     inputs: mpsc::Sender<Input>,
     worker: Option<Worker>,
+    manager: ServiceManager,
 }
 
 impl Agent {
@@ -145,13 +154,28 @@ impl Agent {
                 return outcome;
             }
             show.update(self.job.progress(), Moment::now());
-            let wake_at = [self.job.wake_at(Now::read()), show.wake_at()].into_iter().flatten().min();
+            let now = Now::read();
+            self.manager.update(self.job.progress(), now.at);
+            let manager_at = self.manager.wake_at(self.job.progress(), now.at);
+            let wake_at = [self.job.wake_at(now), show.wake_at(), manager_at].into_iter().flatten().min();
             actions = match queue.next(wake_at).await {
                 Input::Job(event) => {
+                    let now = Now::read();
                     if matches!(event, Event::Exited(_)) {
                         self.worker = None;
                     }
-                    self.job.on(event, Now::read())
+                    if event.is_sign_of_life() {
+                        self.manager.sign_of_life(now.at);
+                    }
+                    let reloads = matches!(event, Event::Signal(Signal::Hangup));
+                    if reloads {
+                        self.manager.reloading();
+                    }
+                    let actions = self.job.on(event, now);
+                    if reloads {
+                        self.manager.ready();
+                    }
+                    actions
                 }
                 Input::Status(reply) => {
                     let _ = reply.send(self.job.progress().report(Timestamp::now()));
@@ -249,6 +273,15 @@ impl Show<'_> {
         }
         self.step = progress.step;
     }
+}
+
+/// Where the sources of notices put them.
+fn notices_to(inputs: &mpsc::Sender<Input>) -> Sink {
+    let inputs = inputs.clone();
+    Arc::new(move |notice| {
+        // The job may be over already.
+        let _ = inputs.blocking_send(Input::Job(Event::Notice(notice)));
+    })
 }
 
 fn listen_to_signals(inputs: &mpsc::Sender<Input>) -> Result<()> {

@@ -5,7 +5,10 @@
 mod damage;
 mod disk_full;
 mod harness;
+mod metadata;
 mod restart;
+mod service;
+mod sources;
 mod status;
 mod stop;
 mod worker;

@@ -37,6 +37,13 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// Whether it shows that the worker or the keeper lives: all that they say and do does.
+    pub fn is_sign_of_life(&self) -> bool {
+        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_))
+    }
+}
+
 /// Everything that a job wants done.
 #[derive(Debug)]
 pub enum Action {

@@ -211,13 +211,14 @@ mod tests {
                     *tokens += 1;
                     reply(200, &format!("token-{tokens}"))
                 }
-                Method::Get if request.headers[0] == ("X-aws-ec2-metadata-token", "token-2") => {
+                Method::Get if request.headers[0] == ("X-aws-ec2-metadata-token", "token-1") => {
                     reply(200, r#"{"noticeTime": "2026-11-24T08:22:00Z"}"#)
                 }
                 Method::Get => reply(401, ""),
             }
         });
         let mut source = Rebalance::new(network, "http://aws");
+        source.0.token = Some("old".into());
         assert_eq!(source.ask().unwrap().risks, ["recommended at 2026-11-24T08:22:00Z".to_owned()].into());
         let always = |_: &Request| reply(200, "t");
         assert!(Spot::new(Fake(always), "http://aws").ask().unwrap_err().contains("no instance-action"));
