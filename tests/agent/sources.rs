@@ -32,6 +32,11 @@ fn ends_well(run: Running, source: &str) -> Ended {
     ended
 }
 
+/// Waits for the first step.
+fn trains(run: &mut Running) {
+    run.wait_for(", loss ");
+}
+
 /// Waits until the daemon knows of a deadline; how many seconds are left then.
 fn seconds_left(job: &Job) -> f64 {
     loop {
@@ -79,11 +84,11 @@ fn a_spot_interruption_of_aws_ends_the_session_before_its_time() {
 
 #[test]
 fn a_rebalance_recommendation_takes_a_snapshot_and_the_training_goes_on() {
-    let service = Service::start(|request| {
-        aws(request, nothing(), ok(r#"{"noticeTime": "2026-11-24T08:22:00Z"}"#))
-    });
+    let service = Service::start(|request| aws(request, nothing(), nothing()));
     let job = long_job(&format!("aws = true\naws_url = \"{}\"", service.url));
     let mut run = job.start();
+    trains(&mut run);
+    service.answers(|request| aws(request, nothing(), ok(r#"{"noticeTime": "2026-11-24T08:22:00Z"}"#)));
     run.wait_for("AWS rebalance: recommended at 2026-11-24T08:22:00Z");
     run.wait_for("verified step");
     goes_on_until_told(run);
@@ -99,7 +104,7 @@ fn a_preemption_of_google_cloud_is_an_end_within_thirty_seconds() {
     });
     let job = long_job(&format!("gcp = true\ngcp_url = \"{}/\"", service.url));
     let mut run = job.start();
-    run.wait_for("training 3000 parameters");
+    trains(&mut run);
     let left = seconds_left(&job);
     assert!((1.0..=29.0).contains(&left), "{left}");
     let ended = goes_on_until_told(run);
@@ -162,7 +167,6 @@ fn a_squeue_that_hangs_fails_or_raves_is_one_line_of_the_log() {
         let mut run = with_squeue(&job, script);
         let line = run.wait_for(TROUBLE);
         assert!(line.contains("Slurm: ") && line.contains(what), "{line}");
-        run.wait_for("step ");
         goes_on_until_told(run);
     }
 }
@@ -172,13 +176,13 @@ fn a_touched_notice_file_ends_the_session_and_one_from_before_does_not() {
     let job = long_job("notice_file = \"stop\"");
     let file = job.config().with_file_name("stop");
     let mut run = job.start();
-    run.wait_for("training 3000 parameters");
+    trains(&mut run);
     std::fs::write(&file, "").unwrap();
     ends_well(run, "notice file");
     // It lies there still.
     let mut run = job.start();
     run.wait_for("is there already; it counts when it is touched again");
-    run.wait_for("training 3000 parameters");
+    trains(&mut run);
     std::fs::File::open(&file).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
     ends_well(run, "notice file");
 }
@@ -189,7 +193,7 @@ fn a_new_file_in_a_notice_folder_ends_the_session() {
     let folder = job.config().with_file_name("notices");
     std::fs::create_dir(&folder).unwrap();
     let mut run = job.start();
-    run.wait_for("training 3000 parameters");
+    trains(&mut run);
     std::fs::write(folder.join("maintenance-at-noon"), "").unwrap();
     ends_well(run, "notice file");
 }
@@ -241,15 +245,12 @@ fn a_service_that_comes_back_is_heard_again() {
     let job = long_job(&format!("gcp = true\ngcp_url = \"{}\"", service.url));
     let mut run = job.start();
     run.wait_for(TROUBLE);
-    service.answers(|request| match request.line.contains("preempted") {
-        true => ok("FALSE"),
-        false => ok("NONE"),
-    });
-    run.wait_for("it answers again");
+    trains(&mut run);
     service.answers(|request| match request.line.contains("preempted") {
         true => ok("FALSE"),
         false => ok("MIGRATE_ON_HOST_MAINTENANCE"),
     });
+    run.wait_for("it answers again");
     run.wait_for("moved to another host");
     run.wait_for("verified step");
     goes_on_until_told(run);
