@@ -64,8 +64,11 @@ struct Job {
 impl Snapshots {
     pub fn new(capturer: Capturer, settings: Settings, events: Events) -> Result<Snapshots> {
         let newest = settings.resumed.as_ref().map(|(train, _)| train.clone());
-        let flight =
-            Arc::new(Flight { state: Mutex::new(Durable { in_flight: false, newest }), landed: Condvar::new() });
+        let flight = Arc::new(Flight {
+            state: Mutex::new(Durable { in_flight: false, newest }),
+            landed: Condvar::new(),
+            ending: AtomicBool::new(false),
+        });
         let (jobs, receiver) = sync_channel(1);
         let committer = Committer {
             parent: settings.resumed.as_ref().map(|(_, root)| root.clone()),
