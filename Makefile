@@ -2,11 +2,12 @@
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make build    target/release/ckptd and ckptd-gpt2
 # make lint     formatting, clippy with warnings as errors, spelling
+# make systemd-check  the unit under a real systemd in namespaces of its own, one line a check (needs root)
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
 
-.PHONY: run test build lint setup setup-full text clean
+.PHONY: run test build lint systemd-check setup setup-full text clean
 
 run: build text
 	target/release/ckptd run $(CONFIG)
@@ -22,6 +23,9 @@ lint: setup-full
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
+
+systemd-check: build
+	@scripts/systemd_check.sh target/release
 
 setup:
 	@scripts/setup.sh

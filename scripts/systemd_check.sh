@@ -29,7 +29,11 @@ group=$cgroups/$(basename "$work")
 boot=
 finish() {
   [ -z "$boot" ] || { kill -KILL "$boot" 2>/dev/null || true; wait "$boot" 2>/dev/null || true; }
-  rmdir "$group"/*/ "$group" 2>/dev/null || true
+  # The kernel needs a moment to see that all processes are gone.
+  for _ in $(seq 50); do
+    find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+    read -rt 0.1 <> <(:) || true
+  done
   rm -rf "$work"
 }
 trap finish EXIT
@@ -145,7 +149,7 @@ check() {
   else
     failed=1
     row FAIL "$what" "$(tail -1 <<<"$said")"
-    tail -n 12 "$work/console" "$state"/*.log 2>/dev/null | sed 's/^/      /' >&2
+    { echo "$said"; tail -n 12 "$work/console" "$state"/*.log 2>/dev/null || true; } | sed 's/^/      /' >&2
   fi
 }
 init() { cat "/proc/$boot/task/$boot/children" 2>/dev/null | tr -d ' '; }

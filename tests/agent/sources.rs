@@ -1,6 +1,8 @@
 //! Whoever knows that the session ends is heard: Slurm, a touched file, the clouds. Who talks nonsense is not.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -37,13 +39,10 @@ fn trains(run: &mut Running) {
     run.wait_for(", loss ");
 }
 
-/// Waits until the daemon knows of a deadline; how many seconds are left then.
+/// How many seconds are left until the deadline that the daemon knows of, as soon as it knows of one.
 fn seconds_left(job: &Job) -> f64 {
-    loop {
-        if let Some(seconds) = job.json("status")["session"]["seconds_left"].as_f64() {
-            return seconds;
-        }
-    }
+    let mut asked = (0..100).filter_map(|_| job.json("status")["session"]["seconds_left"].as_f64());
+    asked.next().unwrap_or_else(|| panic!("no deadline: {}", job.json("status")))
 }
 
 fn goes_on_until_told(mut run: Running) -> Ended {
@@ -141,13 +140,19 @@ fn slurms_end_time_ends_the_session_before_the_allocation_does() {
     ends_well(job.start_with(&[("SLURM_JOB_ID", "4711"), ("SLURM_JOB_END_TIME", &end)]), "Slurm");
 }
 
+/// A shell script at `path`, written by another process: what a sibling's fork holds open for writing cannot be run.
+fn program(path: &Path, script: &str) {
+    let source = path.with_extension("source");
+    std::fs::write(&source, format!("#!/bin/sh\n{script}\n")).unwrap();
+    let installed = Command::new("install").arg("-m755").args([&source, path]).status().unwrap();
+    assert!(installed.success());
+}
+
 /// A squeue that does what `script` says, first in PATH.
 fn with_squeue(job: &Job, script: &str) -> Running {
     let folder = job.script().join("bin");
     std::fs::create_dir_all(&folder).unwrap();
-    let squeue = folder.join("squeue");
-    std::fs::write(&squeue, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&squeue, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program(&folder.join("squeue"), script);
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
     job.start_with(&[("SLURM_JOB_ID", "4711"), ("PATH", &path)])
 }
@@ -169,6 +174,36 @@ fn a_squeue_that_hangs_fails_or_raves_is_one_line_of_the_log() {
         assert!(line.contains("Slurm: ") && line.contains(what), "{line}");
         goes_on_until_told(run);
     }
+}
+
+#[test]
+fn the_recipe_for_slurm_ends_the_session_on_its_signal_and_has_the_job_queued_again() {
+    let job = long_job("slurm = false");
+    let folder = job.script().join("bin");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(job.config(), job.config().with_file_name("finetune.toml")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ckptd"), folder.join("ckptd")).unwrap();
+    program(&folder.join("scontrol"), "echo \"$@\" > requeued");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/slurm.sbatch");
+    let submitted = job.config().parent().unwrap().to_path_buf();
+    let mut shell = Command::new("bash")
+        .arg(script)
+        .envs([("SLURM_JOB_ID", "4711".into()), ("SLURM_SUBMIT_DIR", submitted.clone())])
+        .env("PATH", format!("{}:{}", folder.display(), std::env::var("PATH").unwrap()))
+        .env(crate::worker::SCRIPT, job.script())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(shell.stderr.take().unwrap()).lines();
+    let mut wait_for = |text: &str| lines.any(|line| line.unwrap().contains(text));
+    assert!(wait_for(", loss "));
+    crate::harness::signal(shell.id(), "USR1");
+    assert!(wait_for("verified step"));
+    crate::harness::signal(shell.id(), "USR2");
+    assert!(wait_for("session over (SIGUSR2)"));
+    assert_eq!(shell.wait().unwrap().code(), Some(75));
+    assert_eq!(std::fs::read_to_string(submitted.join("requeued")).unwrap(), "requeue 4711\n");
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub struct Unit {
 
 pub struct Systemd {
     unit: Unit,
+    systemctl: String,
 }
 
 impl Systemd {
@@ -34,7 +35,7 @@ impl Systemd {
             return None;
         }
         let unit = parse_cgroup(&std::fs::read_to_string("/proc/self/cgroup").ok()?)?;
-        Some(Systemd { unit })
+        Some(Systemd { unit, systemctl: "systemctl".into() })
     }
 }
 
@@ -47,7 +48,7 @@ impl Source for Systemd {
         let mut arguments = vec!["show", "-p", "RuntimeMaxUSec,ActiveEnterTimestampMonotonic,ActiveState"];
         arguments.extend(self.unit.of_user.then_some("--user"));
         arguments.extend(["--", self.unit.name.as_str()]);
-        let answer = program::output("systemctl", &arguments, &[("LC_ALL", "C")])
+        let answer = program::output(&self.systemctl, &arguments, &[("LC_ALL", "C")])
             .map_err(|what| format!("{what}, so that RuntimeMaxSec is not known; set [session] budget below it"))?;
         let Some(limit) = parse_show(&answer)? else { return Ok(Found::default()) };
         let now = clock_gettime(ClockId::Monotonic);
@@ -72,7 +73,8 @@ pub struct Limit {
 }
 
 impl Limit {
-    fn left(&self, now: Duration) -> Duration {
+    /// What is left of it, `now` on the same clock.
+    pub fn left(&self, now: Duration) -> Duration {
         let since = self.since.unwrap_or(now);
         since.saturating_add(self.max).saturating_sub(now)
     }
@@ -125,6 +127,27 @@ mod tests {
         for none in ["", "0::/", "0::/init.scope", "0::/kubepods/burstable/pod1", "garbage"] {
             assert_eq!(unit(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn systemctl_is_asked_about_the_unit_and_a_failure_names_the_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let systemctl = folder.path().join("systemctl");
+        let script = "#!/bin/sh\n[ \"$4 $5 $6\" = '--user -- job.service' ] || exit 1\n\
+                      printf 'ActiveState=active\\nRuntimeMaxUSec=1w\\nActiveEnterTimestampMonotonic=1\\n'\n";
+        let source = folder.path().join("source");
+        std::fs::write(&source, script).unwrap();
+        // Written by another process: what a sibling's fork holds open for writing cannot be run.
+        let install = std::process::Command::new("install").arg("-m755").args([&source, &systemctl]).status().unwrap();
+        assert!(install.success());
+        let ask = |of_user| {
+            let unit = Unit { name: "job.service".into(), of_user };
+            Systemd { unit, systemctl: systemctl.to_string_lossy().into_owned() }.ask()
+        };
+        let end = ask(true).unwrap().end.unwrap();
+        assert_eq!(end.what, "RuntimeMaxSec of job.service is 7days");
+        assert!(matches!(end.when, When::In(left) if left < Duration::from_secs(7 * 86400)));
+        assert!(ask(false).unwrap_err().contains("set [session] budget below it"));
     }
 
     #[test]
