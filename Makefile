@@ -4,11 +4,12 @@
 # make interval  the automatic snapshot interval against the best fixed one, simulated
 # make terms    200 SIGTERMs at random moments, and how long it took until the state was durable
 # make lint     formatting, clippy with warnings as errors, spelling
+# make systemd-check  the unit under a real systemd in namespaces of its own, one line a check (needs root)
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
 
-.PHONY: run test build lint interval terms setup setup-full text clean
+.PHONY: run test build lint interval terms systemd-check setup setup-full text clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -31,6 +32,9 @@ lint: setup-full
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
+
+systemd-check: build
+	@scripts/systemd_check.sh target/release
 
 setup:
 	@scripts/setup.sh

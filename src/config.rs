@@ -152,6 +152,18 @@ pub struct Session {
     pub margin: f64,
     /// How long a stop may take, from the signal to the exit.
     pub grace: Text<Duration>,
+    /// Touching this file, or anything in this folder, ends the session.
+    pub notice_file: Option<PathBuf>,
+    /// Take the end of the allocation from Slurm, inside one.
+    pub slurm: bool,
+    /// Take RuntimeMaxSec from systemd, inside a unit that has one.
+    pub systemd: bool,
+    pub aws: bool,
+    pub aws_url: String,
+    pub gcp: bool,
+    pub gcp_url: String,
+    pub azure: bool,
+    pub azure_url: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -249,7 +261,21 @@ impl Default for Retention {
 
 impl Default for Session {
     fn default() -> Session {
-        Session { budget: None, deadline: None, margin: 1.5, grace: Text(Duration::from_secs(30)) }
+        Session {
+            budget: None,
+            deadline: None,
+            margin: 1.5,
+            grace: Text(Duration::from_secs(30)),
+            notice_file: None,
+            slurm: true,
+            systemd: true,
+            aws: false,
+            aws_url: "http://169.254.169.254".into(),
+            gcp: false,
+            gcp_url: "http://metadata.google.internal".into(),
+            azure: false,
+            azure_url: "http://169.254.169.254".into(),
+        }
     }
 }
 
@@ -308,7 +334,9 @@ impl Config {
             self.job.store = Path::new("checkpoints").join(&self.job.name);
         }
         self.job.store = below(&folder, &self.job.store);
-        for path in [&mut self.model.from, &mut self.data.tokens, &mut self.data.tokenizer].into_iter().flatten() {
+        let (model, data, session) = (&mut self.model, &mut self.data, &mut self.session);
+        let given = [&mut model.from, &mut data.tokens, &mut data.tokenizer, &mut session.notice_file];
+        for path in given.into_iter().flatten() {
             *path = below(&folder, path);
         }
         self.data.cache = match self.data.cache.as_os_str().is_empty() {
@@ -393,6 +421,14 @@ impl Config {
         check(self.retention.keep_last >= 2, "[retention] keep_last: must be at least 2, so that one can fail")?;
         check(self.retention.keep_every_steps != Some(0), "[retention] keep_every_steps: must be at least 1")?;
         check(!self.session.grace.0.is_zero(), "[session] grace: must be positive")?;
+        for (key, url) in [
+            ("aws_url", &self.session.aws_url),
+            ("gcp_url", &self.session.gcp_url),
+            ("azure_url", &self.session.azure_url),
+        ] {
+            // Metadata services speak plain HTTP, on an address of the machine's own.
+            check(url.starts_with("http://"), &format!("[session] {key}: must begin with http://"))?;
+        }
         check(self.worker.hang_timeout.0 >= Duration::from_secs(1), "[worker] hang_timeout: must be at least 1s")
     }
 }
@@ -539,7 +575,7 @@ mod tests {
                data = ["tokens", "tokenizer"]
                snapshot = ["every_steps", "mtbf"]
                retention = ["keep_every_steps", "max_bytes"]
-               session = ["budget", "deadline"]"#,
+               session = ["budget", "deadline", "notice_file"]"#,
         )
         .unwrap();
         for (section, optional) in known {

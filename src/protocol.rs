@@ -33,11 +33,7 @@ pub enum Command {
         within_ms: Option<u64>,
     },
     /// Other settings from now on. Only for a worker whose `hello` accepts it.
-    Configure {
-        every_steps: Option<u64>,
-        level: u8,
-        encode_threads: usize,
-    },
+    Configure { every_steps: Option<u64>, level: u8, encode_threads: usize },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -73,7 +73,8 @@ fn auto_reaches_95_percent_of_the_goodput_of_the_best_fixed_interval_without_kno
     for (mtbf, name) in MTBFS {
         let uptimes: Vec<f64> = (0..FAILURES).map(|_| -mtbf * uniform(&mut random).ln()).collect();
         for snapshot in SNAPSHOTS {
-            let intervals = (0..400).map(|i| (snapshot.1 + 1.0) * 1.025f64.powi(i)).take_while(|every| *every < 50_000.0);
+            let intervals =
+                (0..400).map(|i| (snapshot.1 + 1.0) * 1.025f64.powi(i)).take_while(|every| *every < 50_000.0);
             let of = |every: f64| (fixed(&uptimes, every, snapshot), every);
             let (best, best_every) = intervals.map(of).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
             let (goodput, every) = auto(&uptimes, snapshot, &mut random);

@@ -225,7 +225,9 @@ fn sigterms_at_random_moments_lose_nothing_that_was_announced_and_leave_nothing_
         assert!(matches!(ended.code, Some(75) | None), "{:?} {}", ended.code, ended.text());
         assert!(ended.line("the time to stop is over").is_none(), "{}", ended.text());
         let steps = ended.log.iter().filter(|line| {
-            line["message"].as_str().is_some_and(|text| text.contains("is durable") || text.starts_with("verified step"))
+            line["message"]
+                .as_str()
+                .is_some_and(|text| text.contains("is durable") || text.starts_with("verified step"))
         });
         announced = steps.filter_map(|line| line["step"].as_u64()).fold(announced, u64::max);
         durable_after.extend(ended.line("is durable").map(|line| seconds(line, sent)));

@@ -77,8 +77,8 @@ fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc:
         let event = match task {
             Task::Choose { discard } => Event::Chosen(guarded(|| choose(store, discard)).and_then(|chosen| chosen)),
             Task::Verify { id, retention, threads } => {
-                let verdict =
-                    guarded(|| judge(store, &id, threads)).unwrap_or_else(|e| Verdict::Unknown { reason: e.to_string() });
+                let verdict = guarded(|| judge(store, &id, threads))
+                    .unwrap_or_else(|e| Verdict::Unknown { reason: e.to_string() });
                 let verified = matches!(verdict, Verdict::Verified { .. });
                 if inputs.blocking_send(Input::Job(Event::Judged { id, verdict })).is_err() {
                     return;

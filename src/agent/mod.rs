@@ -5,10 +5,12 @@
 //! terminal: those have threads and tasks of their own.
 //!
 //! Reading order: [`job`] (what is done about what), [`restarts`] (one of its policies; the other is the session's
-//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`printer`].
+//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`notify`],
+//! [`printer`].
 
 pub mod job;
 pub mod keeper;
+mod notify;
 pub mod printer;
 pub mod progress;
 pub mod restarts;
@@ -30,6 +32,7 @@ use tracing::{info, warn};
 pub use job::Outcome;
 use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
+use notify::ServiceManager;
 use printer::{Panel, Printer};
 use progress::{Progress, Report, State};
 use scribe::{Note, Scribe};
@@ -39,6 +42,7 @@ use worker::Worker;
 use crate::config::{Config, LogLevel};
 use crate::error::{Error, Result};
 use crate::session::clock::Moment;
+use crate::session::sources::{Sink, Sources};
 use crate::store::Store;
 
 /// What the loop takes in.
@@ -91,6 +95,7 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     let (inputs, queue) = mpsc::channel(QUEUE);
     listen_to_signals(&inputs)?;
     let mut queue = Queue { inputs: queue, held: VecDeque::new() };
+    let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
     let store = Arc::new(Store::create(&config.job.store)?);
     let Some(_lock) = start::lock(&store, &config, began, &mut queue).await? else { return Ok(Outcome::Resume) };
     store.clean_staging()?;
@@ -109,13 +114,17 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
         }
     };
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
+    // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
+    manager.ready();
+    let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let ledger = store.ledger();
     let keeper = Keeper::start(store.clone(), inputs.clone())?;
     let scribe = Scribe::start(store)?;
     let watcher = Watcher::start(surroundings.path.clone(), surroundings.text.clone(), inputs.clone())?;
     let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, ledger, began);
-    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, surroundings };
+    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, manager, surroundings };
     let outcome = agent.run(actions, &mut queue).await;
+    agent.manager.finish(agent.job.progress());
     // The socket's file goes with its task.
     server.abort();
     let _ = server.await;
@@ -155,6 +164,7 @@ struct Agent<'a> {
     inputs: mpsc::Sender<Input>,
     worker: Option<Worker>,
     surroundings: &'a Surroundings<'a>,
+    manager: ServiceManager,
 }
 
 impl Agent<'_> {
@@ -175,13 +185,28 @@ impl Agent<'_> {
                 return outcome;
             }
             show.update(self.job.progress(), Moment::now());
-            let wake_at = [self.job.wake_at(Now::read()), show.wake_at()].into_iter().flatten().min();
+            let now = Now::read();
+            self.manager.update(self.job.progress(), now.at);
+            let manager_at = self.manager.wake_at(self.job.progress(), now.at);
+            let wake_at = [self.job.wake_at(now), show.wake_at(), manager_at].into_iter().flatten().min();
             actions = match queue.next(wake_at).await {
                 Input::Job(event) => {
+                    let now = Now::read();
                     if matches!(event, Event::Exited(_)) {
                         self.worker = None;
                     }
-                    self.job.on(event, Now::read())
+                    if event.is_sign_of_life() {
+                        self.manager.sign_of_life(now.at);
+                    }
+                    if matches!(event, Event::Signal(Signal::Hangup)) {
+                        self.manager.reloading();
+                    }
+                    let reloaded = matches!(event, Event::Config(_));
+                    let actions = self.job.on(event, now);
+                    if reloaded {
+                        self.manager.ready();
+                    }
+                    actions
                 }
                 Input::Status(reply) => {
                     let _ = reply.send(self.job.report(Now::read()));
@@ -195,7 +220,11 @@ impl Agent<'_> {
         match action {
             Action::Choose { discard } => self.keeper.give(Task::Choose { discard }),
             Action::Verify { id } => {
-                self.keeper.give(Task::Verify { id, retention: self.job.config().retention.clone(), threads: self.job.verify_threads() });
+                self.keeper.give(Task::Verify {
+                    id,
+                    retention: self.job.config().retention.clone(),
+                    threads: self.job.verify_threads(),
+                });
             }
             Action::Spawn => {
                 let event = match Worker::spawn(&self.job.config().worker.command, self.inputs.clone()) {
@@ -283,6 +312,15 @@ impl Show<'_> {
         }
         self.step = progress.step;
     }
+}
+
+/// Where the sources of notices put them.
+fn notices_to(inputs: &mpsc::Sender<Input>) -> Sink {
+    let inputs = inputs.clone();
+    Arc::new(move |notice| {
+        // The job may be over already.
+        let _ = inputs.blocking_send(Input::Job(Event::Notice(notice)));
+    })
 }
 
 fn listen_to_signals(inputs: &mpsc::Sender<Input>) -> Result<()> {

@@ -146,4 +146,3 @@ fn describe_history(history: &HistoryReport) -> Vec<String> {
     }
     lines
 }
-

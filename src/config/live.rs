@@ -87,7 +87,8 @@ mod tests {
 
     #[test]
     fn what_would_alter_the_arithmetic_is_refused_with_its_key() {
-        for change in ["[train]\nlearning_rate = 1.0\n", "[job]\nseed = 2\n", "[job]\nthreads = 3\n", "[train]\nsteps = 7\n"]
+        for change in
+            ["[train]\nlearning_rate = 1.0\n", "[job]\nseed = 2\n", "[job]\nthreads = 3\n", "[train]\nsteps = 7\n"]
         {
             let why = changes(&parse(""), &parse(change)).unwrap_err();
             assert!(why.contains("arithmetic"), "{why}");

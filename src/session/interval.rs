@@ -58,7 +58,10 @@ pub fn choose(facts: &Facts, max_overhead: f64) -> Choice {
     let best = seconds(daly(cost, mtbf).max(0.0));
     let bounds = [
         (seconds(cost / max_overhead), format!("max_overhead = {} % asks for", percent(max_overhead))),
-        (facts.time * BUSY_SHARE, format!("a snapshot, which takes {}, must be over before the next:", text(facts.time))),
+        (
+            facts.time * BUSY_SHARE,
+            format!("a snapshot, which takes {}, must be over before the next:", text(facts.time)),
+        ),
         (SHORTEST, "the shortest interval is".to_owned()),
     ];
     let (least, reason) = bounds.into_iter().max_by_key(|(bound, _)| *bound).unwrap_or((SHORTEST, String::new()));

@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod notice;
 #[cfg(test)]
 mod simulation;
+pub mod sources;
 
 use std::time::Duration;
 
@@ -45,8 +46,8 @@ pub fn earliest(
     now: Now,
 ) -> Option<Deadline> {
     let budget = budget.map(|budget| Deadline { at: began + budget, why: "the session's budget ends".into() });
-    let deadline = time_of_day
-        .map(|time| Deadline { at: now.moment_of(time), why: "the session's deadline is near".into() });
+    let deadline =
+        time_of_day.map(|time| Deadline { at: now.moment_of(time), why: "the session's deadline is near".into() });
     let notices = notices.map(|(source, at)| Deadline { at, why: format!("{source} ends the session") });
     budget.into_iter().chain(deadline).chain(notices).min_by_key(|deadline| deadline.at)
 }

@@ -102,7 +102,9 @@ fn run(world: &World, costs: &mut Costs, notice: Option<(f64, f64)>, random: &mu
                     saved = steps;
                     costs.finals_ms.push(secs(wait + cost));
                 }
-                let in_time = known.is_none_or(|(comes, end)| comes + facts.final_cost.map_or(1e9, |c| c.as_secs_f64() * world.margin) + 1.0 < end);
+                let in_time = known.is_none_or(|(comes, end)| {
+                    comes + facts.final_cost.map_or(1e9, |c| c.as_secs_f64() * world.margin) + 1.0 < end
+                });
                 return Session {
                     ended: done.min(end),
                     end,
@@ -130,7 +132,15 @@ fn run(world: &World, costs: &mut Costs, notice: Option<(f64, f64)>, random: &mu
                     // The machine is gone before anything else happens.
                     let (final_cost, expected) = (f64::MAX, None);
                     let (ended, trained) = (end, end - world.startup);
-                    return Session { ended, end, final_cost, expected, trained, unsaved_steps: steps - saved, had_notice_in_time: false };
+                    return Session {
+                        ended,
+                        end,
+                        final_cost,
+                        expected,
+                        trained,
+                        unsaved_steps: steps - saved,
+                        had_notice_in_time: false,
+                    };
                 }
                 now = next;
             }

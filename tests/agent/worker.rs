@@ -80,7 +80,13 @@ impl Worker {
             std::thread::park();
         }
         let protocol = if self.asked("other-protocol") { 99 } else { protocol::VERSION };
-        self.say(&Event::Hello { protocol, worker: "fake".into(), version: "1".into(), pid: std::process::id(), accepts: vec!["configure".into()] });
+        self.say(&Event::Hello {
+            protocol,
+            worker: "fake".into(),
+            version: "1".into(),
+            pid: std::process::id(),
+            accepts: vec!["configure".into()],
+        });
         let Ok(Command::Start(start)) = self.commands.recv() else { return 0 };
         for (what, failure) in [
             ("fail-config", Failure::Config),

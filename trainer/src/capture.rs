@@ -144,8 +144,15 @@ impl State {
             Device::Cpu => host_slots(&metas)?,
             _ => device_slots(&metas, device)?,
         };
-        let inner =
-            Inner { slots, train, metrics: Metrics::default(), ticket: Weak::new(), extra_peak: 0, torn: false, frozen: false };
+        let inner = Inner {
+            slots,
+            train,
+            metrics: Metrics::default(),
+            ticket: Weak::new(),
+            extra_peak: 0,
+            torn: false,
+            frozen: false,
+        };
         let shared = Arc::new(Shared { metas, inner: Mutex::new(inner) });
         let mut state = State { shared, device, params: Vec::new() };
         state.refresh_leaves()?;

@@ -188,12 +188,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
 }
 
 /// Obeys the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
-fn obey(
-    mut commands: Commands,
-    taker: Arc<OnceLock<Snapshots>>,
-    policy: Arc<Policy>,
-    events: Events,
-) -> Result<()> {
+fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Policy>, events: Events) -> Result<()> {
     spawn(COMMANDS_THREAD, move || {
         let (save, reason, within) = loop {
             match commands.next_command() {

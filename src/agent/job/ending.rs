@@ -176,8 +176,7 @@ impl Job {
             },
             now,
         );
-        if let (Ok(Outcome::Resume), Some(outlook)) =
-            (&outcome, self.ledger.outlook(self.config.train.steps, now.wall))
+        if let (Ok(Outcome::Resume), Some(outlook)) = (&outcome, self.ledger.outlook(self.config.train.steps, now.wall))
         {
             info!(sessions_left = outlook.sessions, "{}", outlook.text());
         }

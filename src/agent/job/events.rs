@@ -9,8 +9,8 @@ use crate::config::{Config, LogLevel};
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command};
 use crate::session::Notice;
-use crate::session::ledger::Ledger;
 pub use crate::session::clock::Now;
+use crate::session::ledger::Ledger;
 use crate::snapshot::TrainState;
 
 /// Everything that can happen to a job.
@@ -39,6 +39,13 @@ pub enum Event {
     Notice(Notice),
     /// The time that [`Job::wake_at`] named has come.
     Tick,
+}
+
+impl Event {
+    /// Whether it shows that the worker or the keeper lives: all that they say and do does.
+    pub fn is_sign_of_life(&self) -> bool {
+        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_))
+    }
 }
 
 /// Everything that a job wants done.

@@ -26,8 +26,8 @@ impl Job {
         let before = std::mem::replace(&mut self.config, config);
         info!("the job file has changed: {} from now on", self.describe(&changed));
         let (old, new) = (&before.snapshot, &self.config.snapshot);
-        let for_worker = (old.every_steps, old.level, old.encode_threads)
-            != (new.every_steps, new.level, new.encode_threads);
+        let for_worker =
+            (old.every_steps, old.level, old.encode_threads) != (new.every_steps, new.level, new.encode_threads);
         if for_worker {
             self.tell_worker();
         }
@@ -44,7 +44,9 @@ impl Job {
             return;
         }
         if !run.configurable {
-            return warn!("this worker cannot change how it takes snapshots while it runs; it will from its next start on");
+            return warn!(
+                "this worker cannot change how it takes snapshots while it runs; it will from its next start on"
+            );
         }
         let policy = &self.config.snapshot;
         let (every_steps, level, encode_threads) = (policy.every_steps, policy.level, policy.encode_threads);
@@ -56,7 +58,10 @@ impl Job {
         let config = serde_json::to_value(&self.config).unwrap_or_default();
         let value = |name: &str| {
             let (section, key) = name.strip_prefix('[')?.split_once("] ")?;
-            config.get(section)?.get(key).map(|value| if value.is_null() { "not set".into() } else { value.to_string() })
+            config
+                .get(section)?
+                .get(key)
+                .map(|value| if value.is_null() { "not set".into() } else { value.to_string() })
         };
         let parts = changed.iter().map(|name| format!("{name} = {}", value(name).unwrap_or_default()));
         parts.collect::<Vec<_>>().join(", ")

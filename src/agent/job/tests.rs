@@ -80,7 +80,13 @@ fn choice(step: u64) -> Choice {
 }
 
 fn hello(version: u32) -> Message {
-    Message::Hello { protocol: version, worker: "fake".into(), version: "1".into(), pid: 7, accepts: vec!["configure".into()] }
+    Message::Hello {
+        protocol: version,
+        worker: "fake".into(),
+        version: "1".into(),
+        pid: 7,
+        accepts: vec!["configure".into()],
+    }
 }
 
 fn ready(step: u64) -> Message {
