@@ -44,7 +44,7 @@ pub enum Event {
 impl Event {
     /// Whether it shows that the worker or the keeper lives: all that they say and do does.
     pub fn is_sign_of_life(&self) -> bool {
-        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_))
+        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_) | Event::Config(_))
     }
 }
 
