@@ -4,9 +4,12 @@
 //! `config/ckptd.toml`, which a test holds equal to the defaults. Paths are relative to the file's folder.
 //! Deliberately not here: whether files exist (whoever opens them says so).
 
+pub mod live;
+
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -27,6 +30,7 @@ pub struct Config {
     pub session: Session,
     pub worker: Worker,
     pub status: Status,
+    pub log: Log,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,6 +112,10 @@ pub struct SnapshotPolicy {
     /// A duration, or "auto".
     pub every: Every,
     pub every_steps: Option<u64>,
+    /// Mean time between failures for "auto"; `None`: as observed.
+    pub mtbf: Option<Text<Duration>>,
+    /// Largest share of the training time that snapshots may take under "auto".
+    pub max_overhead: f64,
     /// 0: stored as is; from 1: float tensors by planes, everything else by zstd at that level.
     pub level: u8,
     /// 0: one per two processors, at least one.
@@ -140,8 +148,24 @@ pub struct Retention {
 pub struct Session {
     /// Wall-clock time that this session may last, counted from the start of `ckptd run`.
     pub budget: Option<Text<Duration>>,
+    /// The time of day by which it must be over.
+    pub deadline: Option<Text<Timestamp>>,
+    /// The final snapshot is given its 99th percentile times this.
+    pub margin: f64,
     /// How long a stop may take, from the signal to the exit.
     pub grace: Text<Duration>,
+    /// Touching this file, or anything in this folder, ends the session.
+    pub notice_file: Option<PathBuf>,
+    /// Take the end of the allocation from Slurm, inside one.
+    pub slurm: bool,
+    /// Take RuntimeMaxSec from systemd, inside a unit that has one.
+    pub systemd: bool,
+    pub aws: bool,
+    pub aws_url: String,
+    pub gcp: bool,
+    pub gcp_url: String,
+    pub azure: bool,
+    pub azure_url: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,6 +184,22 @@ pub struct Worker {
 pub struct Status {
     /// Empty: in the store.
     pub socket: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: LogLevel,
+}
+
+/// `[log] level`, from the fewest lines to the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
 }
 
 /// A value written as text in the file: "11h45m", "2GiB".
@@ -207,6 +247,8 @@ impl Default for SnapshotPolicy {
         SnapshotPolicy {
             every: Every::Interval(Duration::from_secs(300)),
             every_steps: None,
+            mtbf: None,
+            max_overhead: 0.01,
             level: 1,
             encode_threads: 0,
             probe: false,
@@ -222,13 +264,33 @@ impl Default for Retention {
 
 impl Default for Session {
     fn default() -> Session {
-        Session { budget: None, grace: Text(Duration::from_secs(30)) }
+        Session {
+            budget: None,
+            deadline: None,
+            margin: 1.5,
+            grace: Text(Duration::from_secs(30)),
+            notice_file: None,
+            slurm: true,
+            systemd: true,
+            aws: false,
+            aws_url: "http://169.254.169.254".into(),
+            gcp: false,
+            gcp_url: "http://metadata.google.internal".into(),
+            azure: false,
+            azure_url: "http://169.254.169.254".into(),
+        }
     }
 }
 
 impl Default for Worker {
     fn default() -> Worker {
         Worker { command: Vec::new(), max_restarts: 10, hang_timeout: Text(Duration::from_secs(600)) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: LogLevel::Info }
     }
 }
 
@@ -242,10 +304,14 @@ impl Train {
 impl Config {
     /// Reads and validates the job file at `path`.
     pub fn load(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        Config::parse(&Config::read(path)?, path)
+    }
+
+    /// The text of the job file at `path`.
+    pub fn read(path: &Path) -> Result<String> {
+        std::fs::read_to_string(path).map_err(|e| {
             Error::Config(format!("reading config {}: {e}; `ckptd init` writes one to start from", path.display()))
-        })?;
-        Config::parse(&text, path)
+        })
     }
 
     /// Validates `text`, which stands in the file `path`.
@@ -271,7 +337,9 @@ impl Config {
             self.job.store = Path::new("checkpoints").join(&self.job.name);
         }
         self.job.store = below(&folder, &self.job.store);
-        for path in [&mut self.model.from, &mut self.data.tokens, &mut self.data.tokenizer].into_iter().flatten() {
+        let (model, data, session) = (&mut self.model, &mut self.data, &mut self.session);
+        let given = [&mut model.from, &mut data.tokens, &mut data.tokenizer, &mut session.notice_file];
+        for path in given.into_iter().flatten() {
             *path = below(&folder, path);
         }
         self.data.cache = match self.data.cache.as_os_str().is_empty() {
@@ -338,12 +406,32 @@ impl Config {
             matches!(self.snapshot.every, Every::Interval(interval) if interval < Duration::from_millis(100));
         check(!too_often, "[snapshot] every: must be at least 100ms")?;
         check(self.session.budget != Some(Text(Duration::ZERO)), "[session] budget: must be positive")?;
+        check(
+            (1.0..=100.0).contains(&self.session.margin),
+            "[session] margin: must be from 1 to 100, a factor on what the final snapshot costs",
+        )?;
+        check(
+            self.snapshot.mtbf.is_none_or(|mtbf| mtbf.0 >= Duration::from_secs(1)),
+            "[snapshot] mtbf: must be at least 1s",
+        )?;
+        check(
+            (0.0001..=0.5).contains(&self.snapshot.max_overhead),
+            "[snapshot] max_overhead: must be from 0.0001 to 0.5, a share of the training time",
+        )?;
         check(self.snapshot.every_steps != Some(0), "[snapshot] every_steps: must be at least 1")?;
         check(self.snapshot.level <= 19, "[snapshot] level: must be from 0 to 19")?;
         check(self.snapshot.encode_threads <= 256, "[snapshot] encode_threads: must be at most 256")?;
         check(self.retention.keep_last >= 2, "[retention] keep_last: must be at least 2, so that one can fail")?;
         check(self.retention.keep_every_steps != Some(0), "[retention] keep_every_steps: must be at least 1")?;
         check(!self.session.grace.0.is_zero(), "[session] grace: must be positive")?;
+        for (key, url) in [
+            ("aws_url", &self.session.aws_url),
+            ("gcp_url", &self.session.gcp_url),
+            ("azure_url", &self.session.azure_url),
+        ] {
+            // Metadata services speak plain HTTP, on an address of the machine's own.
+            check(url.starts_with("http://"), &format!("[session] {key}: must begin with http://"))?;
+        }
         check(self.worker.hang_timeout.0 >= Duration::from_secs(1), "[worker] hang_timeout: must be at least 1s")
     }
 }
@@ -420,6 +508,31 @@ impl<'de> Deserialize<'de> for Text<Duration> {
     }
 }
 
+impl Serialize for Text<Timestamp> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Text<Timestamp> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_time(&String::deserialize(deserializer)?).map(Text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A moment with its offset from UTC, or a time of day where this machine is.
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let local = || {
+        let time: jiff::civil::DateTime = text.parse().ok()?;
+        Some(time.to_zoned_datetime(jiff::tz::TimeZone::system()).ok()?.timestamp())
+    };
+    text.parse().ok().or_else(local).ok_or_else(|| {
+        format!(
+            "{text:?} is not a moment such as \"2026-11-24T23:00:00Z\", or \"2026-11-24 23:00\" on this machine's clock"
+        )
+    })
+}
+
 impl Serialize for Text<u64> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{} B", self.0))
@@ -463,9 +576,9 @@ mod tests {
         let known: toml::Table = toml::from_str(
             r#"model = ["from", "dropout"]
                data = ["tokens", "tokenizer"]
-               snapshot = ["every_steps"]
+               snapshot = ["every_steps", "mtbf"]
                retention = ["keep_every_steps", "max_bytes"]
-               session = ["budget"]"#,
+               session = ["budget", "deadline", "notice_file"]"#,
         )
         .unwrap();
         for (section, optional) in known {
@@ -509,6 +622,9 @@ mod tests {
             ("[retention]\nkeep_last = 1", "[retention] keep_last"),
             ("[snapshot]\nevery = \"soon\"", "line 6"),
             ("[job]\ndevice = \"tpu\"", "[job] device"),
+            ("[session]\nmargin = 0.5", "[session] margin"),
+            ("[session]\ndeadline = \"tonight\"", "line 6"),
+            ("[log]\nlevel = \"loud\"", "line 6"),
         ] {
             let error = parse(&format!("{base}{line}\n")).unwrap_err();
             assert_eq!(error.exit_code(), 78);

@@ -4,7 +4,8 @@
 //! snapshot, and starts the worker, to which it speaks the [`protocol`]; the worker trains, captures its state as a
 //! [`snapshot`] and commits it to the store; the agent reads it back, vouches for it and rotates the old ones.
 //!
-//! Modules in reading order: [`error`], [`config`], [`protocol`], [`snapshot`], [`store`], [`agent`], [`cli`].
+//! Modules in reading order: [`error`], [`config`], [`protocol`], [`snapshot`], [`store`], [`session`], [`agent`],
+//! [`cli`].
 
 pub mod agent;
 pub mod cli;
@@ -13,6 +14,7 @@ pub mod error;
 pub mod interop;
 pub mod protocol;
 pub mod schedule;
+pub mod session;
 pub mod snapshot;
 pub mod store;
 

@@ -138,8 +138,17 @@ fn messages() -> Vec<(&'static str, u8, String)> {
     let event = |name, event: &Event| (name, 1, protocol::line(event));
     vec![
         command("start", &Command::Start(Box::new(start))),
-        command("stop", &Command::Stop { snapshot: true, reason: "SIGTERM".into() }),
-        event("hello", &Event::Hello { protocol: 1, worker: "w".into(), version: "1".into(), pid: 7 }),
+        command("stop", &Command::Stop { snapshot: true, reason: "SIGTERM".into(), within_ms: Some(10_000) }),
+        event(
+            "hello",
+            &Event::Hello {
+                protocol: 1,
+                worker: "w".into(),
+                version: "1".into(),
+                pid: 7,
+                accepts: vec!["configure".into()],
+            },
+        ),
         event(
             "step",
             &Event::Step { step: 3, loss: 2.5, learning_rate: 1e-4, grad_norm: None, step_ms: 1.5, tokens: 512 },

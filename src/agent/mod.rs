@@ -4,21 +4,25 @@
 //! lets the [`job`] decide and does what it wants done. Nothing in the loop waits for a disk, a worker, a client or a
 //! terminal: those have threads and tasks of their own.
 //!
-//! Reading order: [`job`] (what is done about what), [`restarts`] and [`pace`] (its policies), [`worker`], [`keeper`],
-//! [`status`], [`printer`].
+//! Reading order: [`job`] (what is done about what), [`restarts`] (one of its policies; the other is the session's
+//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`notify`],
+//! [`printer`].
 
 pub mod job;
 pub mod keeper;
-pub mod pace;
+mod notify;
 pub mod printer;
 pub mod progress;
 pub mod restarts;
+mod scribe;
 mod start;
 pub mod status;
+mod watcher;
 pub mod worker;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,12 +32,17 @@ use tracing::{info, warn};
 pub use job::Outcome;
 use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
+use notify::ServiceManager;
 use printer::{Panel, Printer};
 use progress::{Progress, Report, State};
+use scribe::{Note, Scribe};
+use watcher::Watcher;
 use worker::Worker;
 
-use crate::config::Config;
+use crate::config::{Config, LogLevel};
 use crate::error::{Error, Result};
+use crate::session::clock::Moment;
+use crate::session::sources::{Sink, Sources};
 use crate::store::Store;
 
 /// What the loop takes in.
@@ -48,31 +57,49 @@ const QUEUE: usize = 1024;
 /// Time between two lines on the progress, and between two looks of the panel.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 const PANEL_INTERVAL: Duration = Duration::from_millis(500);
+/// The timer stands still while the machine sleeps, and the wall's clock may be set: both are looked at this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How long a killed worker is waited for at the end.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the record of the session is waited for at the end, and how long when there is no time.
+const SCRIBE_TIMEOUT: Duration = Duration::from_millis(500);
+const SCRIBE_LEAST: Duration = Duration::from_millis(50);
 /// How long a rotation under way is waited for at the end.
 const KEEPER_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What a run needs besides its config.
+pub struct Surroundings<'a> {
+    /// The job file, and what was read from it: it is watched for changes.
+    pub path: std::path::PathBuf,
+    pub text: String,
+    pub accept_changes: bool,
+    /// Snapshots are probed, whatever the job file says.
+    pub probe: bool,
+    pub printer: &'a Printer,
+    pub set_log_level: &'a dyn Fn(LogLevel),
+}
+
 /// Runs the job in the foreground, from the lock to the end of the session.
-pub fn run(config: Config, accept_changes: bool, printer: &Printer) -> Result<Outcome> {
+pub fn run(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::Other(format!("starting the event loop: {e}")))?;
-    let outcome = runtime.block_on(serve(config, accept_changes, printer));
+    let outcome = runtime.block_on(serve(config, surroundings));
     // A blocking thread may still sit in a system call; nobody waits for it.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Result<Outcome> {
-    let began = Now::read();
+async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcome> {
+    let began = start::began(&config)?;
     let (inputs, queue) = mpsc::channel(QUEUE);
     listen_to_signals(&inputs)?;
-    let mut queue = Queue { inputs: queue };
+    let mut queue = Queue { inputs: queue, held: VecDeque::new() };
+    let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(mut lock) = start::lock(&store, &config.job.name, &mut queue).await? else { return Ok(Outcome::Resume) };
+    let Some(mut lock) = start::lock(&store, &config, began, &mut queue).await? else { return Ok(Outcome::Resume) };
     store.clean_staging()?;
     let run_id = start::run_id(&store)?;
     if let Err(e) = store.set_job(&config) {
@@ -89,10 +116,17 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
         }
     };
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
-    let keeper = Keeper::start(store, inputs.clone())?;
-    let (job, actions) = Job::new(config.clone(), run_id, accept_changes, began);
-    let mut agent = Agent { config, job, keeper, inputs, worker: None };
-    let outcome = agent.run(actions, &mut queue, printer).await;
+    // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
+    manager.ready();
+    let _sources = Sources::start(&config.session, &notices_to(&inputs));
+    let ledger = store.ledger();
+    let keeper = Keeper::start(store.clone(), inputs.clone())?;
+    let scribe = Scribe::start(store)?;
+    let watcher = Watcher::start(surroundings.path.clone(), surroundings.text.clone(), inputs.clone())?;
+    let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, ledger, began);
+    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, manager, surroundings };
+    let outcome = agent.run(actions, &mut queue).await;
+    agent.manager.finish(agent.job.progress());
     lock.ended(outcome.as_ref().err().map(Error::to_string));
     // The socket's file goes with its task.
     server.abort();
@@ -103,14 +137,19 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
 /// The queue's receiving end, which names what it takes out.
 pub struct Queue {
     inputs: mpsc::Receiver<Input>,
+    /// What came before anybody could deal with it.
+    held: VecDeque<Input>,
 }
 
 impl Queue {
     /// The next input, or the tick at `wake_at`.
-    async fn next(&mut self, wake_at: Option<Instant>) -> Input {
+    async fn next(&mut self, wake_at: Option<Moment>) -> Input {
+        if let Some(input) = self.held.pop_front() {
+            return input;
+        }
         let input = match wake_at {
             None => self.inputs.recv().await,
-            Some(at) => match tokio::time::timeout_at(at.into(), self.inputs.recv()).await {
+            Some(at) => match tokio::time::timeout((at - Moment::now()).min(LONGEST_SLEEP), self.inputs.recv()).await {
                 Ok(input) => input,
                 Err(_) => return Input::Job(Event::Tick),
             },
@@ -120,17 +159,20 @@ impl Queue {
     }
 }
 
-struct Agent {
-    config: Config,
+struct Agent<'a> {
     job: Job,
     keeper: Keeper,
+    scribe: Scribe,
+    watcher: Watcher,
     inputs: mpsc::Sender<Input>,
     worker: Option<Worker>,
+    surroundings: &'a Surroundings<'a>,
+    manager: ServiceManager,
 }
 
-impl Agent {
-    async fn run(&mut self, mut actions: Vec<Action>, queue: &mut Queue, printer: &Printer) -> Result<Outcome> {
-        let mut show = Show::new(printer);
+impl Agent<'_> {
+    async fn run(&mut self, mut actions: Vec<Action>, queue: &mut Queue) -> Result<Outcome> {
+        let mut show = Show::new(self.surroundings.printer);
         loop {
             let mut outcome = None;
             for action in actions {
@@ -139,20 +181,41 @@ impl Agent {
             if let Some(outcome) = outcome {
                 self.bury(queue).await;
                 // A rotation that has begun is better completed, but it must not hold up the end.
-                self.keeper.finish(if self.job.is_settled() { KEEPER_TIMEOUT } else { Duration::ZERO });
+                let left = self.job.time_to_leave(Now::read());
+                self.scribe.finish(SCRIBE_TIMEOUT.min(left.max(SCRIBE_LEAST)));
+                let left = self.job.time_to_leave(Now::read());
+                self.keeper.finish(if self.job.is_settled() { KEEPER_TIMEOUT.min(left) } else { Duration::ZERO });
                 return outcome;
             }
-            show.update(self.job.progress(), Instant::now());
-            let wake_at = [self.job.wake_at(Now::read()), show.wake_at()].into_iter().flatten().min();
+            show.update(self.job.progress(), Moment::now());
+            let now = Now::read();
+            self.manager.update(self.job.progress(), now.at);
+            let manager_at = self.manager.wake_at(self.job.progress(), now.at);
+            let wake_at = [self.job.wake_at(now), show.wake_at(), manager_at].into_iter().flatten().min();
             actions = match queue.next(wake_at).await {
-                Input::Job(event) => {
+                Input::Job(mut event) => {
+                    let now = Now::read();
+                    if let Event::Config(Ok(config)) = &mut event {
+                        config.snapshot.probe |= self.surroundings.probe;
+                    }
                     if matches!(event, Event::Exited(_)) {
                         self.worker = None;
                     }
-                    self.job.on(event, Now::read())
+                    if event.is_sign_of_life() {
+                        self.manager.sign_of_life(now.at);
+                    }
+                    if matches!(event, Event::Signal(Signal::Hangup)) {
+                        self.manager.reloading();
+                    }
+                    let reloaded = matches!(event, Event::Config(_));
+                    let actions = self.job.on(event, now);
+                    if reloaded {
+                        self.manager.ready();
+                    }
+                    actions
                 }
                 Input::Status(reply) => {
-                    let _ = reply.send(self.job.progress().report(Timestamp::now()));
+                    let _ = reply.send(self.job.report(Now::read()));
                     Vec::new()
                 }
             };
@@ -163,10 +226,14 @@ impl Agent {
         match action {
             Action::Choose { discard } => self.keeper.give(Task::Choose { discard }),
             Action::Verify { id } => {
-                self.keeper.give(Task::Verify { id, retention: self.config.retention.clone() });
+                self.keeper.give(Task::Verify {
+                    id,
+                    retention: self.job.config().retention.clone(),
+                    threads: self.job.verify_threads(),
+                });
             }
             Action::Spawn => {
-                let event = match Worker::spawn(&self.config.worker.command, self.inputs.clone()) {
+                let event = match Worker::spawn(&self.job.config().worker.command, self.inputs.clone()) {
                     Ok(worker) => {
                         let pid = worker.pid;
                         self.worker = Some(worker);
@@ -188,6 +255,10 @@ impl Agent {
                     worker.kill();
                 }
             }
+            Action::Record(ledger) => self.scribe.give(Note::Ledger(ledger)),
+            Action::Remember(config) => self.scribe.give(Note::Job(config)),
+            Action::Reload => self.watcher.ask(),
+            Action::SetLogLevel(level) => (self.surroundings.set_log_level)(level),
             Action::End(outcome) => return Some(outcome),
         }
         None
@@ -214,20 +285,20 @@ impl Agent {
 /// What the user sees of the progress: the panel, or a line now and then.
 struct Show<'a> {
     printer: &'a Printer,
-    next: Instant,
+    next: Moment,
     step: u64,
 }
 
 impl Show<'_> {
     fn new(printer: &Printer) -> Show<'_> {
-        Show { printer, next: Instant::now(), step: 0 }
+        Show { printer, next: Moment::now(), step: 0 }
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    fn wake_at(&self) -> Option<Moment> {
         self.printer.is_live().then_some(self.next)
     }
 
-    fn update(&mut self, progress: &Progress, now: Instant) {
+    fn update(&mut self, progress: &Progress, now: Moment) {
         if now < self.next {
             return;
         }
@@ -247,6 +318,15 @@ impl Show<'_> {
         }
         self.step = progress.step;
     }
+}
+
+/// Where the sources of notices put them.
+fn notices_to(inputs: &mpsc::Sender<Input>) -> Sink {
+    let inputs = inputs.clone();
+    Arc::new(move |notice| {
+        // The job may be over already.
+        let _ = inputs.blocking_send(Input::Job(Event::Notice(notice)));
+    })
 }
 
 fn listen_to_signals(inputs: &mpsc::Sender<Input>) -> Result<()> {

@@ -4,10 +4,13 @@
 //! Deliberately not here: decisions (job), how a report travels (status) or is drawn (panel).
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::session::clock::Moment;
+use crate::session::ledger::{Ledger, Session};
 
 /// Steps over which speed is averaged.
 const SPEED_WINDOW: usize = 32;
@@ -69,7 +72,7 @@ pub struct Progress {
     pub problem: Option<String>,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
-    speed: VecDeque<(Instant, u64)>,
+    speed: VecDeque<(Moment, u64)>,
     stalls_ms: VecDeque<f64>,
 }
 
@@ -94,14 +97,14 @@ impl Progress {
     }
 
     /// A worker is ready to train (again) after `step` steps.
-    pub fn ready(&mut self, step: u64, now: Instant) {
+    pub fn ready(&mut self, step: u64, now: Moment) {
         self.step = step;
         self.stage = None;
         self.speed.clear();
         self.speed.push_back((now, 0));
     }
 
-    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: Instant) {
+    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: Moment) {
         self.step = step;
         self.stage = None;
         self.loss = Some(loss).filter(|loss| loss.is_finite());
@@ -136,6 +139,12 @@ impl Progress {
         if self.last_snapshot.as_ref().is_none_or(|newest| newest.step <= step) {
             self.last_snapshot = Some(last);
         }
+    }
+
+    /// The newest snapshot that a resume can count on.
+    pub fn last_durable(&self) -> Option<&LastSnapshot> {
+        let durable = |last: &&LastSnapshot| last.state != SnapshotState::Quarantined;
+        self.last_snapshot.as_ref().filter(durable).or(self.last_verified.as_ref())
     }
 
     pub fn tokens_per_second(&self) -> Option<f64> {
@@ -204,6 +213,7 @@ impl Progress {
             session: SessionReport {
                 deadline: self.deadline,
                 seconds_left: self.deadline.map(|deadline| seconds(now, deadline).max(0.0)),
+                source: None,
             },
             last_snapshot: self.last_snapshot.as_ref().map(|last| SnapshotReport {
                 id: last.id.clone(),
@@ -214,6 +224,8 @@ impl Progress {
             stall_ms: StallReport { p50: percentile(&self.stalls_ms, 0.50), p99: percentile(&self.stalls_ms, 0.99) },
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
             problem: self.problem.clone(),
+            interval: IntervalReport::default(),
+            history: HistoryReport::default(),
         }
     }
 }
@@ -262,12 +274,51 @@ pub struct Report {
     /// What went wrong and what to do about it, while it is so; for a job that is not running, how it ended.
     #[serde(default)]
     pub problem: Option<String>,
+    pub interval: IntervalReport,
+    pub history: HistoryReport,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SessionReport {
     pub deadline: Option<Timestamp>,
     pub seconds_left: Option<f64>,
+    /// Who says so: "the session's budget ends".
+    pub source: Option<String>,
+}
+
+/// The time between snapshots, and why it is that.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct IntervalReport {
+    /// Null where steps are counted, or where no daemon runs.
+    pub seconds: Option<f64>,
+    pub why: String,
+}
+
+/// The sessions so far and those to come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HistoryReport {
+    /// In all, the one under way included.
+    pub sessions: u64,
+    /// How many more it takes, and when the training ends at this pace; null where that is not known.
+    pub sessions_left: Option<u64>,
+    pub ends_at: Option<Timestamp>,
+    /// Newest first.
+    pub latest: Vec<Session>,
+}
+
+/// Sessions that a report lists.
+const LISTED: usize = 20;
+
+impl HistoryReport {
+    pub fn of(ledger: &Ledger, total_steps: Option<u64>, now: Timestamp) -> HistoryReport {
+        let outlook = total_steps.and_then(|total| ledger.outlook(total, now));
+        HistoryReport {
+            sessions: ledger.count(),
+            sessions_left: outlook.map(|outlook| outlook.sessions),
+            ends_at: outlook.map(|outlook| outlook.ends_at),
+            latest: ledger.sessions.iter().rev().take(LISTED).cloned().collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -305,7 +356,7 @@ mod tests {
     #[test]
     fn the_speed_is_that_of_the_last_steps_and_gives_the_time_left() {
         let mut progress = Progress::new(100);
-        let began = Instant::now();
+        let began = Moment::now();
         progress.ready(10, began);
         assert_eq!(progress.tokens_per_second(), None);
         for n in 1..=10 {
@@ -329,16 +380,18 @@ mod tests {
     #[test]
     fn a_report_holds_the_keys_of_the_contract_and_null_for_what_is_unknown() {
         let mut progress = Progress::new(10);
-        progress.ready(0, Instant::now());
-        progress.stepped(1, f64::NAN, 5, Instant::now());
+        progress.ready(0, Moment::now());
+        progress.stepped(1, f64::NAN, 5, Moment::now());
         let json = serde_json::to_value(progress.report(Timestamp::now())).unwrap();
         assert!(json["loss"].is_null());
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "last_snapshot loss problem session snapshots stall_ms state step tokens_per_second total_steps worker"
+            "history interval last_snapshot loss problem session snapshots stall_ms state step tokens_per_second total_steps worker"
         );
-        assert_eq!(keys(&json["session"]), "deadline seconds_left");
+        assert_eq!(keys(&json["session"]), "deadline seconds_left source");
+        assert_eq!(keys(&json["interval"]), "seconds why");
+        assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left");
         assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");
         assert_eq!(keys(&json["stall_ms"]), "p50 p99");
         assert_eq!(keys(&json["worker"]), "pid restarts");

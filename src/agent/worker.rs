@@ -46,6 +46,10 @@ impl Worker {
         let mut process = tokio::process::Command::new(&command[0]);
         process.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         for_the_agent_alone(&mut process);
+        for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            // The service manager hears from the agent only.
+            process.env_remove(variable);
+        }
         if std::env::var_os("OMP_WAIT_POLICY").is_none() {
             // Threads that spin while they wait would fight with those that encode and verify snapshots.
             process.env("OMP_WAIT_POLICY", "passive");

@@ -57,7 +57,9 @@ pub enum LastSession {
     Unknown,
     Ended(Ending),
     /// It is gone without a word: killed, or the machine went down.
-    Killed { pid: u32 },
+    Killed {
+        pid: u32,
+    },
 }
 
 impl Lock {
@@ -163,7 +165,7 @@ pub(super) fn is_over(pid: u32) -> bool {
 }
 
 /// Field 22 of /proc/PID/stat; `None` for a process that is gone or a zombie.
-fn start_ticks(pid: u32) -> Option<u64> {
+pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; the fields after it are plain.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

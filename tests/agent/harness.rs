@@ -61,9 +61,15 @@ impl Job {
 
     /// Starts `ckptd run`.
     pub fn start(&self) -> Running {
+        self.start_with(&[])
+    }
+
+    /// Starts `ckptd run` with more in its environment.
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Running {
         let config = self.config();
         let mut child = self
             .command(&["run", "--log-format", "json", &config.to_string_lossy()])
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()

@@ -1,26 +1,17 @@
 //! What can happen to a job, and what it can want done: both closed.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::config::{Config, LogLevel};
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command};
+use crate::session::Notice;
+pub use crate::session::clock::Now;
+use crate::session::ledger::Ledger;
 use crate::snapshot::TrainState;
-
-/// Both clocks, read together: one that only runs on, and the one on the wall.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    pub at: Instant,
-    pub wall: Timestamp,
-}
-
-impl Now {
-    pub fn read() -> Now {
-        Now { at: Instant::now(), wall: Timestamp::now() }
-    }
-}
 
 /// Everything that can happen to a job.
 #[derive(Debug)]
@@ -42,8 +33,19 @@ pub enum Event {
     /// The worker is gone, and everything that it said has been heard.
     Exited(Exit),
     Signal(Signal),
+    /// The job file was changed, or somebody asked to read it again.
+    Config(Result<Box<Config>>),
+    /// A notice source has something to say.
+    Notice(Notice),
     /// The time that [`Job::wake_at`] named has come.
     Tick,
+}
+
+impl Event {
+    /// Whether it shows that the worker or the keeper lives: all that they say and do does.
+    pub fn is_sign_of_life(&self) -> bool {
+        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_) | Event::Config(_))
+    }
 }
 
 /// Everything that a job wants done.
@@ -61,6 +63,14 @@ pub enum Action {
     Verify {
         id: String,
     },
+    /// Write the ledger to the store.
+    Record(Box<Ledger>),
+    /// Read the job file again.
+    Reload,
+    /// Log from this level on.
+    SetLogLevel(LogLevel),
+    /// Remember the job in the store as it is now.
+    Remember(Box<Config>),
     /// The session is over.
     End(Result<Outcome>),
 }
@@ -130,7 +140,7 @@ pub enum Signal {
     Snapshot,
     /// SIGUSR2: end the session.
     Finish,
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: read the job file again (or the terminal is gone, which changes nothing).
     Hangup,
 }
 

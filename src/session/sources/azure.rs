@@ -1,0 +1,243 @@
+//! Azure: scheduled events of this machine.
+//!
+//! The service announces what will happen to the machines of a group: Preempt (30 s ahead at least), Reboot and Freeze
+//! (15 minutes), Redeploy (10), Terminate (5 to 15). Only events that name this machine count, so that its name is
+//! asked for first. A freeze is a pause of seconds that keeps the memory: worth a snapshot. No event is ever approved,
+//! which would only bring it forward. Source: learn.microsoft.com, "Azure Metadata Service: Scheduled Events for
+//! Linux VMs".
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::http::{Method, Network, Request, beginning, url};
+use super::{End, Found, Source, When};
+
+const EVENTS: &str = "/metadata/scheduledevents?api-version=2020-07-01";
+const NAME: &str = "/metadata/instance/compute/name?api-version=2021-02-01&format=text";
+/// As the documentation recommends.
+const INTERVAL: Duration = Duration::from_secs(1);
+const MAX_NAME: usize = 256;
+
+pub struct Events<N> {
+    network: N,
+    base: String,
+    /// This machine, as the service calls it.
+    name: Option<String>,
+    answered: bool,
+}
+
+impl<N: Network> Events<N> {
+    pub fn new(network: N, base: &str) -> Events<N> {
+        Events { network, base: base.into(), name: None, answered: false }
+    }
+
+    fn get(&self, path: &str) -> Result<Vec<u8>, String> {
+        let url = url(&self.base, path);
+        let reply = self.network.ask(&Request { method: Method::Get, url: &url, headers: &[("Metadata", "true")] })?;
+        match reply.status {
+            200 => Ok(reply.body),
+            status => Err(format!("{url} answers with status {status}")),
+        }
+    }
+}
+
+impl<N: Network> Source for Events<N> {
+    fn name(&self) -> &'static str {
+        "Azure scheduled events"
+    }
+
+    fn ask(&mut self) -> Result<Found, String> {
+        let name = match &self.name {
+            Some(name) => name,
+            None => self.name.insert(parse_name(&self.get(NAME)?)?),
+        }
+        .clone();
+        let hint = if self.answered { "" } else { " (the first answer may take two minutes)" };
+        let body = self.get(EVENTS).map_err(|what| what + hint)?;
+        let events = parse_events(&body)?;
+        self.answered = true;
+        Ok(judge(&events, &name))
+    }
+
+    fn retry_after(&self) -> Duration {
+        INTERVAL
+    }
+}
+
+/// What `events` mean for the machine `name`: the earliest end, and every freeze.
+pub fn judge(events: &[Event], name: &str) -> Found {
+    let mut found = Found { again: Some(INTERVAL), ..Found::default() };
+    let mut earliest = None;
+    for event in events.iter().filter(|event| event.resources.iter().any(|r| r.eq_ignore_ascii_case(name))) {
+        match event.kind {
+            Kind::Freeze => {
+                found.risks.insert(format!("freeze, event {}", event.id));
+            }
+            Kind::Preempt | Kind::Reboot | Kind::Redeploy | Kind::Terminate => {
+                // One that has begun comes before all others.
+                let at = event.not_before.unwrap_or(Timestamp::MIN);
+                if earliest.is_none_or(|(known, _)| at < known) {
+                    earliest = Some((at, event));
+                }
+            }
+            Kind::Other => {}
+        }
+    }
+    found.end = earliest.map(|(_, event)| {
+        let kind = event.kind.name();
+        match event.not_before {
+            Some(at) => End { what: format!("{kind} not before {at}, event {}", event.id), when: When::At(at) },
+            None => End { what: format!("{kind} has begun, event {}", event.id), when: When::In(Duration::ZERO) },
+        }
+    });
+    found
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Kind {
+    Freeze,
+    Reboot,
+    Redeploy,
+    Preempt,
+    Terminate,
+    /// One that this program does not know.
+    #[serde(other)]
+    Other,
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Kind::Freeze => "freeze",
+            Kind::Reboot => "reboot",
+            Kind::Redeploy => "redeploy",
+            Kind::Preempt => "preemption",
+            Kind::Terminate => "termination",
+            Kind::Other => "event",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    pub id: String,
+    pub kind: Kind,
+    pub resources: Vec<String>,
+    /// `None`: it has begun.
+    pub not_before: Option<Timestamp>,
+}
+
+pub fn parse_events(body: &[u8]) -> Result<Vec<Event>, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document {
+        events: Vec<Raw>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Raw {
+        event_id: String,
+        event_type: Kind,
+        resources: Vec<String>,
+        #[serde(default)]
+        event_status: String,
+        #[serde(default)]
+        not_before: String,
+    }
+    let document: Document =
+        serde_json::from_slice(body).map_err(|e| format!("no list of scheduled events: {e} in {}", beginning(body)))?;
+    let event = |raw: Raw| {
+        let not_before = match raw.not_before.trim() {
+            "" => None,
+            _ if raw.event_status == "Started" => None,
+            text => Some(parse_time(text)?),
+        };
+        Ok(Event { id: raw.event_id, kind: raw.event_type, resources: raw.resources, not_before })
+    };
+    document.events.into_iter().map(event).collect()
+}
+
+/// "Mon, 19 Sep 2016 18:29:47 GMT".
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    jiff::fmt::rfc2822::DateTimeParser::new()
+        .relaxed_weekday(true)
+        .parse_timestamp(text)
+        .map_err(|e| format!("{:?} is no time of an event: {e}", text.chars().take(40).collect::<String>()))
+}
+
+pub fn parse_name(body: &[u8]) -> Result<String, String> {
+    match std::str::from_utf8(body.trim_ascii()) {
+        Ok(name) if (1..=MAX_NAME).contains(&name.len()) && !name.contains(char::is_control) => Ok(name.to_owned()),
+        _ => Err(format!("no name of a machine: {}", beginning(body))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::http::fake::{Fake, reply};
+    use super::*;
+
+    fn event(kind: &str, resource: &str, status: &str, not_before: &str) -> String {
+        format!(
+            r#"{{"EventId":"E-{kind}","EventStatus":"{status}","EventType":"{kind}","ResourceType":"VirtualMachine",
+                "Resources":["{resource}"],"NotBefore":"{not_before}","Description":"","DurationInSeconds":-1}}"#
+        )
+    }
+
+    fn judged(events: &[String]) -> Found {
+        let body = format!(r#"{{"DocumentIncarnation":7,"Events":[{}]}}"#, events.join(","));
+        judge(&parse_events(body.as_bytes()).unwrap(), "trainer_3")
+    }
+
+    #[test]
+    fn the_earliest_end_of_this_machine_counts_and_what_has_begun_is_earliest() {
+        let reboot = event("Reboot", "trainer_3", "Scheduled", "Tue, 24 Nov 2026 18:29:47 GMT");
+        let preempt = event("Preempt", "TRAINER_3", "Scheduled", "Tue, 24 Nov 2026 18:20:00 GMT");
+        let others = event("Terminate", "trainer_4", "Scheduled", "Tue, 24 Nov 2026 18:00:00 GMT");
+        let found = judged(&[reboot.clone(), preempt, others.clone()]);
+        assert_eq!(found.end.unwrap().when, When::At("2026-11-24T18:20:00Z".parse().unwrap()));
+        assert_eq!(judged(&[others]).end, None);
+        for begun in [event("Redeploy", "trainer_3", "Started", ""), event("Redeploy", "trainer_3", "Scheduled", "")] {
+            assert_eq!(judged(&[reboot.clone(), begun]).end.unwrap().when, When::In(Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn a_freeze_is_a_risk_and_an_unknown_event_is_nothing() {
+        let freeze = event("Freeze", "trainer_3", "Scheduled", "Tue, 24 Nov 2026 18:29:47 GMT");
+        let unknown = event("Reincarnate", "trainer_3", "Scheduled", "");
+        let found = judged(&[freeze, unknown]);
+        assert_eq!((found.end, found.risks), (None, ["freeze, event E-Freeze".to_owned()].into()));
+    }
+
+    #[test]
+    fn the_machines_name_is_asked_for_once() {
+        let names = std::sync::atomic::AtomicU32::new(0);
+        let network = Fake(move |request: &Request| {
+            assert_eq!(request.headers, [("Metadata", "true")]);
+            if request.url.contains("compute/name") {
+                assert_eq!(names.fetch_add(1, std::sync::atomic::Ordering::Relaxed), 0);
+                return reply(200, "trainer_3");
+            }
+            reply(200, &format!(r#"{{"Events":[{}]}}"#, event("Preempt", "trainer_3", "Started", "")))
+        });
+        let mut events = Events::new(network, "http://azure");
+        assert_eq!(events.ask().unwrap().end, events.ask().unwrap().end);
+    }
+
+    #[test]
+    fn what_is_no_list_of_events_is_an_error() {
+        let bad_time = event("Preempt", "trainer_3", "Scheduled", "soon");
+        for bad in
+            ["", "null", "{}", r#"{"Events":{}}"#, r#"{"Events":[{}]}"#, &format!(r#"{{"Events":[{bad_time}]}}"#)]
+        {
+            assert!(parse_events(bad.as_bytes()).is_err(), "{bad}");
+        }
+        for bad in [&b""[..], b"\n", b"\xff", b"a\x00b", &[b'x'; 300]] {
+            assert!(parse_name(bad).is_err());
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! How a metadata service is asked: plain HTTP to an address of the machine's own.
+//!
+//! Invariant: an answer takes two seconds and 64 KiB at most; no proxy is used, whatever the environment says, and no
+//! redirect is followed, so that nobody but the service itself is believed. Deliberately not here: what is asked.
+
+use std::time::Duration;
+
+use ureq::http;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_BODY: u64 = 64 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Put,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    pub method: Method,
+    pub url: &'a str,
+    pub headers: &'a [(&'static str, &'a str)],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    /// The header Metadata-Flavor, by which Google's service shows itself.
+    pub flavor: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// The network, or what takes its place in a test.
+pub trait Network: Send {
+    /// The reply, whatever its status; `Err` says in a clause why there is none.
+    fn ask(&self, request: &Request) -> Result<Reply, String>;
+}
+
+pub struct Http {
+    agent: ureq::Agent,
+}
+
+impl Http {
+    pub fn new() -> Http {
+        let config = ureq::Agent::config_builder()
+            .proxy(None)
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(Some(TIMEOUT))
+            .max_response_header_size(MAX_BODY as usize)
+            // A connection that is kept may be dead when it is needed.
+            .max_idle_connections(0)
+            .user_agent(concat!("ckptd/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Http { agent: config.into() }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http::new()
+    }
+}
+
+impl Network for Http {
+    fn ask(&self, request: &Request) -> Result<Reply, String> {
+        let method = match request.method {
+            Method::Get => http::Method::GET,
+            Method::Put => http::Method::PUT,
+        };
+        let mut builder = http::Request::builder().method(method).uri(request.url);
+        for (name, value) in request.headers {
+            builder = builder.header(*name, *value);
+        }
+        let fault = |e: ureq::Error| match e {
+            ureq::Error::Timeout(_) => format!("{} gives no answer in time", request.url),
+            ureq::Error::BodyExceedsLimit(_) => format!("the answer of {} is larger than 64 KiB", request.url),
+            other => format!("asking {}: {other}", request.url),
+        };
+        let asked = builder.body(()).map_err(|e| format!("asking {}: {e}", request.url))?;
+        let mut reply = self.agent.run(asked).map_err(fault)?;
+        let flavor = reply.headers().get("metadata-flavor").and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let body = reply.body_mut().with_config().limit(MAX_BODY).read_to_vec().map_err(fault)?;
+        Ok(Reply { status: reply.status().as_u16(), flavor, body })
+    }
+}
+
+/// `base` and `path` as one address.
+pub fn url(base: &str, path: &str) -> String {
+    format!("{}{path}", base.trim_end_matches('/'))
+}
+
+/// The beginning of an answer that was not understood, for a message.
+pub fn beginning(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(80)]);
+    format!("{:?}", text.trim())
+}
+
+#[cfg(test)]
+pub mod fake {
+    //! A network of answers that a test has prepared.
+
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Answers with what `answer` says about method, address and headers.
+    pub struct Fake<F>(pub F);
+
+    impl<F: Fn(&Request) -> Result<Reply, String> + Send> Network for Fake<F> {
+        fn ask(&self, request: &Request) -> Result<Reply, String> {
+            (self.0)(request)
+        }
+    }
+
+    pub fn reply(status: u16, body: &str) -> Result<Reply, String> {
+        Ok(Reply { status, flavor: Some("Google".into()), body: body.as_bytes().to_vec() })
+    }
+
+    /// Answers in a row, whatever is asked.
+    pub fn script(replies: Vec<Result<Reply, String>>) -> impl Network {
+        let replies = Mutex::new(replies.into_iter());
+        Fake(move |_: &Request| {
+            let next = replies.lock().map_err(|e| e.to_string())?.next();
+            next.unwrap_or_else(|| Err("the script is over".into()))
+        })
+    }
+}

@@ -1,0 +1,211 @@
+//! A file that is touched, or a folder in which something is: the session is to end.
+//!
+//! What lies there when the session begins does not count, or a file forgotten there would end every session at once;
+//! touching it again does. The kernel reports changes at once where it can; network file systems do not report what
+//! other machines do, so that it is looked at now and then as well. Deliberately not here: what a file says; its
+//! content is not read.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tracing::{debug, info};
+
+use super::{Sink, Trouble, Wake};
+use crate::session::notice::{Call, Notice};
+
+pub const NAME: &str = "notice file";
+/// Between two looks where nothing is reported.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Watches `path` until it is touched, or until it is told to stop. `wake` leads to `wakes`.
+pub fn watch(path: &Path, wakes: &Receiver<Wake>, wake: Sender<Wake>, sink: &Sink) {
+    let mut trouble = Trouble::new(NAME);
+    let mut before = None;
+    let mut watcher = None;
+    loop {
+        // Watched first and looked at then, so that nothing falls in between.
+        if watcher.is_none() {
+            watcher = watcher_of(path, wake.clone());
+        }
+        match look(path) {
+            Err(e) => trouble.met(&format!("looking at {}: {e}", path.display())),
+            Ok(now) => {
+                trouble.over();
+                match &before {
+                    None => {
+                        if !now.is_empty() {
+                            info!("{NAME}: {} is there already; it counts when it is touched again", path.display());
+                        }
+                        before = Some(now);
+                    }
+                    Some(known) if has_news(known, &now) => {
+                        info!("{NAME}: {} was touched", path.display());
+                        return sink(Notice { source: NAME.into(), call: Call::Finish });
+                    }
+                    // What was taken away counts anew when it comes back.
+                    Some(_) => before = Some(now),
+                }
+            }
+        }
+        match wakes.recv_timeout(INTERVAL) {
+            Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// What tells whether something was touched: for the file itself, or for each entry of the folder.
+type Seen = BTreeMap<OsString, Signature>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Signature {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Signature {
+    fn of(metadata: &std::fs::Metadata) -> Signature {
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Signature { inode: metadata.ino(), bytes: metadata.len(), modified }
+    }
+}
+
+fn look(path: &Path) -> std::io::Result<Seen> {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Seen::new()),
+        Err(e) => return Err(e),
+    };
+    if !metadata.is_dir() {
+        return Ok([(OsString::new(), Signature::of(&metadata))].into());
+    }
+    let mut seen = Seen::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        match std::fs::metadata(entry.path()) {
+            Ok(metadata) => drop(seen.insert(entry.file_name(), Signature::of(&metadata))),
+            // It went meanwhile, or is a link to nowhere.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(seen)
+}
+
+fn has_news(before: &Seen, now: &Seen) -> bool {
+    now.iter().any(|(name, signature)| before.get(name) != Some(signature))
+}
+
+/// Reports changes of `path`, and of what lies in it if it is a folder; `None` where that cannot be had (yet).
+fn watcher_of(path: &Path, wake: Sender<Wake>) -> Option<RecommendedWatcher> {
+    // A file that is not there yet, or is put in the place of another, is an affair of its folder.
+    let folder = if path.is_dir() { path } else { path.parent()? };
+    let of_interest = Arc::from(path);
+    let inside = path.is_dir();
+    let handler = move |event: notify::Result<notify::Event>| {
+        let of_interest: &Path = &of_interest;
+        let concerns = |event: &notify::Event| {
+            !matches!(event.kind, EventKind::Access(_))
+                && (inside || event.paths.is_empty() || event.paths.iter().any(|path| path == of_interest))
+        };
+        if event.as_ref().map_or(true, concerns) {
+            let _ = wake.send(Wake::Look);
+        }
+    };
+    let watching = notify::recommended_watcher(handler).and_then(|mut watcher| {
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    });
+    match watching {
+        Ok(watcher) => Some(watcher),
+        Err(e) => {
+            debug!("{NAME}: {} is looked at every {INTERVAL:?} only: {e}", path.display());
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    struct Watched {
+        wake: Sender<Wake>,
+        notices: Receiver<Notice>,
+        thread: JoinHandle<()>,
+    }
+
+    fn start(path: &Path) -> Watched {
+        let (wake, wakes) = channel();
+        let (sender, notices) = channel();
+        let sender = Mutex::new(sender);
+        let sink: Sink = Arc::new(move |notice| sender.lock().unwrap().send(notice).unwrap());
+        let (path, other) = (path.to_path_buf(), wake.clone());
+        let thread = std::thread::spawn(move || watch(&path, &wakes, other, &sink));
+        Watched { wake, notices, thread }
+    }
+
+    #[test]
+    fn a_file_that_comes_or_changes_is_news_and_one_that_stays_or_goes_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stop");
+        let nothing = look(&path).unwrap();
+        std::fs::write(&path, "1").unwrap();
+        let first = look(&path).unwrap();
+        assert!(has_news(&nothing, &first) && !has_news(&first, &nothing) && !has_news(&first, &first.clone()));
+        std::fs::write(&path, "22").unwrap();
+        assert!(has_news(&first, &look(&path).unwrap()));
+        let inside = look(folder.path()).unwrap();
+        std::fs::write(folder.path().join("other"), "").unwrap();
+        assert!(has_news(&inside, &look(folder.path()).unwrap()));
+        assert_eq!(look(&path.join("below/a/file")).unwrap(), Seen::new());
+    }
+
+    #[test]
+    fn a_touched_file_or_folder_ends_the_session() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().join("stop"), folder.path().to_path_buf()] {
+            let watched = start(&path);
+            // Written until it is seen, since the first look may come after the first write.
+            let mut n = 0;
+            let notice = loop {
+                std::fs::write(folder.path().join("stop"), "x".repeat(n)).unwrap();
+                n += 1;
+                match watched.notices.recv_timeout(Duration::from_millis(20)) {
+                    Ok(notice) => break notice,
+                    Err(e) => assert!(e == RecvTimeoutError::Timeout && n < 1000),
+                }
+            };
+            assert_eq!(notice, Notice { source: NAME.into(), call: Call::Finish });
+            watched.thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_from_before_the_session_ends_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stop");
+        std::fs::write(&path, "").unwrap();
+        let watched = start(&path);
+        // Looked at three times, then told to stop.
+        for _ in 0..3 {
+            watched.wake.send(Wake::Look).unwrap();
+        }
+        watched.wake.send(Wake::Stop).unwrap();
+        watched.thread.join().unwrap();
+        assert!(watched.notices.try_recv().is_err());
+    }
+}
