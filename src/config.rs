@@ -4,9 +4,12 @@
 //! `config/ckptd.toml`, which a test holds equal to the defaults. Paths are relative to the file's folder.
 //! Deliberately not here: whether files exist (whoever opens them says so).
 
-use std::path::{Path, PathBuf};
+pub mod live;
+
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -27,6 +30,7 @@ pub struct Config {
     pub session: Session,
     pub worker: Worker,
     pub status: Status,
+    pub log: Log,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,6 +112,10 @@ pub struct SnapshotPolicy {
     /// A duration, or "auto".
     pub every: Every,
     pub every_steps: Option<u64>,
+    /// Mean time between failures for "auto"; `None`: as observed.
+    pub mtbf: Option<Text<Duration>>,
+    /// Largest share of the training time that snapshots may take under "auto".
+    pub max_overhead: f64,
     /// 0: stored as is; from 1: float tensors by planes, everything else by zstd at that level.
     pub level: u8,
     /// 0: one per two processors, at least one.
@@ -138,6 +146,10 @@ pub struct Retention {
 pub struct Session {
     /// Wall-clock time that this session may last, counted from the start of `ckptd run`.
     pub budget: Option<Text<Duration>>,
+    /// The time of day by which it must be over.
+    pub deadline: Option<Text<Timestamp>>,
+    /// The final snapshot is given its 99th percentile times this.
+    pub margin: f64,
     /// How long a stop may take, from the signal to the exit.
     pub grace: Text<Duration>,
     /// Touching this file, or anything in this folder, ends the session.
@@ -170,6 +182,22 @@ pub struct Worker {
 pub struct Status {
     /// Empty: in the store.
     pub socket: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: LogLevel,
+}
+
+/// `[log] level`, from the fewest lines to the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
 }
 
 /// A value written as text in the file: "11h45m", "2GiB".
@@ -217,6 +245,8 @@ impl Default for SnapshotPolicy {
         SnapshotPolicy {
             every: Every::Interval(Duration::from_secs(300)),
             every_steps: None,
+            mtbf: None,
+            max_overhead: 0.01,
             level: 1,
             encode_threads: 0,
         }
@@ -233,6 +263,8 @@ impl Default for Session {
     fn default() -> Session {
         Session {
             budget: None,
+            deadline: None,
+            margin: 1.5,
             grace: Text(Duration::from_secs(30)),
             notice_file: None,
             slurm: true,
@@ -253,6 +285,12 @@ impl Default for Worker {
     }
 }
 
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: LogLevel::Info }
+    }
+}
+
 impl Train {
     /// Whether a training in this state has nothing left to do: the last step, and the evaluation that falls on it.
     pub fn is_complete(&self, state: &TrainState) -> bool {
@@ -263,10 +301,14 @@ impl Train {
 impl Config {
     /// Reads and validates the job file at `path`.
     pub fn load(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        Config::parse(&Config::read(path)?, path)
+    }
+
+    /// The text of the job file at `path`.
+    pub fn read(path: &Path) -> Result<String> {
+        std::fs::read_to_string(path).map_err(|e| {
             Error::Config(format!("reading config {}: {e}; `ckptd init` writes one to start from", path.display()))
-        })?;
-        Config::parse(&text, path)
+        })
     }
 
     /// Validates `text`, which stands in the file `path`.
@@ -281,34 +323,37 @@ impl Config {
     /// Fills in what is derived from the file's place, and makes paths absolute.
     fn resolve(&mut self, path: &Path) -> Result<()> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = std::path::absolute(folder).map_err(|e| Error::io("resolving", folder, e))?;
+        // Without links in it, `..` can be taken off the folder's path.
+        let folder = std::fs::canonicalize(folder)
+            .or_else(|_| std::path::absolute(folder))
+            .map_err(|e| Error::io("resolving", folder, e))?;
         if self.job.name.is_empty() {
             self.job.name = path.file_stem().map_or_else(|| "job".into(), |s| s.to_string_lossy().into_owned());
         }
         if self.job.store.as_os_str().is_empty() {
             self.job.store = Path::new("checkpoints").join(&self.job.name);
         }
-        self.job.store = folder.join(&self.job.store);
+        self.job.store = below(&folder, &self.job.store);
         let (model, data, session) = (&mut self.model, &mut self.data, &mut self.session);
         let given = [&mut model.from, &mut data.tokens, &mut data.tokenizer, &mut session.notice_file];
         for path in given.into_iter().flatten() {
-            *path = folder.join(&*path);
+            *path = below(&folder, path);
         }
         self.data.cache = match self.data.cache.as_os_str().is_empty() {
             true => self.job.store.join("cache"),
-            false => folder.join(&self.data.cache),
+            false => below(&folder, &self.data.cache),
         };
         for glob in &mut self.data.text {
-            *glob = folder.join(&*glob).to_string_lossy().into_owned();
+            *glob = below(&folder, glob.as_ref()).to_string_lossy().into_owned();
         }
         self.status.socket = match self.status.socket.as_os_str().is_empty() {
             true => self.job.store.join("status.sock"),
-            false => folder.join(&self.status.socket),
+            false => below(&folder, &self.status.socket),
         };
         if let Some(program) = self.worker.command.first_mut()
             && program.contains('/')
         {
-            *program = folder.join(&*program).to_string_lossy().into_owned();
+            *program = below(&folder, program.as_ref()).to_string_lossy().into_owned();
         }
         Ok(())
     }
@@ -358,19 +403,47 @@ impl Config {
             matches!(self.snapshot.every, Every::Interval(interval) if interval < Duration::from_millis(100));
         check(!too_often, "[snapshot] every: must be at least 100ms")?;
         check(self.session.budget != Some(Text(Duration::ZERO)), "[session] budget: must be positive")?;
+        check(
+            (1.0..=100.0).contains(&self.session.margin),
+            "[session] margin: must be from 1 to 100, a factor on what the final snapshot costs",
+        )?;
+        check(
+            self.snapshot.mtbf.is_none_or(|mtbf| mtbf.0 >= Duration::from_secs(1)),
+            "[snapshot] mtbf: must be at least 1s",
+        )?;
+        check(
+            (0.0001..=0.5).contains(&self.snapshot.max_overhead),
+            "[snapshot] max_overhead: must be from 0.0001 to 0.5, a share of the training time",
+        )?;
         check(self.snapshot.every_steps != Some(0), "[snapshot] every_steps: must be at least 1")?;
         check(self.snapshot.level <= 19, "[snapshot] level: must be from 0 to 19")?;
         check(self.snapshot.encode_threads <= 256, "[snapshot] encode_threads: must be at most 256")?;
         check(self.retention.keep_last >= 2, "[retention] keep_last: must be at least 2, so that one can fail")?;
         check(self.retention.keep_every_steps != Some(0), "[retention] keep_every_steps: must be at least 1")?;
         check(!self.session.grace.0.is_zero(), "[session] grace: must be positive")?;
-        for (key, url) in
-            [("aws_url", &self.session.aws_url), ("gcp_url", &self.session.gcp_url), ("azure_url", &self.session.azure_url)]
-        {
+        for (key, url) in [
+            ("aws_url", &self.session.aws_url),
+            ("gcp_url", &self.session.gcp_url),
+            ("azure_url", &self.session.azure_url),
+        ] {
             // Metadata services speak plain HTTP, on an address of the machine's own.
             check(url.starts_with("http://"), &format!("[session] {key}: must begin with http://"))?;
         }
         check(self.worker.hang_timeout.0 >= Duration::from_secs(1), "[worker] hang_timeout: must be at least 1s")
+    }
+}
+
+/// `path` as seen from `folder`, which holds no links: leading `.` and `..` are resolved, so that messages are short.
+fn below(folder: &Path, path: &Path) -> PathBuf {
+    let mut folder = folder.to_path_buf();
+    let mut components = path.components();
+    loop {
+        let rest = components.as_path();
+        match components.next() {
+            Some(Component::ParentDir) if folder.pop() => {}
+            Some(Component::ParentDir | Component::CurDir) => {}
+            _ => return folder.join(rest),
+        }
     }
 }
 
@@ -432,6 +505,31 @@ impl<'de> Deserialize<'de> for Text<Duration> {
     }
 }
 
+impl Serialize for Text<Timestamp> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Text<Timestamp> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_time(&String::deserialize(deserializer)?).map(Text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A moment with its offset from UTC, or a time of day where this machine is.
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let local = || {
+        let time: jiff::civil::DateTime = text.parse().ok()?;
+        Some(time.to_zoned_datetime(jiff::tz::TimeZone::system()).ok()?.timestamp())
+    };
+    text.parse().ok().or_else(local).ok_or_else(|| {
+        format!(
+            "{text:?} is not a moment such as \"2026-11-24T23:00:00Z\", or \"2026-11-24 23:00\" on this machine's clock"
+        )
+    })
+}
+
 impl Serialize for Text<u64> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{} B", self.0))
@@ -475,9 +573,9 @@ mod tests {
         let known: toml::Table = toml::from_str(
             r#"model = ["from", "dropout"]
                data = ["tokens", "tokenizer"]
-               snapshot = ["every_steps"]
+               snapshot = ["every_steps", "mtbf"]
                retention = ["keep_every_steps", "max_bytes"]
-               session = ["budget", "notice_file"]"#,
+               session = ["budget", "deadline", "notice_file"]"#,
         )
         .unwrap();
         for (section, optional) in known {
@@ -500,7 +598,7 @@ mod tests {
     fn paths_are_relative_to_the_file_and_durations_and_sizes_are_text() {
         let config = parse(
             "[model]\nfrom = \"gpt\"\n[data]\ntext = [\"*.txt\"]\n[session]\nbudget = \"11h45m\"\n\
-             [retention]\nmax_bytes = \"2GiB\"\n[snapshot]\nevery = \"auto\"\n",
+             [retention]\nmax_bytes = \"2GiB\"\n[status]\nsocket = \"./../run/s.sock\"\n[snapshot]\nevery = \"auto\"\n",
         )
         .unwrap();
         assert_eq!(config.job.store, Path::new("/jobs/checkpoints/tiny"));
@@ -509,6 +607,7 @@ mod tests {
         assert_eq!(config.session.budget, Some(Text(Duration::from_secs(11 * 3600 + 45 * 60))));
         assert_eq!(config.retention.max_bytes, Some(Text(2 << 30)));
         assert_eq!(config.snapshot.every, Every::Auto);
+        assert_eq!(config.status.socket, Path::new("/run/s.sock"));
     }
 
     #[test]
@@ -520,6 +619,9 @@ mod tests {
             ("[retention]\nkeep_last = 1", "[retention] keep_last"),
             ("[snapshot]\nevery = \"soon\"", "line 6"),
             ("[job]\ndevice = \"tpu\"", "[job] device"),
+            ("[session]\nmargin = 0.5", "[session] margin"),
+            ("[session]\ndeadline = \"tonight\"", "line 6"),
+            ("[log]\nlevel = \"loud\"", "line 6"),
         ] {
             let error = parse(&format!("{base}{line}\n")).unwrap_err();
             assert_eq!(error.exit_code(), 78);

@@ -34,6 +34,10 @@ pub enum Error {
     #[error("no space left while {op} {}; free some space or lower [retention] keep_last: {source}", path.display())]
     NoSpace { op: &'static str, path: PathBuf, source: io::Error },
 
+    /// A snapshot was given up on purpose while it was being written.
+    #[error("the snapshot was given up before it was complete")]
+    Abandoned,
+
     #[error("{op} {}: {source}", path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
 

@@ -24,8 +24,16 @@ pub enum Command {
     Start(Box<Start>),
     /// Take a snapshot now and go on. One that finds another in flight is skipped.
     Snapshot { reason: String },
-    /// End: take a last snapshot of the newest completed step if asked, then exit with 0.
-    Stop { snapshot: bool, reason: String },
+    /// End: take a last snapshot of the newest completed step if asked, then exit with 0. It should be durable within
+    /// `within_ms`.
+    Stop {
+        snapshot: bool,
+        reason: String,
+        #[serde(default)]
+        within_ms: Option<u64>,
+    },
+    /// Other settings from now on. Only for a worker whose `hello` accepts it.
+    Configure { every_steps: Option<u64>, level: u8, encode_threads: usize },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,7 +69,15 @@ pub enum Failure {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The first message, before `start` is awaited.
-    Hello { protocol: u32, worker: String, version: String, pid: u32 },
+    Hello {
+        protocol: u32,
+        worker: String,
+        version: String,
+        pid: u32,
+        /// Commands beyond the first ones of this version that it understands.
+        #[serde(default)]
+        accepts: Vec<String>,
+    },
     /// Something that takes time before or between steps (reading text, loading, evaluating), 0 to 1 where known. It
     /// counts as a sign of life.
     Progress { stage: String, fraction: Option<f64> },

@@ -157,6 +157,18 @@ fn an_abandoned_commit_leaves_nothing() {
 }
 
 #[test]
+fn a_commit_that_is_hurried_on_writes_the_same_snapshot() {
+    let (_folder, store) = store();
+    let saved = snapshot(7, 6000);
+    let usual = commit(&store, saved.clone(), &CommitOptions::new(RUN, 1)).unwrap();
+    let options = CommitOptions { background: true, ..CommitOptions::new(RUN, 2) };
+    options.control.hurry();
+    let hurried = commit(&store, saved, &options).unwrap();
+    assert_eq!((hurried.root, options.control.fraction()), (usual.root, 1.0));
+    assert_eq!(hurried.bytes, std::fs::metadata(&hurried.path).unwrap().len());
+}
+
+#[test]
 fn links_planted_in_the_store_are_neither_read_nor_followed() {
     let (folder, store) = store();
     let outside = folder.path().join("outside");

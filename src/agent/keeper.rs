@@ -24,6 +24,7 @@ pub enum Task {
     Verify {
         id: String,
         retention: Retention,
+        threads: usize,
     },
 }
 
@@ -75,9 +76,9 @@ fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc:
         let Some(task) = waiting.pop() else { continue };
         let event = match task {
             Task::Choose { discard } => Event::Chosen(guarded(|| choose(store, discard)).and_then(|chosen| chosen)),
-            Task::Verify { id, retention } => {
-                let verdict =
-                    guarded(|| judge(store, &id)).unwrap_or_else(|e| Verdict::Unknown { reason: e.to_string() });
+            Task::Verify { id, retention, threads } => {
+                let verdict = guarded(|| judge(store, &id, threads))
+                    .unwrap_or_else(|e| Verdict::Unknown { reason: e.to_string() });
                 let verified = matches!(verdict, Verdict::Verified { .. });
                 if inputs.blocking_send(Input::Job(Event::Judged { id, verdict })).is_err() {
                     return;
@@ -126,17 +127,17 @@ fn all_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn judge(store: &Store, id: &str) -> Verdict {
+fn judge(store: &Store, id: &str, threads: usize) -> Verdict {
     let began = Instant::now();
     let entry = match store.find(id) {
         Ok(entry) => entry,
         Err(Error::NotFound(_)) => return Verdict::Gone,
         Err(e) => return Verdict::Unknown { reason: e.to_string() },
     };
-    // A resume may have read it back already. Otherwise one thread has to do, since the training wants the others.
+    // A resume may have read it back already.
     let judged = match entry.state {
         State::Verified => Ok(()),
-        _ => store.verify(&entry, 1, &|_| true).map(drop),
+        _ => store.verify(&entry, threads, &|_| true).map(drop),
     };
     match (judged, &entry.manifest) {
         (Ok(()), Some(manifest)) => Verdict::Verified {
@@ -160,7 +161,7 @@ fn judge(store: &Store, id: &str) -> Verdict {
 fn catch_up(store: &Store) {
     let Ok(entries) = store.entries() else { return };
     for entry in entries.iter().filter(|e| e.own && e.state == State::Committed) {
-        match guarded(|| judge(store, &entry.id)) {
+        match guarded(|| judge(store, &entry.id, 1)) {
             Ok(Verdict::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
             Ok(_) => debug!(id = entry.id, "read back an older snapshot"),
             Err(e) => warn!("{e}"),

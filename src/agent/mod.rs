@@ -4,20 +4,23 @@
 //! lets the [`job`] decide and does what it wants done. Nothing in the loop waits for a disk, a worker, a client or a
 //! terminal: those have threads and tasks of their own.
 //!
-//! Reading order: [`job`] (what is done about what), [`restarts`] and [`pace`] (its policies), [`worker`], [`keeper`],
-//! [`status`], [`notify`], [`printer`].
+//! Reading order: [`job`] (what is done about what), [`restarts`] (one of its policies; the other is the session's
+//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`service`],
+//! [`printer`].
 
 pub mod job;
 pub mod keeper;
-mod notify;
-pub mod pace;
 pub mod printer;
 pub mod progress;
 pub mod restarts;
+mod scribe;
+mod service;
 mod start;
 pub mod status;
+mod watcher;
 pub mod worker;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +32,14 @@ use tracing::{info, warn};
 pub use job::Outcome;
 use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
-use notify::ServiceManager;
 use printer::{Panel, Printer};
 use progress::{Progress, Report, State};
+use scribe::{Note, Scribe};
+use service::ServiceManager;
+use watcher::Watcher;
 use worker::Worker;
 
-use crate::config::Config;
+use crate::config::{Config, LogLevel};
 use crate::error::{Error, Result};
 use crate::session::clock::Moment;
 use crate::session::sources::{Sink, Sources};
@@ -57,29 +62,47 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How long a killed worker is waited for at the end.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the record of the session is waited for at the end, and how long when there is no time.
+const SCRIBE_TIMEOUT: Duration = Duration::from_millis(500);
+const SCRIBE_LEAST: Duration = Duration::from_millis(50);
 /// How long a rotation under way is waited for at the end.
 const KEEPER_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What a run needs besides its config.
+pub struct Surroundings<'a> {
+    /// The job file, and what was read from it: it is watched for changes.
+    pub path: std::path::PathBuf,
+    pub text: String,
+    pub accept_changes: bool,
+    pub printer: &'a Printer,
+    pub set_log_level: &'a dyn Fn(LogLevel),
+}
+
 /// Runs the job in the foreground, from the lock to the end of the session.
-pub fn run(config: Config, accept_changes: bool, printer: &Printer) -> Result<Outcome> {
+pub fn run(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::Other(format!("starting the event loop: {e}")))?;
-    let outcome = runtime.block_on(serve(config, accept_changes, printer));
+    let outcome = runtime.block_on(serve(config, surroundings));
     // A blocking thread may still sit in a system call; nobody waits for it.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Result<Outcome> {
-    let began = Now::read();
+async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcome> {
+    let began = start::began(&config)?;
     let (inputs, queue) = mpsc::channel(QUEUE);
     listen_to_signals(&inputs)?;
-    let mut queue = Queue { inputs: queue };
+    let mut queue = Queue { inputs: queue, held: VecDeque::new() };
     let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
+    let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(_lock) = start::lock(&store, &config.job.name, &mut queue).await? else { return Ok(Outcome::Resume) };
+    let Some(_lock) = start::lock(&store, &config, began, &mut queue).await? else {
+        // To leave before it is up would be a failure.
+        manager.ready();
+        return Ok(Outcome::Resume);
+    };
     store.clean_staging()?;
     let run_id = start::run_id(&store)?;
     if let Err(e) = store.set_job(&config) {
@@ -98,11 +121,13 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
-    let _sources = Sources::start(&config.session, &notices_to(&inputs));
-    let keeper = Keeper::start(store, inputs.clone())?;
-    let (job, actions) = Job::new(config.clone(), run_id, accept_changes, began);
-    let mut agent = Agent { config, job, keeper, inputs, worker: None, manager };
-    let outcome = agent.run(actions, &mut queue, printer).await;
+    let ledger = store.ledger();
+    let keeper = Keeper::start(store.clone(), inputs.clone())?;
+    let scribe = Scribe::start(store)?;
+    let watcher = Watcher::start(surroundings.path.clone(), surroundings.text.clone(), inputs.clone())?;
+    let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, ledger, began);
+    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, surroundings, manager };
+    let outcome = agent.run(actions, &mut queue).await;
     agent.manager.finish(agent.job.progress());
     // The socket's file goes with its task.
     server.abort();
@@ -113,11 +138,16 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
 /// The queue's receiving end, which names what it takes out.
 pub struct Queue {
     inputs: mpsc::Receiver<Input>,
+    /// What came before anybody could deal with it.
+    held: VecDeque<Input>,
 }
 
 impl Queue {
     /// The next input, or the tick at `wake_at`.
     async fn next(&mut self, wake_at: Option<Moment>) -> Input {
+        if let Some(input) = self.held.pop_front() {
+            return input;
+        }
         let input = match wake_at {
             None => self.inputs.recv().await,
             Some(at) => match tokio::time::timeout((at - Moment::now()).min(LONGEST_SLEEP), self.inputs.recv()).await {
@@ -130,18 +160,20 @@ impl Queue {
     }
 }
 
-struct Agent {
-    config: Config,
+struct Agent<'a> {
     job: Job,
     keeper: Keeper,
+    scribe: Scribe,
+    watcher: Watcher,
     inputs: mpsc::Sender<Input>,
     worker: Option<Worker>,
+    surroundings: &'a Surroundings<'a>,
     manager: ServiceManager,
 }
 
-impl Agent {
-    async fn run(&mut self, mut actions: Vec<Action>, queue: &mut Queue, printer: &Printer) -> Result<Outcome> {
-        let mut show = Show::new(printer);
+impl Agent<'_> {
+    async fn run(&mut self, mut actions: Vec<Action>, queue: &mut Queue) -> Result<Outcome> {
+        let mut show = Show::new(self.surroundings.printer);
         loop {
             let mut outcome = None;
             for action in actions {
@@ -150,7 +182,10 @@ impl Agent {
             if let Some(outcome) = outcome {
                 self.bury(queue).await;
                 // A rotation that has begun is better completed, but it must not hold up the end.
-                self.keeper.finish(if self.job.is_settled() { KEEPER_TIMEOUT } else { Duration::ZERO });
+                let left = self.job.time_to_leave(Now::read());
+                self.scribe.finish(SCRIBE_TIMEOUT.min(left.max(SCRIBE_LEAST)));
+                let left = self.job.time_to_leave(Now::read());
+                self.keeper.finish(if self.job.is_settled() { KEEPER_TIMEOUT.min(left) } else { Duration::ZERO });
                 return outcome;
             }
             show.update(self.job.progress(), Moment::now());
@@ -167,18 +202,13 @@ impl Agent {
                     if event.is_sign_of_life() {
                         self.manager.sign_of_life(now.at);
                     }
-                    let reloads = matches!(event, Event::Signal(Signal::Hangup));
-                    if reloads {
-                        self.manager.reloading();
+                    if matches!(event, Event::Config(_)) {
+                        self.manager.reloaded();
                     }
-                    let actions = self.job.on(event, now);
-                    if reloads {
-                        self.manager.ready();
-                    }
-                    actions
+                    self.job.on(event, now)
                 }
                 Input::Status(reply) => {
-                    let _ = reply.send(self.job.progress().report(Timestamp::now()));
+                    let _ = reply.send(self.job.report(Now::read()));
                     Vec::new()
                 }
             };
@@ -189,10 +219,14 @@ impl Agent {
         match action {
             Action::Choose { discard } => self.keeper.give(Task::Choose { discard }),
             Action::Verify { id } => {
-                self.keeper.give(Task::Verify { id, retention: self.config.retention.clone() });
+                self.keeper.give(Task::Verify {
+                    id,
+                    retention: self.job.config().retention.clone(),
+                    threads: self.job.verify_threads(),
+                });
             }
             Action::Spawn => {
-                let event = match Worker::spawn(&self.config.worker.command, self.inputs.clone()) {
+                let event = match Worker::spawn(&self.job.config().worker.command, self.inputs.clone()) {
                     Ok(worker) => {
                         let pid = worker.pid;
                         self.worker = Some(worker);
@@ -214,6 +248,13 @@ impl Agent {
                     worker.kill();
                 }
             }
+            Action::Record(ledger) => self.scribe.give(Note::Ledger(ledger)),
+            Action::Remember(config) => self.scribe.give(Note::Job(config)),
+            Action::Reload => {
+                self.manager.reloading();
+                self.watcher.ask();
+            }
+            Action::SetLogLevel(level) => (self.surroundings.set_log_level)(level),
             Action::End(outcome) => return Some(outcome),
         }
         None

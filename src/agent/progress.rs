@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::session::clock::Moment;
+use crate::session::ledger::{Ledger, Session};
 
 /// Steps over which speed is averaged.
 const SPEED_WINDOW: usize = 32;
@@ -137,6 +138,12 @@ impl Progress {
         }
     }
 
+    /// The newest snapshot that a resume can count on.
+    pub fn last_durable(&self) -> Option<&LastSnapshot> {
+        let durable = |last: &&LastSnapshot| last.state != SnapshotState::Quarantined;
+        self.last_snapshot.as_ref().filter(durable).or(self.last_verified.as_ref())
+    }
+
     pub fn tokens_per_second(&self) -> Option<f64> {
         let (elapsed, steps) = self.window()?;
         let tokens: u64 = self.speed.iter().skip(1).map(|(_, tokens)| tokens).sum();
@@ -203,6 +210,7 @@ impl Progress {
             session: SessionReport {
                 deadline: self.deadline,
                 seconds_left: self.deadline.map(|deadline| seconds(now, deadline).max(0.0)),
+                source: None,
             },
             last_snapshot: self.last_snapshot.as_ref().map(|last| SnapshotReport {
                 id: last.id.clone(),
@@ -212,6 +220,8 @@ impl Progress {
             snapshots: self.counts,
             stall_ms: StallReport { p50: percentile(&self.stalls_ms, 0.50), p99: percentile(&self.stalls_ms, 0.99) },
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
+            interval: IntervalReport::default(),
+            history: HistoryReport::default(),
         }
     }
 }
@@ -257,12 +267,51 @@ pub struct Report {
     pub snapshots: Counts,
     pub stall_ms: StallReport,
     pub worker: WorkerReport,
+    pub interval: IntervalReport,
+    pub history: HistoryReport,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SessionReport {
     pub deadline: Option<Timestamp>,
     pub seconds_left: Option<f64>,
+    /// Who says so: "the session's budget ends".
+    pub source: Option<String>,
+}
+
+/// The time between snapshots, and why it is that.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct IntervalReport {
+    /// Null where steps are counted, or where no daemon runs.
+    pub seconds: Option<f64>,
+    pub why: String,
+}
+
+/// The sessions so far and those to come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HistoryReport {
+    /// In all, the one under way included.
+    pub sessions: u64,
+    /// How many more it takes, and when the training ends at this pace; null where that is not known.
+    pub sessions_left: Option<u64>,
+    pub ends_at: Option<Timestamp>,
+    /// Newest first.
+    pub latest: Vec<Session>,
+}
+
+/// Sessions that a report lists.
+const LISTED: usize = 20;
+
+impl HistoryReport {
+    pub fn of(ledger: &Ledger, total_steps: Option<u64>, now: Timestamp) -> HistoryReport {
+        let outlook = total_steps.and_then(|total| ledger.outlook(total, now));
+        HistoryReport {
+            sessions: ledger.count(),
+            sessions_left: outlook.map(|outlook| outlook.sessions),
+            ends_at: outlook.map(|outlook| outlook.ends_at),
+            latest: ledger.sessions.iter().rev().take(LISTED).cloned().collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -331,9 +380,11 @@ mod tests {
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "last_snapshot loss session snapshots stall_ms state step tokens_per_second total_steps worker"
+            "history interval last_snapshot loss session snapshots stall_ms state step tokens_per_second total_steps worker"
         );
-        assert_eq!(keys(&json["session"]), "deadline seconds_left");
+        assert_eq!(keys(&json["session"]), "deadline seconds_left source");
+        assert_eq!(keys(&json["interval"]), "seconds why");
+        assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left");
         assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");
         assert_eq!(keys(&json["stall_ms"]), "p50 p99");
         assert_eq!(keys(&json["worker"]), "pid restarts");

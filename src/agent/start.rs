@@ -6,26 +6,49 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use super::job::{Event, Signal};
+use super::job::{Event, Now, Signal};
 use super::{Input, Queue};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::session::clock::Moment;
-use crate::store::{Lock, Store};
+use crate::store::{Lock, Store, lock};
 
 /// How long the worker of an agent that is gone may take to commit its last snapshot.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
 const NAMELESS_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
+/// Of the start times in /proc, on every Linux of this architecture.
+const TICKS_PER_SECOND: u32 = 100;
+/// A start that took longer than this did not happen.
+const MAX_STARTUP: Duration = Duration::from_secs(60);
+
+/// When the session began: with the process, since that is what a budget is counted from.
+pub fn began(config: &Config) -> Result<Now> {
+    let now = Now::read();
+    if let Some(deadline) = config.session.deadline.filter(|deadline| deadline.0 <= now.wall) {
+        return Err(Error::Config(format!("[session] deadline: {} is past", deadline.0)));
+    }
+    let started = lock::start_ticks(std::process::id())
+        .map(|ticks| Moment::since_boot(Duration::from_secs(ticks) / TICKS_PER_SECOND));
+    // Nonsense, in a namespace with a clock of its own for example, is not believed.
+    let at = started.filter(|at| *at <= now.at && now.at - *at < MAX_STARTUP).unwrap_or(now.at);
+    Ok(Now { at, wall: now.wall_at(at) })
+}
 
 /// Takes the store's lock. A worker whose agent is gone is committing its last snapshot: it is waited for. `None`: a
-/// signal ended the wait.
-pub async fn lock(store: &Store, job: &str, queue: &mut Queue) -> Result<Option<Lock>> {
+/// signal or the budget ended the wait.
+pub async fn lock(store: &Store, config: &Config, session: Now, queue: &mut Queue) -> Result<Option<Lock>> {
     let began = Instant::now();
+    let budget_ends = config.session.budget.map(|budget| session.at + budget.0);
+    let mut held = Vec::new();
     let mut told = false;
     loop {
-        let error = match store.lock(&format!("ckptd run, job {job}")) {
-            Ok(lock) => return Ok(Some(lock)),
+        let error = match store.lock(&format!("ckptd run, job {}", config.job.name)) {
+            Ok(lock) => {
+                // What was said meanwhile is for the job.
+                queue.held.extend(held);
+                return Ok(Some(lock));
+            }
             Err(error) => error,
         };
         match &error {
@@ -42,8 +65,11 @@ pub async fn lock(store: &Store, job: &str, queue: &mut Queue) -> Result<Option<
             _ => return Err(error),
         }
         let input = queue.next(Some(Moment::now() + LOCK_INTERVAL)).await;
-        if let Input::Job(Event::Signal(Signal::Interrupt | Signal::Terminate | Signal::Finish)) = input {
-            return Ok(None);
+        match input {
+            Input::Job(Event::Signal(Signal::Interrupt | Signal::Terminate | Signal::Finish)) => return Ok(None),
+            Input::Job(Event::Notice(_)) => held.push(input),
+            _ if budget_ends.is_some_and(|end| Moment::now() >= end) => return Ok(None),
+            _ => {}
         }
     }
 }

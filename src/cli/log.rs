@@ -9,9 +9,13 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt as subscriber, reload};
 
 use crate::agent::printer::Printer;
+use crate::config::LogLevel;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -19,31 +23,48 @@ pub enum Format {
     Json,
 }
 
+/// The log of a run.
+pub struct Log {
+    pub printer: Printer,
+    level: reload::Handle<LevelFilter, Registry>,
+}
+
+impl Log {
+    /// Sets the level of what is logged from now on.
+    pub fn set_level(&self, level: LogLevel) {
+        // It fails only where the subscriber is gone, and with it all logging.
+        let _ = self.level.reload(filter(level));
+    }
+}
+
+const fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    }
+}
+
 /// Sends what is logged from now on to stderr, through a printer with a panel where that makes sense.
-pub fn start(format: Format, verbose: bool, quiet: bool) -> Printer {
-    let level = match (verbose, quiet) {
-        (true, _) => LevelFilter::DEBUG,
-        (_, true) => LevelFilter::WARN,
-        _ => LevelFilter::INFO,
-    };
+pub fn start(format: Format, level: LogLevel) -> Log {
+    let quiet = matches!(level, LogLevel::Error | LogLevel::Warn);
     let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     let printer = Printer::start(terminal && format == Format::Text && !quiet);
+    let (level, handle) = reload::Layer::new(filter(level));
     // A failing stderr must not be reported on stderr.
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(printer.clone())
-        .with_ansi(terminal)
-        .log_internal_errors(false);
+    let layer = subscriber::layer().with_writer(printer.clone()).with_ansi(terminal).log_internal_errors(false);
+    let registry = tracing_subscriber::registry().with(level);
     // A second subscriber in one process is a test's; the first one stays.
     let _ = match format {
         // journald writes the time itself.
         Format::Text => {
             let clock = std::env::var_os("JOURNAL_STREAM").is_none();
-            builder.event_format(Sentence { clock }).try_init()
+            registry.with(layer.event_format(Sentence { clock })).try_init()
         }
-        Format::Json => builder.json().flatten_event(true).with_target(false).try_init(),
+        Format::Json => registry.with(layer.json().flatten_event(true).with_target(false)).try_init(),
     };
-    printer
+    Log { printer, level: handle }
 }
 
 /// "12:34:56 verified step 1200: ...": the message alone, with its level where it is none of the usual.

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use super::{code, log};
 use crate::agent::{self, Outcome};
-use crate::config::Config;
+use crate::config::{Config, LogLevel};
 use crate::error::Result;
 
 /// Train, snapshot, verify, rotate and resume, in the foreground.
 ///
 /// Exits with 0 when the training is complete and its last snapshot verified, with 75 when the session is over and the
 /// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, a second one at once; SIGUSR1 takes a
-/// snapshot.
+/// snapshot, SIGHUP reads the job file again (as a change of it does).
 #[derive(clap::Args)]
 pub struct Args {
     /// The job file; `ckptd init` writes one to start from.
@@ -30,9 +30,24 @@ pub struct Args {
 }
 
 pub fn execute(args: &Args) -> Result<u8> {
-    let config = Config::load(&args.config)?;
-    let printer = log::start(args.log_format, args.verbose, args.quiet);
-    let outcome = agent::run(config, args.accept_changes, &printer);
+    let text = Config::read(&args.config)?;
+    let config = Config::parse(&text, &args.config)?;
+    let asked = match (args.verbose, args.quiet) {
+        (true, _) => Some(LogLevel::Debug),
+        (_, true) => Some(LogLevel::Warn),
+        _ => None,
+    };
+    let log = log::start(args.log_format, asked.unwrap_or(config.log.level));
+    let printer = &log.printer;
+    let surroundings = agent::Surroundings {
+        path: args.config.clone(),
+        text,
+        accept_changes: args.accept_changes,
+        printer,
+        // What the command line asks for stands.
+        set_log_level: &|level| log.set_level(asked.unwrap_or(level)),
+    };
+    let outcome = agent::run(config, &surroundings);
     if let (Err(error), log::Format::Json) = (&outcome, args.log_format) {
         tracing::error!("{error}");
     }

@@ -7,12 +7,17 @@ use jiff::Timestamp;
 use super::target::Target;
 use super::{code, output};
 use crate::agent::progress::{
-    self, Counts, Report, SessionReport, SnapshotReport, SnapshotState, StallReport, State, WorkerReport,
+    self, Counts, HistoryReport, IntervalReport, Report, SessionReport, SnapshotReport, SnapshotState, StallReport,
+    State, WorkerReport,
 };
 use crate::agent::status::ask;
 use crate::config;
 use crate::error::Result;
+use crate::session::ledger::Outlook;
 use crate::store;
+
+/// Sessions that the text lists.
+const SHOWN: usize = 5;
 
 /// Show what a running or stopped job is doing.
 #[derive(clap::Args)]
@@ -44,6 +49,9 @@ pub fn execute(args: &Args) -> Result<u8> {
 /// What the store's files say while no daemon runs.
 fn of_files(target: &Target) -> Result<Report> {
     let now = Timestamp::now();
+    let mut ledger = target.store.ledger();
+    // Nobody answers: one that has no end will get none any more.
+    ledger.close_killed();
     let entries = target.store.entries()?;
     let newest = entries.iter().find(|e| e.own && e.healthy());
     let manifest = newest.and_then(|e| e.manifest.as_ref());
@@ -75,6 +83,8 @@ fn of_files(target: &Target) -> Result<Report> {
         },
         stall_ms: StallReport::default(),
         worker: WorkerReport::default(),
+        interval: IntervalReport::default(),
+        history: HistoryReport::of(&ledger, total_steps, now),
     })
 }
 
@@ -99,9 +109,40 @@ fn describe(report: &Report) -> String {
     if let StallReport { p50: Some(p50), p99: Some(p99) } = report.stall_ms {
         lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %)"));
     }
-    lines.extend(report.session.seconds_left.map(|left| format!("session: {} left", age(left))));
+    if !report.interval.why.is_empty() {
+        lines.push(format!("interval: {}", report.interval.why));
+    }
+    lines.extend(report.session.seconds_left.map(|left| {
+        let source = report.session.source.as_ref().map_or_else(String::new, |source| format!(", then {source}"));
+        format!("session: {} left{source}", age(left))
+    }));
     if let Some(pid) = report.worker.pid {
         lines.push(format!("worker: process {pid}, restarted {} times", report.worker.restarts));
     }
+    lines.extend(describe_history(&report.history));
     lines.join("\n") + "\n"
+}
+
+/// The outlook, and the last few sessions.
+fn describe_history(history: &HistoryReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let (Some(sessions), Some(ends_at)) = (history.sessions_left, history.ends_at) {
+        lines.push(format!("outlook: {}", Outlook { sessions, ends_at }.text()));
+    }
+    for (age, session) in history.latest.iter().take(SHOWN).enumerate() {
+        let began = session.began.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S");
+        let cause = if session.ended.is_none() { "under way" } else { &session.cause };
+        let lost = match session.lost_steps {
+            0 => String::new(),
+            n => format!(", {n} steps lost"),
+        };
+        lines.push(format!(
+            "session {}: {began}, {}, steps {} to {}{lost}: {cause}",
+            history.sessions.saturating_sub(age as u64),
+            progress::duration(session.length()),
+            session.from_step,
+            session.saved_step,
+        ));
+    }
+    lines
 }

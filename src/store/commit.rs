@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
 use rustix::fs::OFlags;
@@ -24,6 +24,8 @@ use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
 
 /// Bytes of one write. Measured on virtio disks: 8 MiB reaches the device's rate, more gains nothing.
 const BLOCK_BYTES: usize = 8 << 20;
+/// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
+const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
 /// Chunks that may be encoded ahead of the writer, for each thread.
 const WINDOW_PER_THREAD: usize = 8;
 
@@ -42,6 +44,29 @@ pub struct CommitOptions {
     pub expected_bytes: u64,
     /// Set by another thread to abandon the commit.
     pub cancel: Arc<AtomicBool>,
+    /// Another thread's hand on the commit.
+    pub control: Arc<Control>,
+}
+
+/// Another thread's hand on a commit under way.
+#[derive(Debug, Default)]
+pub struct Control {
+    hurried: AtomicBool,
+    chunks: AtomicUsize,
+    written: AtomicUsize,
+}
+
+impl Control {
+    /// Gives a commit at low priority all processors at the usual one.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
+    }
+
+    /// The share of its chunks that is written.
+    pub fn fraction(&self) -> f64 {
+        let chunks = self.chunks.load(Ordering::Relaxed);
+        if chunks == 0 { 0.0 } else { self.written.load(Ordering::Relaxed) as f64 / chunks as f64 }
+    }
 }
 
 impl CommitOptions {
@@ -55,6 +80,7 @@ impl CommitOptions {
             background: false,
             expected_bytes: 0,
             cancel: Arc::default(),
+            control: Arc::default(),
         }
     }
 }
@@ -241,7 +267,8 @@ fn write_chunks(
     let threads = options.threads.clamp(1, units.len().max(1));
     let mut left: Vec<usize> = vec![0; items.len()];
     units.iter().for_each(|u| left[u.item] += 1);
-    let pipeline = Pipeline {
+    options.control.chunks.store(units.len(), Ordering::Relaxed);
+    let pipeline = &Pipeline {
         units,
         items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
         left: left.into_iter().map(AtomicUsize::new).collect(),
@@ -251,10 +278,14 @@ fn write_chunks(
         room: Condvar::new(),
     };
     std::thread::scope(|scope| {
-        let encoders: Vec<_> = (0..threads).map(|_| scope.spawn(|| pipeline.encode(options))).collect();
+        let spawn = |background: bool| scope.spawn(move || pipeline.encode(options.level, background));
+        let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.background)).collect();
         // Whatever happens here, the threads must not wait for a writer that is gone.
-        let end = EndOnDrop(&pipeline);
-        let outcome = pipeline.write(out, options);
+        let end = EndOnDrop(pipeline);
+        // A thread that has lowered its priority may not raise it again; fresh ones take over what is left.
+        let outcome = pipeline.write(out, options, &mut || {
+            encoders.extend((0..processors()).map(|_| spawn(false)));
+        });
         drop(end);
         // Joined here, a thread that panicked fails this commit and nothing else; the writer has seen it.
         encoders.into_iter().for_each(|encoder| drop(encoder.join()));
@@ -279,22 +310,31 @@ impl Pipeline<'_> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn write(&self, out: &mut BlockWriter, options: &CommitOptions) -> Result<(Vec<ChunkRecord>, bool)> {
+    fn write(
+        &self,
+        out: &mut BlockWriter,
+        options: &CommitOptions,
+        hurry: &mut dyn FnMut(),
+    ) -> Result<(Vec<ChunkRecord>, bool)> {
         let mut records = Vec::with_capacity(self.units.len());
-        let mut finite = true;
+        let (mut finite, mut hurried) = (true, false);
         while records.len() < self.units.len() {
-            if options.cancel.load(Ordering::Relaxed) {
-                return Err(Error::Other("the snapshot was abandoned for a newer one".into()));
-            }
             let mut state = self.lock();
             let chunk = loop {
+                if options.cancel.load(Ordering::Relaxed) {
+                    return Err(Error::Abandoned);
+                }
+                if !hurried && options.control.hurried.load(Ordering::Relaxed) {
+                    hurried = true;
+                    hurry();
+                }
                 if let Some(chunk) = state.waiting.remove(&records.len()) {
                     break chunk;
                 }
                 if state.ended {
                     return Err(Error::Other("an encoding thread died".into()));
                 }
-                state = self.encoded.wait(state).unwrap_or_else(|e| e.into_inner());
+                state = self.encoded.wait_timeout(state, CONTROL_INTERVAL).unwrap_or_else(|e| e.into_inner()).0;
             };
             drop(state);
             out.append(&chunk.bytes)?;
@@ -302,6 +342,7 @@ impl Pipeline<'_> {
             finite &= chunk.finite;
             let mut state = self.lock();
             state.written = records.len();
+            options.control.written.store(records.len(), Ordering::Relaxed);
             state.spare.push(chunk.bytes);
             drop(state);
             self.room.notify_all();
@@ -309,12 +350,12 @@ impl Pipeline<'_> {
         Ok((records, finite))
     }
 
-    fn encode(&self, options: &CommitOptions) {
-        if options.background {
+    fn encode(&self, level: u8, background: bool) {
+        if background {
             lowest_priority();
         }
         let mut ended_by_panic = PanicEnds(self, true);
-        let mut encoder = Encoder::new(options.level);
+        let mut encoder = Encoder::new(level);
         while let Some((index, mut bytes)) = self.take() {
             let unit = &self.units[index];
             let item = self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
@@ -366,6 +407,10 @@ impl Drop for PanicEnds<'_, '_> {
             drop(EndOnDrop(self.0));
         }
     }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Puts the calling thread behind everything else on the machine.

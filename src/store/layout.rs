@@ -38,6 +38,8 @@ pub const LOCK: &str = "ckptd.lock";
 pub const RUN: &str = "run.json";
 /// The config of the job that ran in the store last.
 pub const JOB: &str = "job.json";
+/// The sessions of the store, and what they taught.
+pub const SESSIONS: &str = "sessions.json";
 
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".ckpt";

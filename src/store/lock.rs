@@ -88,7 +88,7 @@ impl Holder {
 }
 
 /// Field 22 of /proc/PID/stat; `None` for a process that is gone or a zombie.
-fn start_ticks(pid: u32) -> Option<u64> {
+pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; the fields after it are plain.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

@@ -13,6 +13,7 @@ pub mod format;
 pub mod fs;
 mod job;
 pub mod layout;
+mod ledger;
 pub mod lock;
 pub mod read;
 pub mod retain;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use commit::{CommitOptions, Committed, commit};
+pub use commit::{CommitOptions, Committed, Control, commit};
 pub use format::Manifest;
 pub use lock::Lock;
 pub use read::Reader;

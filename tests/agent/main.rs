@@ -5,6 +5,8 @@
 mod damage;
 mod disk_full;
 mod harness;
+mod history;
+mod live;
 mod metadata;
 mod restart;
 mod service;

@@ -55,7 +55,9 @@ fn goes_on_until_told(mut run: Running) -> Ended {
 
 fn aws(request: &Request, action: Answer, rebalance: Answer) -> Answer {
     match request.line.as_str() {
-        "PUT /latest/api/token" if request.header("X-aws-ec2-metadata-token-ttl-seconds") == Some("21600") => ok("TOKEN"),
+        "PUT /latest/api/token" if request.header("X-aws-ec2-metadata-token-ttl-seconds") == Some("21600") => {
+            ok("TOKEN")
+        }
         _ if request.header("X-aws-ec2-metadata-token") != Some("TOKEN") => Answer::Reply(401, String::new()),
         "GET /latest/meta-data/spot/instance-action" => action,
         "GET /latest/meta-data/events/recommendations/rebalance" => rebalance,
@@ -167,7 +169,9 @@ fn squeue_is_asked_where_slurm_does_not_say_when_the_allocation_ends() {
 
 #[test]
 fn a_squeue_that_hangs_fails_or_raves_is_one_line_of_the_log() {
-    for (script, what) in [("sleep 600", "in time"), ("exit 1", "exit status: 1"), ("yes", "64 KiB"), ("echo hm", "no time")] {
+    for (script, what) in
+        [("sleep 600", "in time"), ("exit 1", "exit status: 1"), ("yes", "64 KiB"), ("echo hm", "no time")]
+    {
         let job = long_job("");
         let mut run = with_squeue(&job, script);
         let line = run.wait_for(TROUBLE);
@@ -264,9 +268,13 @@ fn services_that_hang_drip_flood_rave_or_send_elsewhere_cost_one_line_each_and_n
             run.wait_for("step ");
         }
         let ended = goes_on_until_told(run);
-        for source in
-            ["AWS spot", "AWS rebalance", "Google Cloud preemption", "Google Cloud maintenance", "Azure scheduled events"]
-        {
+        for source in [
+            "AWS spot",
+            "AWS rebalance",
+            "Google Cloud preemption",
+            "Google Cloud maintenance",
+            "Azure scheduled events",
+        ] {
             let lines = ended.log.lines().filter(|line| line.contains(source)).count();
             assert_eq!(lines, 1, "{name}, {source}: {}", ended.log);
         }

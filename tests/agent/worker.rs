@@ -80,7 +80,13 @@ impl Worker {
             std::thread::park();
         }
         let protocol = if self.asked("other-protocol") { 99 } else { protocol::VERSION };
-        self.say(&Event::Hello { protocol, worker: "fake".into(), version: "1".into(), pid: std::process::id() });
+        self.say(&Event::Hello {
+            protocol,
+            worker: "fake".into(),
+            version: "1".into(),
+            pid: std::process::id(),
+            accepts: vec!["configure".into()],
+        });
         let Ok(Command::Start(start)) = self.commands.recv() else { return 0 };
         for (what, failure) in [
             ("fail-config", Failure::Config),
@@ -114,6 +120,7 @@ impl Worker {
         });
         let mut seq = start.next_seq;
         let mut saved = state.step;
+        let mut every_steps = config.snapshot.every_steps;
         while state.step < config.train.steps {
             let in_step = state.step + 1;
             self.misbehave(in_step);
@@ -123,7 +130,7 @@ impl Worker {
                 match self.commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(Command::Snapshot { reason }) => self.save(&store, start, &state, &mut seq, &mut saved, &reason),
                     Ok(Command::Stop { .. }) if self.asked("deaf") => {}
-                    Ok(Command::Stop { snapshot, reason }) => {
+                    Ok(Command::Stop { snapshot, reason, .. }) => {
                         if reason == GONE {
                             self.linger();
                         }
@@ -133,6 +140,7 @@ impl Worker {
                         self.say(&Event::Done { step: state.step, finished: false });
                         return 0;
                     }
+                    Ok(Command::Configure { every_steps: asked, .. }) => every_steps = asked,
                     Ok(Command::Start(_)) => panic!("start came twice"),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
                 }
@@ -149,7 +157,7 @@ impl Worker {
                 step_ms: 15.0,
                 tokens: 64,
             });
-            if config.snapshot.every_steps.is_some_and(|every| in_step.is_multiple_of(every)) {
+            if every_steps.is_some_and(|every| in_step.is_multiple_of(every)) {
                 self.save(&store, start, &state, &mut seq, &mut saved, "interval");
             }
         }

@@ -104,6 +104,8 @@ struct Inner {
     extra_peak: u64,
     /// An update failed half way: the state is no longer one.
     torn: bool,
+    /// No update begins any more.
+    frozen: bool,
 }
 
 enum Slot {
@@ -142,8 +144,15 @@ impl State {
             Device::Cpu => host_slots(&metas)?,
             _ => device_slots(&metas, device)?,
         };
-        let inner =
-            Inner { slots, train, metrics: Metrics::default(), ticket: Weak::new(), extra_peak: 0, torn: false };
+        let inner = Inner {
+            slots,
+            train,
+            metrics: Metrics::default(),
+            ticket: Weak::new(),
+            extra_peak: 0,
+            torn: false,
+            frozen: false,
+        };
         let shared = Arc::new(Shared { metas, inner: Mutex::new(inner) });
         let mut state = State { shared, device, params: Vec::new() };
         state.refresh_leaves()?;
@@ -207,6 +216,12 @@ impl State {
     ) -> Result<T> {
         let began = Instant::now();
         let mut inner = self.shared.lock();
+        while inner.frozen {
+            // The process ends; what this step computed is not wanted any more.
+            drop(inner);
+            std::thread::park();
+            inner = self.shared.lock();
+        }
         inner.check()?;
         let (places, moved) = inner.places()?;
         let ticket = inner.ticket.upgrade();
@@ -268,9 +283,19 @@ impl Capturer {
         Ok(Some(Capture { tensors: tensors.collect(), train, metrics, capture_time: began.elapsed(), ticket }))
     }
 
+    /// Waits for an update that is under way; no other one begins after it.
+    pub fn freeze(&self) {
+        self.shared.lock().frozen = true;
+    }
+
     /// Optimiser steps completed.
     pub fn step(&self) -> u64 {
         self.shared.lock().train.step
+    }
+
+    /// The train state as it is now.
+    pub fn train(&self) -> TrainState {
+        self.shared.lock().train.clone()
     }
 
     pub fn memory(&self) -> Memory {

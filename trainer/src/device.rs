@@ -92,6 +92,25 @@ pub fn set_threads(threads: usize) -> usize {
     threads
 }
 
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Puts every thread of this process except those of these names behind all others: libtorch's threads cannot be
+/// stopped in the middle of an operation (one may hold a lock that is needed elsewhere), but they can give way. A new
+/// thread has the name of the one that made it until it gets its own.
+pub fn yield_processors(spared: &[&str]) {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for task in tasks {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let id = task.file_name().to_str().and_then(|id| id.parse().ok()).and_then(rustix::process::Pid::from_raw);
+        if let Some(id) = id.filter(|_| !spared.contains(&name.trim_end())) {
+            // It may be gone by now.
+            let _ = rustix::process::setpriority_process(Some(id), 19);
+        }
+    }
+}
+
 /// Makes malloc keep and reuse the memory of tensors. By default glibc maps and unmaps every tensor of more than
 /// 128 KiB, which costs a page fault per 4 KiB and step: about 120,000 for GPT-2 with 124 M parameters. To be called
 /// first in `main`, before other threads exist. Elsewhere than on glibc it does nothing.

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use ckptd::protocol::{self, Command, Event, Level, MAX_LINE};
 
+/// The thread that writes events.
+pub const THREAD: &str = "events";
+
 /// Sends events; clones go to other threads.
 #[derive(Clone)]
 pub struct Events {
@@ -28,7 +31,7 @@ impl Events {
     /// Events that leave as lines on standard output.
     pub fn to_stdout() -> std::io::Result<Events> {
         let (sender, receiver) = channel();
-        std::thread::Builder::new().name("events".into()).spawn(move || write_all(receiver))?;
+        std::thread::Builder::new().name(THREAD.into()).spawn(move || write_all(receiver))?;
         Ok(Events { sender })
     }
 

@@ -6,6 +6,9 @@
 //! it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on), [`rng`],
 //! [`probe`] (what a model answers).
 
+/// The name of the thread that obeys the agent.
+pub const COMMANDS_THREAD: &str = "commands";
+
 pub mod capture;
 pub mod data;
 pub mod device;

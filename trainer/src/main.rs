@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use ckptd::config::{Config, Every};
 use ckptd::protocol::{Command, Event, Failure, Level, Start, VERSION};
@@ -14,9 +15,9 @@ use ckptd::store::Store;
 use ckptd::{Error, Result};
 use ckptd_gpt2::events::{Commands, Events};
 use ckptd_gpt2::job::Job;
-use ckptd_gpt2::snapshots::{Settings, Snapshots};
+use ckptd_gpt2::snapshots::{Policy, Settings, Snapshots};
 use ckptd_gpt2::train::Training;
-use ckptd_gpt2::{device, probe};
+use ckptd_gpt2::{COMMANDS_THREAD, device, probe};
 use clap::{Parser, Subcommand};
 
 /// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.
@@ -59,8 +60,9 @@ fn main() -> ExitCode {
     let code = match arguments.config {
         Some(path) => run(&events, || alone(&path)),
         None => {
+            let accepts = vec!["configure".to_owned()];
             let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
-            events.send(Event::Hello { protocol: VERSION, worker, version, pid: std::process::id() });
+            events.send(Event::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
             run(&events, wait_for_start)
         }
     };
@@ -132,11 +134,14 @@ fn new_run_id(config: &Config) -> String {
 fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
     let taker: Arc<OnceLock<Snapshots>> = Arc::default();
+    let policy: Arc<Policy> = Arc::default();
+    let asked = &start.config.snapshot;
+    policy.set(asked.every_steps, asked.level, asked.encode_threads);
     let interval = start.config.snapshot.every;
     let own_timer = start.config.snapshot.every_steps.is_none();
     let _lock = match orders {
         Orders::Agent(commands) => {
-            obey(commands, taker.clone(), events.clone())?;
+            obey(commands, taker.clone(), policy.clone(), events.clone())?;
             None
         }
         Orders::Alone { _lock } => {
@@ -159,13 +164,11 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
         store: Store::open(&job.config.job.store)?,
         run_id,
         next_seq,
-        level: job.config.snapshot.level,
-        threads: encode_threads(job.config.snapshot.encode_threads),
         resumed: job.resumed.clone(),
         files: job.files.clone(),
         provenance: job.provenance.clone(),
     };
-    let snapshots = Snapshots::new(job.state.capturer(), settings, events.clone())?;
+    let snapshots = Snapshots::new(job.state.capturer(), settings, policy, events.clone())?;
     let (train, _) = job.state.train();
     events.send(Event::Ready {
         step: train.step,
@@ -179,30 +182,28 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     // From here on an order to stop has a state to save.
     let _ = taker.set(snapshots.clone());
     let step = Training::new(job, events.clone(), snapshots.clone()).run()?;
-    snapshots.take_last("final")?;
+    snapshots.take_last("final", None)?;
     events.send(Event::Done { step, finished: true });
     Ok(())
 }
 
-fn encode_threads(asked: usize) -> usize {
-    match asked {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
-        n => n,
-    }
-}
-
 /// Obeys the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
-fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, events: Events) -> Result<()> {
-    spawn("commands", move || {
-        let (save, reason) = loop {
+fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Policy>, events: Events) -> Result<()> {
+    spawn(COMMANDS_THREAD, move || {
+        let (save, reason, within) = loop {
             match commands.next_command() {
                 Ok(Some(Command::Snapshot { reason })) => match taker.get() {
                     Some(snapshots) => snapshots.take(&reason),
                     None => events.log(Level::Info, "no snapshot yet: the training has not begun"),
                 },
-                Ok(Some(Command::Stop { snapshot, reason })) => break (snapshot, reason),
+                Ok(Some(Command::Configure { every_steps, level, encode_threads })) => {
+                    policy.set(every_steps, level, encode_threads);
+                }
+                Ok(Some(Command::Stop { snapshot, reason, within_ms })) => {
+                    break (snapshot, reason, within_ms.map(Duration::from_millis));
+                }
                 Ok(Some(Command::Start(_))) => events.log(Level::Warn, "a second start was ignored"),
-                Ok(None) => break (true, "the agent is gone".to_owned()),
+                Ok(None) => break (true, "the agent is gone".to_owned(), None),
                 Err(what) => events.log(Level::Warn, what),
             }
         };
@@ -212,7 +213,7 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, events: Events)
         }
         if let (true, Some(snapshots)) = (save, taker.get()) {
             // The failure was told as an event.
-            code = i32::from(snapshots.take_last(&reason).is_err());
+            code = i32::from(snapshots.take_last(&reason, within).is_err());
         }
         let step = taker.get().map_or(0, Snapshots::step);
         events.send(Event::Done { step, finished: false });

@@ -4,30 +4,62 @@
 //! skipped and told, not queued. A commit that fails costs that snapshot and nothing else.
 //! Deliberately not here: when to ask (the agent, the training loop), how capture and commit work.
 
+mod ending;
+
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use ckptd::protocol::Event;
+use ckptd::protocol::{Event, Level};
 use ckptd::snapshot::{CarriedFile, Provenance, Snapshot, TrainState};
-use ckptd::store::{CommitOptions, Store, commit};
+use ckptd::store::{CommitOptions, Control, Store, commit};
 use ckptd::{Error, Result};
 
 use crate::capture::{Capture, Capturer};
+use crate::device;
 use crate::events::Events;
+
+/// The thread that commits, and those that encode for it.
+const THREAD: &str = "snapshots";
 
 /// What every snapshot of this session has in common.
 pub struct Settings {
     pub store: Store,
     pub run_id: String,
     pub next_seq: u64,
-    pub level: u8,
-    pub threads: usize,
     /// The state that the store holds already, and its root: what the session resumed from.
     pub resumed: Option<(TrainState, String)>,
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
+}
+
+/// What the agent may change while the worker runs.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// 0: not by steps.
+    every_steps: AtomicU64,
+    level: AtomicUsize,
+    threads: AtomicUsize,
+}
+
+impl Policy {
+    pub fn set(&self, every_steps: Option<u64>, level: u8, encode_threads: usize) {
+        let threads = match encode_threads {
+            0 => device::processors().div_ceil(2),
+            n => n,
+        };
+        self.every_steps.store(every_steps.unwrap_or(0), Ordering::Relaxed);
+        self.level.store(level.into(), Ordering::Relaxed);
+        self.threads.store(threads, Ordering::Relaxed);
+    }
+
+    /// Whether one is due after `step` steps.
+    pub fn is_due(&self, step: u64) -> bool {
+        let every = self.every_steps.load(Ordering::Relaxed);
+        every > 0 && step.is_multiple_of(every)
+    }
 }
 
 /// Takes snapshots; clones go to other threads.
@@ -36,6 +68,7 @@ pub struct Snapshots {
     capturer: Capturer,
     jobs: SyncSender<Job>,
     flight: Arc<Flight>,
+    policy: Arc<Policy>,
     events: Events,
 }
 
@@ -48,9 +81,18 @@ struct Flight {
 }
 
 struct Durable {
-    in_flight: bool,
+    in_flight: Option<InFlight>,
     /// The newest state that is durable.
     newest: Option<TrainState>,
+    /// What the last commit took.
+    last_time: Option<Duration>,
+}
+
+struct InFlight {
+    train: TrainState,
+    began: Instant,
+    cancel: Arc<AtomicBool>,
+    control: Arc<Control>,
 }
 
 struct Job {
@@ -58,14 +100,16 @@ struct Job {
     reason: String,
     /// The last one before an end is encoded at full priority.
     urgent: bool,
+    cancel: Arc<AtomicBool>,
+    control: Arc<Control>,
     outcome: Option<SyncSender<Result<()>>>,
 }
 
 impl Snapshots {
-    pub fn new(capturer: Capturer, settings: Settings, events: Events) -> Result<Snapshots> {
+    pub fn new(capturer: Capturer, settings: Settings, policy: Arc<Policy>, events: Events) -> Result<Snapshots> {
         let newest = settings.resumed.as_ref().map(|(train, _)| train.clone());
         let flight = Arc::new(Flight {
-            state: Mutex::new(Durable { in_flight: false, newest }),
+            state: Mutex::new(Durable { in_flight: None, newest, last_time: None }),
             landed: Condvar::new(),
             ending: AtomicBool::new(false),
         });
@@ -74,29 +118,33 @@ impl Snapshots {
             parent: settings.resumed.as_ref().map(|(_, root)| root.clone()),
             settings,
             flight: flight.clone(),
+            policy: policy.clone(),
             events: events.clone(),
             expected_bytes: 0,
         };
         std::thread::Builder::new()
-            .name("snapshots".into())
+            .name(THREAD.into())
             .spawn(move || committer.run(receiver))
             .map_err(|e| Error::io("starting a thread for", PathBuf::from("snapshots"), e))?;
-        Ok(Snapshots { capturer, jobs, flight, events })
+        Ok(Snapshots { capturer, jobs, flight, policy, events })
     }
 
     /// Captures the state as it is now, and returns; the rest happens in the background.
     pub fn take(&self, reason: &str) {
         let mut durable = self.flight.lock();
-        if durable.in_flight {
+        if self.flight.ending.load(Ordering::Relaxed) {
+            return; // The last one takes what is there.
+        }
+        if durable.in_flight.is_some() {
             let step = self.capturer.step();
             self.events.send(Event::SnapshotSkipped { step, reason: reason.into() });
             return;
         }
         match self.capture(&durable) {
             Ok(Some(capture)) => {
-                durable.in_flight = true;
+                let job = self.prepare(&mut durable, capture, reason, false, None);
                 drop(durable);
-                self.launch(capture, reason, false, None);
+                self.launch(job);
             }
             // Nothing has happened since the last one.
             Ok(None) => {}
@@ -109,9 +157,18 @@ impl Snapshots {
         self.capturer.step()
     }
 
-    /// Ends the training where it is: the last snapshot has the processors for itself, and the process ends after it.
+    /// Whether one is due after `step` steps.
+    pub fn is_due(&self, step: u64) -> bool {
+        self.policy.is_due(step)
+    }
+
+    /// Ends the training where it is, in the middle of a step: no other update begins, and whatever libtorch still
+    /// computes gives way. The last snapshot has the processors for itself, and the process ends after it.
     pub fn end_training(&self) {
         self.flight.ending.store(true, Ordering::Relaxed);
+        // Before the threads' priority: an update that is under way holds up the last snapshot.
+        self.capturer.freeze();
+        device::yield_processors(&[THREAD, crate::events::THREAD, crate::COMMANDS_THREAD]);
     }
 
     /// Called by the training between micro-batches; does not return once the session ends.
@@ -121,8 +178,25 @@ impl Snapshots {
         }
     }
 
-    /// Makes the newest state durable, and returns when it is: waits for what is in flight, then takes what is newer.
-    pub fn take_last(&self, reason: &str) -> Result<()> {
+    /// Makes the newest state durable, and returns when it is. What is in flight is finished first, or given up where
+    /// there is no time for both.
+    pub fn take_last(&self, reason: &str, within: Option<Duration>) -> Result<()> {
+        let durable = self.flight.lock();
+        if let Some(flight) = &durable.in_flight {
+            let elapsed = flight.began.elapsed();
+            let rest = ending::rest(flight.control.fraction(), elapsed);
+            let facts = ending::Facts {
+                newer: self.capturer.train() != flight.train,
+                rest,
+                fresh: durable.last_time.or(rest.map(|rest| elapsed + rest)),
+                time: within,
+            };
+            match ending::decide(&facts) {
+                ending::Ending::Finish => flight.control.hurry(),
+                ending::Ending::Abandon => flight.cancel.store(true, Ordering::Relaxed),
+            }
+        }
+        drop(durable);
         self.take_and_wait(reason, false)
     }
 
@@ -133,17 +207,17 @@ impl Snapshots {
 
     fn take_and_wait(&self, reason: &str, even_if_durable: bool) -> Result<()> {
         let mut durable = self.flight.lock();
-        while durable.in_flight {
+        while durable.in_flight.is_some() {
             durable = self.flight.landed.wait(durable).unwrap_or_else(PoisonError::into_inner);
         }
         if even_if_durable {
             durable.newest = None;
         }
         let Some(capture) = self.capture(&durable).inspect_err(|e| self.failed(e))? else { return Ok(()) };
-        durable.in_flight = true;
-        drop(durable);
         let (outcome, landed) = sync_channel(1);
-        self.launch(capture, reason, true, Some(outcome));
+        let job = self.prepare(&mut durable, capture, reason, true, Some(outcome));
+        drop(durable);
+        self.launch(job);
         landed.recv().unwrap_or_else(|_| Err(Error::Other("the thread that commits snapshots died".into())))
     }
 
@@ -154,11 +228,31 @@ impl Snapshots {
         Ok(Some(capture).filter(|c| durable.newest.as_ref() != Some(&c.train)))
     }
 
-    fn launch(&self, capture: Capture, reason: &str, urgent: bool, outcome: Option<SyncSender<Result<()>>>) {
-        let capture_ms = capture.capture_time.as_secs_f64() * 1e3;
-        self.events.send(Event::SnapshotStarted { step: capture.train.step, reason: reason.into(), capture_ms });
+    /// Takes the one place in flight.
+    fn prepare(
+        &self,
+        durable: &mut Durable,
+        capture: Capture,
+        reason: &str,
+        urgent: bool,
+        outcome: Option<SyncSender<Result<()>>>,
+    ) -> Job {
+        let (cancel, control): (Arc<AtomicBool>, Arc<Control>) = Default::default();
+        durable.in_flight = Some(InFlight {
+            train: capture.train.clone(),
+            began: Instant::now(),
+            cancel: cancel.clone(),
+            control: control.clone(),
+        });
+        Job { capture, reason: reason.into(), urgent, cancel, control, outcome }
+    }
+
+    fn launch(&self, job: Job) {
+        let capture_ms = job.capture.capture_time.as_secs_f64() * 1e3;
+        let (step, reason) = (job.capture.train.step, job.reason.clone());
+        self.events.send(Event::SnapshotStarted { step, reason, capture_ms });
         // The channel has room: only one is in flight. The committer lives as long as the process.
-        let _ = self.jobs.send(Job { capture, reason: reason.into(), urgent, outcome });
+        let _ = self.jobs.send(job);
     }
 
     fn failed(&self, error: &Error) {
@@ -179,6 +273,7 @@ struct Committer {
     settings: Settings,
     parent: Option<String>,
     flight: Arc<Flight>,
+    policy: Arc<Policy>,
     events: Events,
     expected_bytes: u64,
 }
@@ -187,31 +282,39 @@ impl Committer {
     fn run(mut self, jobs: Receiver<Job>) {
         for job in jobs {
             let (step, train) = (job.capture.train.step, job.capture.train.clone());
-            let outcome = self.commit(job.capture, &job.reason, job.urgent);
-            if let Err(e) = &outcome {
+            let (began, waiting) = (Instant::now(), job.outcome.clone());
+            let outcome = self.commit(job);
+            if let Err(Error::Abandoned) = &outcome {
+                self.events.log(Level::Info, format!("the snapshot of step {step} is given up for a newer one"));
+            } else if let Err(e) = &outcome {
                 let disk_full = matches!(e, Error::NoSpace { .. });
                 self.events.send(Event::SnapshotFailed { step, what: e.to_string(), disk_full });
             }
             let mut durable = self.flight.lock();
-            durable.in_flight = false;
+            durable.in_flight = None;
             if outcome.is_ok() {
+                durable.last_time = Some(began.elapsed());
                 durable.newest = Some(train);
             }
             drop(durable);
             self.flight.landed.notify_all();
-            if let Some(waiting) = job.outcome {
+            if let Some(waiting) = waiting {
                 let _ = waiting.send(outcome);
             }
         }
     }
 
-    fn commit(&mut self, capture: Capture, reason: &str, urgent: bool) -> Result<()> {
+    fn commit(&mut self, job: Job) -> Result<()> {
+        let Job { capture, reason, urgent, cancel, control, .. } = job;
         let settings = &self.settings;
         let options = CommitOptions {
             parent: self.parent.clone(),
-            level: settings.level,
-            threads: settings.threads,
+            level: u8::try_from(self.policy.level.load(Ordering::Relaxed)).unwrap_or(1),
+            // Nothing else is to be computed beside the last one.
+            threads: if urgent { device::processors() } else { self.policy.threads.load(Ordering::Relaxed) },
             background: !urgent,
+            cancel,
+            control,
             expected_bytes: self.expected_bytes,
             ..CommitOptions::new(&settings.run_id, settings.next_seq)
         };
@@ -225,7 +328,7 @@ impl Committer {
             tensors: capture.tensors,
             train: capture.train,
             metrics: capture.metrics,
-            provenance: Provenance { reason: reason.into(), ..settings.provenance.clone() },
+            provenance: Provenance { reason, ..settings.provenance.clone() },
             files: settings.files.clone(),
         };
         let done = commit(&settings.store, snapshot, &options)?;

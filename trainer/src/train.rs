@@ -59,8 +59,7 @@ impl Training {
             }
             self.step(step)?;
             self.evaluate_if_due()?;
-            let every = self.job.config.snapshot.every_steps;
-            if every.is_some_and(|n| (step + 1).is_multiple_of(n)) && step + 1 < steps {
+            if self.snapshots.is_due(step + 1) && step + 1 < steps {
                 self.snapshots.take("interval");
             }
         }

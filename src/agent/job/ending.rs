@@ -1,11 +1,13 @@
 //! How a session ends: signals, the last snapshot, the outcome.
 
 use super::*;
-use crate::agent::progress::LastSnapshot;
 
 /// Signals this close together are one request: `timeout` signals a process and then its group, a terminal and a
 /// script may both pass on a Ctrl-C.
 const SAME_SIGNAL: Duration = Duration::from_millis(200);
+
+/// Before the time to stop is over, the worker is ended by force, so that the agent is gone by then, too.
+const HARD_END: Duration = Duration::from_millis(100);
 
 impl Job {
     pub(super) fn signalled(&mut self, signal: Signal, now: Now) {
@@ -16,12 +18,15 @@ impl Job {
                 self.request_snapshot("signal", now);
             }
             Signal::Snapshot => info!("SIGUSR1: nothing trains now, so that there is nothing to save"),
-            Signal::Hangup => info!("SIGHUP: the terminal is gone; the training goes on"),
+            Signal::Hangup => {
+                info!("SIGHUP: reading the job file again; the training goes on");
+                self.act(Action::Reload);
+            }
             Signal::Interrupt | Signal::Terminate
                 if self.stop.as_ref().is_some_and(|stop| stop.by_signal && now.at < stop.asked + SAME_SIGNAL) => {}
             Signal::Interrupt | Signal::Terminate if self.stop.as_ref().is_some_and(|stop| stop.by_signal) => {
                 warn!("{} again: ending as it is", signal.name());
-                self.end_as_it_is();
+                self.end_as_it_is(now);
             }
             Signal::Interrupt | Signal::Terminate | Signal::Finish => {
                 self.stop(signal.name(), by, true, now);
@@ -29,24 +34,19 @@ impl Job {
         }
     }
 
-    pub(super) fn noticed(&mut self, notice: Notice, now: Now) {
-        let Notice { source, call } = notice;
-        match call {
-            Call::EndsAt(_) | Call::Withdrawn => {}
-            Call::Snapshot => {
-                info!("{source}: snapshot now");
-                self.request_snapshot(&source, now);
-            }
-            Call::Finish => self.stop(&source, now.at + self.config.session.grace.0, false, now),
-        }
-    }
-
     /// Ends the session with a last snapshot, by `by` at the latest.
     pub(super) fn stop(&mut self, why: &str, by: Moment, by_signal: bool, now: Now) {
         let first = self.stop.is_none();
         let asked = self.stop.as_ref().filter(|stop| stop.by_signal || !by_signal).map_or(now.at, |stop| stop.asked);
-        let by = self.stop.as_ref().map_or(by, |stop| stop.by.min(by));
-        self.stop = Some(Stop { by, why: why.to_owned(), by_signal, asked });
+        // Whoever is ended by force needs time for that, too.
+        let by = (by - HARD_END).max(now.at);
+        // A deadline does not wait because a signal came first, nor a signal because a deadline is near.
+        let by = self.deadline(now).map_or(by, |deadline| (deadline.at - HARD_END).max(now.at).min(by));
+        let (by, began, saved) = match &self.stop {
+            Some(stop) => (stop.by.min(by), stop.began, stop.saved),
+            None => (by, now.at, false),
+        };
+        self.stop = Some(Stop { by, why: why.to_owned(), by_signal, asked, began, saved });
         if !first {
             return;
         }
@@ -54,7 +54,7 @@ impl Job {
         match &mut self.phase {
             Phase::Choosing | Phase::BackingOff { .. } => {
                 info!("stopping: {why}");
-                self.settle_when_idle();
+                self.settle_when_idle(now);
             }
             // It has trained nothing yet, so that there is nothing to save and nothing to wait for.
             Phase::Running(run) if !run.ready => {
@@ -63,16 +63,18 @@ impl Job {
             }
             Phase::Running(run) if run.last_word.is_none() && run.killed_for.is_none() => {
                 info!("stopping: {why}; taking the last snapshot (a second signal ends at once)");
-                self.act(Action::Send(Command::Stop { snapshot: true, reason: why.to_owned() }));
+                let within = (by - now.at).saturating_sub(FAREWELL);
+                let within_ms = Some(u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+                self.act(Action::Send(Command::Stop { snapshot: true, reason: why.to_owned(), within_ms }));
             }
             Phase::Running(_) | Phase::Settling { .. } | Phase::Ended => info!("stopping: {why}"),
         }
     }
 
-    fn settle_when_idle(&mut self) {
+    fn settle_when_idle(&mut self, now: Now) {
         self.phase = Phase::Settling { finished: false };
         if self.unjudged.is_empty() {
-            self.end_as_it_is();
+            self.end_as_it_is(now);
         }
     }
 
@@ -92,23 +94,22 @@ impl Job {
         let complete = self.progress.last_verified.as_ref().is_some_and(|last| last.step >= total);
         if finished && complete {
             info!(step = total, "finished: all {total} steps are done, the last one is saved and verified");
-            self.end(Ok(Outcome::Finished));
+            self.end(Ok(Outcome::Finished), now);
         } else if finished && self.stop.is_none() {
             let why = self.complaint.clone().unwrap_or_else(|| "it was not verified".to_owned());
             let silent = Exit { code: None, signal: None, out_of_memory: false, last_words: Vec::new() };
             self.crashed(Cause::LastSnapshot(why), Some(self.progress.step), &silent, now);
         } else {
-            self.end_as_it_is();
+            self.learn_final(now);
+            self.end_as_it_is(now);
         }
     }
 
     /// Ends a session whose training is not complete, saying what the next one goes on from.
-    pub(super) fn end_as_it_is(&mut self) {
+    pub(super) fn end_as_it_is(&mut self, now: Now) {
         let (step, total) = (self.progress.step, self.config.train.steps);
         let why = self.stop.as_ref().map_or("stopped", |stop| stop.why.as_str());
-        let durable = |last: &&LastSnapshot| last.state != SnapshotState::Quarantined;
-        let saved = self.progress.last_snapshot.as_ref().filter(durable).or(self.progress.last_verified.as_ref());
-        let outcome = match saved {
+        let outcome = match self.progress.last_durable() {
             None if step > 0 => Err(Error::Other(format!(
                 "the session ended ({why}) after step {step} of {total} and before any snapshot; the training begins anew"
             ))),
@@ -133,7 +134,28 @@ impl Job {
                 Ok(Outcome::Resume)
             }
         };
-        self.end(outcome);
+        self.end(outcome, now);
+    }
+
+    /// What the final snapshot took, from the stop to its verification.
+    fn learn_final(&mut self, now: Now) {
+        let verified = self.progress.last_snapshot.as_ref().is_some_and(|last| last.state == SnapshotState::Verified);
+        if let Some(stop) = self.stop.as_ref().filter(|stop| stop.saved && verified) {
+            self.ledger.costs.finals_ms.push(now.at - stop.began);
+        }
+    }
+
+    /// The time that is left for a tidy end.
+    pub fn time_to_leave(&self, now: Now) -> Duration {
+        self.stop.as_ref().map_or(Duration::MAX, |stop| stop.by - now.at)
+    }
+
+    /// Threads that read a snapshot back: one beside a training, which wants the others, else all.
+    pub fn verify_threads(&self) -> usize {
+        match self.stop {
+            None => 1,
+            Some(_) => std::thread::available_parallelism().map_or(1, usize::from),
+        }
     }
 
     /// Whether nothing is left to be judged.
@@ -142,8 +164,22 @@ impl Job {
     }
 
     /// The loop kills and reaps the worker if one is left.
-    pub(super) fn end(&mut self, outcome: Result<Outcome>) {
+    pub(super) fn end(&mut self, outcome: Result<Outcome>, now: Now) {
+        self.count_time(now);
         self.phase = Phase::Ended;
+        self.record_end(
+            match (&outcome, &self.stop) {
+                (Ok(Outcome::Finished), _) => "finished".to_owned(),
+                (Err(error), None) => format!("failed: {error}"),
+                (_, Some(stop)) => stop.why.clone(),
+                (Ok(Outcome::Resume), None) => "stopped".to_owned(),
+            },
+            now,
+        );
+        if let (Ok(Outcome::Resume), Some(outlook)) = (&outcome, self.ledger.outlook(self.config.train.steps, now.wall))
+        {
+            info!(sessions_left = outlook.sessions, "{}", outlook.text());
+        }
         self.progress.state = match &outcome {
             Ok(Outcome::Finished) => State::Finished,
             Ok(Outcome::Resume) => State::Stopped,

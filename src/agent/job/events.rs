@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::config::{Config, LogLevel};
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command};
 use crate::session::Notice;
 pub use crate::session::clock::Now;
+use crate::session::ledger::Ledger;
 use crate::snapshot::TrainState;
 
 /// Everything that can happen to a job.
@@ -31,6 +33,8 @@ pub enum Event {
     /// The worker is gone, and everything that it said has been heard.
     Exited(Exit),
     Signal(Signal),
+    /// The job file was changed, or somebody asked to read it again.
+    Config(Result<Box<Config>>),
     /// A notice source has something to say.
     Notice(Notice),
     /// The time that [`Job::wake_at`] named has come.
@@ -40,7 +44,7 @@ pub enum Event {
 impl Event {
     /// Whether it shows that the worker or the keeper lives: all that they say and do does.
     pub fn is_sign_of_life(&self) -> bool {
-        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_))
+        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_) | Event::Config(_))
     }
 }
 
@@ -59,6 +63,14 @@ pub enum Action {
     Verify {
         id: String,
     },
+    /// Write the ledger to the store.
+    Record(Box<Ledger>),
+    /// Read the job file again.
+    Reload,
+    /// Log from this level on.
+    SetLogLevel(LogLevel),
+    /// Remember the job in the store as it is now.
+    Remember(Box<Config>),
     /// The session is over.
     End(Result<Outcome>),
 }
@@ -128,7 +140,7 @@ pub enum Signal {
     Snapshot,
     /// SIGUSR2: end the session.
     Finish,
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: read the job file again (or the terminal is gone, which changes nothing).
     Hangup,
 }
 

@@ -2,29 +2,35 @@
 //!
 //! Every event goes through [`Job::on`], which returns what is to be done; the loop around it does that and nothing
 //! else. Invariant: at most one worker runs; what it commits counts only after the keeper has read it back; a job that
-//! was asked to stop ends by the time that was given. Deliberately not here: when a snapshot is due (pace), when a
+//! was asked to stop ends by the time that was given. Deliberately not here: when a snapshot is due (session), when a
 //! failed worker is started again (restarts), tokio, the store.
 
 mod ending;
 mod events;
+mod plan;
+mod reload;
+#[cfg(test)]
+mod session_tests;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
 pub use events::{Action, Choice, Event, Exit, Now, Outcome, Resume, Signal, Verdict};
 
-use super::pace::{self, Decision};
-use super::progress::{Progress, SnapshotState, State};
+use super::progress::{HistoryReport, IntervalReport, Progress, Report, SnapshotState, State};
 use super::restarts::{Cause, Restarts};
 use crate::config::{Config, Every};
 use crate::error::{Error, Result};
 use crate::protocol::{self, Command, Failure};
 use crate::session::clock::Moment;
-use crate::session::{Call, Notice};
+use crate::session::costs::Meter;
+use crate::session::ledger::Ledger;
+use crate::session::{Call, FAREWELL, Notice, Plan};
 
 /// Without a message of the worker's own for so long after its start, it does not speak the protocol.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,8 +38,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A wake-up so late means that the agent itself stood still, so that the worker's silence proves nothing.
 const OVERSLEPT: Duration = Duration::from_secs(3);
-/// Time between snapshots under `every = "auto"`.
-const AUTO_INTERVAL: Duration = Duration::from_secs(300);
 
 pub struct Job {
     config: Config,
@@ -43,7 +47,17 @@ pub struct Job {
     progress: Progress,
     restarts: Restarts,
     stop: Option<Stop>,
-    pace: pace::Facts,
+    began: Moment,
+    /// When the state that the next worker would go on from was captured, or the training began.
+    last_snapshot: Moment,
+    /// When the snapshot in flight was begun.
+    in_flight: Option<Moment>,
+    /// What notice sources say of the session's end.
+    notices: BTreeMap<String, Moment>,
+    ledger: Ledger,
+    meter: Meter,
+    /// When the ledger was given to be written last.
+    recorded: Option<Moment>,
     /// Snapshots that the keeper has not judged yet.
     unjudged: Vec<Unjudged>,
     /// What the user was told last about snapshots that fail, so that it is told once.
@@ -73,8 +87,13 @@ struct Run {
     last_sign: Moment,
     greeted: bool,
     ready: bool,
-    /// The last completed step.
+    /// The last completed step, and when that was.
     step: u64,
+    step_began: Option<Moment>,
+    /// Training time is in the ledger up to here.
+    counted_to: Option<Moment>,
+    /// The worker can be told other settings while it runs.
+    configurable: bool,
     /// It has said its last word: `Ok(finished)` or why it failed.
     last_word: Option<Result<bool, (Failure, String)>>,
     leave_by: Option<Moment>,
@@ -87,28 +106,43 @@ struct Stop {
     by_signal: bool,
     /// When it was asked for first, by a signal if there was one.
     asked: Moment,
+    /// When the worker was told, and whether it has made anything durable since.
+    began: Moment,
+    saved: bool,
 }
 
 struct Unjudged {
     id: String,
     step: u64,
     write: Duration,
+    began: Moment,
+    stall: Duration,
 }
 
 impl Job {
     /// A job whose session begins `now`, with what is to be done first.
-    pub fn new(config: Config, run_id: String, accept_changes: bool, now: Now) -> (Job, Vec<Action>) {
-        let mut progress = Progress::new(config.train.steps);
-        progress.deadline = config
-            .session
-            .budget
-            .and_then(|budget| now.wall.checked_add(jiff::SignedDuration::try_from(budget.0).ok()?).ok());
-        let job = Job {
+    /// `ledger` is what the store's earlier sessions left.
+    pub fn new(
+        config: Config,
+        run_id: String,
+        accept_changes: bool,
+        mut ledger: Ledger,
+        now: Now,
+    ) -> (Job, Vec<Action>) {
+        let progress = Progress::new(config.train.steps);
+        ledger.begin(&run_id, now.wall);
+        let mut job = Job {
             phase: Phase::Choosing,
             progress,
             restarts: Restarts::default(),
             stop: None,
-            pace: pace::Facts { session_began: now.at, last_snapshot: now.at, dearest: None },
+            began: now.at,
+            last_snapshot: now.at,
+            in_flight: None,
+            notices: BTreeMap::new(),
+            ledger,
+            meter: Meter::default(),
+            recorded: None,
             unjudged: Vec::new(),
             complaint: None,
             refuted_in_a_row: 0,
@@ -117,18 +151,25 @@ impl Job {
             run_id,
             accept_changes,
         };
-        (job, vec![Action::Choose { discard: None }])
+        job.act(Action::Choose { discard: None });
+        job.record(true, now);
+        let actions = std::mem::take(&mut job.actions);
+        (job, actions)
     }
 
     pub fn progress(&self) -> &Progress {
         &self.progress
     }
 
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Takes note of `event` and says what is to be done.
     pub fn on(&mut self, event: Event, now: Now) -> Vec<Action> {
         match event {
             Event::Chosen(choice) => self.chosen(choice, now),
-            Event::NotStarted(error) => self.end(Err(error)),
+            Event::NotStarted(error) => self.end(Err(error), now),
             Event::Judged { id, verdict } => self.judged(&id, verdict, now),
             Event::Started { pid } => self.progress.worker_pid = Some(pid),
             Event::Said(message) => self.said(*message, now),
@@ -136,9 +177,11 @@ impl Job {
             Event::Exited(exit) => self.exited(exit, now),
             Event::Signal(signal) => self.signalled(signal, now),
             Event::Notice(notice) => self.noticed(notice, now),
+            Event::Config(config) => self.reconfigured(config, now),
             Event::Tick => self.ticked(now),
         }
-        self.pace(now);
+        self.keep_to_plan(now);
+        self.progress.deadline = self.deadline(now).map(|deadline| now.wall_at(deadline.at));
         std::mem::take(&mut self.actions)
     }
 
@@ -149,12 +192,12 @@ impl Job {
             Phase::Running(run) => Some(self.patience_ends(run)),
             Phase::Choosing | Phase::Settling { .. } | Phase::Ended => None,
         };
-        let of_pace = match (&self.stop, self.decide(now)) {
-            (None, Decision::GoOn { until }) => until,
-            (None, Decision::Snapshot | Decision::Stop { .. }) => Some(now.at),
+        let of_plan = match (&self.stop, self.plan(now)) {
+            (None, Plan::GoOn { until }) => until,
+            (None, Plan::Snapshot { .. } | Plan::Stop { .. }) => Some(now.at),
             (Some(stop), _) => Some(stop.by),
         };
-        [of_phase, of_pace].into_iter().flatten().min()
+        [of_phase, of_plan].into_iter().flatten().min()
     }
 
     /// When a worker that says nothing more is killed.
@@ -163,41 +206,10 @@ impl Job {
         run.leave_by.unwrap_or(run.last_sign + silence)
     }
 
-    /// What the session's plan asks for now. Snapshots by time are for a worker that trains.
-    fn decide(&self, now: Now) -> Decision {
-        let every = match (self.config.snapshot.every_steps, self.config.snapshot.every) {
-            _ if !self.trains() => None,
-            // The worker keeps to every_steps itself: it alone knows a step's end while it is there.
-            (Some(_), _) => None,
-            (None, Every::Interval(interval)) => Some(interval),
-            (None, Every::Auto) => Some(AUTO_INTERVAL),
-        };
-        let rules = pace::Rules { every, budget: self.config.session.budget.map(|budget| budget.0) };
-        pace::decide(&self.pace, &rules, now.at)
-    }
-
-    fn pace(&mut self, now: Now) {
-        if self.stop.is_some() || matches!(self.phase, Phase::Ended) {
-            return;
-        }
-        match self.decide(now) {
-            Decision::GoOn { .. } => {}
-            Decision::Snapshot => self.request_snapshot("interval", now),
-            Decision::Stop { by } => self.stop("the session's budget ends", by, false, now),
-        }
-    }
-
     /// Whether a worker trains that commands can be given to.
     fn trains(&self) -> bool {
         let trains = |run: &Run| run.ready && run.last_word.is_none() && run.killed_for.is_none();
         matches!(&self.phase, Phase::Running(run) if trains(run))
-    }
-
-    fn request_snapshot(&mut self, reason: &str, now: Now) {
-        if self.trains() {
-            self.pace.last_snapshot = now.at;
-            self.act(Action::Send(Command::Snapshot { reason: reason.into() }));
-        }
     }
 
     fn ticked(&mut self, now: Now) {
@@ -205,7 +217,7 @@ impl Job {
             && now.at >= stop.by
         {
             warn!("the time to stop is over; ending as it is");
-            return self.end_as_it_is();
+            return self.end_as_it_is(now);
         }
         let patience_ends = match &self.phase {
             Phase::Running(run) => self.patience_ends(run),
@@ -241,7 +253,7 @@ impl Job {
         }
         let choice = match choice {
             Ok(choice) => choice,
-            Err(error) => return self.end(Err(error)),
+            Err(error) => return self.end(Err(error), now),
         };
         let total = self.config.train.steps;
         let step = choice.resume.as_ref().map_or(0, |resume| resume.step);
@@ -249,10 +261,11 @@ impl Job {
         if let Some(resume) = &choice.resume {
             self.progress.snapshot(&resume.id, resume.step, SnapshotState::Verified, resume.created_at);
         }
+        self.began_at(step);
         self.progress.step = step;
         if choice.resume.as_ref().is_some_and(|resume| self.config.train.is_complete(&resume.train)) {
             info!(step, "the training is finished: step {step} of {total} is saved and verified");
-            return self.end(Ok(Outcome::Finished));
+            return self.end(Ok(Outcome::Finished), now);
         }
         match &choice.resume {
             Some(resume) => info!(step, id = resume.id, "resuming from step {step} of {total}: {}", resume.why),
@@ -265,6 +278,9 @@ impl Job {
             greeted: false,
             ready: false,
             step,
+            step_began: None,
+            counted_to: None,
+            configurable: false,
             last_word: None,
             leave_by: None,
             killed_for: None,
@@ -272,9 +288,19 @@ impl Job {
         self.act(Action::Spawn);
     }
 
+    /// A worker is about to go on after `step` steps; what an earlier one did beyond them is lost.
+    fn began_at(&mut self, step: u64) {
+        let reached = self.progress.step;
+        let Some(session) = self.ledger.current() else { return };
+        if session.from_step == session.saved_step && session.trained_seconds == 0.0 {
+            (session.from_step, session.saved_step, session.step) = (step, step, step);
+        }
+        session.lost_steps += reached.saturating_sub(step);
+    }
+
     fn judged(&mut self, id: &str, verdict: Verdict, now: Now) {
         let Some(at) = self.unjudged.iter().position(|u| u.id == id) else { return };
-        let Unjudged { step, write, .. } = self.unjudged.swap_remove(at);
+        let Unjudged { step, write, began, stall, .. } = self.unjudged.swap_remove(at);
         match verdict {
             Verdict::Verified { step: found, .. } if found != step => {
                 self.kill_for(Cause::Garbage(format!("it announced {id} as step {step}, and it is step {found}")), now);
@@ -293,7 +319,8 @@ impl Job {
                 self.refuted_in_a_row = 0;
                 self.progress.counts.verified += 1;
                 self.progress.snapshot(id, step, SnapshotState::Verified, created_at);
-                self.pace.dearest = self.pace.dearest.max(Some(write + took));
+                self.learn_snapshot(began, stall, now);
+                self.record(false, now);
             }
             Verdict::Quarantined { reason } => {
                 warn!(step, id, "step {step} is not what was written and went to quarantine: {reason}");

@@ -9,10 +9,10 @@ use crate::protocol::Event as Message;
 use crate::snapshot::TrainState;
 
 /// A job with a clock that a test turns.
-struct Bench {
-    job: Job,
+pub(super) struct Bench {
+    pub(super) job: Job,
     began: Moment,
-    now: Now,
+    pub(super) now: Now,
     actions: Vec<Action>,
 }
 
@@ -21,12 +21,12 @@ impl Bench {
         let toml = format!("[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[train]\nsteps = 20\n{toml}");
         let config = Config::parse(&toml, "/job.toml".as_ref()).unwrap();
         let now = Now::read();
-        let (job, actions) = Job::new(config, "run".into(), false, now);
+        let (job, actions) = Job::new(config, "run".into(), false, Ledger::default(), now);
         Bench { job, began: now.at, now, actions }
     }
 
     /// One whose worker trains after `step` steps.
-    fn training(toml: &str, step: u64) -> Bench {
+    pub(super) fn training(toml: &str, step: u64) -> Bench {
         let mut bench = Bench::new(toml);
         bench.on(Event::Chosen(Ok(choice(step))));
         bench.greet(step);
@@ -39,28 +39,30 @@ impl Bench {
         self.say(ready(step));
     }
 
-    fn on(&mut self, event: Event) -> &[Action] {
+    pub(super) fn on(&mut self, event: Event) -> &[Action] {
         self.actions = self.job.on(event, self.now);
+        // The ledger is written beside everything else.
+        self.actions.retain(|action| !matches!(action, Action::Record(_)));
         &self.actions
     }
 
-    fn say(&mut self, message: Message) -> &[Action] {
+    pub(super) fn say(&mut self, message: Message) -> &[Action] {
         self.on(Event::Said(Box::new(message)))
     }
 
-    fn pass(&mut self, duration: Duration) {
+    pub(super) fn pass(&mut self, duration: Duration) {
         self.now.at += duration;
         self.now.wall = self.now.wall.checked_add(jiff::SignedDuration::try_from(duration).unwrap()).unwrap();
     }
 
     /// Lets the time pass that the job wants to sleep, and wakes it.
-    fn wake(&mut self) -> &[Action] {
+    pub(super) fn wake(&mut self) -> &[Action] {
         let at = self.job.wake_at(self.now).unwrap();
         self.pass(at.saturating_duration_since(self.now.at));
         self.on(Event::Tick)
     }
 
-    fn elapsed(&self) -> Duration {
+    pub(super) fn elapsed(&self) -> Duration {
         self.now.at - self.began
     }
 }
@@ -78,7 +80,13 @@ fn choice(step: u64) -> Choice {
 }
 
 fn hello(version: u32) -> Message {
-    Message::Hello { protocol: version, worker: "fake".into(), version: "1".into(), pid: 7 }
+    Message::Hello {
+        protocol: version,
+        worker: "fake".into(),
+        version: "1".into(),
+        pid: 7,
+        accepts: vec!["configure".into()],
+    }
 }
 
 fn ready(step: u64) -> Message {
@@ -86,22 +94,22 @@ fn ready(step: u64) -> Message {
     Message::Ready { step, total_steps: 20, parameters: 1, state_bytes: 4, resumed, device, threads: 1 }
 }
 
-fn step(step: u64) -> Message {
+pub(super) fn step(step: u64) -> Message {
     Message::Step { step, loss: 1.0, learning_rate: 1e-3, grad_norm: None, step_ms: 1.0, tokens: 8 }
 }
 
-fn committed(step: u64) -> Message {
+pub(super) fn committed(step: u64) -> Message {
     let path = format!("/store/snapshots/step-{step}.ckpt").into();
     Message::Committed { step, seq: step, path, bytes: 4, raw_bytes: 8, capture_ms: 0.1, write_ms: 1.0, stall_ms: 0.1 }
 }
 
-fn verified(step: u64) -> Event {
+pub(super) fn verified(step: u64) -> Event {
     let took = Duration::from_millis(5);
     let verdict = Verdict::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
     Event::Judged { id: format!("step-{step}"), verdict }
 }
 
-fn exited(code: i32) -> Event {
+pub(super) fn exited(code: i32) -> Event {
     Event::Exited(Exit { code: Some(code), signal: None, out_of_memory: false, last_words: Vec::new() })
 }
 
@@ -332,6 +340,8 @@ proptest! {
                         }
                         return Ok(());
                     }
+                    Action::Reload => {}
+                    Action::Record(_) | Action::Remember(_) | Action::SetLogLevel(_) => {}
                     Action::Kill | Action::Verify { .. } => {}
                 }
             }

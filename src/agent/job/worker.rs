@@ -11,8 +11,9 @@ impl Job {
             return;
         }
         run.last_sign = now.at;
-        if let Message::Hello { protocol, worker, version, .. } = message {
-            return self.greeted(protocol, &worker, &version);
+        if let Message::Hello { protocol, worker, version, accepts, .. } = message {
+            run.configurable = accepts.iter().any(|command| command == "configure");
+            return self.greeted(protocol, &worker, &version, now);
         }
         if !run.greeted {
             return self.kill_for(Cause::Garbage("its first message is not hello".into()), now);
@@ -42,8 +43,10 @@ impl Job {
                     "training {parameters} parameters on {device} with {threads} threads; a state is {size}"
                 );
             }
-            Message::Step { step, loss, tokens, .. } => {
+            Message::Step { step, loss, tokens, step_ms, .. } => {
                 run.step = step;
+                run.step_began = Some(now.at);
+                self.meter.stepped(Duration::try_from_secs_f64(step_ms / 1e3).unwrap_or_default());
                 self.restarts.completed(step);
                 self.progress.stepped(step, loss, tokens, now.at);
             }
@@ -71,13 +74,14 @@ impl Job {
         }
     }
 
-    fn greeted(&mut self, version: u32, worker: &str, worker_version: &str) {
+    fn greeted(&mut self, version: u32, worker: &str, worker_version: &str, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
         if version != protocol::VERSION {
-            return self.end(Err(Error::Other(format!(
+            let what = format!(
                 "the worker {worker} {worker_version} speaks protocol {version}, this ckptd {}; install the two of one release",
                 protocol::VERSION
-            ))));
+            );
+            return self.end(Err(Error::Other(what)), now);
         }
         if std::mem::replace(&mut run.greeted, true) {
             return;
@@ -97,9 +101,12 @@ impl Job {
     fn ready(&mut self, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
         run.ready = true;
+        run.counted_to = Some(now.at);
+        run.step_began = Some(now.at);
+        self.in_flight = None;
         self.progress.ready(run.step, now.at);
         self.progress.state = State::Training;
-        self.pace.last_snapshot = now.at;
+        self.last_snapshot = now.at;
     }
 
     fn last_word(&mut self, word: Result<bool, (Failure, String)>, now: Now) {
@@ -112,7 +119,9 @@ impl Job {
         match message {
             Message::SnapshotStarted { step, reason, .. } => {
                 debug!(step, reason, "snapshot of step {step} ({reason})");
-                self.pace.last_snapshot = now.at;
+                self.last_snapshot = now.at;
+                self.in_flight = Some(now.at);
+                self.meter.snapshot_began();
             }
             Message::SnapshotSkipped { step, reason } => {
                 debug!(step, reason, "no snapshot of step {step} ({reason}): another one is still being written");
@@ -120,6 +129,8 @@ impl Job {
             }
             Message::SnapshotFailed { step, what, disk_full } => {
                 self.progress.counts.failed += 1;
+                self.in_flight = None;
+                self.meter.snapshot_ended(Duration::ZERO);
                 // A full disk is one complaint, whatever was being written when it was met.
                 let complaint = if disk_full { "disk full".to_owned() } else { what.clone() };
                 if self.complaint.as_ref() == Some(&complaint) {
@@ -141,7 +152,14 @@ impl Job {
                 self.progress.stalled(stall_ms);
                 self.progress.snapshot(&id, step, SnapshotState::Committed, now.wall);
                 let write = Duration::try_from_secs_f64(write_ms / 1e3).unwrap_or_default();
-                self.unjudged.push(Unjudged { id: id.clone(), step, write });
+                let stall = Duration::try_from_secs_f64(stall_ms / 1e3).unwrap_or_default();
+                let began = self.in_flight.take().unwrap_or(now.at - write);
+                if let Some(stop) = &mut self.stop {
+                    stop.saved = true;
+                    let seconds = (now.at - stop.began).as_secs_f64();
+                    info!(step, seconds, "step {step} is durable, {seconds:.2} s after the stop");
+                }
+                self.unjudged.push(Unjudged { id: id.clone(), step, write, began, stall });
                 self.act(Action::Verify { id });
             }
             _ => {}
@@ -160,6 +178,8 @@ impl Job {
 
     pub(super) fn exited(&mut self, exit: Exit, now: Now) {
         self.progress.worker_pid = None;
+        self.count_time(now);
+        self.in_flight = None;
         let Phase::Running(run) = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
         let place = run.ready.then_some(run.step);
         if self.stop.is_some() {
@@ -172,8 +192,8 @@ impl Job {
         }
         match (run.last_word, run.killed_for) {
             (Some(Ok(true)), _) => self.settle(true, now),
-            (Some(Err((Failure::Config, what))), _) => self.end(Err(Error::Config(what))),
-            (Some(Err((Failure::Mismatch, what))), _) => self.end(Err(Error::Other(what))),
+            (Some(Err((Failure::Config, what))), _) => self.end(Err(Error::Config(what)), now),
+            (Some(Err((Failure::Mismatch, what))), _) => self.end(Err(Error::Other(what)), now),
             (Some(Err((Failure::Damaged, what))), _) if run.resume.is_some() => {
                 let id = run.resume.map(|resume| resume.id).unwrap_or_default();
                 warn!(id, "{id} cannot be loaded and goes to quarantine: {what}");
@@ -191,13 +211,18 @@ impl Job {
         for line in &exit.last_words {
             warn!("worker: {line}");
         }
+        self.ledger.costs.failures += 1;
+        if let Some(session) = self.ledger.current() {
+            session.failures += 1;
+        }
+        self.record(true, now);
         match self.restarts.failed(&cause, place, self.config.worker.max_restarts) {
             restarts::Verdict::GiveUp(reason) => {
                 let saved = match &self.progress.last_verified {
                     Some(last) => format!("step {} is saved and verified", last.step),
                     None => "no snapshot is saved".to_owned(),
                 };
-                self.end(Err(Error::Other(format!("{reason}; {saved}"))));
+                self.end(Err(Error::Other(format!("{reason}; {saved}"))), now);
             }
             restarts::Verdict::After(wait) => {
                 self.progress.restarts += 1;

@@ -242,8 +242,15 @@ mod tests {
     #[test]
     fn what_is_no_announcement_is_an_error() {
         for bad in [
-            "", "null", "[]", "<html>", r#"{"action":"terminate"}"#, r#"{"action":"explode","time":"2026-11-24T08:22:00Z"}"#,
-            r#"{"action":"stop","time":"soon"}"#, r#"{"action":"stop","time":1}"#, "\u{0}",
+            "",
+            "null",
+            "[]",
+            "<html>",
+            r#"{"action":"terminate"}"#,
+            r#"{"action":"explode","time":"2026-11-24T08:22:00Z"}"#,
+            r#"{"action":"stop","time":"soon"}"#,
+            r#"{"action":"stop","time":1}"#,
+            "\u{0}",
         ] {
             assert!(parse_action(bad.as_bytes()).is_err(), "{bad}");
             assert!(parse_rebalance(bad.as_bytes()).is_err(), "{bad}");

@@ -146,8 +146,8 @@ pub fn parse_events(body: &[u8]) -> Result<Vec<Event>, String> {
         #[serde(default)]
         not_before: String,
     }
-    let document: Document = serde_json::from_slice(body)
-        .map_err(|e| format!("no list of scheduled events: {e} in {}", beginning(body)))?;
+    let document: Document =
+        serde_json::from_slice(body).map_err(|e| format!("no list of scheduled events: {e} in {}", beginning(body)))?;
     let event = |raw: Raw| {
         let not_before = match raw.not_before.trim() {
             "" => None,
@@ -231,7 +231,9 @@ mod tests {
     #[test]
     fn what_is_no_list_of_events_is_an_error() {
         let bad_time = event("Preempt", "trainer_3", "Scheduled", "soon");
-        for bad in ["", "null", "{}", r#"{"Events":{}}"#, r#"{"Events":[{}]}"#, &format!(r#"{{"Events":[{bad_time}]}}"#)] {
+        for bad in
+            ["", "null", "{}", r#"{"Events":{}}"#, r#"{"Events":[{}]}"#, &format!(r#"{{"Events":[{bad_time}]}}"#)]
+        {
             assert!(parse_events(bad.as_bytes()).is_err(), "{bad}");
         }
         for bad in [&b""[..], b"\n", b"\xff", b"a\x00b", &[b'x'; 300]] {

@@ -98,7 +98,10 @@ mod tests {
     fn the_environments_word_is_enough_and_a_job_is_a_number() {
         let mut slurm = Slurm { job: "1".into(), end_time: Some("1795508520".into()) };
         let found = slurm.ask().unwrap();
-        assert_eq!((found.end.unwrap().what.as_str(), found.again), ("the allocation ends at 2026-11-24T08:22:00Z", None));
+        assert_eq!(
+            (found.end.unwrap().what.as_str(), found.again),
+            ("the allocation ends at 2026-11-24T08:22:00Z", None)
+        );
         assert!(is_job("4711"));
         for bad in ["", "-h", "1;ls", "4711_2"] {
             assert!(!is_job(bad), "{bad}");

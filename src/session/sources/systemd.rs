@@ -3,7 +3,7 @@
 //! systemd tells a service nothing about it, and at its end kills it as failed: so it is asked, through systemctl,
 //! about the unit that this process is in. Its count begins when the unit is started up, and stands still while the
 //! machine sleeps, so that what is found here is never too late. Deliberately not here: what the service manager is
-//! told (agent/notify). Source: systemd.service(5), systemctl(1).
+//! told (agent/service). Source: systemd.service(5), systemctl(1).
 
 use std::path::Path;
 use std::time::Duration;
@@ -98,7 +98,8 @@ pub fn parse_show(answer: &str) -> Result<Option<Limit>, String> {
 
 /// The innermost unit in /proc/self/cgroup, of the unified hierarchy or of systemd's own.
 pub fn parse_cgroup(text: &str) -> Option<Unit> {
-    let path = text.lines().find_map(|line| line.strip_prefix("0::").or_else(|| Some(line.split_once(":name=systemd:")?.1)));
+    let path =
+        text.lines().find_map(|line| line.strip_prefix("0::").or_else(|| Some(line.split_once(":name=systemd:")?.1)));
     let mut parts: Vec<&str> = path?.split('/').collect();
     let is_unit = |part: &&str| part.ends_with(".service") || part.ends_with(".scope");
     let at = parts.iter().rposition(is_unit)?;
@@ -163,7 +164,9 @@ mod tests {
         let starting = show("5s 500ms", "1000000000", "activating").unwrap().unwrap();
         assert_eq!((starting.since, starting.left(secs(9000))), (None, Duration::from_millis(5500)));
         assert_eq!(show("infinity", "0", "active").unwrap(), None);
-        for bad in [show("soon", "1", "active"), show("5s", "-1", "active"), parse_show(""), parse_show("ActiveState=x")] {
+        for bad in
+            [show("soon", "1", "active"), show("5s", "-1", "active"), parse_show(""), parse_show("ActiveState=x")]
+        {
             assert!(bad.is_err());
         }
     }

@@ -1,0 +1,163 @@
+//! The time between snapshots that loses least: Young's approximation with Daly's correction.
+//!
+//! With C what the training loses to one snapshot and M the mean time between failures, an interval T loses C/T of the
+//! time to snapshots and about (T/2 + D)/M of it to work that is done again, D being the time until a snapshot is
+//! durable. The sum is least at T = sqrt(2CM) (Young, "A first order approximation to the optimum checkpoint interval",
+//! CACM 17, 1974); Daly ("A higher order estimate of the optimum checkpoint interval for restart dumps", FGCS 22, 2006)
+//! adds the terms that matter where C is not small against M. D shifts both sides alike and only bounds T from below.
+//!
+//! Invariant: snapshots take at most `max_overhead` of the training time, and one is over before the next begins.
+//! Deliberately not here: measuring (costs).
+
+use std::time::Duration;
+
+/// Never more often than that: a snapshot has costs that no step shows (the device's wear, the reader's time).
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Never more seldom, whatever the figures say: they may be wrong.
+const LONGEST: Duration = Duration::from_secs(2 * 3600);
+/// Until a snapshot was measured.
+const FIRST: Duration = Duration::from_secs(60);
+/// How much of the interval a snapshot may be under way.
+const BUSY_SHARE: u32 = 2;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// What the training loses to a snapshot; `None`: not measured yet.
+    pub lost: Option<Duration>,
+    /// How long one is under way.
+    pub time: Duration,
+    /// Mean time between failures.
+    pub mtbf: Duration,
+    pub mtbf_is_given: bool,
+    pub failures: u64,
+}
+
+/// An interval, and the reasons in a sentence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    pub every: Duration,
+    pub why: String,
+}
+
+/// Daly's estimate of the best interval, in seconds.
+pub fn daly(lost: f64, mtbf: f64) -> f64 {
+    if lost >= 2.0 * mtbf {
+        return mtbf;
+    }
+    let ratio = lost / (2.0 * mtbf);
+    (2.0 * lost * mtbf).sqrt() * (1.0 + ratio.sqrt() / 3.0 + ratio / 9.0) - lost
+}
+
+pub fn choose(facts: &Facts, max_overhead: f64) -> Choice {
+    let Some(lost) = facts.lost else {
+        let why = format!("every {}, until the first snapshot shows what one costs", text(FIRST));
+        return Choice { every: FIRST.max(facts.time * BUSY_SHARE), why };
+    };
+    let (cost, mtbf) = (lost.as_secs_f64(), facts.mtbf.as_secs_f64());
+    let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
+    let best = seconds(daly(cost, mtbf).max(0.0));
+    let bounds = [
+        (seconds(cost / max_overhead), format!("max_overhead = {} % asks for", percent(max_overhead))),
+        (
+            facts.time * BUSY_SHARE,
+            format!("a snapshot, which takes {}, must be over before the next:", text(facts.time)),
+        ),
+        (SHORTEST, "the shortest interval is".to_owned()),
+    ];
+    let (least, reason) = bounds.into_iter().max_by_key(|(bound, _)| *bound).unwrap_or((SHORTEST, String::new()));
+    let every = round(best.max(least).min(LONGEST));
+    let failures = match (facts.mtbf_is_given, facts.failures) {
+        (true, _) => format!("failures {} apart as [snapshot] mtbf says", text(facts.mtbf)),
+        (false, 0) => format!("failures assumed {} apart, none seen yet", text(facts.mtbf)),
+        (false, 1) => format!("failures about {} apart, one seen", text(facts.mtbf)),
+        (false, n) => format!("failures about {} apart, {n} seen", text(facts.mtbf)),
+    };
+    let bound = match () {
+        () if least > best => format!("; {reason} {}", text(round(least))),
+        () if best > LONGEST => "; the longest interval".to_owned(),
+        () => String::new(),
+    };
+    let share = 100.0 * cost / every.as_secs_f64();
+    let why = format!(
+        "every {}: a snapshot costs the training {}, {failures}: {} would lose least{bound}; snapshots take {share:.2} % of the time",
+        text(every),
+        text(lost),
+        text(round(best)),
+    );
+    Choice { every, why }
+}
+
+/// Two digits are more than the figures are worth already; up, so that a bound stays one.
+fn round(duration: Duration) -> Duration {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..10 => Duration::from_millis(duration.as_millis().div_ceil(100) as u64 * 100),
+        10..600 => Duration::from_secs(duration.as_secs_f64().ceil() as u64),
+        _ => Duration::from_secs(seconds.div_ceil(60) * 60),
+    }
+}
+
+fn percent(share: f64) -> String {
+    let percent = (share * 1e4).round() / 1e2;
+    format!("{percent}")
+}
+
+/// "35ms", "1.4s", "2m 20s".
+fn text(duration: Duration) -> String {
+    match duration.as_secs_f64() {
+        seconds if seconds < 1.0 => format!("{:.0}ms", seconds * 1e3),
+        seconds if seconds < 10.0 => format!("{}s", (seconds * 10.0).round() / 10.0),
+        _ => humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn facts(lost: f64, mtbf: f64) -> Facts {
+        let lost = Some(Duration::from_secs_f64(lost));
+        let (time, mtbf) = (Duration::from_millis(500), Duration::from_secs_f64(mtbf));
+        Facts { lost, time, mtbf, mtbf_is_given: false, failures: 3 }
+    }
+
+    #[test]
+    fn the_interval_is_youngs_where_snapshots_are_cheap_and_dalys_where_they_are_not() {
+        assert!((daly(0.1, 36_000.0) / (2.0f64 * 0.1 * 36_000.0).sqrt() - 1.0).abs() < 0.01);
+        // Daly 2006, for an overhead that is no longer small: less than Young's, since the snapshot itself takes time.
+        assert!(daly(300.0, 3600.0) < (2.0f64 * 300.0 * 3600.0).sqrt());
+        assert_eq!(daly(100.0, 50.0), 50.0);
+    }
+
+    #[test]
+    fn the_choice_is_explained_in_one_sentence() {
+        let choice = choose(&facts(0.2, 36_000.0), 0.01);
+        assert_eq!(
+            choice.why,
+            "every 2m: a snapshot costs the training 200ms, failures about 10h apart, 3 seen: 2m would lose least; \
+             snapshots take 0.17 % of the time"
+        );
+        let bound = choose(&facts(1.0, 600.0), 0.01);
+        assert_eq!(bound.every, Duration::from_secs(100));
+        assert!(bound.why.contains("max_overhead = 1 % asks for 1m 40s"), "{}", bound.why);
+        let unknown = choose(&Facts { lost: None, ..facts(1.0, 600.0) }, 0.01);
+        assert!(unknown.why.contains("until the first snapshot shows"), "{}", unknown.why);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_was_measured_the_bounds_hold(
+            lost in 0.0f64..1e4, mtbf in 0.0f64..1e8, time in 0.0f64..1e3, overhead in 0.001f64..0.5,
+        ) {
+            let facts = Facts { time: Duration::from_secs_f64(time), ..facts(lost, mtbf) };
+            let every = choose(&facts, overhead).every;
+            prop_assert!(every >= SHORTEST);
+            if every < LONGEST {
+                prop_assert!(lost / every.as_secs_f64() <= overhead + 1e-9);
+                prop_assert!(every >= facts.time);
+            }
+        }
+    }
+}

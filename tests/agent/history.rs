@@ -1,0 +1,56 @@
+//! The store remembers its sessions, and says how many more the training takes.
+
+use crate::harness::{Job, signal, worker_of};
+
+#[test]
+fn sessions_are_remembered_with_their_ends_and_one_that_was_killed_is_known_to_have_been() {
+    let job = Job::new(400, "");
+    let mut run = job.start();
+    run.wait_for("verified step 20:");
+    run.signal("TERM");
+    let ended = run.wait();
+    assert!(ended.log.contains("more session") && ended.log.contains("the training ends on"), "{}", ended.log);
+    let status = job.json("status");
+    let history = &status["history"];
+    assert_eq!((&history["sessions"], &history["latest"][0]["cause"]), (&1.into(), &"SIGTERM".into()));
+    assert_eq!(history["latest"][0]["saved_step"], job.json("list")[0]["step"]);
+    assert!(history["sessions_left"].as_u64().unwrap() >= 1, "{history}");
+
+    let mut run = job.start();
+    run.wait_for("resuming from step");
+    run.wait_for("verified step ");
+    let worker = worker_of(&job);
+    run.child.kill().unwrap();
+    signal(worker, "KILL");
+    run.child.wait().unwrap();
+    let status = job.json("status");
+    assert_eq!(status["history"]["latest"][0]["cause"], "killed", "{status}");
+    let text = job.ckptd(&["status", &job.store().to_string_lossy()]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("session 2:") && text.contains(": killed") && text.contains("outlook: "), "{text}");
+
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    let history = &job.json("status")["history"];
+    assert_eq!((&history["sessions"], &history["sessions_left"]), (&3.into(), &0.into()));
+    assert_eq!(history["latest"][0]["cause"], "finished");
+    assert_eq!(history["latest"][0]["saved_step"], 400);
+}
+
+#[test]
+fn a_crash_of_the_worker_counts_its_lost_steps_and_the_interval_is_explained() {
+    let job = Job::new(100_000, "");
+    let text = std::fs::read_to_string(job.config()).unwrap();
+    std::fs::write(job.config(), text.replace("every_steps = 5", "every = \"auto\"")).unwrap();
+    job.ask("exit-in-8", 1);
+    let mut run = job.start();
+    run.wait_for("restarting it");
+    run.wait_for("training 3000 parameters");
+    let status = job.json("status");
+    let session = &status["history"]["latest"][0];
+    assert_eq!((&session["failures"], &session["lost_steps"]), (&1.into(), &7.into()), "{status}");
+    assert!(status["interval"]["why"].as_str().unwrap().starts_with("every "), "{status}");
+    assert!(status["interval"]["seconds"].as_f64().unwrap() > 0.0, "{status}");
+    run.signal("TERM");
+    assert_eq!(run.wait().code, Some(75));
+}

@@ -1,0 +1,80 @@
+//! The job file may be edited while the job runs.
+
+use crate::harness::Job;
+
+/// Writes the file as many editors do: a new one, renamed over the old one.
+fn save(job: &Job, text: &str) {
+    let new = job.config().with_extension("toml.new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(&new, job.config()).unwrap();
+}
+
+fn step_of(line: &str) -> u64 {
+    let rest = line.split("verified step ").nth(1).unwrap();
+    rest.split(':').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_edit_changes_the_interval_of_the_running_worker() {
+    let job = Job::new(100_000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    let text = std::fs::read_to_string(job.config()).unwrap();
+    save(&job, &text.replace("every_steps = 5", "every_steps = 7"));
+    run.wait_for("the job file has changed: [snapshot] every_steps = 7 from now on");
+    loop {
+        // One of the old interval may be under way still.
+        let step = step_of(&run.wait_for("verified step "));
+        if step % 5 != 0 {
+            assert_eq!(step % 7, 0);
+            break;
+        }
+    }
+    save(&job, &text.replace("every_steps = 5", "every = \"200ms\""));
+    run.wait_for("[snapshot] every = \\\"200ms\\\"");
+    while step_of(&run.wait_for("verified step ")) % 7 == 0 {}
+    run.signal("TERM");
+    assert_eq!(run.wait().code, Some(75));
+    let remembered = std::fs::read_to_string(job.store().join("job.json")).unwrap();
+    assert!(remembered.contains("\"200ms\""), "{remembered}");
+}
+
+#[test]
+fn an_edit_that_is_broken_or_would_alter_the_arithmetic_is_refused_and_the_run_goes_on() {
+    let job = Job::new(100_000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    let text = std::fs::read_to_string(job.config()).unwrap();
+    save(&job, &format!("{text}[retention]\nkeep_lats = 4\n"));
+    let line = run.wait_for("the job file is wrong");
+    assert!(line.contains("unknown key `keep_lats`; did you mean `keep_last`?") && line.contains("line "), "{line}");
+    save(&job, &format!("{text}[job]\nseed = 4\n"));
+    let line = run.wait_for("is refused");
+    assert!(line.contains("[job] seed") && line.contains("arithmetic"), "{line}");
+    run.wait_for("verified step ");
+    // What was refused is not remembered: the file as it was is nothing new, also when asked for.
+    save(&job, &text);
+    run.wait_for("the job file says nothing new");
+    run.signal("HUP");
+    run.wait_for("SIGHUP: reading the job file again");
+    run.wait_for("the job file says nothing new");
+    run.wait_for("verified step ");
+    run.signal("TERM");
+    assert_eq!(run.wait().code, Some(75));
+}
+
+#[test]
+fn the_log_level_and_the_budget_of_a_running_session_can_be_changed() {
+    let job = Job::new(100_000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    let text = std::fs::read_to_string(job.config()).unwrap();
+    save(&job, &format!("{text}[log]\nlevel = \"debug\"\n"));
+    run.wait_for("[log] level = \\\"debug\\\"");
+    run.wait_for("\"level\":\"DEBUG\"");
+    // It is over already.
+    save(&job, &format!("{text}[session]\nbudget = \"1s\"\n"));
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("session over (the session's budget ends)"), "{}", ended.log);
+}
