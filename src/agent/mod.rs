@@ -202,10 +202,12 @@ impl Agent<'_> {
                     if event.is_sign_of_life() {
                         self.manager.sign_of_life(now.at);
                     }
-                    if matches!(event, Event::Config(_)) {
+                    let reloaded = matches!(event, Event::Config(_));
+                    let actions = self.job.on(event, now);
+                    if reloaded {
                         self.manager.reloaded();
                     }
-                    self.job.on(event, now)
+                    actions
                 }
                 Input::Status(reply) => {
                     let _ = reply.send(self.job.report(Now::read()));
