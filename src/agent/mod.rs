@@ -61,6 +61,7 @@ const PANEL_INTERVAL: Duration = Duration::from_millis(500);
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How long a killed worker is waited for at the end.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+const REAP_LEAST: Duration = Duration::from_millis(50);
 
 /// How long the record of the session is waited for at the end, and how long when there is no time.
 const SCRIBE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -266,7 +267,9 @@ impl Agent<'_> {
     async fn bury(&mut self, queue: &mut Queue) {
         let Some(worker) = self.worker.take() else { return };
         worker.kill();
-        let deadline = tokio::time::Instant::now() + REAP_TIMEOUT;
+        // One that is slow to die keeps the lock until it has, and the next run waits for it.
+        let left = self.job.time_to_leave(Now::read()).max(REAP_LEAST);
+        let deadline = tokio::time::Instant::now() + REAP_TIMEOUT.min(left);
         let gone = worker.gone();
         tokio::pin!(gone);
         loop {

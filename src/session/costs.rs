@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// Values kept of each figure.
 const WINDOW: usize = 64;
+/// What takes longer than a month was not measured.
+const LONGEST_MS: f64 = 31.0 * 86_400e3;
 /// Failures are assumed to be this far apart as long as none was seen; counts as much as one that was.
 const ASSUMED_MTBF: Duration = Duration::from_secs(6 * 3600);
 
@@ -27,7 +29,7 @@ impl Window {
 
     fn sorted(&self) -> Vec<f64> {
         // What was read from a file may be anything.
-        let mut sorted: Vec<f64> = self.0.iter().copied().filter(|ms| ms.is_finite() && *ms >= 0.0).collect();
+        let mut sorted: Vec<f64> = self.0.iter().copied().filter(|ms| (0.0..LONGEST_MS).contains(ms)).collect();
         sorted.sort_by(f64::total_cmp);
         sorted
     }
@@ -92,7 +94,7 @@ impl Costs {
 
     /// Mean time between failures; an assumption that each observed hour and failure corrects.
     pub fn mtbf(&self) -> Duration {
-        let seconds = self.uptime_seconds.max(0.0) + ASSUMED_MTBF.as_secs_f64();
+        let seconds = self.uptime_seconds.clamp(0.0, 1e10) + ASSUMED_MTBF.as_secs_f64();
         Duration::try_from_secs_f64(seconds / (self.failures as f64 + 1.0)).unwrap_or(ASSUMED_MTBF)
     }
 }

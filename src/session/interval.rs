@@ -51,7 +51,7 @@ pub fn daly(lost: f64, mtbf: f64) -> f64 {
 pub fn choose(facts: &Facts, max_overhead: f64) -> Choice {
     let Some(lost) = facts.lost else {
         let why = format!("every {}, until the first snapshot shows what one costs", text(FIRST));
-        return Choice { every: FIRST.max(facts.time * BUSY_SHARE), why };
+        return Choice { every: FIRST.max(facts.time.saturating_mul(BUSY_SHARE)), why };
     };
     let (cost, mtbf) = (lost.as_secs_f64(), facts.mtbf.as_secs_f64());
     let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
@@ -59,7 +59,7 @@ pub fn choose(facts: &Facts, max_overhead: f64) -> Choice {
     let bounds = [
         (seconds(cost / max_overhead), format!("max_overhead = {} % asks for", percent(max_overhead))),
         (
-            facts.time * BUSY_SHARE,
+            facts.time.saturating_mul(BUSY_SHARE),
             format!("a snapshot, which takes {}, must be over before the next:", text(facts.time)),
         ),
         (SHORTEST, "the shortest interval is".to_owned()),

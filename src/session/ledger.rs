@@ -107,12 +107,12 @@ impl Ledger {
         }
         let recent: Vec<&Session> =
             self.sessions.iter().rev().filter(|session| session.gained() > 0).take(RECENT).collect();
-        let gained: u64 = recent.iter().map(|session| session.gained()).sum();
+        let gained = recent.iter().fold(0u64, |sum, session| sum.saturating_add(session.gained()));
         let count = recent.len() as u64;
         if gained == 0 {
             return None;
         }
-        let sessions = (left * count).div_ceil(gained);
+        let sessions = left.saturating_mul(count).div_ceil(gained);
         // From one session's beginning to the next one's: its length, and the pause after it.
         let rhythm = match (recent.first(), recent.last()) {
             (Some(newest), Some(oldest)) if count > 1 => between(oldest.began, newest.began) / (count - 1) as u32,
@@ -120,8 +120,8 @@ impl Ledger {
         };
         let length = recent.iter().map(|session| between(session.began, session.seen)).sum::<Duration>() / count as u32;
         let pause = rhythm.saturating_sub(length);
-        let work = length.mul_f64(left as f64 * count as f64 / gained as f64);
-        let wait = work + pause.saturating_mul(u32::try_from(sessions).unwrap_or(u32::MAX));
+        let work = length.as_secs_f64() * left as f64 * count as f64 / gained as f64;
+        let wait = Duration::try_from_secs_f64(work + pause.as_secs_f64() * sessions as f64).unwrap_or(Duration::MAX);
         let ends_at = now.checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)).ok()?;
         Some(Outlook { sessions, ends_at })
     }

@@ -109,7 +109,8 @@ pub fn plan(facts: &Facts, policy: &Policy, now: Moment) -> Plan {
         return Plan::Stop { by: *by, why: why.clone() };
     }
     // As long as nothing is measured, one snapshot is taken early enough to learn from.
-    let lesson = facts.final_cost.is_none().then(|| *by - 3 * reserve).filter(|at| facts.last_snapshot < *at);
+    let lesson =
+        facts.final_cost.is_none().then(|| *by - reserve.saturating_mul(3)).filter(|at| facts.last_snapshot < *at);
     // What would still be under way at the last call only delays the final one.
     let useful = |at: &Moment| *at.max(&now) + (reserve - FAREWELL.min(reserve)) < last_call;
     let next = next.filter(useful);

@@ -25,16 +25,14 @@ impl Job {
         let facts = session::Facts {
             began: self.began,
             deadline: self.deadline(now),
-            last_snapshot: self.last_snapshot,
+            // Nothing is due of what does not train, and nothing is to be learned from it.
+            last_snapshot: if self.trains() { self.last_snapshot } else { now.at },
             final_cost: self.ledger.costs.final_cost(),
             step: step.zip(self.meter.fastest_step()),
         };
         let every = self.interval().map(|choice| choice.every).filter(|_| self.trains());
         let policy = Policy { every, margin: self.config.session.margin };
-        match session::plan(&facts, &policy, now.at) {
-            Plan::Snapshot { .. } if !self.trains() => Plan::GoOn { until: None },
-            plan => plan,
-        }
+        session::plan(&facts, &policy, now.at)
     }
 
     /// The time between snapshots; `None` where the worker counts steps: it alone sees a step's end while it is there.
