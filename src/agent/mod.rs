@@ -5,16 +5,16 @@
 //! terminal: those have threads and tasks of their own.
 //!
 //! Reading order: [`job`] (what is done about what), [`restarts`] (one of its policies; the other is the session's
-//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`notify`],
+//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`service`],
 //! [`printer`].
 
 pub mod job;
 pub mod keeper;
-mod notify;
 pub mod printer;
 pub mod progress;
 pub mod restarts;
 mod scribe;
+mod service;
 mod start;
 pub mod status;
 mod watcher;
@@ -32,10 +32,10 @@ use tracing::{info, warn};
 pub use job::Outcome;
 use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
-use notify::ServiceManager;
 use printer::{Panel, Printer};
 use progress::{Progress, Report, State};
 use scribe::{Note, Scribe};
+use service::ServiceManager;
 use watcher::Watcher;
 use worker::Worker;
 
@@ -97,8 +97,13 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     listen_to_signals(&inputs)?;
     let mut queue = Queue { inputs: queue, held: VecDeque::new() };
     let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
+    let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(_lock) = start::lock(&store, &config, began, &mut queue).await? else { return Ok(Outcome::Resume) };
+    let Some(_lock) = start::lock(&store, &config, began, &mut queue).await? else {
+        // To leave before it is up would be a failure.
+        manager.ready();
+        return Ok(Outcome::Resume);
+    };
     store.clean_staging()?;
     let run_id = start::run_id(&store)?;
     if let Err(e) = store.set_job(&config) {
@@ -117,13 +122,12 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
-    let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let ledger = store.ledger();
     let keeper = Keeper::start(store.clone(), inputs.clone())?;
     let scribe = Scribe::start(store)?;
     let watcher = Watcher::start(surroundings.path.clone(), surroundings.text.clone(), inputs.clone())?;
     let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, ledger, began);
-    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, manager, surroundings };
+    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, surroundings, manager };
     let outcome = agent.run(actions, &mut queue).await;
     agent.manager.finish(agent.job.progress());
     // The socket's file goes with its task.
@@ -199,13 +203,10 @@ impl Agent<'_> {
                     if event.is_sign_of_life() {
                         self.manager.sign_of_life(now.at);
                     }
-                    if matches!(event, Event::Signal(Signal::Hangup)) {
-                        self.manager.reloading();
-                    }
                     let reloaded = matches!(event, Event::Config(_));
                     let actions = self.job.on(event, now);
                     if reloaded {
-                        self.manager.ready();
+                        self.manager.reloaded();
                     }
                     actions
                 }
@@ -252,7 +253,10 @@ impl Agent<'_> {
             }
             Action::Record(ledger) => self.scribe.give(Note::Ledger(ledger)),
             Action::Remember(config) => self.scribe.give(Note::Job(config)),
-            Action::Reload => self.watcher.ask(),
+            Action::Reload => {
+                self.manager.reloading();
+                self.watcher.ask();
+            }
             Action::SetLogLevel(level) => (self.surroundings.set_log_level)(level),
             Action::End(outcome) => return Some(outcome),
         }
