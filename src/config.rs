@@ -120,6 +120,8 @@ pub struct SnapshotPolicy {
     pub level: u8,
     /// 0: one per two processors, at least one.
     pub encode_threads: usize,
+    /// Store a hash of what the model answers to a fixed input; a resume holds the model against it.
+    pub probe: bool,
 }
 
 /// `[snapshot] every`.
@@ -249,6 +251,7 @@ impl Default for SnapshotPolicy {
             max_overhead: 0.01,
             level: 1,
             encode_threads: 0,
+            probe: false,
         }
     }
 }

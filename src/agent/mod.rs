@@ -75,6 +75,8 @@ pub struct Surroundings<'a> {
     pub path: std::path::PathBuf,
     pub text: String,
     pub accept_changes: bool,
+    /// Snapshots hold the hash of the model's answers, whatever the job file says.
+    pub probe: bool,
     pub printer: &'a Printer,
     pub set_log_level: &'a dyn Fn(LogLevel),
 }
@@ -99,7 +101,7 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
     let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(_lock) = start::lock(&store, &config, began, &mut queue).await? else {
+    let Some(mut lock) = start::lock(&store, &config, began, &mut queue).await? else {
         // To leave before it is up would be a failure.
         manager.ready();
         return Ok(Outcome::Resume);
@@ -130,6 +132,7 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, surroundings, manager };
     let outcome = agent.run(actions, &mut queue).await;
     agent.manager.finish(agent.job.progress());
+    lock.ended(outcome.as_ref().err().map(Error::to_string));
     // The socket's file goes with its task.
     server.abort();
     let _ = server.await;
@@ -195,8 +198,11 @@ impl Agent<'_> {
             let manager_at = self.manager.wake_at(self.job.progress(), now.at);
             let wake_at = [self.job.wake_at(now), show.wake_at(), manager_at].into_iter().flatten().min();
             actions = match queue.next(wake_at).await {
-                Input::Job(event) => {
+                Input::Job(mut event) => {
                     let now = Now::read();
+                    if let Event::Config(Ok(config)) = &mut event {
+                        config.snapshot.probe |= self.surroundings.probe;
+                    }
                     if matches!(event, Event::Exited(_)) {
                         self.worker = None;
                     }

@@ -68,6 +68,8 @@ pub struct Progress {
     pub counts: Counts,
     pub worker_pid: Option<u32>,
     pub restarts: u32,
+    /// What went wrong last, in the words that the user was told, until a snapshot is verified again.
+    pub problem: Option<String>,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
     speed: VecDeque<(Moment, u64)>,
@@ -87,6 +89,7 @@ impl Progress {
             counts: Counts::default(),
             worker_pid: None,
             restarts: 0,
+            problem: None,
             stage: None,
             speed: VecDeque::new(),
             stalls_ms: VecDeque::new(),
@@ -222,6 +225,7 @@ impl Progress {
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
             interval: IntervalReport::default(),
             history: HistoryReport::default(),
+            problem: self.problem.clone(),
         }
     }
 }
@@ -269,6 +273,9 @@ pub struct Report {
     pub worker: WorkerReport,
     pub interval: IntervalReport,
     pub history: HistoryReport,
+    /// What went wrong and what to do about it, while it is so; for a job that is not running, how it ended.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -380,7 +387,7 @@ mod tests {
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "history interval last_snapshot loss session snapshots stall_ms state step tokens_per_second total_steps worker"
+            "history interval last_snapshot loss problem session snapshots stall_ms state step tokens_per_second total_steps worker"
         );
         assert_eq!(keys(&json["session"]), "deadline seconds_left source");
         assert_eq!(keys(&json["interval"]), "seconds why");

@@ -11,6 +11,7 @@ use super::{Input, Queue};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::session::clock::Moment;
+use crate::store::lock::SESSION;
 use crate::store::{Lock, Store, lock};
 
 /// How long the worker of an agent that is gone may take to commit its last snapshot.
@@ -43,7 +44,7 @@ pub async fn lock(store: &Store, config: &Config, session: Now, queue: &mut Queu
     let mut held = Vec::new();
     let mut told = false;
     loop {
-        let error = match store.lock(&format!("ckptd run, job {}", config.job.name)) {
+        let error = match store.lock(&format!("{SESSION}, job {}", config.job.name)) {
             Ok(lock) => {
                 // What was said meanwhile is for the job.
                 queue.held.extend(held);

@@ -19,6 +19,9 @@ pub struct Args {
     /// Go on although settings that change the arithmetic differ from the snapshot's.
     #[arg(long)]
     accept_changes: bool,
+    /// As [snapshot] probe = true: store with each snapshot a hash of what the model answers.
+    #[arg(long)]
+    probe: bool,
     #[arg(long, value_enum, default_value = "text")]
     log_format: log::Format,
     /// Say more, the worker's stderr included.
@@ -31,7 +34,8 @@ pub struct Args {
 
 pub fn execute(args: &Args) -> Result<u8> {
     let text = Config::read(&args.config)?;
-    let config = Config::parse(&text, &args.config)?;
+    let mut config = Config::parse(&text, &args.config)?;
+    config.snapshot.probe |= args.probe;
     let asked = match (args.verbose, args.quiet) {
         (true, _) => Some(LogLevel::Debug),
         (_, true) => Some(LogLevel::Warn),
@@ -43,6 +47,7 @@ pub fn execute(args: &Args) -> Result<u8> {
         path: args.config.clone(),
         text,
         accept_changes: args.accept_changes,
+        probe: args.probe,
         printer,
         // What the command line asks for stands.
         set_log_level: &|level| log.set_level(asked.unwrap_or(level)),

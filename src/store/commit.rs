@@ -12,18 +12,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use memmap2::MmapMut;
-use rustix::fs::OFlags;
-
 use super::codec::{CHUNK_BYTES, Encoder, MAX_OVERHEAD};
 use super::format::{self, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer, Unit};
 use super::fs::{self, Dir, SECTOR};
 use super::{Store, layout};
 use crate::error::{Error, Result};
 use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
+use memmap2::MmapMut;
 
 /// Bytes of one write. Measured on virtio disks: 8 MiB reaches the device's rate, more gains nothing.
-const BLOCK_BYTES: usize = 8 << 20;
+/// The fault campaign tears small files, which should have many of them.
+const BLOCK_BYTES: usize = if cfg!(feature = "faults") { 8 << 10 } else { 8 << 20 };
 /// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
 const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
 /// Chunks that may be encoded ahead of the writer, for each thread.
@@ -105,18 +104,18 @@ pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Res
     let staging = store.folder(layout::Folder::Staging)?;
     let part = format!("{}.part", layout::snapshot_id(snapshot.train.step, Some(options.seq)));
     staging.remove(&part)?;
-    let outcome = write_file(&staging, &part, snapshot, options).and_then(|manifest| {
-        let (id, bytes) = publish(store, &staging, &part, &manifest)?;
-        Ok((manifest, id, bytes))
+    let outcome = write_file(&staging, &part, snapshot, options).and_then(|(manifest, bytes)| {
+        let (id, path) = publish(store, &staging, &part, &manifest)?;
+        Ok((manifest, bytes, id, path))
     });
     if outcome.is_err() {
         // The error that led here says more than one of this removal; the next start cleans the folder again.
         let _ = staging.remove(&part);
     }
-    let (manifest, id, bytes) = outcome?;
+    let (manifest, bytes, id, path) = outcome?;
     Ok(Committed {
-        path: store.folder(layout::Folder::Snapshots)?.join(&layout::snapshot_file(&id)),
         id,
+        path,
         bytes,
         raw_bytes: manifest.raw_bytes,
         root: manifest.root,
@@ -125,8 +124,8 @@ pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Res
     })
 }
 
-/// Renames the finished file into place and makes that durable.
-fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(String, u64)> {
+/// Renames the finished file into place and makes that durable: the last step that can fail. Returns its id and path.
+fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(String, PathBuf)> {
     let snapshots = store.folder(layout::Folder::Snapshots)?;
     let mut id = layout::snapshot_id(manifest.train.step, None);
     // The plain name can be taken, by an unhealthy snapshot of the same step for example: that one is not touched.
@@ -141,15 +140,14 @@ fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Res
         let _ = snapshots.remove(&name);
         return Err(e);
     }
-    let bytes = snapshots.stat(&name)?.map_or(0, |s| s.st_size as u64);
-    Ok((id, bytes))
+    Ok((id, snapshots.join(&name)))
 }
 
-/// Writes and syncs the whole file in staging.
-fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOptions) -> Result<Manifest> {
+/// Writes and syncs the whole file in staging. Returns its manifest and its length.
+fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOptions) -> Result<(Manifest, u64)> {
     let path = staging.join(part);
     let raw_bytes = check(&snapshot, &path)?;
-    let file = staging.create_file(part, OFlags::empty())?;
+    let file = staging.create_file(part)?;
     let mut out = BlockWriter::new(&file, path.clone())?;
     let reserve = if options.expected_bytes > 0 { options.expected_bytes } else { raw_bytes / 4 * 3 };
     fs::preallocate(&file, reserve, &path)?;
@@ -192,14 +190,14 @@ fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOpt
         files: files.collect(),
         tensors,
     };
-    finish(out, &records, &manifest)?;
+    let bytes = finish(out, &records, &manifest)?;
     fs::sync_file(&file, &path)?;
     fs::forget_cached(&file);
-    Ok(manifest)
+    Ok((manifest, bytes))
 }
 
-/// Chunk table, manifest, trailer.
-fn finish(mut out: BlockWriter, records: &[ChunkRecord], manifest: &Manifest) -> Result<()> {
+/// Chunk table, manifest, trailer. Returns the file's length.
+fn finish(mut out: BlockWriter, records: &[ChunkRecord], manifest: &Manifest) -> Result<u64> {
     let table = format::table_bytes(records);
     let json = serde_json::to_vec(manifest)
         .map_err(|e| Error::Other(format!("writing the manifest of {}: {e}", out.path.display())))?;
@@ -458,9 +456,7 @@ struct BlockWriter<'a> {
 impl<'a> BlockWriter<'a> {
     fn new(file: &'a File, path: PathBuf) -> Result<BlockWriter<'a>> {
         // Set after the open: an open with the flag may create the file and then fail.
-        let direct = rustix::fs::fcntl_getfl(file)
-            .and_then(|flags| rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT))
-            .is_ok();
+        let direct = fs::set_direct(file, true, &path);
         let block = MmapMut::map_anon(BLOCK_BYTES).map_err(|e| Error::io("getting memory to write", &path, e))?;
         Ok(BlockWriter { file, path, block, filled: 0, written: 0, direct })
     }
@@ -487,10 +483,7 @@ impl<'a> BlockWriter<'a> {
         let mut result = fs::write_all_at(self.file, &self.block[..length], self.written, &self.path);
         if self.direct && matches!(&result, Err(Error::Io { source, .. }) if source.raw_os_error() == Some(22)) {
             // The file system took the flag but not the write: go on through the page cache.
-            let flags = rustix::fs::fcntl_getfl(self.file).map_err(|e| Error::io("writing", &self.path, e.into()))?;
-            rustix::fs::fcntl_setfl(self.file, flags - OFlags::DIRECT)
-                .map_err(|e| Error::io("writing", &self.path, e.into()))?;
-            self.direct = false;
+            self.direct = !fs::set_direct(self.file, false, &self.path);
             result = fs::write_all_at(self.file, &self.block[..length], self.written, &self.path);
         }
         self.written += self.filled as u64;
@@ -499,7 +492,7 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// Writes what is left, and cuts the file to its exact length.
-    fn finish(mut self) -> Result<()> {
+    fn finish(mut self) -> Result<u64> {
         let length = self.position();
         let filled = self.filled;
         if filled > 0 {
@@ -507,7 +500,7 @@ impl<'a> BlockWriter<'a> {
             self.block[filled..padded].fill(0);
             self.flush(padded)?;
         }
-        fs::truncate(self.file, length, &self.path)
+        fs::truncate(self.file, length, &self.path).map(|()| length)
     }
 }
 

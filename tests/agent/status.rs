@@ -21,6 +21,7 @@ fn assert_shape(status: &Value) {
             "interval",
             "last_snapshot",
             "loss",
+            "problem",
             "session",
             "snapshots",
             "stall_ms",

@@ -13,13 +13,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ckptd::protocol::{Event, Level};
-use ckptd::snapshot::{CarriedFile, Provenance, Snapshot, TrainState};
+use ckptd::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainState};
 use ckptd::store::{CommitOptions, Control, Store, commit};
 use ckptd::{Error, Result};
 
 use crate::capture::{Capture, Capturer};
 use crate::device;
 use crate::events::Events;
+use crate::probe::Prober;
 
 /// The thread that commits, and those that encode for it.
 const THREAD: &str = "snapshots";
@@ -33,6 +34,8 @@ pub struct Settings {
     pub resumed: Option<(TrainState, String)>,
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
+    /// What computes the hash of the model's answers, where snapshots are to hold one.
+    pub probe: Option<Prober>,
 }
 
 /// What the agent may change while the worker runs.
@@ -324,10 +327,11 @@ impl Committer {
         let stall = capture.stall_meter();
         let capture_ms = capture.capture_time.as_secs_f64() * 1e3;
         let step = capture.train.step;
+        let probe = settings.probe.as_ref().map(|prober| prober.hash(&capture.tensors)).transpose()?;
         let snapshot = Snapshot {
             tensors: capture.tensors,
             train: capture.train,
-            metrics: capture.metrics,
+            metrics: Metrics { probe, ..capture.metrics },
             provenance: Provenance { reason, ..settings.provenance.clone() },
             files: settings.files.clone(),
         };
