@@ -1,15 +1,15 @@
 # make run      train the small default job; run again, it goes on where it was
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make build    target/release/ckptd and ckptd-gpt2
+# make interval  the automatic snapshot interval against the best fixed one, simulated
+# make terms    200 SIGTERMs at random moments, and how long it took until the state was durable
+# make systemd-check  the unit under a real systemd in namespaces of its own, one line a check (needs root)
 # make faults   the fault campaign (docs/reliability.md): under 20 minutes on 2 cores; as root, with FUSE and loop devices
 #               for all of it. make faults-short: a share of each part
 # make soak     SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
+# make lint     formatting, clippy with warnings as errors, spelling
 # make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
 # make bench-formats  what exports of GPT-2 cost, beside transformers
-# make interval  the automatic snapshot interval against the best fixed one, simulated
-# make terms    200 SIGTERMs at random moments, and how long it took until the state was durable
-# make lint     formatting, clippy with warnings as errors, spelling
-# make systemd-check  the unit under a real systemd in namespaces of its own, one line a check (needs root)
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
@@ -17,8 +17,8 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run test build lint interval terms systemd-check faults faults-short soak programs fuzz bench-formats setup \
-	setup-full text clean
+.PHONY: run test build lint interval terms systemd-check faults faults-short soak programs setup setup-full text fuzz bench-formats \
+	clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -42,6 +42,9 @@ lint: setup-full
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
 
+systemd-check: build
+	@scripts/systemd_check.sh target/release
+
 faults: programs text
 	faults/campaign.py --seed $(SEED)
 
@@ -54,8 +57,6 @@ soak: programs
 # The release and, beside it, the campaign on its programs.
 programs: setup
 	cargo build --release --locked --workspace --bins
-systemd-check: build
-	@scripts/systemd_check.sh target/release
 
 setup:
 	@scripts/setup.sh

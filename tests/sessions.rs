@@ -211,6 +211,11 @@ fn sigterms_at_random_moments_lose_nothing_that_was_announced_and_leave_nothing_
          [snapshot]\nevery = \"300ms\"\n[session]\ngrace = \"10s\""
     );
     let job = Job::new(1_000_000, &more);
+    // Text is tokenized once; most of the signals are to come later.
+    let mut run = job.start();
+    run.wait_for("verified step");
+    run.terminate();
+    assert_eq!(run.wait().code, Some(75));
     let mut random = Random::new(21);
     let (mut durable_after, mut exit_after) = (Vec::new(), Vec::new());
     let mut announced = 0;

@@ -34,6 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         worker: "quick".into(),
         version: "1".into(),
         pid: std::process::id(),
+        accepts: Vec::new(),
     });
     match commands.recv() {
         Ok(Command::Start(start)) => train(arguments, &start, &commands),
@@ -49,7 +50,7 @@ fn commands() -> Receiver<Command> {
                 let _ = sender.send(command);
             }
         }
-        let _ = sender.send(Command::Stop { snapshot: true, reason: "the agent is gone".into() });
+        let _ = sender.send(Command::Stop { snapshot: true, reason: "the agent is gone".into(), within_ms: None });
     });
     commands
 }
@@ -91,13 +92,15 @@ fn train(arguments: &Arguments, start: &Start, commands: &Receiver<Command>) -> 
         loop {
             match commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(Command::Snapshot { reason }) => saver.save(step, &reason),
-                Ok(Command::Stop { snapshot, reason }) => {
+                Ok(Command::Stop { snapshot, reason, .. }) => {
                     if snapshot {
                         saver.save(step, &reason);
                     }
                     say(&Event::Done { step, finished: false });
                     return Ok(());
                 }
+                // Nobody was told that it is understood.
+                Ok(Command::Configure { .. }) => bail!("configure came unasked"),
                 Ok(Command::Start(_)) => bail!("start came twice"),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }

@@ -5,16 +5,16 @@
 //! terminal: those have threads and tasks of their own.
 //!
 //! Reading order: [`job`] (what is done about what), [`restarts`] (one of its policies; the other is the session's
-//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`notify`],
+//! plan), [`worker`], [`keeper`], [`scribe`], [`watcher`], [`status`], [`service`],
 //! [`printer`].
 
 pub mod job;
 pub mod keeper;
-mod notify;
 pub mod printer;
 pub mod progress;
 pub mod restarts;
 mod scribe;
+mod service;
 mod start;
 pub mod status;
 mod watcher;
@@ -32,10 +32,10 @@ use tracing::{info, warn};
 pub use job::Outcome;
 use job::{Action, Event, Job, Now, Signal};
 use keeper::{Keeper, Task};
-use notify::ServiceManager;
 use printer::{Panel, Printer};
 use progress::{Progress, Report, State};
 use scribe::{Note, Scribe};
+use service::ServiceManager;
 use watcher::Watcher;
 use worker::Worker;
 
@@ -61,6 +61,7 @@ const PANEL_INTERVAL: Duration = Duration::from_millis(500);
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How long a killed worker is waited for at the end.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+const REAP_LEAST: Duration = Duration::from_millis(50);
 
 /// How long the record of the session is waited for at the end, and how long when there is no time.
 const SCRIBE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -74,7 +75,7 @@ pub struct Surroundings<'a> {
     pub path: std::path::PathBuf,
     pub text: String,
     pub accept_changes: bool,
-    /// Snapshots are probed, whatever the job file says.
+    /// Snapshots hold the hash of the model's answers, whatever the job file says.
     pub probe: bool,
     pub printer: &'a Printer,
     pub set_log_level: &'a dyn Fn(LogLevel),
@@ -98,8 +99,13 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     listen_to_signals(&inputs)?;
     let mut queue = Queue { inputs: queue, held: VecDeque::new() };
     let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
+    let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(mut lock) = start::lock(&store, &config, began, &mut queue).await? else { return Ok(Outcome::Resume) };
+    let Some(mut lock) = start::lock(&store, &config, began, &mut queue).await? else {
+        // To leave before it is up would be a failure.
+        manager.ready();
+        return Ok(Outcome::Resume);
+    };
     store.clean_staging()?;
     let run_id = start::run_id(&store)?;
     if let Err(e) = store.set_job(&config) {
@@ -118,13 +124,12 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
-    let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let ledger = store.ledger();
     let keeper = Keeper::start(store.clone(), inputs.clone())?;
     let scribe = Scribe::start(store)?;
     let watcher = Watcher::start(surroundings.path.clone(), surroundings.text.clone(), inputs.clone())?;
     let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, ledger, began);
-    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, manager, surroundings };
+    let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, surroundings, manager };
     let outcome = agent.run(actions, &mut queue).await;
     agent.manager.finish(agent.job.progress());
     lock.ended(outcome.as_ref().err().map(Error::to_string));
@@ -204,13 +209,10 @@ impl Agent<'_> {
                     if event.is_sign_of_life() {
                         self.manager.sign_of_life(now.at);
                     }
-                    if matches!(event, Event::Signal(Signal::Hangup)) {
-                        self.manager.reloading();
-                    }
                     let reloaded = matches!(event, Event::Config(_));
                     let actions = self.job.on(event, now);
                     if reloaded {
-                        self.manager.ready();
+                        self.manager.reloaded();
                     }
                     actions
                 }
@@ -257,7 +259,10 @@ impl Agent<'_> {
             }
             Action::Record(ledger) => self.scribe.give(Note::Ledger(ledger)),
             Action::Remember(config) => self.scribe.give(Note::Job(config)),
-            Action::Reload => self.watcher.ask(),
+            Action::Reload => {
+                self.manager.reloading();
+                self.watcher.ask();
+            }
             Action::SetLogLevel(level) => (self.surroundings.set_log_level)(level),
             Action::End(outcome) => return Some(outcome),
         }
@@ -268,7 +273,9 @@ impl Agent<'_> {
     async fn bury(&mut self, queue: &mut Queue) {
         let Some(worker) = self.worker.take() else { return };
         worker.kill();
-        let deadline = tokio::time::Instant::now() + REAP_TIMEOUT;
+        // One that is slow to die keeps the lock until it has, and the next run waits for it.
+        let left = self.job.time_to_leave(Now::read()).max(REAP_LEAST);
+        let deadline = tokio::time::Instant::now() + REAP_TIMEOUT.min(left);
         let gone = worker.gone();
         tokio::pin!(gone);
         loop {

@@ -223,9 +223,9 @@ impl Progress {
             snapshots: self.counts,
             stall_ms: StallReport { p50: percentile(&self.stalls_ms, 0.50), p99: percentile(&self.stalls_ms, 0.99) },
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
-            problem: self.problem.clone(),
             interval: IntervalReport::default(),
             history: HistoryReport::default(),
+            problem: self.problem.clone(),
         }
     }
 }
@@ -271,11 +271,11 @@ pub struct Report {
     pub snapshots: Counts,
     pub stall_ms: StallReport,
     pub worker: WorkerReport,
+    pub interval: IntervalReport,
+    pub history: HistoryReport,
     /// What went wrong and what to do about it, while it is so; for a job that is not running, how it ended.
     #[serde(default)]
     pub problem: Option<String>,
-    pub interval: IntervalReport,
-    pub history: HistoryReport,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use super::{Input, Queue};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::session::clock::Moment;
-use crate::store::lock::{self, SESSION};
-use crate::store::{Lock, Store};
+use crate::store::lock::SESSION;
+use crate::store::{Lock, Store, lock};
 
 /// How long the worker of an agent that is gone may take to commit its last snapshot.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);

@@ -123,7 +123,6 @@ fn describe(report: &Report) -> String {
         lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %)"));
     }
     lines.extend(report.problem.as_ref().map(|problem| format!("problem: {problem}")));
-    lines.extend(report.session.seconds_left.map(|left| format!("session: {} left", age(left))));
     if !report.interval.why.is_empty() {
         lines.push(format!("interval: {}", report.interval.why));
     }

@@ -37,7 +37,7 @@ pub struct CommitOptions {
     pub level: u8,
     /// Encoding threads, at least 1.
     pub threads: usize,
-    /// Encode at the lowest priority, so that training goes first.
+    /// Encode at low priority, so that training goes first.
     pub background: bool,
     /// Size of the snapshot before, to reserve room; 0 if unknown.
     pub expected_bytes: u64,
@@ -276,7 +276,7 @@ fn write_chunks(
         room: Condvar::new(),
     };
     std::thread::scope(|scope| {
-        let spawn = |background: bool| scope.spawn(move || pipeline.encode(options.level, background));
+        let spawn = |background: bool| scope.spawn(move || pipeline.encode(options, background));
         let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.background)).collect();
         // Whatever happens here, the threads must not wait for a writer that is gone.
         let end = EndOnDrop(pipeline);
@@ -348,13 +348,16 @@ impl Pipeline<'_> {
         Ok((records, finite))
     }
 
-    fn encode(&self, level: u8, background: bool) {
+    fn encode(&self, options: &CommitOptions, background: bool) {
         if background {
-            lowest_priority();
+            low_priority();
         }
         let mut ended_by_panic = PanicEnds(self, true);
-        let mut encoder = Encoder::new(level);
-        while let Some((index, mut bytes)) = self.take() {
+        let mut encoder = Encoder::new(options.level);
+        let relieved = || background && options.control.hurried.load(Ordering::Relaxed);
+        while !relieved()
+            && let Some((index, mut bytes)) = self.take()
+        {
             let unit = &self.units[index];
             let item = self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
             // An item is taken out only after its last chunk, which is this one or a later one.
@@ -411,10 +414,14 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Puts the calling thread behind everything else on the machine.
-pub fn lowest_priority() {
+/// A nice value that weighs about a tenth of the usual one. The lowest weighs so little that on a crowded machine a last
+/// snapshot would wait for seconds for a chunk that such a thread has begun.
+const LOW_PRIORITY: i32 = 10;
+
+/// Puts the calling thread behind the training.
+pub fn low_priority() {
     // Linux keeps a nice value for each thread. Refusal only means that the thread competes as an equal.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOW_PRIORITY);
 }
 
 fn all_finite(raw: &[u8], dtype: DType) -> bool {

@@ -54,7 +54,7 @@ impl Worker {
                 }
             }
             // The agent is gone: save and leave.
-            let _ = sender.send(Command::Stop { snapshot: true, reason: GONE.into() });
+            let _ = sender.send(Command::Stop { snapshot: true, reason: GONE.into(), within_ms: None });
         });
         Worker { script, events, commands }
     }

@@ -92,12 +92,16 @@ pub fn set_threads(threads: usize) -> usize {
     threads
 }
 
+/// A nice value that weighs about a third of the usual one.
+const BEHIND: i32 = 5;
+
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Puts every thread of this process except those of these names behind all others: libtorch's threads cannot be
-/// stopped in the middle of an operation (one may hold a lock that is needed elsewhere), but they can give way. A new
+/// Makes every thread of this process except those of these names give way: libtorch's threads cannot be stopped in
+/// the middle of an operation (one may hold a lock that is needed elsewhere). They still get a third of what others do,
+/// since they may hold such a lock, and have to die when the process ends, also on a crowded machine. A new
 /// thread has the name of the one that made it until it gets its own.
 pub fn yield_processors(spared: &[&str]) {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
@@ -106,7 +110,7 @@ pub fn yield_processors(spared: &[&str]) {
         let id = task.file_name().to_str().and_then(|id| id.parse().ok()).and_then(rustix::process::Pid::from_raw);
         if let Some(id) = id.filter(|_| !spared.contains(&name.trim_end())) {
             // It may be gone by now.
-            let _ = rustix::process::setpriority_process(Some(id), 19);
+            let _ = rustix::process::setpriority_process(Some(id), BEHIND);
         }
     }
 }

@@ -194,7 +194,6 @@ impl Heard {
                 self.end = Some(end.what);
             }
             None if self.end.is_some() => {
-                info!("{name}: it does not end after all");
                 calls.push(Call::Withdrawn);
                 self.end = None;
             }

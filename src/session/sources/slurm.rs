@@ -1,7 +1,8 @@
 //! Slurm: when the allocation ends.
 //!
 //! The end stands in SLURM_JOB_END_TIME where the cluster sets it; else squeue is asked, seldom, since it costs the
-//! cluster's controller: limits are changed while jobs run. Deliberately not here: the signals that Slurm sends (agent).
+//! cluster's controller: limits are changed while jobs run. Deliberately not here: the signals that Slurm sends
+//! (agent).
 //! Source: slurm.schedmd.com/sbatch.html (output environment variables), squeue.html (--format, SLURM_TIME_FORMAT).
 
 use std::time::Duration;

@@ -3,7 +3,7 @@
 //! systemd tells a service nothing about it, and at its end kills it as failed: so it is asked, through systemctl,
 //! about the unit that this process is in. Its count begins when the unit is started up, and stands still while the
 //! machine sleeps, so that what is found here is never too late. Deliberately not here: what the service manager is
-//! told (agent/notify). Source: systemd.service(5), systemctl(1).
+//! told (agent/service). Source: systemd.service(5), systemctl(1).
 
 use std::path::Path;
 use std::time::Duration;
@@ -96,16 +96,19 @@ pub fn parse_show(answer: &str) -> Result<Option<Limit>, String> {
     Ok(Some(Limit { max, since: (is_up && since > 0).then_some(Duration::from_micros(since)) }))
 }
 
-/// The innermost unit in /proc/self/cgroup, of the unified hierarchy or of systemd's own.
+/// The innermost unit in /proc/self/cgroup: of the unified hierarchy, or else of systemd's own.
 pub fn parse_cgroup(text: &str) -> Option<Unit> {
-    let path =
-        text.lines().find_map(|line| line.strip_prefix("0::").or_else(|| Some(line.split_once(":name=systemd:")?.1)));
-    let mut parts: Vec<&str> = path?.split('/').collect();
-    let is_unit = |part: &&str| part.ends_with(".service") || part.ends_with(".scope");
-    let at = parts.iter().rposition(is_unit)?;
-    let name = parts.remove(at).to_owned();
+    let unified = text.lines().filter_map(|line| line.strip_prefix("0::"));
+    let own = text.lines().filter_map(|line| Some(line.split_once(":name=systemd:")?.1));
+    unified.chain(own).find_map(unit_of)
+}
+
+fn unit_of(path: &str) -> Option<Unit> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let at = parts.iter().rposition(|part| part.ends_with(".service") || part.ends_with(".scope"))?;
     let of_user = parts[..at].iter().any(|part| part.starts_with("user@") && part.ends_with(".service"));
-    // As init.scope holds nothing but the manager, so does it in a container whose processes stayed there.
+    let name = parts[at].to_owned();
+    // init.scope holds the manager, and in a container whatever stayed beside it. An option would be none of a name.
     (name != "init.scope" && !name.starts_with('-')).then_some(Unit { name, of_user })
 }
 
@@ -122,6 +125,7 @@ mod tests {
         let hybrid = "12:pids:/x\n1:name=systemd:/system.slice/run-r1.scope\n0::/\n";
         assert_eq!(unit("1:name=systemd:/system.slice/run-r1.scope\n0::/\n"), of_system("run-r1.scope"));
         assert_eq!(unit(hybrid), of_system("run-r1.scope"));
+        assert_eq!(unit("1:name=systemd:/\n0::/system.slice/a.service\n"), of_system("a.service"));
         let of_user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/ckptd@job.service";
         assert_eq!(unit(of_user), Some(("ckptd@job.service".into(), true)));
         assert_eq!(unit("0::/user.slice/user-0.slice/session-3.scope"), of_system("session-3.scope"));

@@ -4,7 +4,7 @@
 //! sign of life since the last one. In phases in which nobody has anything to say (between two workers, while the last
 //! snapshot is written and read back) pings go on for as long as a silence may last, and then end, too. Nothing here
 //! waits for the service manager. Deliberately not here: when the job counts as hung (job), what systemd does about it
-//! (systemd/ckptd@.service).
+//! (the unit).
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -43,6 +43,8 @@ pub struct ServiceManager {
     outbox: Option<SyncSender<Vec<Word>>>,
     sent: Receiver<()>,
     account: Account,
+    /// It was told that the config is being read again.
+    is_reloading: bool,
 }
 
 impl ServiceManager {
@@ -64,6 +66,7 @@ impl ServiceManager {
             outbox: talks.then_some(outbox),
             sent,
             account: Account::new(watchdog, hang_timeout.max(QUIET_LIMIT), now),
+            is_reloading: false,
         }
     }
 
@@ -72,9 +75,17 @@ impl ServiceManager {
         self.send(vec![Word::Ready]);
     }
 
-    /// The config is being read again; [`ServiceManager::ready`] says that it was.
+    /// The job file is being read again, because somebody asked for it.
     pub fn reloading(&mut self) {
+        self.is_reloading = true;
         self.send(vec![Word::Reloading]);
+    }
+
+    /// The job file was read again.
+    pub fn reloaded(&mut self) {
+        if std::mem::take(&mut self.is_reloading) {
+            self.ready();
+        }
     }
 
     /// The worker or the keeper has shown that it lives.
