@@ -241,7 +241,8 @@ fn a_new_file_in_a_notice_folder_ends_the_session() {
 fn services_that_hang_drip_flood_rave_or_send_elsewhere_cost_one_line_each_and_not_the_training() {
     let elsewhere = Service::start(|_| ok("TRUE"));
     let decoy = format!("{}/computeMetadata/v1/instance/preempted", elsewhere.url);
-    let faults: [(&str, fn(String) -> Answer); 8] = [
+    type Fault = fn(String) -> Answer;
+    let faults: [(&str, Fault); 8] = [
         ("hang", |_| Answer::Hang),
         ("drip", |_| Answer::Drip),
         ("flood", |_| Answer::Flood),
