@@ -6,8 +6,6 @@
 mod archives;
 #[path = "hostile/bundles.rs"]
 mod bundles;
-#[path = "support/craft.rs"]
-mod craft;
 #[path = "hostile/pickles.rs"]
 mod pickles;
 #[path = "hostile/snapshots.rs"]
@@ -26,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use ckptd::interop::progress::Silent;
 use ckptd::interop::{bundle, import};
+use targets::craft;
 
 const MAX_BYTES: usize = 100 << 20;
 const MAX_TIME: Duration = Duration::from_secs(1);

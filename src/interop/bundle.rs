@@ -159,7 +159,7 @@ pub fn unpack(bundle: &Path, target: &Path, force: bool, progress: &dyn Progress
 /// and matched. What does not stay is not made durable.
 pub fn unpack_into(bundle: &Path, dir: &Path, stays: bool, progress: &dyn Progress) -> Result<(usize, u64, bool)> {
     let mapped = Mapped::open(bundle)?;
-    let mut into = Into { bundle, dir, stays, left: allowance(&mapped, dir)?, names: Names::default(), progress };
+    let mut into = Into { bundle, dir, left: allowance(&mapped, dir)?, names: Names::default(), progress };
     match kind_of(mapped.bytes()) {
         Some(Kind::Zip) => into.zip(&mapped)?,
         Some(Kind::TarZst) => into.tar(&mapped)?,
@@ -171,6 +171,10 @@ pub fn unpack_into(bundle: &Path, dir: &Path, stays: bool, progress: &dyn Progre
         raw_bytes += std::fs::metadata(&path).map_err(|e| Error::io("looking at", path, e))?.len();
     }
     let verified = check_files(bundle, dir, &into.names.seen, progress)?;
+    if stays {
+        let names: Vec<String> = into.names.seen.iter().cloned().collect();
+        output::sync(dir, &names)?;
+    }
     Ok((into.names.seen.len(), raw_bytes, verified))
 }
 
@@ -239,7 +243,6 @@ impl Names {
 struct Into<'a> {
     bundle: &'a Path,
     dir: &'a Path,
-    stays: bool,
     /// Bytes that may still be written.
     left: u64,
     names: Names,
@@ -333,7 +336,7 @@ impl Into<'_> {
 
     /// Exactly `bytes` bytes of `content`; one more is a lie, and so is one less.
     fn write(&self, name: &str, content: &mut impl Read, bytes: u64) -> Result<()> {
-        output::part(self.dir, name, self.stays, |file| {
+        output::part(self.dir, name, |file| {
             let mut buffer = vec![0; PIECE_BYTES];
             let mut written = 0u64;
             loop {

@@ -18,6 +18,9 @@ use rustix::fs::{FlockOperation, RenameFlags};
 use crate::error::{Error, Result};
 use crate::interop::{hf, state};
 
+/// Files that are made durable at a time.
+const SYNCS: usize = 16;
+
 /// Whether `target` may be written; call this before any long work.
 pub fn check(target: &Path, force: bool) -> Result<()> {
     let parent = parent(target);
@@ -60,15 +63,29 @@ pub fn folder<T>(target: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<
     Ok(result)
 }
 
-/// A new file in a folder that `folder` makes, durable when `fill` is done where it is to stay.
-pub fn part<T>(folder: &Path, name: &str, stays: bool, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
+/// A new file in a folder that `folder` makes; [`sync`] makes it durable, where it is to stay.
+pub fn part<T>(folder: &Path, name: &str, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
     let path = folder.join(name);
     let mut file = make_file(&path)?;
-    let result = fill(&mut file)?;
-    if stays {
-        file.sync_all().map_err(|e| Error::io("syncing", &path, e))?;
-    }
-    Ok(result)
+    fill(&mut file)
+}
+
+/// Makes files of a folder durable, all at once: one after the other, each would wait for the file system's journal.
+pub fn sync(folder: &Path, names: &[String]) -> Result<()> {
+    let one = |name: &String| {
+        let path = folder.join(name);
+        let file = File::open(&path).map_err(|e| Error::io("opening", &path, e))?;
+        file.sync_all().map_err(|e| Error::io("syncing", &path, e))
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = names
+            .chunks(names.len().div_ceil(SYNCS).max(1))
+            .map(|names| scope.spawn(move || names.iter().try_for_each(one)))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// A folder to work in beside a target, on the same file system. It is gone when this is dropped.

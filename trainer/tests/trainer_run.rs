@@ -33,7 +33,7 @@ fn python(arguments: &[&str]) {
 
 /// Tokens with a pattern that can be learned.
 fn tokens() -> Vec<u16> {
-    (0u32..6000).map(|i| ((i * 3 + i / 40) % 97) as u16).collect()
+    (0u32..6000).map(|i| ((i * i / 7 + i % 11 * 5) % 97) as u16).collect()
 }
 
 /// The batches of all steps, [step][row][position + 1]: from step SAVED on they are those that ckptd will read.

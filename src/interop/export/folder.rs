@@ -19,8 +19,7 @@ const VERSION: &str = "version.txt";
 
 /// Fills the folder `dir`, which is there and empty. Returns the bytes of its tensors and of its files.
 pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Progress) -> Result<(u64, u64)> {
-    let stays = options.format == Format::Hf;
-    let mut folder = Folder { dir, stays, names: Vec::new() };
+    let mut folder = Folder { dir, names: Vec::new() };
     let carried = companions(source, &mut folder, options.dtype)?;
     let mut tensor_bytes = weights(source, &mut folder, options, progress)?;
     if options.with_optimizer {
@@ -51,14 +50,16 @@ pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Prog
         }
         folder.file(state::FILE, &state.to_json()?)?;
     }
+    // What a bundle is made of goes again.
+    if options.format == Format::Hf {
+        output::sync(dir, &folder.names)?;
+    }
     Ok((tensor_bytes, folder.bytes()?))
 }
 
 /// The folder that is being filled, with the names of what is in it.
 pub(super) struct Folder<'a> {
     pub dir: &'a Path,
-    /// It is what was asked for, not what a bundle is made of.
-    pub stays: bool,
     pub names: Vec<String>,
 }
 
@@ -68,7 +69,7 @@ impl Folder<'_> {
     }
 
     pub fn part<T>(&mut self, name: &str, fill: impl FnOnce(&mut std::fs::File) -> Result<T>) -> Result<T> {
-        let result = output::part(self.dir, name, self.stays, fill)?;
+        let result = output::part(self.dir, name, fill)?;
         self.names.push(name.to_owned());
         Ok(result)
     }
