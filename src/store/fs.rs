@@ -41,7 +41,7 @@ impl Dir {
     /// Opens the folder at `path`, and first makes it (0700) and what is missing above it, each durably.
     pub fn create(path: &Path) -> Result<Dir> {
         let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
-        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !is_folder(folder)).collect();
         for folder in missing.iter().rev() {
             match seam::call(Call::MakeFolder((*folder).into()), || rustix::fs::mkdir(*folder, Mode::RWXU)) {
                 Ok(()) | Err(Errno::EXIST) => {}
