@@ -84,3 +84,18 @@ fn a_limit_on_the_file_size_is_an_error_and_not_the_end_of_the_process() {
     assert_eq!((output.status.signal(), output.status.code()), (None, Some(1)), "{said}");
     assert!(said.contains("File too large"), "{said}");
 }
+
+#[test]
+fn an_older_snapshot_does_not_pass_for_the_latest_when_a_newer_one_cannot_be_read() {
+    if rustix::process::geteuid().is_root() {
+        return eprintln!("not run: root reads everything");
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let (_folder, store) = store();
+    save_verified(&store, 10, 1);
+    let newest = save_verified(&store, 20, 2);
+    std::fs::set_permissions(&newest.path, std::fs::Permissions::from_mode(0)).unwrap();
+    let error = store.find("latest").unwrap_err().to_string();
+    assert!(error.contains(&newest.id) && error.contains("cannot be read"), "{error}");
+    assert_eq!(store.find("10").unwrap().step(), 10);
+}

@@ -41,7 +41,13 @@ impl Session {
             }
         };
         say(Ack::Started { run: run.clone() });
-        let chosen = store.choose_resume(1, &mut |_| ())?;
+        let mut told = Vec::new();
+        let chosen = store.choose_resume(1, &mut |line| told.push(line))?;
+        // What the system does not hand out now may be passed over, as long as that is said.
+        for line in told.iter().filter(|line| line.contains(" cannot be ")) {
+            let step = line.split(' ').next().and_then(layout::step_of);
+            step.into_iter().for_each(|step| say(Ack::PassedOver { seq: step / states::step_of(1) }));
+        }
         say(Ack::Resumed { seq: chosen.map(|chosen| chosen.entry.seq()) });
         let next_seq = store.next_seq()?;
         Ok(Session { store, _lock: lock, run, seed, next_seq })

@@ -18,6 +18,10 @@ pub enum Ack {
     Started {
         run: String,
     },
+    /// A start could not read this one now.
+    PassedOver {
+        seq: u64,
+    },
     Resumed {
         seq: Option<u64>,
     },
@@ -79,6 +83,7 @@ pub struct Ledger {
     leaving: BTreeSet<u64>,
     discarded: BTreeMap<u64, String>,
     damaged: BTreeMap<u64, (String, String)>,
+    passed_over: BTreeSet<u64>,
     broken: Vec<String>,
     pub errors: Vec<String>,
 }
@@ -104,7 +109,11 @@ impl Ledger {
             }
             Ack::Resumed { seq } => {
                 self.check_resume(*seq);
+                self.passed_over.clear();
                 self.maybe_verified.extend(seq);
+            }
+            Ack::PassedOver { seq } => {
+                self.passed_over.insert(*seq);
             }
             Ack::Saving { seq } => {
                 if self.committed.contains_key(seq) && !self.leaving.contains(seq) {
@@ -179,7 +188,9 @@ impl Ledger {
 
     /// What a start must find: the newest that was announced as verified and did not leave, or a newer one.
     fn check_resume(&mut self, seq: Option<u64>) {
-        let stays = |seq: &&u64| !self.leaving.contains(seq) && !self.damaged.contains_key(seq);
+        let stays = |seq: &&u64| {
+            !self.leaving.contains(seq) && !self.damaged.contains_key(seq) && !self.passed_over.contains(seq)
+        };
         let newest = self.verified.iter().filter(stays).filter(|s| states::healthy(**s)).max();
         if newest.is_some_and(|newest| seq.is_none_or(|seq| seq < *newest)) {
             self.broken.push(format!("resume chose {seq:?} though {newest:?} was verified"));

@@ -143,8 +143,8 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Check { store, announced, seed, go_on } => return check(&store, &announced, seed, go_on),
         Command::CrashStates { common } => crash::run(&common.scratch, common.seed, &crash_effort(&common))?,
-        Command::Sweep { common } => sweep::errors(&common.scratch, common.seed, &sweep_effort(&common))?,
-        Command::Kills { common } => sweep::kills(&common.scratch, common.seed, &sweep_effort(&common))?,
+        Command::Sweep { common } => sweep::errors(&common.scratch, common.seed, &sweep_effort(&common, 3))?,
+        Command::Kills { common } => sweep::kills(&common.scratch, common.seed, &sweep_effort(&common, 2))?,
         Command::Contenders { common } => contend::run(&common.scratch, common.seed, common.short)?,
         Command::Damage { common } => damage::run(&common.scratch, common.seed, common.short)?,
     };
@@ -157,8 +157,9 @@ fn crash_effort(common: &Common) -> crash::Effort {
     crash::Effort { rounds, random, crash_again, first: common.first }
 }
 
-fn sweep_effort(common: &Common) -> sweep::Effort {
-    sweep::Effort { rounds: 7, stride: if common.short { 13 } else { 3 }, first: common.first }
+/// Every `stride`-th call, for a quick look fewer.
+fn sweep_effort(common: &Common, stride: u64) -> sweep::Effort {
+    sweep::Effort { rounds: 7, stride: if common.short { 13 } else { stride }, first: common.first }
 }
 
 fn session(store: &std::path::Path, seed: u64, rounds: u32, in_step: bool) -> Result<()> {

@@ -41,7 +41,7 @@ impl Dir {
     /// Opens the folder at `path`, and first makes it (0700) and what is missing above it, each durably.
     pub fn create(path: &Path) -> Result<Dir> {
         let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
-        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !is_folder(folder)).collect();
         for folder in missing.iter().rev() {
             match seam::call(Call::MakeFolder((*folder).into()), || rustix::fs::mkdir(*folder, Mode::RWXU)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -50,11 +50,10 @@ impl Dir {
         }
         // The folder's own name must survive, too, also where a start that was killed has made it.
         for folder in missing.iter().copied().chain([path.as_path()]).filter_map(Path::parent) {
-            match Dir::open(folder) {
-                Ok(parent) => parent.sync()?,
-                // A folder that may be passed through but not read is somebody else's and was there before.
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {}
-                Err(e) => return Err(e),
+            match Dir::open(folder).and_then(|parent| parent.sync()) {
+                // Not ours to sync, or nothing there that could be: it was there before.
+                Err(Error::Io { source, .. }) if is_elsewhere(source.kind()) => {}
+                other => other?,
             }
         }
         Dir::open(&path)
@@ -212,6 +211,12 @@ impl Dir {
     fn error(&self, op: &'static str, name: &str, e: Errno) -> Error {
         Error::io(op, self.join(name), e.into())
     }
+}
+
+/// What a folder says that belongs to somebody else or to a file system that is read-only or has no folders to sync.
+fn is_elsewhere(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(kind, PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported)
 }
 
 fn is_regular(stat: &Stat) -> bool {

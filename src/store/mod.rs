@@ -255,7 +255,9 @@ impl Store {
         match spec {
             "latest" => {
                 let verified = good().find(|e| e.state == State::Verified);
-                verified.or_else(|| good().next()).cloned().ok_or_else(|| none("healthy snapshot yet"))
+                let latest = verified.or_else(|| good().next()).ok_or_else(|| none("healthy snapshot yet"))?;
+                self.require_readable_since(latest, &entries)?;
+                Ok(latest.clone())
             }
             "best" => good()
                 .filter_map(|e| Some((e.val_loss().filter(|l| l.is_finite())?, e)))
@@ -274,6 +276,21 @@ impl Store {
                     _ => Err(none(&format!("snapshot {spec:?}; `ckptd list` shows what is there"))),
                 }
             }
+        }
+    }
+
+    /// An older snapshot must not pass for the latest because the disk does not answer for a newer one.
+    fn require_readable_since(&self, latest: &Entry, entries: &[Entry]) -> Result<()> {
+        let newer = |e: &&Entry| layout::step_of(&e.id).is_some_and(|step| step > latest.step());
+        match entries.iter().filter(newer).find_map(|e| match &e.state {
+            State::Unreadable(reason) => Some((e, reason)),
+            _ => None,
+        }) {
+            Some((entry, reason)) => Err(Error::Other(format!(
+                "{} may be newer than {} and cannot be read now ({reason}); see to the disk, or name the snapshot",
+                entry.id, latest.id
+            ))),
+            None => Ok(()),
         }
     }
 
