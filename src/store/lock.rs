@@ -57,7 +57,9 @@ pub enum LastSession {
     Unknown,
     Ended(Ending),
     /// It is gone without a word: killed, or the machine went down.
-    Killed { pid: u32 },
+    Killed {
+        pid: u32,
+    },
 }
 
 impl Lock {
