@@ -6,15 +6,15 @@
 # make soak     SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
 # make lint     formatting, clippy with warnings as errors, spelling
 # make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
+# make bench-formats  what exports of GPT-2 cost, beside transformers
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
 FUZZ_SECONDS ?= 60
-
-.PHONY: run test build lint fuzz faults faults-short soak programs setup setup-full text clean
-
 SEED ?= 1
 SOAK_HOURS ?= 2
+
+.PHONY: run test build lint faults faults-short soak programs setup setup-full text fuzz bench-formats clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -58,6 +58,9 @@ text: .cache/text/python.txt
 
 fuzz: setup
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+bench-formats: build setup-full
+	@.cache/python/bin/python bench/formats.py
 
 clean:
 	cargo clean

@@ -18,16 +18,21 @@ export RUSTC_BOOTSTRAP=1
 export CARGO_TARGET_DIR=fuzz/target
 sanitizer=(--sanitizer none)
 
+triple=$(rustc -vV | sed -n 's/^host: //p')
+
+cargo fuzz build "${sanitizer[@]}" --target "$triple"
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
-cargo fuzz build "${sanitizer[@]}"
 for target in "${targets[@]}"; do
   echo "fuzz: $target for $seconds s" >&2
-  mkdir -p "fuzz/corpus/$target"
-  seeds=()
-  for folder in "fuzz/seeds/$target" "fuzz/regressions/$target"; do [ ! -d "$folder" ] || seeds+=("$folder"); done
-  cargo fuzz run "${sanitizer[@]}" "$target" "fuzz/corpus/$target" "${seeds[@]}" -- \
-    -max_total_time="$seconds" -timeout=5 -rss_limit_mb=512 -max_len=65536 -print_final_stats=1 -verbosity=1 2>&1 |
-    grep -Ev '^#[0-9]+|^INFO: (Loaded|seed corpus)|^\s+[0-9]+ files found' 
+  mkdir -p "fuzz/corpus/$target" "fuzz/artifacts/$target"
+  inputs=("fuzz/corpus/$target")
+  for folder in "fuzz/seeds/$target" "fuzz/regressions/$target"; do [ ! -d "$folder" ] || inputs+=("$folder"); done
+  log=fuzz/artifacts/$target.log
+  # A finding ends the run, with what broke in the log and the input in fuzz/artifacts.
+  "$CARGO_TARGET_DIR/$triple/release/$target" "${inputs[@]}" -artifact_prefix="fuzz/artifacts/$target/" \
+    -max_total_time="$seconds" -timeout=5 -rss_limit_mb=512 -max_len=65536 -print_final_stats=1 >"$log" 2>&1 ||
+    { tail -n 30 "$log" >&2; echo "fuzz: $target: a finding, see $log" >&2; exit 1; }
+  grep -E '^Done|number_of_executed|slowest_unit|peak_rss' "$log" >&2
 done
 echo "fuzz: no finding" >&2

@@ -13,6 +13,7 @@ mod inspect;
 mod list;
 mod log;
 mod output;
+mod outputs;
 mod pin;
 mod prune;
 mod run;
