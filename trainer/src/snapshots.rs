@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ckptd::protocol::Event;
 use ckptd::snapshot::{CarriedFile, Provenance, Snapshot, TrainState};
-use ckptd::store::{CommitOptions, Store, commit};
+use ckptd::store::{CommitOptions, Pace, Store, commit};
 use ckptd::{Error, Result};
 
 use crate::capture::{Capture, Capturer};
@@ -23,6 +23,7 @@ pub struct Settings {
     pub run_id: String,
     pub next_seq: u64,
     pub level: u8,
+    /// That encode while the training goes on.
     pub threads: usize,
     /// The state that the store holds already, and its root: what the session resumed from.
     pub resumed: Option<(TrainState, String)>,
@@ -174,6 +175,11 @@ impl Flight {
     }
 }
 
+/// What the last snapshot may take: nothing trains meanwhile.
+fn all_processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
 /// The thread that commits.
 struct Committer {
     settings: Settings,
@@ -210,8 +216,8 @@ impl Committer {
         let options = CommitOptions {
             parent: self.parent.clone(),
             level: settings.level,
-            threads: settings.threads,
-            background: !urgent,
+            threads: if urgent { all_processors() } else { settings.threads },
+            pace: if urgent { Pace::Hurried } else { Pace::Background },
             expected_bytes: self.expected_bytes,
             ..CommitOptions::new(&settings.run_id, settings.next_seq)
         };

@@ -57,13 +57,19 @@ impl Training {
             if step >= steps {
                 return Ok(step);
             }
-            self.step(step)?;
-            self.evaluate_if_due()?;
-            let every = self.job.config.snapshot.every_steps;
-            if every.is_some_and(|n| (step + 1).is_multiple_of(n)) && step + 1 < steps {
-                self.snapshots.take("interval");
-            }
+            self.advance(step)?;
         }
+    }
+
+    /// The step after `step`, and what falls due with it: an evaluation, a snapshot.
+    pub fn advance(&mut self, step: u64) -> Result<()> {
+        self.step(step)?;
+        self.evaluate_if_due()?;
+        let every = self.job.config.snapshot.every_steps;
+        if every.is_some_and(|n| (step + 1).is_multiple_of(n)) && step + 1 < self.job.config.train.steps {
+            self.snapshots.take("interval");
+        }
+        Ok(())
     }
 
     /// One update, from the mean gradient over its micro-batches.
