@@ -75,7 +75,7 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &Events) -> Result<Bench> 
         run_id,
         next_seq,
         level: job.config.snapshot.level,
-        threads: job.config.snapshot.encode_threads,
+        encode_threads: job.config.snapshot.encode_threads,
         resumed: job.resumed.clone(),
         files: job.files.clone(),
         provenance: job.provenance.clone(),
@@ -117,7 +117,7 @@ impl Bench {
             step_ms.push(began.elapsed().as_secs_f64() * 1e3);
             if index == snapshot_after {
                 let began = Instant::now();
-                self.snapshots.take("interval");
+                self.snapshots.take_between_steps("interval");
                 take_ms = Some(began.elapsed().as_secs_f64() * 1e3);
             }
         }

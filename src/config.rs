@@ -110,7 +110,7 @@ pub struct SnapshotPolicy {
     pub every_steps: Option<u64>,
     /// 0: stored as is; from 1: float tensors by planes, everything else by zstd at that level.
     pub level: u8,
-    /// 0: one per two processors, at least one.
+    /// 0: one per processor.
     pub encode_threads: usize,
 }
 

@@ -323,7 +323,7 @@ impl Pipeline<'_> {
 
     fn encode(&self, options: &CommitOptions) {
         if options.pace == Pace::Background {
-            lowest_priority();
+            lower_priority();
         }
         let mut ended_by_panic = PanicEnds(self, true);
         let (mut encoder, mut storing) = (Encoder::new(options.level), Encoder::new(0));
@@ -381,10 +381,16 @@ impl Drop for PanicEnds<'_, '_> {
     }
 }
 
-/// Puts the calling thread behind everything else on the machine.
-pub fn lowest_priority() {
+/// Nice value of encoding threads beside a training: about a third of a processor that the training wants, too.
+///
+/// What a snapshot takes from the training is its processor time, whenever that is spent. At the lowest priority it was
+/// spent so late that a snapshot took longer to be durable than the interval to the next one.
+const BACKGROUND_NICE: i32 = 3;
+
+/// Puts the calling thread behind the training.
+fn lower_priority() {
     // Linux keeps a nice value for each thread. Refusal only means that the thread competes as an equal.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BACKGROUND_NICE);
 }
 
 fn all_finite(raw: &[u8], dtype: DType) -> bool {

@@ -199,3 +199,42 @@ impl Writing {
 }
 
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(SECTOR));
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_appended_in_any_pieces_is_the_file_to_its_exact_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let pattern: Vec<u8> = (0..251u8).cycle().take(3 * BLOCK_BYTES + 12_345).collect();
+        for (name, length) in
+            [("empty", 0), ("short", 1), ("sector", SECTOR), ("block", BLOCK_BYTES), ("long", pattern.len())]
+        {
+            let path = folder.path().join(name);
+            let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+            let mut out = BlockWriter::new(&file, path.clone()).unwrap();
+            let (mut rest, mut piece) = (&pattern[..length], 1);
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(piece.min(rest.len()));
+                out.append(now).unwrap();
+                assert_eq!(out.position() as usize, length - later.len());
+                (rest, piece) = (later, piece * 7 % (2 * BLOCK_BYTES) + 1);
+            }
+            out.finish().unwrap();
+            assert!(std::fs::read(&path).unwrap() == pattern[..length], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_fails_with_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("read-only");
+        std::fs::write(&path, b"").unwrap();
+        let mut out = BlockWriter::new(&File::open(&path).unwrap(), path.clone()).unwrap();
+        let block = vec![1; BLOCK_BYTES];
+        let outcome = (0..2 * BLOCKS).try_for_each(|_| out.append(&block)).and_then(|()| out.finish());
+        assert!(outcome.unwrap_err().to_string().contains("read-only"));
+    }
+}

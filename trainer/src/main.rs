@@ -160,7 +160,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
         run_id,
         next_seq,
         level: job.config.snapshot.level,
-        threads: encode_threads(job.config.snapshot.encode_threads),
+        encode_threads: job.config.snapshot.encode_threads,
         resumed: job.resumed.clone(),
         files: job.files.clone(),
         provenance: job.provenance.clone(),
@@ -182,13 +182,6 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     snapshots.take_last("final")?;
     events.send(Event::Done { step, finished: true });
     Ok(())
-}
-
-fn encode_threads(asked: usize) -> usize {
-    match asked {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
-        n => n,
-    }
 }
 
 /// Obeys the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.

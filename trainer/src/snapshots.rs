@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use ckptd::protocol::Event;
 use ckptd::snapshot::{CarriedFile, Provenance, Snapshot, TrainState};
 use ckptd::store::{CommitOptions, Pace, Store, commit};
 use ckptd::{Error, Result};
 
-use crate::capture::{Capture, Capturer};
+use crate::capture::{Capture, Capturer, StallMeter};
 use crate::events::Events;
 
 /// What every snapshot of this session has in common.
@@ -23,8 +24,8 @@ pub struct Settings {
     pub run_id: String,
     pub next_seq: u64,
     pub level: u8,
-    /// That encode while the training goes on.
-    pub threads: usize,
+    /// That encode while the training goes on; 0: one per processor.
+    pub encode_threads: usize,
     /// The state that the store holds already, and its root: what the session resumed from.
     pub resumed: Option<(TrainState, String)>,
     pub files: Vec<CarriedFile>,
@@ -75,6 +76,7 @@ impl Snapshots {
             parent: settings.resumed.as_ref().map(|(_, root)| root.clone()),
             settings,
             flight: flight.clone(),
+            capturer: capturer.clone(),
             events: events.clone(),
             expected_bytes: 0,
         };
@@ -85,23 +87,37 @@ impl Snapshots {
         Ok(Snapshots { capturer, jobs, flight, events })
     }
 
-    /// Captures the state as it is now, and returns; the rest happens in the background.
-    pub fn take(&self, reason: &str) {
+    /// [`Snapshots::take`] for the training thread, whose time in here counts as held up.
+    pub fn take_between_steps(&self, reason: &str) {
+        let began = Instant::now();
+        if let Some(meter) = self.take(reason) {
+            meter.add(began.elapsed());
+        }
+    }
+
+    /// Captures the state as it is now, and returns; the rest happens in the background. What is returned measures
+    /// how long this snapshot holds up the training.
+    pub fn take(&self, reason: &str) -> Option<StallMeter> {
         let mut durable = self.flight.lock();
         if durable.in_flight {
             let step = self.capturer.step();
             self.events.send(Event::SnapshotSkipped { step, reason: reason.into() });
-            return;
+            return None;
         }
         match self.capture(&durable) {
             Ok(Some(capture)) => {
                 durable.in_flight = true;
                 drop(durable);
+                let meter = capture.stall_meter();
                 self.launch(capture, reason, false, None);
+                Some(meter)
             }
             // Nothing has happened since the last one.
-            Ok(None) => {}
-            Err(e) => self.failed(&e),
+            Ok(None) => None,
+            Err(e) => {
+                self.failed(&e);
+                None
+            }
         }
     }
 
@@ -175,8 +191,9 @@ impl Flight {
     }
 }
 
-/// What the last snapshot may take: nothing trains meanwhile.
-fn all_processors() -> usize {
+/// The last snapshot may take all of them, since nothing trains meanwhile. One that is taken beside the training is
+/// spread over all of them, too, because the training's threads wait for the slowest among them.
+fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
@@ -185,6 +202,7 @@ struct Committer {
     settings: Settings,
     parent: Option<String>,
     flight: Arc<Flight>,
+    capturer: Capturer,
     events: Events,
     expected_bytes: u64,
 }
@@ -216,7 +234,7 @@ impl Committer {
         let options = CommitOptions {
             parent: self.parent.clone(),
             level: settings.level,
-            threads: if urgent { all_processors() } else { settings.threads },
+            threads: if urgent || settings.encode_threads == 0 { processors() } else { settings.encode_threads },
             pace: if urgent { Pace::Hurried } else { Pace::Background },
             expected_bytes: self.expected_bytes,
             ..CommitOptions::new(&settings.run_id, settings.next_seq)
@@ -247,6 +265,7 @@ impl Committer {
             capture_ms,
             write_ms: done.write_ms,
             stall_ms: stall.stall().as_secs_f64() * 1e3,
+            extra_peak_bytes: self.capturer.memory().extra_peak,
         });
         Ok(())
     }

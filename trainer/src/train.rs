@@ -67,7 +67,7 @@ impl Training {
         self.evaluate_if_due()?;
         let every = self.job.config.snapshot.every_steps;
         if every.is_some_and(|n| (step + 1).is_multiple_of(n)) && step + 1 < self.job.config.train.steps {
-            self.snapshots.take("interval");
+            self.snapshots.take_between_steps("interval");
         }
         Ok(())
     }
@@ -143,7 +143,7 @@ impl Training {
         });
         self.events.send(Event::Eval { step, val_loss, best });
         if best && step < self.job.config.train.steps {
-            self.snapshots.take("best validation loss");
+            self.snapshots.take_between_steps("best validation loss");
         }
         Ok(())
     }

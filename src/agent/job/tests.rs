@@ -92,7 +92,17 @@ fn step(step: u64) -> Message {
 
 fn committed(step: u64) -> Message {
     let path = format!("/store/snapshots/step-{step}.ckpt").into();
-    Message::Committed { step, seq: step, path, bytes: 4, raw_bytes: 8, capture_ms: 0.1, write_ms: 1.0, stall_ms: 0.1 }
+    Message::Committed {
+        step,
+        seq: step,
+        path,
+        bytes: 4,
+        raw_bytes: 8,
+        capture_ms: 0.1,
+        write_ms: 1.0,
+        stall_ms: 0.1,
+        extra_peak_bytes: 0,
+    }
 }
 
 fn verified(step: u64) -> Event {
