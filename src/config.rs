@@ -4,7 +4,7 @@
 //! `config/ckptd.toml`, which a test holds equal to the defaults. Paths are relative to the file's folder.
 //! Deliberately not here: whether files exist (whoever opens them says so).
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -257,32 +257,35 @@ impl Config {
     /// Fills in what is derived from the file's place, and makes paths absolute.
     fn resolve(&mut self, path: &Path) -> Result<()> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = std::path::absolute(folder).map_err(|e| Error::io("resolving", folder, e))?;
+        // Without links in it, `..` can be taken off the folder's path.
+        let folder = std::fs::canonicalize(folder)
+            .or_else(|_| std::path::absolute(folder))
+            .map_err(|e| Error::io("resolving", folder, e))?;
         if self.job.name.is_empty() {
             self.job.name = path.file_stem().map_or_else(|| "job".into(), |s| s.to_string_lossy().into_owned());
         }
         if self.job.store.as_os_str().is_empty() {
             self.job.store = Path::new("checkpoints").join(&self.job.name);
         }
-        self.job.store = folder.join(&self.job.store);
+        self.job.store = below(&folder, &self.job.store);
         for path in [&mut self.model.from, &mut self.data.tokens, &mut self.data.tokenizer].into_iter().flatten() {
-            *path = folder.join(&*path);
+            *path = below(&folder, path);
         }
         self.data.cache = match self.data.cache.as_os_str().is_empty() {
             true => self.job.store.join("cache"),
-            false => folder.join(&self.data.cache),
+            false => below(&folder, &self.data.cache),
         };
         for glob in &mut self.data.text {
-            *glob = folder.join(&*glob).to_string_lossy().into_owned();
+            *glob = below(&folder, glob.as_ref()).to_string_lossy().into_owned();
         }
         self.status.socket = match self.status.socket.as_os_str().is_empty() {
             true => self.job.store.join("status.sock"),
-            false => folder.join(&self.status.socket),
+            false => below(&folder, &self.status.socket),
         };
         if let Some(program) = self.worker.command.first_mut()
             && program.contains('/')
         {
-            *program = folder.join(&*program).to_string_lossy().into_owned();
+            *program = below(&folder, program.as_ref()).to_string_lossy().into_owned();
         }
         Ok(())
     }
@@ -339,6 +342,20 @@ impl Config {
         check(self.retention.keep_every_steps != Some(0), "[retention] keep_every_steps: must be at least 1")?;
         check(!self.session.grace.0.is_zero(), "[session] grace: must be positive")?;
         check(self.worker.hang_timeout.0 >= Duration::from_secs(1), "[worker] hang_timeout: must be at least 1s")
+    }
+}
+
+/// `path` as seen from `folder`, which holds no links: leading `.` and `..` are resolved, so that messages are short.
+fn below(folder: &Path, path: &Path) -> PathBuf {
+    let mut folder = folder.to_path_buf();
+    let mut components = path.components();
+    loop {
+        let rest = components.as_path();
+        match components.next() {
+            Some(Component::ParentDir) if folder.pop() => {}
+            Some(Component::ParentDir | Component::CurDir) => {}
+            _ => return folder.join(rest),
+        }
     }
 }
 
@@ -468,7 +485,7 @@ mod tests {
     fn paths_are_relative_to_the_file_and_durations_and_sizes_are_text() {
         let config = parse(
             "[model]\nfrom = \"gpt\"\n[data]\ntext = [\"*.txt\"]\n[session]\nbudget = \"11h45m\"\n\
-             [retention]\nmax_bytes = \"2GiB\"\n[snapshot]\nevery = \"auto\"\n",
+             [retention]\nmax_bytes = \"2GiB\"\n[status]\nsocket = \"./../run/s.sock\"\n[snapshot]\nevery = \"auto\"\n",
         )
         .unwrap();
         assert_eq!(config.job.store, Path::new("/jobs/checkpoints/tiny"));
@@ -477,6 +494,7 @@ mod tests {
         assert_eq!(config.session.budget, Some(Text(Duration::from_secs(11 * 3600 + 45 * 60))));
         assert_eq!(config.retention.max_bytes, Some(Text(2 << 30)));
         assert_eq!(config.snapshot.every, Every::Auto);
+        assert_eq!(config.status.socket, Path::new("/run/s.sock"));
     }
 
     #[test]

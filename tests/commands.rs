@@ -49,7 +49,7 @@ fn job_store() -> (tempfile::TempDir, Store, PathBuf) {
     let (folder, store) = store();
     let config = folder.path().join("job.toml");
     let text = "[job]\nstore = \"store\"\n[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n\
-                [train]\nsteps = 40\n[retention]\nkeep_last = 2\nkeep_best = 0\n";
+                [train]\nsteps = 40\neval_every = 0\n[retention]\nkeep_last = 2\nkeep_best = 0\n";
     std::fs::write(&config, text).unwrap();
     store.set_job(&Config::load(&config).unwrap()).unwrap();
     (folder, store, config)

@@ -1,5 +1,5 @@
 //! A snapshot can be read without ckptd: docs/format.md is enough for a reader in another language.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "support/python.rs"]
 mod python;

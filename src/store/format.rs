@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn the_chunks_of_a_tensor_make_its_plain_blake3() {
-        let bytes: Vec<u8> = (0..5 * CHUNK_BYTES + 17).map(|i| (i * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..5 * CHUNK_BYTES + 17).map(|i| ((i * 31) >> 3) as u8).collect();
         for len in [0, 1, 1024, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 3 * CHUNK_BYTES + 5, bytes.len()] {
             let raw = &bytes[..len];
             let chunks: Vec<Hash> = raw

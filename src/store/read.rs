@@ -258,12 +258,15 @@ impl Reader {
         }
         std::thread::scope(|scope| {
             let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let mut results = handles.into_iter().map(|h| {
-                h.join()
-                    .unwrap_or_else(|_| Err(Error::Other(format!("reading {}: a thread died", self.path.display()))))
-            });
             // Every thread is joined; the first error counts.
-            results.by_ref().fold(Ok(()), |all, one| all.and(one))
+            let results: Vec<Result<()>> = handles
+                .into_iter()
+                .map(|h| {
+                    let died = |_| Err(Error::Other(format!("reading {}: a thread died", self.path.display())));
+                    h.join().unwrap_or_else(died)
+                })
+                .collect();
+            results.into_iter().collect()
         })
     }
 

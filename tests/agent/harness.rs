@@ -149,6 +149,16 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Signals again and again, as an impatient user does.
+    pub fn signal_until_it_ends(&mut self, name: &str) {
+        while self.child.try_wait().unwrap().is_none() {
+            self.signal(name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();

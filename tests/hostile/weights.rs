@@ -120,7 +120,7 @@ fn folders() -> Vec<Case> {
             "type \"llama\"",
             &[("config.json", br#"{"model_type":"llama"}"#.to_vec()), ("model.safetensors", weights.clone())],
         ),
-        Case::folder("no weights", "holds no weights", &[config.clone()]),
+        Case::folder("no weights", "holds no weights", std::slice::from_ref(&config)),
         Case::folder(
             "a state that climbs",
             "is no plain name",

@@ -1,4 +1,5 @@
 //! The real Python with torch and transformers that `make setup-full` lays in `.cache`.
+#![allow(clippy::expect_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -84,7 +84,7 @@ impl Commands {
     }
 
     /// The next command; `None` when the agent is gone.
-    pub fn next(&mut self) -> Result<Option<Command>, String> {
+    pub fn next_command(&mut self) -> Result<Option<Command>, String> {
         loop {
             match next_line(&mut self.input)? {
                 None => return Ok(None),

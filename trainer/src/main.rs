@@ -93,7 +93,7 @@ fn run(events: &Events, start: impl FnOnce() -> Result<(Start, Orders)>) -> i32 
 
 fn wait_for_start() -> Result<(Start, Orders)> {
     let mut commands = Commands::from_stdin();
-    match commands.next() {
+    match commands.next_command() {
         Ok(Some(Command::Start(start))) if start.protocol == VERSION => Ok((*start, Orders::Agent(commands))),
         Ok(Some(Command::Start(start))) => {
             Err(Error::Other(format!("the agent speaks protocol {}, this worker {VERSION}", start.protocol)))
@@ -188,7 +188,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
 fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, events: Events) -> Result<()> {
     spawn("commands", move || {
         let (save, reason) = loop {
-            match commands.next() {
+            match commands.next_command() {
                 Ok(Some(Command::Snapshot { reason })) => match taker.get() {
                     Some(snapshots) => snapshots.take(&reason),
                     None => events.log(Level::Info, "no snapshot yet: the training has not begun"),

@@ -5,7 +5,7 @@ use crate::agent::progress::LastSnapshot;
 
 /// Signals this close together are one request: `timeout` signals a process and then its group, a terminal and a
 /// script may both pass on a Ctrl-C.
-const SAME_SIGNAL: Duration = Duration::from_secs(1);
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
 impl Job {
     pub(super) fn signalled(&mut self, signal: Signal, now: Now) {

@@ -211,7 +211,16 @@ fn a_session_that_saved_nothing_of_what_it_trained_is_an_error() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
     bench.on(Event::Signal(Signal::Terminate));
+    bench.pass(Duration::from_secs(2));
     assert!(matches!(bench.on(Event::Signal(Signal::Terminate)), [Action::End(Err(_))]));
+}
+
+#[test]
+fn a_signal_that_arrives_twice_at_once_is_one_request_to_stop() {
+    let mut bench = Bench::training("", 0);
+    bench.say(step(1));
+    bench.on(Event::Signal(Signal::Interrupt));
+    assert!(bench.on(Event::Signal(Signal::Terminate)).is_empty());
 }
 
 /// What may happen next; a bench makes sense of it.
