@@ -80,6 +80,17 @@ class Trainer:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
 
+class KeptStager(DefaultStager):
+    """DCP's default staging, whose memory async_save would give back after every save, only to fault it in again."""
+
+    def __init__(self):
+        super().__init__(StagingOptions(False, False, False, False))
+        self._state_dict_stager.close = lambda: None
+
+    def close(self):
+        pass
+
+
 class Saver:
     """Saves to a fresh place each time, and removes what was there before the clock runs."""
 
@@ -116,10 +127,8 @@ class Saver:
         torch.save(self.trainer.state(), place / "state.pt")
 
     def async_save(self, place):
-        if self.stager is None:
-            self.stager = DefaultStager(StagingOptions(False, False, False, False))
-        state = self.trainer.state()
-        self.future = dcp.async_save(state, checkpoint_id=str(place), async_stager=self.stager)
+        self.stager = self.stager or KeptStager()
+        self.future = dcp.async_save(self.trainer.state(), checkpoint_id=str(place), async_stager=self.stager)
 
     def safetensors(self, place):
         tensors = {f"param.{name}": p.detach() for name, p in self.trainer.model.named_parameters()}

@@ -210,7 +210,11 @@ impl State {
         inner.check()?;
         let (places, moved) = inner.places()?;
         let meter = inner.ticket.upgrade().map(|ticket| StallMeter(ticket.stall_ns.clone()));
-        let held_up = |since: Instant| drop(meter.as_ref().map(|meter| meter.add(since.elapsed())));
+        let held_up = |since: Instant| {
+            if let Some(meter) = &meter {
+                meter.add(since.elapsed());
+            }
+        };
         held_up(began);
         inner.torn = true;
         let result = apply(&places)?;

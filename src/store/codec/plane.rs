@@ -85,13 +85,14 @@ impl PlaneWriter {
 }
 
 pub(super) struct PlaneReader {
+    isa: Isa,
     zstd: DCtx<'static>,
     table: huffman::Table,
 }
 
 impl PlaneReader {
-    pub fn new() -> Self {
-        PlaneReader { zstd: DCtx::create(), table: huffman::Table::default() }
+    pub fn new(isa: Isa) -> Self {
+        PlaneReader { isa, zstd: DCtx::create(), table: huffman::Table::default() }
     }
 
     /// Reads a plane of `scratch.len()` bytes. A raw one is not copied.
@@ -103,7 +104,7 @@ impl PlaneReader {
                 let base = input.u8()?;
                 let len = usize::try_from(input.u32()?).map_err(|_| CodecError::Truncated)?;
                 let frame = input.take(len)?;
-                if huffman::read_frame(&mut self.table, frame, base, scratch) {
+                if huffman::read_frame(self.isa, &mut self.table, frame, base, scratch) {
                     return Ok(scratch);
                 }
                 self.read_zstd(frame, scratch)?;

@@ -4,6 +4,8 @@
 //! Invariant: what it decodes is what any zstd decoder makes of the frame; whatever else a frame holds is declined, and
 //! libzstd then decides whether it is a frame at all. Nothing is believed: every stream must end exactly at its first bit.
 
+use super::super::Isa;
+use super::super::dispatch::multiversion;
 use super::super::tree::{MAX_BITS, MAX_SYMBOLS};
 use super::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, COMPRESSED_BLOCK, DESCRIPTOR, FRAME_HEADER_BYTES, JUMP_TABLE_BYTES,
@@ -31,7 +33,7 @@ impl Default for Table {
 
 /// Decodes a frame into `out`, with `base` added to every byte (modulo 256). False where it is not a frame of this coder,
 /// or a damaged one; what `out` holds is then undefined.
-pub(in super::super) fn read_frame(table: &mut Table, frame: &[u8], base: u8, out: &mut [u8]) -> bool {
+pub(in super::super) fn read_frame(isa: Isa, table: &mut Table, frame: &[u8], base: u8, out: &mut [u8]) -> bool {
     let Some((header, mut blocks)) = frame.split_at_checked(FRAME_HEADER_BYTES) else { return false };
     let size = u32::try_from(out.len()).map(u32::to_le_bytes);
     if header[..4] != MAGIC || header[4] != DESCRIPTOR || Ok(&header[5..]) != size.as_ref().map(|s| s.as_slice()) {
@@ -49,7 +51,7 @@ pub(in super::super) fn read_frame(table: &mut Table, frame: &[u8], base: u8, ou
                 out.iter_mut().zip(body).for_each(|(to, from)| *to = from.wrapping_add(base));
                 true
             }
-            COMPRESSED_BLOCK => read_literals(table, body, base, out).is_some(),
+            COMPRESSED_BLOCK => read_literals(isa, table, body, base, out).is_some_and(|complete| complete),
             _ => false,
         };
         if !decoded {
@@ -61,7 +63,7 @@ pub(in super::super) fn read_frame(table: &mut Table, frame: &[u8], base: u8, ou
 }
 
 /// A literals section in four streams whose tree is described by plain weights, and no sequences.
-fn read_literals(table: &mut Table, body: &[u8], base: u8, out: &mut [u8]) -> Option<()> {
+fn read_literals(isa: Isa, table: &mut Table, body: &[u8], base: u8, out: &mut [u8]) -> Option<bool> {
     let (header, body) = body.split_at_checked(LITERALS_HEADER_BYTES)?;
     let header = header.iter().rev().fold(0u64, |all, &byte| all << 8 | u64::from(byte));
     let (regenerated, coded) = ((header >> 4 & 0x3ffff) as usize, (header >> 22) as usize);
@@ -84,7 +86,7 @@ fn read_literals(table: &mut Table, body: &[u8], base: u8, out: &mut [u8]) -> Op
     let (out0, out) = out.split_at_mut(part);
     let (out1, out) = out.split_at_mut(part);
     let (out2, out3) = out.split_at_mut(part);
-    read_streams(table, [first, second, third, fourth], [out0, out1, out2, out3])
+    Some(read_streams(isa, table, [first, second, third, fourth], [out0, out1, out2, out3]))
 }
 
 impl Table {
@@ -154,44 +156,65 @@ struct At {
     written: usize,
 }
 
-/// Four streams at once, since the look-ups of one have to wait for one another.
-fn read_streams(table: &Table, streams: [&[u8]; 4], outs: [&mut [u8]; 4]) -> Option<()> {
-    let mut at = [At::default(); 4];
-    for (at, stream) in at.iter_mut().zip(streams) {
-        // The highest bit of the last byte ends the stream.
-        let last = stream.last()?.checked_ilog2()?;
-        at.bits = 8 * (stream.len() - 1) + last as usize;
-    }
-    let [out0, out1, out2, out3] = outs;
-    let room = |at: At, out: &[u8]| at.bits >= 64 && at.written + LOOK_UPS * SYMBOLS <= out.len();
-    while room(at[0], out0) && room(at[1], out1) && room(at[2], out2) && room(at[3], out3) {
-        let mut bits = [0u64; 4];
-        for ((bits, at), stream) in bits.iter_mut().zip(at).zip(streams) {
-            let end = at.bits / 8 + 1;
-            // `bits` is below the closing bit, so the byte that holds it is there.
-            let word = stream[end - 8..end].first_chunk().copied().map_or(0, u64::from_le_bytes);
-            *bits = word << (8 - at.bits % 8);
+multiversion! {
+    /// Four streams at once, since the look-ups of one have to wait for one another. False where one of them does not end
+    /// where it must.
+    fn read_streams(table: &Table, streams: [&[u8]; 4], outs: [&mut [u8]; 4]) -> bool {
+        let mut at = [At::default(); 4];
+        for (at, stream) in at.iter_mut().zip(streams) {
+            // The highest bit of the last byte ends the stream.
+            let Some(last) = stream.last().and_then(|last| last.checked_ilog2()) else { return false };
+            at.bits = 8 * (stream.len() - 1) + last as usize;
         }
-        for _ in 0..LOOK_UPS {
-            at[0] = look_up(table, &mut bits[0], at[0], out0);
-            at[1] = look_up(table, &mut bits[1], at[1], out1);
-            at[2] = look_up(table, &mut bits[2], at[2], out2);
-            at[3] = look_up(table, &mut bits[3], at[3], out3);
+        let [out0, out1, out2, out3] = outs;
+        loop {
+            let bits = |i: usize| next_bits(streams[i], at[i].bits);
+            let (Some(mut bits0), Some(mut bits1), Some(mut bits2), Some(mut bits3)) =
+                (bits(0), bits(1), bits(2), bits(3)) else { break };
+            let (Some(window0), Some(window1), Some(window2), Some(window3)) = (
+                out0[at[0].written..].first_chunk_mut(), out1[at[1].written..].first_chunk_mut(),
+                out2[at[2].written..].first_chunk_mut(), out3[at[3].written..].first_chunk_mut(),
+            ) else { break };
+            let mut taken = [0u64; 4];
+            for _ in 0..LOOK_UPS {
+                look_up(table, &mut bits0, &mut taken[0], window0);
+                look_up(table, &mut bits1, &mut taken[1], window1);
+                look_up(table, &mut bits2, &mut taken[2], window2);
+                look_up(table, &mut bits3, &mut taken[3], window3);
+            }
+            for (at, taken) in at.iter_mut().zip(taken) {
+                at.bits -= (taken & 0xff) as usize;
+                at.written += (taken >> 8 & 0xff) as usize;
+            }
         }
+        let outs = [out0, out1, out2, out3];
+        at.into_iter().zip(streams).zip(outs).all(|((at, stream), out)| finish(table, stream, at, out))
     }
-    let outs = [out0, out1, out2, out3];
-    let complete = at.into_iter().zip(streams).zip(outs).all(|((at, stream), out)| finish(table, stream, at, out));
-    complete.then_some(())
 }
 
+/// The next bits of a stream of which `left` are left, from the top; at least 56. `None` near its end.
 #[inline(always)]
-fn look_up(table: &Table, bits: &mut u64, at: At, out: &mut [u8]) -> At {
-    let Entry(entry) = table.0[(*bits >> (64 - MAX_BITS)) as usize];
-    out[at.written..at.written + SYMBOLS].copy_from_slice(&(entry as u32).to_le_bytes());
-    let taken = entry >> 32 & 0xff;
-    *bits <<= taken % 64;
-    At { bits: at.bits - taken as usize, written: at.written + (entry >> 40 & 0xff) as usize }
+fn next_bits(stream: &[u8], left: usize) -> Option<u64> {
+    // The bits are below the closing one, so the byte that they end in is there.
+    let start = (left / 8).checked_sub(7)?;
+    let word = stream.get(start..)?.first_chunk().copied().map(u64::from_le_bytes)?;
+    Some(word << (8 - left % 8))
 }
+
+/// Room for the symbols of all look-ups between two loads, and what makes every index a valid one.
+const WINDOW: usize = 32 + SYMBOLS;
+
+/// `taken` counts bits in its lowest byte and symbols in the next one.
+#[inline(always)]
+fn look_up(table: &Table, bits: &mut u64, taken: &mut u64, window: &mut [u8; WINDOW]) {
+    let Entry(entry) = table.0[(*bits >> (64 - MAX_BITS)) as usize];
+    let written = (*taken >> 8 & 31) as usize;
+    window[written..written + SYMBOLS].copy_from_slice(&(entry as u32).to_le_bytes());
+    *bits <<= entry >> 32 & 63;
+    *taken += entry >> 32 & 0xffff;
+}
+
+const _: () = assert!(LOOK_UPS * SYMBOLS < 32 && LOOK_UPS * MAX_BITS <= 56);
 
 /// The end of a stream, symbol by symbol. False unless both the bits and the room for symbols are used up.
 fn finish(table: &Table, stream: &[u8], mut at: At, out: &mut [u8]) -> bool {
