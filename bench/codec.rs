@@ -2,7 +2,8 @@
 //!
 //! Obeys one line at a time on stdin: `encode ROLE` and `decode ROLE` answer with the CPU seconds of this thread, chunk by
 //! chunk as the store cuts tensors; `decode` compares every byte. `hash ROLE` is the time of both hashes of every chunk.
-//! The memory that is written has been touched before, as the store's has.
+//! The memory is the store's: raw bytes in huge pages, a chunk's encoded bytes in a buffer that is used again, all of it
+//! touched before.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -11,16 +12,19 @@ use std::path::Path;
 
 use ckptd::snapshot::TensorMeta;
 use ckptd::store::codec::{self, CHUNK_BYTES, ChunkContext, Decoder, Encoder, room};
+use memmap2::{Advice, MmapMut};
 use serde_json::{Value, json};
 
 /// The tensors of a role, one after the other, and what they were encoded to.
 struct Part {
     metas: Vec<TensorMeta>,
-    raw: Vec<u8>,
+    raw: MmapMut,
     encoded: Vec<u8>,
     /// Of each chunk.
     lengths: Vec<usize>,
-    decoded: Vec<u8>,
+    decoded: MmapMut,
+    /// Where a chunk is encoded.
+    chunk: Vec<u8>,
 }
 
 fn main() {
@@ -49,13 +53,23 @@ fn read(folder: &Path) -> BTreeMap<String, Part> {
     for meta in metas {
         let role = meta.role.name();
         let part = parts.entry(role.to_owned()).or_insert_with(|| {
-            let raw = std::fs::read(folder.join(format!("{role}.f32"))).expect("a raw file");
-            let (encoded, decoded) = (vec![1; raw.len() + room(CHUNK_BYTES)], vec![1; raw.len()]);
-            Part { metas: Vec::new(), raw, encoded, lengths: Vec::new(), decoded }
+            let file = std::fs::read(folder.join(format!("{role}.f32"))).expect("a raw file");
+            let (mut raw, mut decoded) = (huge(file.len()), huge(file.len()));
+            raw.copy_from_slice(&file);
+            decoded.fill(1);
+            let chunk = vec![1; room(CHUNK_BYTES)];
+            Part { metas: Vec::new(), raw, encoded: Vec::with_capacity(file.len()), lengths: Vec::new(), decoded, chunk }
         });
         part.metas.push(meta);
     }
     parts
+}
+
+fn huge(bytes: usize) -> MmapMut {
+    let map = MmapMut::map_anon(bytes).expect("memory");
+    // Without huge pages it is slower, as it is for the store.
+    let _ = map.advise(Advice::HugePage);
+    map
 }
 
 impl Part {
@@ -75,14 +89,16 @@ impl Part {
 
     fn encode(&mut self, encoder: &mut Encoder) -> Value {
         self.lengths.clear();
-        let (began, mut at) = (cpu_s(), 0);
+        self.encoded.clear();
+        let mut spent = 0.0;
         for (ctx, range) in Part::chunks(&self.metas) {
-            let length = encoder.encode(ctx, &self.raw[range], &mut self.encoded[at..]);
+            let began = cpu_s();
+            let length = encoder.encode(ctx, &self.raw[range], &mut self.chunk);
+            spent += cpu_s() - began;
             self.lengths.push(length);
-            at += length;
+            self.encoded.extend_from_slice(&self.chunk[..length]);
         }
-        let cpu_s = cpu_s() - began;
-        json!({ "reply": "encode", "cpu_s": cpu_s, "raw": self.raw.len(), "encoded": at })
+        json!({ "reply": "encode", "cpu_s": spent, "raw": self.raw.len(), "encoded": self.encoded.len() })
     }
 
     fn decode(&mut self, decoder: &mut Decoder) -> Value {
@@ -92,7 +108,7 @@ impl Part {
             at += length;
         }
         let cpu_s = cpu_s() - began;
-        assert!(self.decoded == self.raw, "decoded to other bytes");
+        assert!(self.decoded[..] == self.raw[..], "decoded to other bytes");
         self.decoded.fill(1);
         json!({ "reply": "decode", "cpu_s": cpu_s })
     }

@@ -7,7 +7,6 @@ import os
 import pathlib
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -224,7 +223,7 @@ def restore_ours(bench, job):
     host.forget(bench.store / "snapshots")
     began, times = time.monotonic(), {}
     command = [bench.release / "ckptd", "run", job]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         for line in process.stderr:
             now = time.monotonic() - began
@@ -236,10 +235,15 @@ def restore_ours(bench, job):
                 times["first_step_s"] = now
                 break
     finally:
-        # Nobody needs its last snapshot.
-        os.killpg(process.pid, signal.SIGKILL)
+        # Nobody needs its last snapshot: the worker goes with it, and with the worker the store's lock.
+        workers = [int(pid) for task in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children") for pid in task.read_text().split()]
+        for pid in (process.pid, *workers):
+            os.kill(pid, signal.SIGKILL)
         process.wait()
         process.stderr.close()
+        until = time.monotonic() + 20
+        while any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in workers) and time.monotonic() < until:
+            time.sleep(0.05)
     if "first_step_s" not in times:
         raise RuntimeError(f"`ckptd run` did not resume: exit code {process.returncode}")
     return {**times, "load_s": times["in_place_s"] - times["load_began_s"]}
@@ -253,6 +257,3 @@ def restore_peer(bench, kind):
     with Server(command, bench.environment, bench.out / "restore.log") as server:
         return server.answer()
 
-
-def median(values):
-    return statistics.median(values)
