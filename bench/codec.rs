@@ -58,7 +58,14 @@ fn read(folder: &Path) -> BTreeMap<String, Part> {
             raw.copy_from_slice(&file);
             decoded.fill(1);
             let chunk = vec![1; room(CHUNK_BYTES)];
-            Part { metas: Vec::new(), raw, encoded: Vec::with_capacity(file.len()), lengths: Vec::new(), decoded, chunk }
+            Part {
+                metas: Vec::new(),
+                raw,
+                encoded: Vec::with_capacity(file.len()),
+                lengths: Vec::new(),
+                decoded,
+                chunk,
+            }
         });
         part.metas.push(meta);
     }

@@ -63,7 +63,7 @@ def describe(folder):
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     packages = ("torch", "transformers", "safetensors", "zipnn", "blosc2", "zstandard", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    filesystem = output("stat", "-f", "-c", "%T", str(folder))
+    filesystem = output("findmnt", "-no", "FSTYPE", "-T", str(folder))
     return [
         f"{len(cpu)} x {cpu[0] if cpu else platform.machine()}, {memory / 2**30:.0f} GiB, {filesystem}, Linux {platform.release()}",
         f"Python {platform.python_version()}, {versions}",

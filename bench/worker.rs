@@ -10,7 +10,6 @@
 //! - `memory`: what the state takes, and the most that a snapshot added to it.
 //!
 //! Answers are lines `{"reply": ...}` on stdout; the worker's own events stand between them.
-#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use std::time::Instant;
 use ckptd::config::Config;
 use ckptd::protocol::{Start, VERSION};
 use ckptd::snapshot::Role;
-use ckptd::store::Store;
+use ckptd::store::{Pace, Store};
 use ckptd::{Error, Result};
 use ckptd_gpt2::capture::Capturer;
 use ckptd_gpt2::device;
@@ -95,7 +94,7 @@ impl Bench {
             Some("train") => self.train(number(1), number(2)),
             Some("last") => {
                 let began = Instant::now();
-                self.snapshots.take_last("benchmark")?;
+                self.snapshots.take_last("benchmark", Pace::Hurried)?;
                 Ok(json!({ "reply": "last", "durable_s": began.elapsed().as_secs_f64() }))
             }
             Some("dump") => self.dump(Path::new(words.get(1).copied().unwrap_or("."))),

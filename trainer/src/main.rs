@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use ckptd::config::{Config, Every};
 use ckptd::protocol::{Command, Event, Failure, Level, Start, VERSION};
-use ckptd::store::Store;
+use ckptd::store::{Pace, Store};
 use ckptd::{Error, Result};
 use ckptd_gpt2::events::{Commands, Events};
 use ckptd_gpt2::job::Job;
@@ -179,7 +179,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     // From here on an order to stop has a state to save.
     let _ = taker.set(snapshots.clone());
     let step = Training::new(job, events.clone(), snapshots.clone()).run()?;
-    snapshots.take_last("final")?;
+    snapshots.take_last("final", Pace::Alone)?;
     events.send(Event::Done { step, finished: true });
     Ok(())
 }
@@ -205,7 +205,7 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, events: Events)
         }
         if let (true, Some(snapshots)) = (save, taker.get()) {
             // The failure was told as an event.
-            code = i32::from(snapshots.take_last(&reason).is_err());
+            code = i32::from(snapshots.take_last(&reason, Pace::Hurried).is_err());
         }
         let step = taker.get().map_or(0, Snapshots::step);
         events.send(Event::Done { step, finished: false });

@@ -58,8 +58,7 @@ struct Durable {
 struct Job {
     capture: Capture,
     reason: String,
-    /// The last one before an end is encoded at full priority.
-    urgent: bool,
+    pace: Pace,
     outcome: Option<SyncSender<Result<()>>>,
 }
 
@@ -109,7 +108,7 @@ impl Snapshots {
                 durable.in_flight = true;
                 drop(durable);
                 let meter = capture.stall_meter();
-                self.launch(capture, reason, false, None);
+                self.launch(capture, reason, Pace::Background, None);
                 Some(meter)
             }
             // Nothing has happened since the last one.
@@ -139,16 +138,17 @@ impl Snapshots {
     }
 
     /// Makes the newest state durable, and returns when it is: waits for what is in flight, then takes what is newer.
-    pub fn take_last(&self, reason: &str) -> Result<()> {
-        self.take_and_wait(reason, false)
+    /// Nothing trains meanwhile; `pace` says whether a deadline comes nearer.
+    pub fn take_last(&self, reason: &str, pace: Pace) -> Result<()> {
+        self.take_and_wait(reason, false, pace)
     }
 
     /// Keeps the state for a look at what went wrong, also where the same state is durable as a healthy one.
     pub fn take_post_mortem(&self) -> Result<()> {
-        self.take_and_wait("post-mortem", true)
+        self.take_and_wait("post-mortem", true, Pace::Alone)
     }
 
-    fn take_and_wait(&self, reason: &str, even_if_durable: bool) -> Result<()> {
+    fn take_and_wait(&self, reason: &str, even_if_durable: bool, pace: Pace) -> Result<()> {
         let mut durable = self.flight.lock();
         while durable.in_flight {
             durable = self.flight.landed.wait(durable).unwrap_or_else(PoisonError::into_inner);
@@ -160,7 +160,7 @@ impl Snapshots {
         durable.in_flight = true;
         drop(durable);
         let (outcome, landed) = sync_channel(1);
-        self.launch(capture, reason, true, Some(outcome));
+        self.launch(capture, reason, pace, Some(outcome));
         landed.recv().unwrap_or_else(|_| Err(Error::Other("the thread that commits snapshots died".into())))
     }
 
@@ -171,11 +171,11 @@ impl Snapshots {
         Ok(Some(capture).filter(|c| durable.newest.as_ref() != Some(&c.train)))
     }
 
-    fn launch(&self, capture: Capture, reason: &str, urgent: bool, outcome: Option<SyncSender<Result<()>>>) {
+    fn launch(&self, capture: Capture, reason: &str, pace: Pace, outcome: Option<SyncSender<Result<()>>>) {
         let capture_ms = capture.capture_time.as_secs_f64() * 1e3;
         self.events.send(Event::SnapshotStarted { step: capture.train.step, reason: reason.into(), capture_ms });
         // The channel has room: only one is in flight. The committer lives as long as the process.
-        let _ = self.jobs.send(Job { capture, reason: reason.into(), urgent, outcome });
+        let _ = self.jobs.send(Job { capture, reason: reason.into(), pace, outcome });
     }
 
     fn failed(&self, error: &Error) {
@@ -211,7 +211,7 @@ impl Committer {
     fn run(mut self, jobs: Receiver<Job>) {
         for job in jobs {
             let (step, train) = (job.capture.train.step, job.capture.train.clone());
-            let outcome = self.commit(job.capture, &job.reason, job.urgent);
+            let outcome = self.commit(job.capture, &job.reason, job.pace);
             if let Err(e) = &outcome {
                 let disk_full = matches!(e, Error::NoSpace { .. });
                 self.events.send(Event::SnapshotFailed { step, what: e.to_string(), disk_full });
@@ -229,13 +229,16 @@ impl Committer {
         }
     }
 
-    fn commit(&mut self, capture: Capture, reason: &str, urgent: bool) -> Result<()> {
+    fn commit(&mut self, capture: Capture, reason: &str, pace: Pace) -> Result<()> {
         let settings = &self.settings;
         let options = CommitOptions {
             parent: self.parent.clone(),
             level: settings.level,
-            threads: if urgent || settings.encode_threads == 0 { processors() } else { settings.encode_threads },
-            pace: if urgent { Pace::Hurried } else { Pace::Background },
+            threads: match (pace, settings.encode_threads) {
+                (Pace::Background, asked @ 1..) => asked,
+                _ => processors(),
+            },
+            pace,
             expected_bytes: self.expected_bytes,
             ..CommitOptions::new(&settings.run_id, settings.next_seq)
         };
