@@ -2,12 +2,20 @@
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make bench    ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute, a small model
 # make build    target/release/ckptd and ckptd-gpt2
+# make faults   the fault campaign (docs/reliability.md): under 20 minutes on 2 cores; as root, with FUSE and loop devices
+#               for all of it. make faults-short: a share of each part
+# make soak     SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
 # make lint     formatting, clippy with warnings as errors, spelling
+# make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
+# make bench-formats  what exports of GPT-2 cost, beside transformers
 # Each does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
+FUZZ_SECONDS ?= 60
+SEED ?= 1
+SOAK_HOURS ?= 2
 
-.PHONY: run test bench build lint setup setup-full setup-bench text clean
+.PHONY: run test bench build lint faults faults-short soak programs setup setup-full setup-bench text fuzz bench-formats clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -29,6 +37,19 @@ lint: setup-full
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	.cache/python/bin/codespell
 
+faults: programs text
+	faults/campaign.py --seed $(SEED)
+
+faults-short: programs text
+	faults/campaign.py --seed $(SEED) --scale short
+
+soak: programs
+	target/release/chaos soak --hours $(SOAK_HOURS)
+
+# The release and, beside it, the campaign on its programs.
+programs: setup
+	cargo build --release --locked --workspace --bins
+
 setup:
 	@scripts/setup.sh
 
@@ -42,6 +63,12 @@ text: .cache/text/python.txt
 
 .cache/text/python.txt: scripts/text.py
 	@python3 scripts/text.py .cache/text
+
+fuzz: setup
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+bench-formats: build setup-full
+	@.cache/python/bin/python bench/formats.py
 
 clean:
 	cargo clean

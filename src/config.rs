@@ -112,6 +112,8 @@ pub struct SnapshotPolicy {
     pub level: u8,
     /// 0: one per processor.
     pub encode_threads: usize,
+    /// Store a hash of what the model answers to a fixed input; a resume holds the model against it.
+    pub probe: bool,
 }
 
 /// `[snapshot] every`.
@@ -207,6 +209,7 @@ impl Default for SnapshotPolicy {
             every_steps: None,
             level: 1,
             encode_threads: 0,
+            probe: false,
         }
     }
 }

@@ -26,6 +26,13 @@ pub enum Error {
     #[error("{}: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
 
+    /// A snapshot of a later format: nothing is wrong with it, and this release cannot judge it.
+    #[error(
+        "{}: a newer ckptd wrote this (snapshot format {version}, this one reads {known}); install that release, or move the file out of the store to go on without it",
+        path.display()
+    )]
+    Newer { path: PathBuf, version: u64, known: u32 },
+
     /// A snapshot is whole but does not fit what it was to be used for (schema, settings, run).
     #[error("{}: {reason}", path.display())]
     Mismatch { path: PathBuf, reason: String },
@@ -34,7 +41,7 @@ pub enum Error {
     #[error("no space left while {op} {}; free some space or lower [retention] keep_last: {source}", path.display())]
     NoSpace { op: &'static str, path: PathBuf, source: io::Error },
 
-    #[error("{op} {}: {source}", path.display())]
+    #[error("{op} {}: {source}{}", path.display(), hint(source))]
     Io { op: &'static str, path: PathBuf, source: io::Error },
 
     /// What was asked for is not there.
@@ -44,6 +51,22 @@ pub enum Error {
     /// Anything else; the text says what to do.
     #[error("{0}")]
     Other(String),
+}
+
+/// What to do about an error of the system that does not say so itself.
+fn hint(source: &io::Error) -> &'static str {
+    const EIO: i32 = 5;
+    const ELOOP: i32 = 40;
+    match (source.kind(), source.raw_os_error()) {
+        (io::ErrorKind::ReadOnlyFilesystem, _) => {
+            "; the kernel makes a file system read-only after an error of its disk: see `dmesg`, then mount it again"
+        }
+        (io::ErrorKind::StaleNetworkFileHandle, _) => "; the network mount was lost: mount it again",
+        (io::ErrorKind::PermissionDenied, _) => "; see to its owner and its permissions",
+        (_, Some(EIO)) => "; the disk fails: see `dmesg`, and copy what is there to another one",
+        (_, Some(ELOOP)) => "; a link stands there, and inside a store none is followed: remove it",
+        _ => "",
+    }
 }
 
 impl Error {

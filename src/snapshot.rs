@@ -170,6 +170,9 @@ pub struct Metrics {
     pub val_loss: Option<f64>,
     /// Step at which `val_loss` was measured.
     pub val_step: Option<u64>,
+    /// BLAKE3, as hex, of the logits that the worker's probe gave; see `[snapshot] probe`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<String>,
 }
 
 /// Where a snapshot comes from. It does not enter `root`.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ckptd::config::{Schedule, Train};
+use ckptd::config::{Config, Schedule, Train};
 use ckptd::interop::export::{self, Format};
 use ckptd::interop::import::{self, Fresh};
 use ckptd::interop::progress::Silent;
@@ -51,7 +51,11 @@ fn train() -> Train {
 }
 
 fn full(format: Format) -> export::Options {
-    export::Options { with_optimizer: true, train: Some(train()), ..export::Options::new(format) }
+    export::Options {
+        with_optimizer: true,
+        job: Some(Config { train: train(), ..Config::default() }),
+        ..export::Options::new(format)
+    }
 }
 
 /// Every tensor of a snapshot: role and name to type, shape and hash.

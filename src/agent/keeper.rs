@@ -106,6 +106,12 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
         store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
     }
     let chosen = store.choose_resume(all_threads(), &mut |line| warn!("{line}"))?;
+    if chosen.is_none() {
+        let lost = store.quarantined()?.len();
+        if lost > 0 {
+            warn!("no snapshot is left to go on from, {lost} lie in quarantine: the training begins anew");
+        }
+    }
     let next_seq = store.next_seq()?;
     let resume = chosen.and_then(|chosen| {
         let manifest = chosen.entry.manifest?;

@@ -72,7 +72,7 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
     listen_to_signals(&inputs)?;
     let mut queue = Queue { inputs: queue };
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(_lock) = start::lock(&store, &config.job.name, &mut queue).await? else { return Ok(Outcome::Resume) };
+    let Some(mut lock) = start::lock(&store, &config.job.name, &mut queue).await? else { return Ok(Outcome::Resume) };
     store.clean_staging()?;
     let run_id = start::run_id(&store)?;
     if let Err(e) = store.set_job(&config) {
@@ -93,6 +93,7 @@ async fn serve(config: Config, accept_changes: bool, printer: &Printer) -> Resul
     let (job, actions) = Job::new(config.clone(), run_id, accept_changes, began);
     let mut agent = Agent { config, job, keeper, inputs, worker: None };
     let outcome = agent.run(actions, &mut queue, printer).await;
+    lock.ended(outcome.as_ref().err().map(Error::to_string));
     // The socket's file goes with its task.
     server.abort();
     let _ = server.await;

@@ -65,6 +65,8 @@ pub struct Progress {
     pub counts: Counts,
     pub worker_pid: Option<u32>,
     pub restarts: u32,
+    /// What went wrong last, in the words that the user was told, until a snapshot is verified again.
+    pub problem: Option<String>,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
     speed: VecDeque<(Instant, u64)>,
@@ -84,6 +86,7 @@ impl Progress {
             counts: Counts::default(),
             worker_pid: None,
             restarts: 0,
+            problem: None,
             stage: None,
             speed: VecDeque::new(),
             stalls_ms: VecDeque::new(),
@@ -210,6 +213,7 @@ impl Progress {
             snapshots: self.counts,
             stall_ms: StallReport { p50: percentile(&self.stalls_ms, 0.50), p99: percentile(&self.stalls_ms, 0.99) },
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
+            problem: self.problem.clone(),
         }
     }
 }
@@ -255,6 +259,9 @@ pub struct Report {
     pub snapshots: Counts,
     pub stall_ms: StallReport,
     pub worker: WorkerReport,
+    /// What went wrong and what to do about it, while it is so; for a job that is not running, how it ended.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -329,7 +336,7 @@ mod tests {
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "last_snapshot loss session snapshots stall_ms state step tokens_per_second total_steps worker"
+            "last_snapshot loss problem session snapshots stall_ms state step tokens_per_second total_steps worker"
         );
         assert_eq!(keys(&json["session"]), "deadline seconds_left");
         assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");

@@ -113,6 +113,7 @@ impl Restarts {
         self.in_a_row += 1;
         if self.same_place >= SAME_STEP {
             let place = match place {
+                _ if matches!(cause, Cause::LastSnapshot(_)) => "after the last step".to_owned(),
                 Some(step) => format!("in step {}", step + 1),
                 None => "before its first step".to_owned(),
             };

@@ -10,6 +10,7 @@ use super::job::{Event, Signal};
 use super::{Input, Queue};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::store::lock::SESSION;
 use crate::store::{Lock, Store};
 
 /// How long the worker of an agent that is gone may take to commit its last snapshot.
@@ -23,7 +24,7 @@ pub async fn lock(store: &Store, job: &str, queue: &mut Queue) -> Result<Option<
     let began = Instant::now();
     let mut told = false;
     loop {
-        let error = match store.lock(&format!("ckptd run, job {job}")) {
+        let error = match store.lock(&format!("{SESSION}, job {job}")) {
             Ok(lock) => return Ok(Some(lock)),
             Err(error) => error,
         };

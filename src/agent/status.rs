@@ -31,8 +31,15 @@ const MAX_CLIENTS: usize = 16;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
-enum Request {
+pub enum Request {
     Status,
+}
+
+impl Request {
+    /// What a line asks for.
+    pub fn parse(line: &[u8]) -> std::io::Result<Request> {
+        Ok(serde_json::from_slice(line)?)
+    }
 }
 
 /// A listening socket; its file goes with it.
@@ -99,7 +106,7 @@ async fn answer(client: tokio::net::UnixStream, inputs: mpsc::Sender<Input>) -> 
     let mut client = BufReader::new(client);
     let mut line = Vec::new();
     (&mut client).take(MAX_REQUEST).read_until(b'\n', &mut line).await?;
-    let Request::Status = serde_json::from_slice(&line)?;
+    let Request::Status = Request::parse(&line)?;
     let (reply, report) = oneshot::channel();
     let gone = |_| std::io::Error::other("the job is over");
     inputs.send(Input::Status(reply)).await.map_err(|_| gone(()))?;

@@ -95,7 +95,7 @@ fn for_the_agent_alone(process: &mut tokio::process::Command) {
 }
 
 /// `ckptd-gpt2` beside this program, else in PATH.
-fn default_program() -> Result<PathBuf> {
+pub fn default_program() -> Result<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PROGRAM)));
     let in_path = std::env::var_os("PATH").unwrap_or_default();
     let candidates = beside.iter().cloned().chain(std::env::split_paths(&in_path).map(|folder| folder.join(PROGRAM)));

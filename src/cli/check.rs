@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::target::Target;
 use super::watch::Watch;
-use super::{code, output};
+use super::{code, output, outputs};
 use crate::error::Result;
-use crate::interop::check::{self, Checked, TensorCheck};
+use crate::interop::check::{self, Checked, Probe, TensorCheck};
 
 /// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
 /// something is not finite or differs).
@@ -20,6 +20,9 @@ pub struct Args {
     /// Another snapshot, a .pt or safetensors file, a bundle, or a model folder.
     #[arg(long, value_name = "SNAPSHOT|FILE|DIR")]
     against: Option<String>,
+    /// Ask the worker what the model answers, too: the variance of its logits, and how far they are from the other's.
+    #[arg(long)]
+    outputs: bool,
     #[arg(long)]
     json: bool,
 }
@@ -34,7 +37,10 @@ pub fn execute(args: &Args) -> Result<u8> {
     };
     let watch = Watch::start()?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let checked = check::check(&entry.path, against.as_deref(), threads, &watch)?;
+    let mut checked = check::check(&entry.path, against.as_deref(), threads, &watch)?;
+    if args.outputs {
+        checked.probe = Some(outputs::ask(&entry.path, against.as_deref(), &watch)?);
+    }
     drop(watch);
     match args.json {
         true => output::json(&checked)?,
@@ -103,5 +109,18 @@ fn summary(checked: &Checked) -> String {
             }
         }
     }
+    lines.extend(checked.probe.as_ref().map(answers));
     lines.into_iter().map(|line| line + "\n").collect()
+}
+
+fn answers(probe: &Probe) -> String {
+    let number = |number: Option<f64>| number.map_or("not finite".to_owned(), |number| format!("{number:.6e}"));
+    let delta = probe.delta.map_or(String::new(), |delta| format!(", delta = {delta:.6e}"));
+    let saved = match probe.as_saved {
+        Some(true) => "; to the bit as when it was saved",
+        Some(false) => "; NOT as when it was saved: another kind of processor or libtorch",
+        None => "",
+    };
+    let (rows, positions) = (probe.rows, probe.positions);
+    format!("logits of {rows} x {positions} tokens: sigma^2 = {}{delta}{saved}", number(probe.sigma2))
 }

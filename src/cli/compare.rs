@@ -11,8 +11,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::target::Target;
+use super::watch::Watch;
 use super::{code, output};
 use crate::error::{Error, Result};
+use crate::interop::progress::Progress;
 use crate::snapshot::{DType, TensorMeta, TrainState};
 use crate::store::Reader;
 
@@ -67,7 +69,9 @@ pub fn execute(args: &Args) -> Result<u8> {
             "{spec} is no file; give a snapshot's file, or --store STORE with a name such as latest"
         ))),
     };
-    let comparison = compare(&open(&args.a)?, &open(&args.b)?)?;
+    let watch = Watch::start()?;
+    let comparison = compare(&open(&args.a)?, &open(&args.b)?, &watch)?;
+    drop(watch);
     match args.json {
         true => output::json(&comparison)?,
         false => output::text(&describe(&comparison))?,
@@ -75,7 +79,8 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(if comparison.identical { code::DONE } else { code::FALLS_SHORT })
 }
 
-fn compare(a: &Reader, b: &Reader) -> Result<Comparison> {
+fn compare(a: &Reader, b: &Reader, progress: &dyn Progress) -> Result<Comparison> {
+    progress.begin("comparing", a.manifest().raw_bytes);
     let key = |meta: &TensorMeta| (meta.role, meta.name.clone());
     let mut in_b: BTreeMap<_, usize> =
         b.manifest().tensors.iter().enumerate().map(|(i, record)| (key(&record.meta), i)).collect();
@@ -92,6 +97,7 @@ fn compare(a: &Reader, b: &Reader) -> Result<Comparison> {
             continue;
         }
         let distance = distance(record.meta.dtype, &a.read_tensor(i)?, &b.read_tensor(j)?);
+        progress.advance(record.meta.bytes().unwrap_or(0))?;
         squares += distance.squares;
         largest = largest_of(largest, distance.largest);
         tensors.push(Compared {

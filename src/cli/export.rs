@@ -27,6 +27,10 @@ pub struct Args {
     /// The optimiser's state too: Trainer and torch.optim resume from it. Bundles always have it.
     #[arg(long)]
     with_optimizer: bool,
+    /// The tokens that the job trains on too, so that it can be gone on with where its texts are not. Goes with
+    /// bundles, and with hf and --with-optimizer.
+    #[arg(long)]
+    with_data: bool,
     /// Round the model's tensors to another float type.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
@@ -77,7 +81,8 @@ pub fn execute(args: &Args) -> Result<u8> {
         dtype,
         max_shard_bytes: args.max_shard_size.map_or(export::MAX_SHARD_BYTES, |size| size.0),
         force: args.force,
-        train: target.config.map(|config| config.train),
+        job: target.config,
+        with_data: args.with_data,
         ..export::Options::new(format)
     };
     let watch = Watch::start()?;

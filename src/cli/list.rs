@@ -77,6 +77,10 @@ fn of_entry(entry: Entry, mut kept_because: Vec<String>) -> Row {
             kept_because = vec![format!("cannot be read: {reason}")];
             "committed"
         }
+        State::Newer(version) => {
+            kept_because = vec![format!("written by a newer ckptd (snapshot format {version})")];
+            "committed"
+        }
     };
     let manifest = entry.manifest.as_ref();
     let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());

@@ -13,6 +13,7 @@ mod inspect;
 mod list;
 mod log;
 mod output;
+mod outputs;
 mod pin;
 mod prune;
 mod run;
@@ -65,6 +66,7 @@ pub(crate) mod code {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    crate::store::fs::refuse_size_limit_signal();
     // Usage errors end here, with 2.
     let cli = Cli::parse();
     match execute(cli.command) {

@@ -19,6 +19,9 @@ pub struct Args {
     /// Go on although settings that change the arithmetic differ from the snapshot's.
     #[arg(long)]
     accept_changes: bool,
+    /// As [snapshot] probe = true: store with each snapshot a hash of what the model answers.
+    #[arg(long)]
+    probe: bool,
     #[arg(long, value_enum, default_value = "text")]
     log_format: log::Format,
     /// Say more, the worker's stderr included.
@@ -30,7 +33,8 @@ pub struct Args {
 }
 
 pub fn execute(args: &Args) -> Result<u8> {
-    let config = Config::load(&args.config)?;
+    let mut config = Config::load(&args.config)?;
+    config.snapshot.probe |= args.probe;
     let printer = log::start(args.log_format, args.verbose, args.quiet);
     let outcome = agent::run(config, args.accept_changes, &printer);
     if let (Err(error), log::Format::Json) = (&outcome, args.log_format) {

@@ -52,8 +52,15 @@ fn of_files(target: &Target) -> Result<Report> {
     let is_verified = |e: &&store::Entry| e.state == store::State::Verified;
     let complete = |config: &config::Config| manifest.is_some_and(|m| config.train.is_complete(&m.train));
     let finished = target.config.as_ref().is_some_and(complete) && newest.is_some_and(|e| is_verified(&e));
+    let (state, problem) = match target.store.last_session()? {
+        _ if finished => (State::Finished, None),
+        store::LastSession::Ended(store::Ending { problem: Some(problem), .. }) => (State::Failed, Some(problem)),
+        store::LastSession::Killed { pid } => (State::Stopped, Some(without_a_word(pid))),
+        store::LastSession::Ended(_) | store::LastSession::Unknown => (State::Stopped, None),
+    };
     Ok(Report {
-        state: if finished { State::Finished } else { State::Stopped },
+        state,
+        problem,
         step,
         total_steps,
         loss: manifest.and_then(|m| m.metrics.train_loss).filter(|loss| loss.is_finite()),
@@ -78,6 +85,12 @@ fn of_files(target: &Target) -> Result<Report> {
     })
 }
 
+fn without_a_word(pid: u32) -> String {
+    format!(
+        "process {pid}, which ran the job, is gone without a word: it was killed, or the machine went down; `ckptd run` goes on from the newest verified snapshot"
+    )
+}
+
 fn describe(report: &Report) -> String {
     let age = |seconds: f64| progress::duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
     let state = format!("{:?}", report.state).to_lowercase();
@@ -99,6 +112,7 @@ fn describe(report: &Report) -> String {
     if let StallReport { p50: Some(p50), p99: Some(p99) } = report.stall_ms {
         lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %)"));
     }
+    lines.extend(report.problem.as_ref().map(|problem| format!("problem: {problem}")));
     lines.extend(report.session.seconds_left.map(|left| format!("session: {} left", age(left))));
     if let Some(pid) = report.worker.pid {
         lines.push(format!("worker: process {pid}, restarted {} times", report.worker.restarts));

@@ -1,13 +1,16 @@
 //! `ckptd verify`
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::target::Target;
+use super::watch::Watch;
 use super::{code, output};
 use crate::error::{Error, Result};
+use crate::interop::progress::Progress;
 use crate::store::verify::read_back;
 use crate::store::{Entry, Store};
 
@@ -42,18 +45,21 @@ pub fn execute(args: &Args) -> Result<u8> {
         [] => target.store.entries()?,
         named => named.iter().map(|spec| target.store.find(spec)).collect::<Result<_>>()?,
     };
+    let watch = Watch::start()?;
     let mut rows = Vec::new();
     for entry in entries {
-        let row = match judge(&target.store, &entry) {
+        let row = match judge(&target.store, &entry, &watch) {
             // Rotation was faster.
             Err(Error::NotFound(_)) if args.snapshots.is_empty() => continue,
             row => row?,
         };
+        watch.advance(0)?;
         if !args.json {
-            output::text(&describe(&row))?;
+            watch.around(|| output::text(&describe(&row)))?;
         }
         rows.push(row);
     }
+    drop(watch);
     match args.json {
         true => output::json(&rows)?,
         false if rows.is_empty() => output::text("no snapshots yet\n")?,
@@ -62,14 +68,18 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(if rows.iter().all(|row| row.verified) { code::DONE } else { code::FALLS_SHORT })
 }
 
-fn judge(store: &Store, entry: &Entry) -> Result<Row> {
+fn judge(store: &Store, entry: &Entry, watch: &Watch) -> Result<Row> {
     let began = Instant::now();
+    watch.begin(&entry.id, entry.bytes);
+    let shown = AtomicU64::new(0);
+    // Threads report sums, of which an older one may come later.
+    let progress = |done: u64| watch.advance(done.saturating_sub(shown.fetch_max(done, Ordering::Relaxed))).is_ok();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let inside = entry.path.parent().is_some_and(|folder| folder.parent() == Some(store.path()));
     // A file from elsewhere is read back all the same, but no receipt in this store speaks of it.
     let root = match inside {
-        true => store.verify(entry, threads, &|_| true).map(|receipt| receipt.root),
-        false => read_back(&entry.path, threads, &|_| true).map(|reader| reader.manifest().root.clone()),
+        true => store.verify(entry, threads, &progress).map(|receipt| receipt.root),
+        false => read_back(&entry.path, threads, &progress).map(|reader| reader.manifest().root.clone()),
     };
     let (root, reason) = match root {
         Ok(root) => (Some(root), None),

@@ -61,6 +61,12 @@ impl Watch {
         Arc::clone(&self.cancelled)
     }
 
+    /// Lets `write` write to the terminal without a bar in its way.
+    pub fn around<T>(&self, write: impl FnOnce() -> T) -> T {
+        let bar = self.stage().bar.clone();
+        bar.suspend(write)
+    }
+
     fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -34,8 +34,9 @@ const MAX_RATIO: u64 = 200;
 const FREE_BYTES: u64 = 64 << 20;
 const MAX_FILES: usize = 4096;
 const PIECE_BYTES: usize = 1 << 20;
-/// Level 1 is within half a percent of the higher levels on weights, and many times faster.
-const DEFLATE_LEVEL: i64 = 1;
+/// The lowest level with Huffman codes of its own: weights hardly shrink by more at any level, and at level 1 they grow.
+const DEFLATE_LEVEL: i64 = 2;
+/// Level 1 is within half a percent of the higher ones on weights, and many times faster.
 const ZSTD_LEVEL: i32 = 1;
 /// Largest zstd window that is read: 32 MiB, beyond what levels up to 19 use.
 const ZSTD_WINDOW_LOG: u32 = 25;
@@ -141,7 +142,7 @@ pub fn kind_of(bytes: &[u8]) -> Option<Kind> {
 /// Unpacks the bundle at `bundle` into the new folder `target`.
 pub fn unpack(bundle: &Path, target: &Path, force: bool, progress: &dyn Progress) -> Result<Unpacked> {
     let began = Instant::now();
-    let (files, raw_bytes, verified) = output::folder(target, force, |dir| unpack_into(bundle, dir, progress))?;
+    let (files, raw_bytes, verified) = output::folder(target, force, |dir| unpack_into(bundle, dir, true, progress))?;
     let bytes = Mapped::open(bundle)?.len();
     Ok(Unpacked {
         path: std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf()),
@@ -155,10 +156,10 @@ pub fn unpack(bundle: &Path, target: &Path, force: bool, progress: &dyn Progress
 }
 
 /// Unpacks into the empty folder `dir`; returns the number of files, their bytes, and whether their hashes were known
-/// and matched.
-pub fn unpack_into(bundle: &Path, dir: &Path, progress: &dyn Progress) -> Result<(usize, u64, bool)> {
+/// and matched. What does not stay is not made durable.
+pub fn unpack_into(bundle: &Path, dir: &Path, stays: bool, progress: &dyn Progress) -> Result<(usize, u64, bool)> {
     let mapped = Mapped::open(bundle)?;
-    let mut into = Into { bundle, dir, left: allowance(&mapped, dir)?, names: Names::default(), progress };
+    let mut into = Into { bundle, dir, stays, left: allowance(&mapped, dir)?, names: Names::default(), progress };
     match kind_of(mapped.bytes()) {
         Some(Kind::Zip) => into.zip(&mapped)?,
         Some(Kind::TarZst) => into.tar(&mapped)?,
@@ -177,7 +178,12 @@ pub fn unpack_into(bundle: &Path, dir: &Path, progress: &dyn Progress) -> Result
 fn allowance(mapped: &Mapped, dir: &Path) -> Result<u64> {
     let disk = rustix::fs::statvfs(dir).map_err(|e| Error::io("looking at", dir, e.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    Ok(free.min(mapped.len().saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES)))
+    Ok(free.min(justified(mapped.len())))
+}
+
+/// Bytes that a file of `bytes` may stand for.
+pub fn justified(bytes: u64) -> u64 {
+    bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES)
 }
 
 /// Holds what was unpacked against what the bundle says of itself; false where it says nothing.
@@ -233,6 +239,7 @@ impl Names {
 struct Into<'a> {
     bundle: &'a Path,
     dir: &'a Path,
+    stays: bool,
     /// Bytes that may still be written.
     left: u64,
     names: Names,
@@ -326,7 +333,7 @@ impl Into<'_> {
 
     /// Exactly `bytes` bytes of `content`; one more is a lie, and so is one less.
     fn write(&self, name: &str, content: &mut impl Read, bytes: u64) -> Result<()> {
-        output::part(self.dir, name, |file| {
+        output::part(self.dir, name, self.stays, |file| {
             let mut buffer = vec![0; PIECE_BYTES];
             let mut written = 0u64;
             loop {

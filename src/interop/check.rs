@@ -6,14 +6,14 @@
 //! - sizes: S of the file against 4 P bytes of float32 parameters, and r = S / raw bytes.
 //!
 //! Sums are of doubles over blocks of a fixed size, so that they do not depend on the number of threads. Deliberately
-//! not here: what the model answers (delta and sigma^2 need the worker; [`Probe`] is where they enter).
+//! not here: what the model answers; the worker computes it, and [`Probe`] is where it enters.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::interop::import::{self, Loaded};
@@ -78,20 +78,27 @@ pub struct Embedding {
     pub distance: Option<f64>,
 }
 
-/// A comparison of outputs on a fixed batch.
-#[derive(Clone, Debug, Serialize)]
+/// What the model answers to a fixed batch: its logits, as the worker computes them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Probe {
-    /// max |y_a - y_b|
+    pub rows: u64,
+    pub positions: u64,
+    /// Variance of the logits; null where one of them is not finite.
+    pub sigma2: Option<f64>,
+    /// max |y_here - y_there|; null without another side of the same vocabulary, or where it is not finite.
     pub delta: Option<f64>,
-    /// Variance of the outputs.
-    pub sigma2: f64,
+    /// They are what they were when the snapshot was taken, to the bit; null where it holds no hash of them.
+    pub as_saved: Option<bool>,
+    /// BLAKE3 of the logits.
+    pub hash: String,
 }
 
 impl Checked {
-    /// All parameters are finite, and nothing differs from the other side, if there is one.
+    /// All parameters and answers are finite, the answers are as they were, and nothing differs from the other side, if there is one.
     pub fn passes(&self) -> bool {
         let finite = self.tensors.iter().all(|tensor| tensor.role != Role::Param || tensor.nonfinite == 0);
-        finite && self.equal != Some(false)
+        let answers = self.probe.as_ref().is_none_or(|probe| probe.sigma2.is_some() && probe.as_saved != Some(false));
+        finite && answers && self.equal != Some(false)
     }
 }
 

@@ -60,12 +60,14 @@ pub fn folder<T>(target: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<
     Ok(result)
 }
 
-/// A new file in a folder that `folder` makes, durable when `fill` is done.
-pub fn part<T>(folder: &Path, name: &str, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
+/// A new file in a folder that `folder` makes, durable when `fill` is done where it is to stay.
+pub fn part<T>(folder: &Path, name: &str, stays: bool, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
     let path = folder.join(name);
     let mut file = make_file(&path)?;
     let result = fill(&mut file)?;
-    file.sync_all().map_err(|e| Error::io("syncing", &path, e))?;
+    if stays {
+        file.sync_all().map_err(|e| Error::io("syncing", &path, e))?;
+    }
     Ok(result)
 }
 

@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
-use rustix::fs::OFlags;
-
 use super::codec::{CHUNK_BYTES, Encoder, room};
 use super::format::{self, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer, Unit};
 use super::fs::{self, Dir, SECTOR};
@@ -88,18 +86,18 @@ pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Res
     let staging = store.folder(layout::Folder::Staging)?;
     let part = format!("{}.part", layout::snapshot_id(snapshot.train.step, Some(options.seq)));
     staging.remove(&part)?;
-    let outcome = write_file(&staging, &part, snapshot, options).and_then(|manifest| {
-        let (id, bytes) = publish(store, &staging, &part, &manifest)?;
-        Ok((manifest, id, bytes))
+    let outcome = write_file(&staging, &part, snapshot, options).and_then(|(manifest, bytes)| {
+        let (id, path) = publish(store, &staging, &part, &manifest)?;
+        Ok((manifest, bytes, id, path))
     });
     if outcome.is_err() {
         // The error that led here says more than one of this removal; the next start cleans the folder again.
         let _ = staging.remove(&part);
     }
-    let (manifest, id, bytes) = outcome?;
+    let (manifest, bytes, id, path) = outcome?;
     Ok(Committed {
-        path: store.folder(layout::Folder::Snapshots)?.join(&layout::snapshot_file(&id)),
         id,
+        path,
         bytes,
         raw_bytes: manifest.raw_bytes,
         root: manifest.root,
@@ -108,8 +106,8 @@ pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Res
     })
 }
 
-/// Renames the finished file into place and makes that durable.
-fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(String, u64)> {
+/// Renames the finished file into place and makes that durable: the last step that can fail. Returns its id and path.
+fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(String, PathBuf)> {
     let snapshots = store.folder(layout::Folder::Snapshots)?;
     let mut id = layout::snapshot_id(manifest.train.step, None);
     // The plain name can be taken, by an unhealthy snapshot of the same step for example: that one is not touched.
@@ -124,15 +122,14 @@ fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Res
         let _ = snapshots.remove(&name);
         return Err(e);
     }
-    let bytes = snapshots.stat(&name)?.map_or(0, |s| s.st_size as u64);
-    Ok((id, bytes))
+    Ok((id, snapshots.join(&name)))
 }
 
-/// Writes and syncs the whole file in staging.
-fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOptions) -> Result<Manifest> {
+/// Writes and syncs the whole file in staging. Returns its manifest and its length.
+fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOptions) -> Result<(Manifest, u64)> {
     let path = staging.join(part);
     let raw_bytes = check(&snapshot, &path)?;
-    let file = staging.create_file(part, OFlags::empty())?;
+    let file = staging.create_file(part)?;
     let mut out = BlockWriter::new(&file, path.clone())?;
     let reserve = if options.expected_bytes > 0 { options.expected_bytes } else { raw_bytes / 4 * 3 };
     fs::preallocate(&file, reserve, &path)?;
@@ -175,14 +172,14 @@ fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOpt
         files: files.collect(),
         tensors,
     };
-    finish(out, &records, &manifest)?;
+    let bytes = finish(out, &records, &manifest)?;
     fs::sync_file(&file, &path)?;
     fs::forget_cached(&file);
-    Ok(manifest)
+    Ok((manifest, bytes))
 }
 
-/// Chunk table, manifest, trailer.
-fn finish(mut out: BlockWriter, records: &[ChunkRecord], manifest: &Manifest) -> Result<()> {
+/// Chunk table, manifest, trailer. Returns the file's length.
+fn finish(mut out: BlockWriter, records: &[ChunkRecord], manifest: &Manifest) -> Result<u64> {
     let table = format::table_bytes(records);
     let json = serde_json::to_vec(manifest)
         .map_err(|e| Error::Other(format!("writing the manifest of {}: {e}", out.path().display())))?;

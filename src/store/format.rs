@@ -199,14 +199,32 @@ pub fn head() -> [u8; HEAD_BYTES] {
     head
 }
 
-pub fn check_head(bytes: &[u8], path: &Path) -> Result<()> {
-    if bytes.get(..8) != Some(&HEAD_MAGIC[..]) {
+pub fn check_head(bytes: &[u8; HEAD_BYTES], path: &Path) -> Result<()> {
+    if bytes[..8] != HEAD_MAGIC {
         return Err(Error::damaged(path, "does not begin as a ckptd snapshot"));
     }
-    if bytes != head() {
-        return Err(Error::damaged(path, "the head is damaged, or of a version that this ckptd does not know"));
+    match *bytes == head() {
+        true => Ok(()),
+        false => Err(Error::damaged(path, "the head is damaged")),
     }
-    Ok(())
+}
+
+/// Refuses a file of a later version, which is not damaged: its head and its trailer, whole by its own hash, agree on
+/// the version. Every version keeps to that much.
+pub fn check_version(head: &[u8; HEAD_BYTES], trailer: &[u8; TRAILER_BYTES], path: &Path) -> Result<()> {
+    let version = u64_at(trailer, 8);
+    let mut in_head = [0; 8];
+    in_head[..4].copy_from_slice(&head[8..12]);
+    let agree = head[..8] == HEAD_MAGIC && u64::from_le_bytes(in_head) == version;
+    let whole = trailer[..8] == TRAILER_MAGIC && hash_at(trailer, 112) == *blake3::hash(&trailer[..112]).as_bytes();
+    match agree && whole && version > u64::from(VERSION) {
+        true => Err(newer(path, version)),
+        false => Ok(()),
+    }
+}
+
+fn newer(path: &Path, version: u64) -> Error {
+    Error::Newer { path: path.to_path_buf(), version, known: VERSION }
 }
 
 pub fn table_bytes(records: &[ChunkRecord]) -> Vec<u8> {
@@ -269,11 +287,7 @@ impl Trailer {
             table_hash: hash_at(bytes, 48),
             manifest_hash: hash_at(bytes, 80),
         };
-        let version = u64_at(bytes, 8);
         if *bytes != trailer.to_bytes() {
-            if version != u64::from(VERSION) && hash_at(bytes, 112) == *blake3::hash(&bytes[..112]).as_bytes() {
-                return damaged(&format!("is of format version {version}; this ckptd reads version {VERSION}"));
-            }
             return damaged("the trailer is damaged");
         }
         let contiguous = trailer.file_bytes == file_bytes
@@ -295,6 +309,9 @@ pub fn parse_manifest(bytes: &[u8], path: &Path) -> Result<Manifest> {
     let manifest: Manifest =
         serde_json::from_slice(bytes).map_err(|e| Error::damaged(path, format!("the manifest does not parse: {e}")))?;
     let damaged = |reason: String| Err(Error::damaged(path, reason));
+    if manifest.format > VERSION {
+        return Err(newer(path, manifest.format.into()));
+    }
     if manifest.format != VERSION || manifest.chunk_bytes != CHUNK_BYTES as u64 {
         return damaged(format!("format {} with chunks of {} is not known", manifest.format, manifest.chunk_bytes));
     }
@@ -388,15 +405,18 @@ mod tests {
     }
 
     #[test]
-    fn a_trailer_of_another_version_is_named_as_such() {
+    fn a_later_version_is_named_where_head_and_whole_trailer_agree_on_it_and_is_damage_where_not() {
         let trailer = Trailer::new(HEAD_BYTES as u64, &[], b"{}");
-        let size = trailer.file_bytes;
-        let mut bytes = trailer.to_bytes();
-        assert_eq!(Trailer::parse(&bytes, size, Path::new("x")).unwrap(), trailer);
+        let (mut head, mut bytes, path) = (head(), trailer.to_bytes(), Path::new("x"));
+        assert_eq!(Trailer::parse(&bytes, trailer.file_bytes, path).unwrap(), trailer);
+        head[8] = 9;
+        check_version(&head, &bytes, path).unwrap();
         bytes[8] = 9;
+        check_version(&head, &bytes, path).unwrap();
         let own = blake3::hash(&bytes[..112]);
         bytes[112..144].copy_from_slice(own.as_bytes());
-        let error = Trailer::parse(&bytes, size, Path::new("x")).unwrap_err().to_string();
-        assert!(error.contains("version 9"), "{error}");
+        let error = check_version(&head, &bytes, path).unwrap_err();
+        assert!(matches!(error, Error::Newer { version: 9, .. }) && error.to_string().contains("format 9"), "{error}");
+        assert!(check_head(&head, path).is_err() && Trailer::parse(&bytes, trailer.file_bytes, path).is_err());
     }
 }

@@ -1,16 +1,18 @@
-//! Every file-system call of the store.
+//! Every file-system call of the store, each announced to the [`seam`] where faults go in.
 //!
 //! Invariant: names are single components below an open folder, links are never followed, and nothing outside the
 //! store is touched. What must survive a power loss goes through [`Dir::write_durably`] or the steps of a commit.
 //! Deliberately not here: what the names mean (layout), when to call what (commit, verify, retain).
 
 use std::fs::File;
-use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
 
+use super::layout;
+use super::seam::{self, Call, Place};
 use crate::error::{Error, Result};
 
 /// Alignment that direct I/O needs of memory, offset and length on every device that we know.
@@ -24,27 +26,54 @@ pub struct Dir {
 }
 
 const DIR_FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
+const FILE_FLAGS: OFlags =
+    // Without NONBLOCK a planted FIFO would hang the open.
+    OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
 
 impl Dir {
     /// Opens the folder that the user named; links in that path are the user's own.
     pub fn open(path: &Path) -> Result<Dir> {
-        let fd = rustix::fs::open(path, DIR_FLAGS, Mode::empty()).map_err(|e| Error::io("opening", path, e.into()))?;
+        let fd = seam::call(Call::OpenFolder(path.into()), || rustix::fs::open(path, DIR_FLAGS, Mode::empty()))
+            .map_err(|e| Error::io("opening", path, e.into()))?;
         Ok(Dir { fd, path: path.to_path_buf() })
+    }
+
+    /// Opens the folder at `path`, and first makes it (0700) and what is missing above it, each durably.
+    pub fn create(path: &Path) -> Result<Dir> {
+        let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
+        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+        for folder in missing.iter().rev() {
+            match seam::call(Call::MakeFolder((*folder).into()), || rustix::fs::mkdir(*folder, Mode::RWXU)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(Error::io("making folder", folder, e.into())),
+            }
+        }
+        // The folder's own name must survive, too, also where a start that was killed has made it.
+        for folder in missing.iter().copied().chain([path.as_path()]).filter_map(Path::parent) {
+            match Dir::open(folder) {
+                Ok(parent) => parent.sync()?,
+                // A folder that may be passed through but not read is somebody else's and was there before.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Dir::open(&path)
     }
 
     /// Opens a folder below; `None` where there is none.
     pub fn open_dir(&self, name: &str) -> Result<Option<Dir>> {
-        match rustix::fs::openat(&self.fd, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty()) {
+        let open = || rustix::fs::openat(&self.fd, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty());
+        match seam::call(Call::OpenFolder(self.place(name)), open) {
             Ok(fd) => Ok(Some(Dir { fd, path: self.join(name) })),
-            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.error("opening", name, e)),
         }
     }
 
     /// Makes a folder below (0700) unless it is there.
     pub fn make_dir(&self, name: &str) -> Result<()> {
-        match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        match seam::call(Call::MakeFolder(self.place(name)), || rustix::fs::mkdirat(&self.fd, name, Mode::RWXU)) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(e) => Err(self.error("making folder", name, e)),
         }
     }
@@ -59,11 +88,12 @@ impl Dir {
 
     /// Names of the regular files below, unsorted. Names that are not UTF-8 are not ours and left out.
     pub fn files(&self) -> Result<Vec<String>> {
-        let entries =
-            rustix::fs::Dir::read_from(&self.fd).map_err(|e| Error::io("reading folder", &self.path, e.into()))?;
+        let failed = |e: Errno| Error::io("reading folder", &self.path, e.into());
+        let list = || rustix::fs::Dir::read_from(&self.fd);
+        let entries = seam::call(Call::List(self.path.as_path().into()), list).map_err(failed)?;
         let mut names = Vec::new();
         for entry in entries {
-            let entry = entry.map_err(|e| Error::io("reading folder", &self.path, e.into()))?;
+            let entry = entry.map_err(failed)?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             let regular = match entry.file_type() {
                 FileType::RegularFile => true,
@@ -79,39 +109,29 @@ impl Dir {
 
     /// `None` where there is no such name.
     pub fn stat(&self, name: &str) -> Result<Option<Stat>> {
-        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let look = || rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        match seam::call(Call::Look(self.place(name)), look) {
             Ok(stat) => Ok(Some(stat)),
-            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.error("looking at", name, e)),
         }
     }
 
-    /// Opens a regular file for reading; `extra` may ask for direct I/O.
-    pub fn open_file(&self, name: &str, extra: OFlags) -> Result<File> {
-        // Without NONBLOCK a planted FIFO would hang the open.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | extra;
-        let file = File::from(
-            rustix::fs::openat(&self.fd, name, flags, Mode::empty()).map_err(|e| self.error("opening", name, e))?,
-        );
-        require_regular(&file, &self.join(name))?;
-        Ok(file)
-    }
-
     /// Creates a file that must not be there (0600).
-    pub fn create_file(&self, name: &str, extra: OFlags) -> Result<File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
-        rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
-            .map(File::from)
-            .map_err(|e| self.error("creating", name, e))
+    pub fn create_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let create = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
+        let file = seam::call(Call::Create(self.place(name)), create).map_err(|e| self.error("creating", name, e))?;
+        Ok(File::from(file))
     }
 
     /// Opens or creates a small file of the store itself, such as the lock; it stays open across exec.
     pub fn open_lock(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = File::from(
-            rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
-                .map_err(|e| self.error("opening", name, e))?,
-        );
+        let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
+        let file =
+            seam::call(Call::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
+        let file = File::from(file);
         require_regular(&file, &self.join(name))?;
         Ok(file)
     }
@@ -122,54 +142,74 @@ impl Dir {
         if !is_regular(&stat) || stat.st_size as u64 > max {
             return Err(Error::damaged(self.join(name), format!("not a regular file of at most {max} bytes")));
         }
-        let mut bytes = Vec::new();
-        self.open_file(name, OFlags::empty())?
-            .take(max)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io("reading", self.join(name), e))?;
+        let open = || rustix::fs::openat(&self.fd, name, FILE_FLAGS, Mode::empty());
+        let file = seam::call(Call::Open(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
+        let (file, path) = (File::from(file), self.join(name));
+        require_regular(&file, &path)?;
+        let mut bytes = vec![0; stat.st_size as usize];
+        let length = read_at(&file, &mut bytes, 0, false, &path)?;
+        bytes.truncate(length);
         Ok(Some(bytes))
     }
 
     /// Replaces a small file so that after a power loss either the old or the new content is there.
     pub fn write_durably(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let temporary = format!("{name}.{}.new", std::process::id());
+        let temporary = layout::temporary_file(name);
         self.remove(&temporary)?;
-        let mut file = self.create_file(&temporary, OFlags::empty())?;
-        let path = self.join(&temporary);
-        file.write_all(bytes).map_err(|e| Error::io("writing", &path, e))?;
-        sync_file(&file, &path)?;
-        rustix::fs::renameat(&self.fd, &temporary, &self.fd, name).map_err(|e| self.error("renaming to", name, e))?;
-        self.sync()
+        let written = self.write_temporary(&temporary, bytes).and_then(|()| {
+            let rename = || rustix::fs::renameat(&self.fd, &temporary, &self.fd, name);
+            let call = Call::Rename(self.place(&temporary), self.place(name));
+            seam::call(call, rename).map_err(|e| self.error("renaming to", name, e))
+        });
+        if written.is_err() {
+            // The first error says more; what stays is removed by the next start.
+            let _ = self.remove(&temporary);
+        }
+        written.and_then(|()| self.sync())
+    }
+
+    fn write_temporary(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let file = self.create_file(name)?;
+        let path = self.join(name);
+        write_all_at(&file, bytes, 0, &path)?;
+        sync_file(&file, &path)
     }
 
     /// Moves a file to another folder under a name that must be free.
     pub fn rename_new(&self, from: &str, to: &Dir, name: &str) -> Result<()> {
-        match rustix::fs::renameat_with(&self.fd, from, &to.fd, name, RenameFlags::NOREPLACE) {
+        let call = Call::Rename(self.place(from), to.place(name));
+        match seam::call(call, || rustix::fs::renameat_with(&self.fd, from, &to.fd, name, RenameFlags::NOREPLACE)) {
             Ok(()) => return Ok(()),
             // File systems without the flag (NFS, some FUSE mounts): the lock makes the look before the rename safe.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {}
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
             Err(e) => return Err(to.error("renaming to", name, e)),
         }
         if to.stat(name)?.is_some() {
-            return Err(to.error("renaming to", name, rustix::io::Errno::EXIST));
+            return Err(to.error("renaming to", name, Errno::EXIST));
         }
-        rustix::fs::renameat(&self.fd, from, &to.fd, name).map_err(|e| to.error("renaming to", name, e))
+        seam::call(call, || rustix::fs::renameat(&self.fd, from, &to.fd, name))
+            .map_err(|e| to.error("renaming to", name, e))
     }
 
     /// Removes a file; that it is not there is success.
     pub fn remove(&self, name: &str) -> Result<()> {
-        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        match seam::call(Call::Remove(self.place(name)), || rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(self.error("removing", name, e)),
         }
     }
 
     /// Makes renames and removals in this folder durable.
     pub fn sync(&self) -> Result<()> {
-        rustix::fs::fsync(&self.fd).map_err(|e| Error::io("syncing folder", &self.path, e.into()))
+        seam::call(Call::SyncFolder(self.path.as_path().into()), || rustix::fs::fsync(&self.fd))
+            .map_err(|e| Error::io("syncing folder", &self.path, e.into()))
     }
 
-    fn error(&self, op: &'static str, name: &str, e: rustix::io::Errno) -> Error {
+    fn place<'a>(&'a self, name: &'a str) -> Place<'a> {
+        Place(&self.path, name)
+    }
+
+    fn error(&self, op: &'static str, name: &str, e: Errno) -> Error {
         Error::io(op, self.join(name), e.into())
     }
 }
@@ -180,30 +220,71 @@ fn is_regular(stat: &Stat) -> bool {
 
 /// Refuses folders, links, pipes and devices.
 pub fn require_regular(file: &File, path: &Path) -> Result<()> {
-    let stat = rustix::fs::fstat(file).map_err(|e| Error::io("looking at", path, e.into()))?;
-    match is_regular(&stat) {
+    match is_regular(&look(file, path)?) {
         true => Ok(()),
         false => Err(Error::damaged(path, "not a regular file")),
     }
 }
 
+/// Length of an open file in bytes.
+pub fn length(file: &File, path: &Path) -> Result<u64> {
+    Ok(look(file, path)?.st_size as u64)
+}
+
+/// What the system says of an open file.
+pub fn look(file: &File, path: &Path) -> Result<Stat> {
+    seam::call(Call::Look(path.into()), || rustix::fs::fstat(file)).map_err(|e| Error::io("looking at", path, e.into()))
+}
+
+/// Whether a folder is at `path`, which may lead through links.
+pub fn is_folder(path: &Path) -> bool {
+    seam::call(Call::Look(path.into()), || rustix::fs::stat(path))
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+/// Takes the kernel's lock on an open file; false where somebody else has it.
+pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    let lock = || rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+    match seam::call(Call::Lock(path.into()), lock) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(Error::io("locking", path, e.into())),
+    }
+}
+
+/// A file that would grow past the process's limit is an error like a full disk, not the end of the process.
+pub fn refuse_size_limit_signal() {
+    // SAFETY: SIG_IGN is no handler that could run.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// A failed fsync is final for this file: the kernel may have dropped the data and marked the pages clean, so a second
 /// one would lie. The caller drops the file.
 pub fn sync_file(file: &File, path: &Path) -> Result<()> {
-    file.sync_all().map_err(|e| Error::io("syncing", path, e))
+    seam::call(Call::Sync(path.into()), || rustix::fs::fsync(file)).map_err(|e| Error::io("syncing", path, e.into()))
 }
 
 /// Reserves room for `bytes`; a file system that cannot do that is no error, a full one is.
 pub fn preallocate(file: &File, bytes: u64, path: &Path) -> Result<()> {
-    use rustix::io::Errno;
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, bytes.max(1)) {
+    let reserve = || rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, bytes.max(1));
+    match seam::call(Call::Reserve(path.into(), bytes), reserve) {
         Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(Error::io("reserving room for", path, e.into())),
         _ => Ok(()),
     }
 }
 
 pub fn truncate(file: &File, bytes: u64, path: &Path) -> Result<()> {
-    file.set_len(bytes).map_err(|e| Error::io("cutting", path, e))
+    seam::call(Call::Truncate(path.into(), bytes), || rustix::fs::ftruncate(file, bytes))
+        .map_err(|e| Error::io("cutting", path, e.into()))
+}
+
+/// Turns direct I/O on or off for an open file; false where the file system refuses.
+pub fn set_direct(file: &File, on: bool, path: &Path) -> bool {
+    let change = || {
+        let flags = rustix::fs::fcntl_getfl(file)?;
+        rustix::fs::fcntl_setfl(file, if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT })
+    };
+    seam::call(Call::Flags(path.into()), change).is_ok()
 }
 
 /// Drops this file's clean pages from the page cache, so that the next read comes from the device.
@@ -214,8 +295,8 @@ pub fn forget_cached(file: &File) {
 
 /// Opens a file by its path for direct reading where the file system can, else buffered with its pages dropped.
 pub fn open_past_cache(path: &Path) -> Result<(File, bool)> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    if let Ok(fd) = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()) {
+    let open = || rustix::fs::open(path, FILE_FLAGS | OFlags::DIRECT, Mode::empty());
+    if let Ok(fd) = seam::call(Call::Open(path.into()), open) {
         return Ok((File::from(fd), true));
     }
     let file = open_path(path)?;
@@ -225,38 +306,34 @@ pub fn open_past_cache(path: &Path) -> Result<(File, bool)> {
 
 /// Opens a regular file by its path for buffered reading; a link as the last component is refused.
 pub fn open_path(path: &Path) -> Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file =
-        File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("opening", path, e.into()))?);
+    let file = seam::call(Call::Open(path.into()), || rustix::fs::open(path, FILE_FLAGS, Mode::empty()))
+        .map_err(|e| Error::io("opening", path, e.into()))?;
+    let file = File::from(file);
     require_regular(&file, path)?;
     Ok(file)
 }
 
 /// Reads exactly `buffer.len()` bytes at `offset`.
 pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64, path: &Path) -> Result<()> {
-    use std::os::unix::fs::FileExt;
-    file.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
-        io::ErrorKind::UnexpectedEof => Error::damaged(path, format!("the file ends within its data at byte {offset}")),
-        _ => Error::io("reading", path, e),
-    })
+    match read_at(file, buffer, offset, false, path)? == buffer.len() {
+        true => Ok(()),
+        false => Err(Error::damaged(path, format!("the file ends within its data at byte {offset}"))),
+    }
 }
 
 /// Reads up to `buffer.len()` bytes at `offset`, fewer only at the end of the file. Direct I/O ends with the first
 /// read that is not whole sectors: that is the file's end, and the kernel would refuse the next one.
 pub fn read_at(file: &File, buffer: &mut [u8], offset: u64, direct: bool, path: &Path) -> Result<usize> {
-    use std::os::unix::fs::FileExt;
     let mut filled = 0;
     while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(n) => {
-                filled += n;
-                if direct && filled % SECTOR != 0 {
-                    break;
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::io("reading", path, e)),
+        let at = offset + filled as u64;
+        let read = seam::call(Call::Read(path.into(), at), || rustix::io::pread(file, &mut buffer[filled..], at));
+        match read.map_err(|e| Error::io("reading", path, e.into()))? {
+            0 => break,
+            n => filled += n,
+        }
+        if direct && filled % SECTOR != 0 {
+            break;
         }
     }
     Ok(filled)
@@ -264,6 +341,14 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64, direct: bool, path: 
 
 /// Writes all of `buffer` at `offset`.
 pub fn write_all_at(file: &File, buffer: &[u8], offset: u64, path: &Path) -> Result<()> {
-    use std::os::unix::fs::FileExt;
-    file.write_all_at(buffer, offset).map_err(|e| Error::io("writing", path, e))
+    let mut done = 0;
+    while done < buffer.len() {
+        let at = offset + done as u64;
+        let write = |bytes: &[u8]| rustix::io::pwrite(file, bytes, at);
+        match seam::write(path.into(), at, &buffer[done..], write).map_err(|e| Error::io("writing", path, e.into()))? {
+            0 => return Err(Error::io("writing", path, std::io::ErrorKind::WriteZero.into())),
+            n => done += n,
+        }
+    }
+    Ok(())
 }

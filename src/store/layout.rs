@@ -76,6 +76,27 @@ pub fn receipt_file(id: &str) -> String {
     format!("{id}.json")
 }
 
+/// What this process writes before it is renamed to `name`.
+pub fn temporary_file(name: &str) -> String {
+    format!("{name}.{}.new", std::process::id())
+}
+
+/// The process that wrote a temporary file, or `None` where the name is not that of one.
+pub fn parse_temporary_file(name: &str) -> Option<u32> {
+    name.strip_suffix(".new")?.rsplit_once('.')?.1.parse().ok()
+}
+
+/// The name in quarantine of a file `name`, of which `n` others lie there already.
+pub fn set_aside(name: &str, n: u64) -> String {
+    if n == 0 { name.to_owned() } else { format!("{name}.{n}") }
+}
+
+/// The id in the name of a snapshot's file, also of one that was set aside.
+pub fn parse_set_aside(name: &str) -> Option<&str> {
+    let numbered = || name.rsplit_once('.').filter(|(_, n)| n.parse::<u64>().is_ok()).map(|(name, _)| name);
+    parse_snapshot_file(name).or_else(|| parse_snapshot_file(numbered()?))
+}
+
 /// The reason beside a quarantined file.
 pub fn reason_file(quarantined: &str) -> String {
     format!("{quarantined}.reason.txt")

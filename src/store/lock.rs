@@ -2,25 +2,34 @@
 //!
 //! Invariant: the lock is the kernel's (flock on an open file), so that it ends with its holders, however they end. The
 //! worker inherits it: a store whose agent was killed stays locked until the worker has committed its last snapshot.
-//! What the file says of the holder is for messages only.
+//! What the file says of the holder, and of how its session ended, is for messages only. It has one length, so that it
+//! can be written over on a disk that is full.
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::fs::Dir;
+use super::fs::{self, Dir};
 use super::{Store, layout};
 use crate::error::{Error, Result};
+
+/// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
+pub const SESSION: &str = "ckptd run";
 
 /// Held until it is dropped here and in every child that was started meanwhile.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
+    holder: Holder,
 }
+
+/// Length of the file's content, the rest blanks.
+const LOCK_BYTES: usize = 4096;
+/// Characters of a problem; a longer one is cut.
+const MAX_PROBLEM: usize = 1500;
 
 /// Who took the lock.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,28 +38,83 @@ pub struct Holder {
     /// Start time of that process in clock ticks since boot, so that a reused process id is not taken for it.
     pub started: u64,
     pub who: String,
+    /// How its session ended; `None` while it runs, and after an end that it could not tell.
+    #[serde(default)]
+    pub ended: Option<Ending>,
+}
+
+/// How a session ended, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// What it failed with; `None`: it ended as it should.
+    pub problem: Option<String>,
+}
+
+/// What is known of the session that had the store last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LastSession {
+    /// There was none, it still runs, or another command had the store since.
+    Unknown,
+    Ended(Ending),
+    /// It is gone without a word: killed, or the machine went down.
+    Killed {
+        pid: u32,
+    },
 }
 
 impl Lock {
     pub(super) fn take(dir: &Dir, who: &str) -> Result<Lock> {
         let path = dir.join(layout::LOCK);
-        let mut file = dir.open_lock(layout::LOCK)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(held(&mut file, dir.path().to_path_buf())),
-            Err(e) => return Err(Error::io("locking", path, e.into())),
-        }
-        let pid = std::process::id();
-        let holder = Holder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into() };
-        let json =
-            serde_json::to_string(&holder).map_err(|e| Error::Other(format!("writing {}: {e}", path.display())))?;
-        // The content serves messages only, so a failure to write it is none to lock.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(json.as_bytes()));
-        Ok(Lock { _file: file })
+        let file = loop {
+            let file = dir.open_lock(layout::LOCK)?;
+            if !fs::try_lock(&file, &path)? {
+                return Err(held(&file, dir));
+            }
+            let stat = fs::look(&file, &path)?;
+            let named = dir.stat(layout::LOCK)?.is_some_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
+            match (named, stat.st_nlink) {
+                (true, 1) => break file,
+                // A hard link, planted or made by a backup: what is written here would change the other name's file.
+                (true, _) => dir.remove(layout::LOCK)?,
+                // The name went to another file meanwhile, and with it the lock.
+                (false, _) => {}
+            }
+        };
+        let holder = Holder::this(who);
+        let lock = Lock { file, path, holder };
+        lock.write();
+        Ok(lock)
+    }
+
+    /// Leaves word of how the session ended.
+    pub fn ended(&mut self, problem: Option<String>) {
+        let problem = problem.map(|problem| problem.chars().take(MAX_PROBLEM).collect());
+        self.holder.ended = Some(Ending { problem });
+        self.write();
+    }
+
+    /// The content serves messages only, so a failure to write it is none to lock.
+    fn write(&self) {
+        let mut text = serde_json::to_vec(&self.holder).unwrap_or_default();
+        text.resize(text.len().max(LOCK_BYTES), b' ');
+        let length = text.len() as u64;
+        let _ = fs::write_all_at(&self.file, &text, 0, &self.path)
+            .and_then(|()| fs::truncate(&self.file, length, &self.path));
     }
 }
 
 impl Store {
+    /// What became of the session that had the store last.
+    pub fn last_session(&self) -> Result<LastSession> {
+        let text = self.dir.read_small(layout::LOCK, 4 * LOCK_BYTES as u64)?.unwrap_or_default();
+        let holder = serde_json::from_slice::<Holder>(&text).ok();
+        Ok(match holder.filter(|holder| holder.who.starts_with(SESSION)) {
+            Some(Holder { ended: Some(ending), .. }) => LastSession::Ended(ending),
+            Some(holder) if !holder.alive() => LastSession::Killed { pid: holder.pid },
+            _ => LastSession::Unknown,
+        })
+    }
+
     /// The processes that have the lock file open, as far as this process may see them.
     pub fn lock_holders(&self) -> Vec<u32> {
         let Ok(Some(lock)) = self.dir.stat(layout::LOCK) else { return Vec::new() };
@@ -66,10 +130,11 @@ impl Store {
     }
 }
 
-fn held(file: &mut File, path: PathBuf) -> Error {
-    let mut text = String::new();
-    let _ = file.rewind().and_then(|()| file.take(4096).read_to_string(&mut text));
-    match serde_json::from_str::<Holder>(&text) {
+fn held(file: &File, dir: &Dir) -> Error {
+    let mut text = vec![0; 2 * LOCK_BYTES];
+    let length = fs::read_at(file, &mut text, 0, false, &dir.join(layout::LOCK)).unwrap_or(0);
+    let path = dir.path().to_path_buf();
+    match serde_json::from_slice::<Holder>(&text[..length]) {
         Ok(holder) => {
             let alive = holder.alive();
             let who =
@@ -81,10 +146,22 @@ fn held(file: &mut File, path: PathBuf) -> Error {
 }
 
 impl Holder {
+    /// This process, as a holder.
+    fn this(who: &str) -> Holder {
+        let pid = std::process::id();
+        Holder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into(), ended: None }
+    }
+
     /// Whether the process that took the lock still runs.
     pub fn alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.started)
     }
+}
+
+/// Whether what a process of this id wrote is a leftover: it is gone, as far as this process may see, or it is this
+/// process, which has just started and in a container often gets the number of the one before.
+pub(super) fn is_over(pid: u32) -> bool {
+    pid == std::process::id() || start_ticks(pid).is_none()
 }
 
 /// Field 22 of /proc/PID/stat; `None` for a process that is gone or a zombie.

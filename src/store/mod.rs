@@ -1,7 +1,7 @@
 //! The store: one folder a job, and in it whole, durable, verified snapshots.
 //!
 //! Reading order: [`layout`] (names), [`format`] (the file), [`codec`] (a chunk), [`commit`] (over `write`), [`read`],
-//! [`verify`], [`retain`], [`lock`]; [`fs`] is below all of them.
+//! [`verify`], [`retain`], [`lock`]; [`fs`] is below all of them, and [`seam`] below that.
 //!
 //! Invariant: whatever is asked of a store is answered from what is on the disk now, never from memory. Order comes
 //! from (run, sequence number) in the manifests. Damaged files are moved aside, not deleted; only [`Store::prune`]
@@ -16,10 +16,10 @@ pub mod layout;
 pub mod lock;
 pub mod read;
 pub mod retain;
+pub mod seam;
 pub mod verify;
 mod write;
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use commit::{CommitOptions, Committed, Pace, commit};
 pub use format::Manifest;
-pub use lock::Lock;
+pub use lock::{Ending, LastSession, Lock};
 pub use read::Reader;
 pub use retain::Verdict;
 pub use verify::Receipt;
@@ -67,6 +67,8 @@ pub enum State {
     Damaged(String),
     /// The system could not read it: that says nothing about the file.
     Unreadable(String),
+    /// Of a later format version, which this release cannot judge.
+    Newer(u64),
 }
 
 /// A file in `quarantine/`.
@@ -114,12 +116,7 @@ impl Entry {
 impl Store {
     /// Opens the store at `path`, and makes what is missing of its folders (0700).
     pub fn create(path: &Path) -> Result<Store> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|e| Error::io("making the store", path, e))?;
-        let store = Store { dir: Dir::open(path)? };
+        let store = Store { dir: Dir::create(path)? };
         for folder in Folder::ALL {
             store.dir.make_dir(folder.name())?;
         }
@@ -129,7 +126,7 @@ impl Store {
 
     /// Opens the store at `path`, which must be there; it may be read-only.
     pub fn open(path: &Path) -> Result<Store> {
-        if !path.join(Folder::Snapshots.name()).is_dir() {
+        if !fs::is_folder(&path.join(Folder::Snapshots.name())) {
             return Err(Error::NotFound(format!(
                 "{} is no ckptd store: it has no folder {:?}",
                 path.display(),
@@ -174,6 +171,7 @@ impl Store {
             None => Ok(self
                 .manifests(Folder::Snapshots)?
                 .into_iter()
+                .flatten()
                 .max_by_key(|m| (m.created_at, m.seq))
                 .map(|m| m.run_id)),
         }
@@ -185,18 +183,22 @@ impl Store {
         self.dir.write_durably(layout::RUN, &json)
     }
 
-    /// The sequence number after every one that was used, quarantined snapshots included where they can be read.
+    /// A sequence number after every one that was used, quarantined snapshots included. Each of those that cannot be
+    /// read now may have had one more.
     pub fn next_seq(&self) -> Result<u64> {
         let run_id = self.run_id()?;
         let both = self.manifests(Folder::Snapshots)?.into_iter().chain(self.manifests(Folder::Quarantine)?);
-        Ok(both.filter(|m| Some(&m.run_id) == run_id.as_ref()).map(|m| m.seq + 1).max().unwrap_or(1))
+        let (read, unread): (Vec<_>, Vec<_>) = both.partition(Option::is_some);
+        let used = read.into_iter().flatten().filter(|m| Some(&m.run_id) == run_id.as_ref()).map(|m| m.seq).max();
+        Ok(used.unwrap_or(0) + 1 + unread.len() as u64)
     }
 
-    fn manifests(&self, folder: Folder) -> Result<Vec<Manifest>> {
+    /// Manifests of the snapshots in a folder, `None` for those that cannot be read.
+    fn manifests(&self, folder: Folder) -> Result<Vec<Option<Manifest>>> {
         let files = self.files(folder)?;
         let folder = self.path().join(folder.name());
-        let ours = files.iter().filter(|name| layout::parse_snapshot_file(name).is_some());
-        Ok(ours.filter_map(|name| read::peek(&folder.join(name)).ok()).map(|(manifest, _)| manifest).collect())
+        let ours = files.iter().filter(|name| layout::parse_set_aside(name).is_some());
+        Ok(ours.map(|name| read::peek(&folder.join(name)).ok().map(|(manifest, _)| manifest)).collect())
     }
 
     /// All snapshots, newest first: the store's run by sequence number, then others, then those that cannot be read.
@@ -231,7 +233,8 @@ impl Store {
     pub fn quarantined(&self) -> Result<Vec<Quarantined>> {
         let Some(dir) = self.dir.open_dir(Folder::Quarantine.name())? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
-        for name in dir.files()?.into_iter().filter(|n| !n.ends_with(".txt")) {
+        let ours = |name: &String| !name.ends_with(".txt") && layout::parse_temporary_file(name).is_none();
+        for name in dir.files()?.into_iter().filter(ours) {
             let reason = dir.read_small(&layout::reason_file(&name), 64 << 10)?.unwrap_or_default();
             found.push(Quarantined {
                 path: dir.join(&name),
@@ -328,10 +331,13 @@ impl Store {
         let (snapshots, quarantine) = (self.folder(Folder::Snapshots)?, self.folder(Folder::Quarantine)?);
         let name = layout::snapshot_file(&entry.id);
         let taken = quarantine.files()?;
-        let free =
-            (0..).map(|n| if n == 0 { name.clone() } else { format!("{name}.{n}") }).find(|n| !taken.contains(n));
+        let free = (0..).map(|n| layout::set_aside(&name, n)).find(|n| !taken.contains(n));
         let aside = free.unwrap_or_else(|| name.clone());
-        quarantine.write_durably(&layout::reason_file(&aside), format!("{reason}\n").as_bytes())?;
+        match quarantine.write_durably(&layout::reason_file(&aside), format!("{reason}\n").as_bytes()) {
+            // A full disk must not leave a damaged snapshot in the way of the whole ones.
+            Err(Error::NoSpace { .. }) => {}
+            other => other?,
+        }
         snapshots.rename_new(&name, &quarantine, &aside)?;
         quarantine.sync()?;
         snapshots.sync()?;
@@ -345,7 +351,7 @@ impl Store {
         let mut passed_over = Vec::new();
         let mut unreadable = None;
         let (broken, entries): (Vec<Entry>, Vec<Entry>) =
-            self.entries()?.into_iter().partition(|e| matches!(e.state, State::Damaged(_) | State::Unreadable(_)));
+            self.entries()?.into_iter().partition(|e| e.manifest.is_none());
         // Without a manifest nobody knows how new these are: they come first, whatever their names say.
         for entry in broken.into_iter().chain(entries) {
             let reason = match &entry.state {
@@ -355,6 +361,10 @@ impl Store {
                     passed_over.push(entry.id.clone());
                     unreadable = Some(reason.clone());
                     continue;
+                }
+                // To go on from an older one would fork the training behind the back of whoever wrote this.
+                State::Newer(version) => {
+                    return Err(Error::Newer { path: entry.path, version: *version, known: format::VERSION });
                 }
                 _ if !entry.own => continue,
                 _ if !entry.healthy() => {
@@ -394,9 +404,15 @@ impl Store {
         Ok(retain::plan(&facts, policy, now))
     }
 
-    /// Applies the plan; the caller holds the lock.
+    /// Plans and applies the plan; the caller holds the lock.
     pub fn prune(&self, policy: &Retention, now: Timestamp) -> Result<Vec<Verdict>> {
         let plan = self.plan(policy, now)?;
+        self.apply(&plan)?;
+        Ok(plan)
+    }
+
+    /// Deletes what the plan does not keep; the caller has held the lock since before it was made.
+    pub fn apply(&self, plan: &[Verdict]) -> Result<()> {
         let (snapshots, receipts) = (self.folder(Folder::Snapshots)?, self.folder(Folder::Receipts)?);
         for verdict in plan.iter().filter(|v| !v.keep) {
             snapshots.remove(&layout::snapshot_file(&verdict.id))?;
@@ -405,7 +421,7 @@ impl Store {
         if plan.iter().any(|v| !v.keep) {
             snapshots.sync()?;
         }
-        Ok(plan)
+        Ok(())
     }
 
     /// Removes what killed writers left; the caller holds the lock. Returns how many files that were.
@@ -413,7 +429,22 @@ impl Store {
         let staging = self.folder(Folder::Staging)?;
         let leftovers = staging.files()?;
         leftovers.iter().try_for_each(|name| staging.remove(name))?;
-        Ok(leftovers.len())
+        Ok(leftovers.len() + self.clean_temporary()?)
+    }
+
+    /// Removes the halves of small files that killed processes left. Who still runs may be writing one without the lock.
+    fn clean_temporary(&self) -> Result<usize> {
+        let mut cleaned = 0;
+        let below = [Folder::Quarantine, Folder::Receipts, Folder::Pins].map(|folder| self.dir.open_dir(folder.name()));
+        for dir in below.into_iter().collect::<Result<Vec<_>>>()?.iter().flatten().chain([&self.dir]) {
+            for name in dir.files()? {
+                if layout::parse_temporary_file(&name).is_some_and(lock::is_over) {
+                    dir.remove(&name)?;
+                    cleaned += 1;
+                }
+            }
+        }
+        Ok(cleaned)
     }
 }
 
@@ -444,6 +475,7 @@ fn fact(entry: &Entry) -> Option<retain::Fact> {
 fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> Entry {
     let (state, manifest) = match read::peek(&path) {
         Err(Error::Damaged { reason, .. }) => (State::Damaged(reason), None),
+        Err(Error::Newer { version, .. }) => (State::Newer(version), None),
         Err(e) => (State::Unreadable(e.to_string()), None),
         Ok((manifest, file_hash)) => {
             let receipt = receipts.and_then(|dir| Receipt::read(dir, id));
@@ -458,7 +490,7 @@ fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir
 fn entry_at(path: &Path) -> Result<Entry> {
     let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
     let (manifest, _) = read::peek(&path)?;
-    let bytes = std::fs::metadata(&path).map_err(|e| Error::io("looking at", &path, e))?.len();
+    let bytes = fs::length(&fs::open_path(&path)?, &path)?;
     let id = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(Entry { id, path, bytes, state: State::Committed, pinned: false, own: false, manifest: Some(manifest) })
 }

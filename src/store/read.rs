@@ -54,15 +54,16 @@ pub fn peek(path: &Path) -> Result<(Manifest, format::Hash)> {
 }
 
 fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trailer)> {
-    let size = file.metadata().map_err(|e| Error::io("looking at", path, e))?.len();
+    let size = fs::length(file, path)?;
     if size < (HEAD_BYTES + TRAILER_BYTES) as u64 {
         return Err(Error::damaged(path, format!("{size} bytes are too few for a snapshot; it was cut")));
     }
     let mut head = [0; HEAD_BYTES];
     fs::read_exact_at(file, &mut head, 0, path)?;
-    format::check_head(&head, path)?;
     let mut trailer = [0; TRAILER_BYTES];
     fs::read_exact_at(file, &mut trailer, size - TRAILER_BYTES as u64, path)?;
+    format::check_version(&head, &trailer, path)?;
+    format::check_head(&head, path)?;
     let trailer = Trailer::parse(&trailer, size, path)?;
     let mut manifest = vec![0; (trailer.manifest.end - trailer.manifest.start) as usize];
     fs::read_exact_at(file, &mut manifest, trailer.manifest.start, path)?;

@@ -58,7 +58,11 @@ pub fn plan(facts: &[Fact], policy: &Retention, now: Timestamp) -> Vec<Verdict> 
     }
     let candidates: Vec<usize> =
         (0..facts.len()).filter(|&i| facts[i].own && facts[i].verified && facts[i].healthy).collect();
-    for (place, &i) in candidates.iter().enumerate() {
+    // A copy of a snapshot under another name has its number, and is no second one to fall back to.
+    let mut numbers: Vec<u64> = candidates.iter().map(|&i| facts[i].seq).collect();
+    numbers.dedup();
+    for &i in &candidates {
+        let place = numbers.iter().position(|&seq| seq == facts[i].seq).unwrap_or(0);
         match place {
             0 => firm[i].push("latest".into()),
             _ if place < ALWAYS => firm[i].push("latest but one".into()),
@@ -182,6 +186,14 @@ mod tests {
         facts[4].created_at = Timestamp::from_second(0).unwrap();
         let policy = Retention { keep_last: 2, keep_best: 0, ..Retention::default() };
         assert_eq!(kept(&facts, &policy), [5, 4]);
+    }
+
+    #[test]
+    fn a_copy_under_another_name_does_not_count_as_the_second_one_to_fall_back_to() {
+        let mut facts: Vec<Fact> = (1..=3).map(fact).collect();
+        facts.push(Fact { id: "s30".into(), ..fact(3) });
+        let policy = Retention { keep_last: 2, keep_best: 0, ..Retention::default() };
+        assert_eq!(kept(&facts, &policy), [3, 30, 2]);
     }
 
     #[test]

@@ -12,13 +12,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use memmap2::MmapMut;
-use rustix::fs::OFlags;
 
 use super::fs::{self, SECTOR};
 use crate::error::{Error, Result};
 
 /// Bytes of one write. Measured on virtio disks: 8 MiB reaches the device's rate, more gains nothing.
-pub const BLOCK_BYTES: usize = 8 << 20;
+/// The fault campaign tears small files, which should have many of them.
+pub const BLOCK_BYTES: usize = if cfg!(feature = "faults") { 8 << 10 } else { 8 << 20 };
 /// One is filled, one is written, one waits, so that the device is never idle because of a copy.
 const BLOCKS: usize = 3;
 
@@ -35,10 +35,19 @@ pub struct BlockWriter {
 
 /// The thread that writes, and the ways to it and back.
 struct Flusher {
+    /// `None` once it is to end.
     full: Option<Sender<Full>>,
     free: Receiver<MmapMut>,
     thread: Option<JoinHandle<Result<()>>>,
+    /// Writes each block at once, in place of the thread, under the fault campaign: it sees the calls of one thread.
+    inline: Option<Inline>,
     starved: Arc<AtomicBool>,
+}
+
+struct Inline {
+    writing: Writing,
+    queue: Receiver<Full>,
+    release: Sender<MmapMut>,
 }
 
 /// The first `length` bytes of a block, to be written at `offset`.
@@ -52,9 +61,7 @@ impl BlockWriter {
     /// At the beginning of `file`, which `path` names in errors.
     pub fn new(file: &File, path: PathBuf) -> Result<BlockWriter> {
         // Set after the open: an open with the flag may create the file and then fail.
-        let direct = rustix::fs::fcntl_getfl(file)
-            .and_then(|flags| rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT))
-            .is_ok();
+        let direct = fs::set_direct(file, true, &path);
         let memory = || MmapMut::map_anon(BLOCK_BYTES).map_err(|e| Error::io("getting memory to write", &path, e));
         let same = || file.try_clone().map_err(|e| Error::io("opening again", &path, e));
         let (full, queue) = channel();
@@ -65,9 +72,14 @@ impl BlockWriter {
         }
         let starved = Arc::new(AtomicBool::new(false));
         let writing = Writing { file: same()?, path: path.clone(), direct, begun: false, starved: starved.clone() };
-        let thread = std::thread::Builder::new().name("write".into()).spawn(move || writing.run(&queue, &release));
-        let thread = thread.map_err(|e| Error::io("starting a thread to write", &path, e))?;
-        let flusher = Flusher { full: Some(full), free, thread: Some(thread), starved };
+        let (thread, writing) = if cfg!(feature = "faults") {
+            (None, Some(Inline { writing, queue, release }))
+        } else {
+            let run = move || writing.run(&queue, &release);
+            let thread = std::thread::Builder::new().name("write".into()).spawn(run);
+            (Some(thread.map_err(|e| Error::io("starting a thread to write", &path, e))?), None)
+        };
+        let flusher = Flusher { full: Some(full), free, thread, inline: writing, starved };
         Ok(BlockWriter { block: memory()?, file: same()?, path, filled: 0, position: 0, flusher })
     }
 
@@ -107,18 +119,18 @@ impl BlockWriter {
         self.position += self.filled as u64;
         self.filled = 0;
         match self.flusher.full.as_ref().map(|queue| queue.send(full)) {
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => self.flusher.inline.as_mut().map_or(Ok(()), Inline::write),
             _ => Err(self.flusher.failure(&self.path)),
         }
     }
 
-    /// Waits until everything is written, and cuts the file to its exact length.
-    pub fn finish(mut self) -> Result<()> {
+    /// Waits until everything is written, and cuts the file to its exact length, which it returns.
+    pub fn finish(mut self) -> Result<u64> {
         if self.filled > 0 {
             self.hand_over()?;
         }
         self.flusher.end(&self.path)?;
-        fs::truncate(&self.file, self.position, &self.path)
+        fs::truncate(&self.file, self.position, &self.path).map(|()| self.position)
     }
 }
 
@@ -131,12 +143,24 @@ impl Starvation {
     }
 }
 
+impl Inline {
+    /// Writes the block that was handed over.
+    fn write(&mut self) -> Result<()> {
+        for full in self.queue.try_iter() {
+            self.writing.write(&full)?;
+            let _ = self.release.send(full.block);
+        }
+        Ok(())
+    }
+}
+
 impl Flusher {
     /// Lets the thread write what it has.
     fn end(&mut self, path: &std::path::Path) -> Result<()> {
         self.full = None;
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(outcome)) => outcome,
+            None if self.inline.is_some() => Ok(()),
             _ => Err(Error::Other(format!("writing {}: the thread died", path.display()))),
         }
     }
@@ -190,10 +214,7 @@ impl Writing {
             return result;
         }
         // The file system took the flag but not the write: go on through the page cache.
-        let failed = |e: rustix::io::Errno| Error::io("writing", &self.path, e.into());
-        let flags = rustix::fs::fcntl_getfl(&self.file).map_err(failed)?;
-        rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT).map_err(failed)?;
-        self.direct = false;
+        self.direct = !fs::set_direct(&self.file, false, &self.path);
         fs::write_all_at(&self.file, bytes, full.offset, &self.path)
     }
 }
@@ -234,7 +255,7 @@ mod tests {
         std::fs::write(&path, b"").unwrap();
         let mut out = BlockWriter::new(&File::open(&path).unwrap(), path.clone()).unwrap();
         let block = vec![1; BLOCK_BYTES];
-        let outcome = (0..2 * BLOCKS).try_for_each(|_| out.append(&block)).and_then(|()| out.finish());
+        let outcome = (0..2 * BLOCKS).try_for_each(|_| out.append(&block)).and_then(|()| out.finish().map(drop));
         assert!(outcome.unwrap_err().to_string().contains("read-only"));
     }
 }

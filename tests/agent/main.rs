@@ -4,6 +4,7 @@
 
 mod damage;
 mod disk_full;
+mod faults;
 mod harness;
 mod restart;
 mod status;

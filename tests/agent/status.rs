@@ -19,6 +19,7 @@ fn assert_shape(status: &Value) {
         [
             "last_snapshot",
             "loss",
+            "problem",
             "session",
             "snapshots",
             "stall_ms",

@@ -230,7 +230,7 @@ fn snapshot(state: &State, reason: &str) -> Snapshot {
             best_val_loss: None,
             settings: BTreeMap::new(),
         },
-        metrics: Metrics { train_loss: Some(10.0 / state.step.max(1) as f64), val_loss: None, val_step: None },
+        metrics: Metrics { train_loss: Some(10.0 / state.step.max(1) as f64), ..Metrics::default() },
         provenance: Provenance { reason: reason.into(), ..Provenance::default() },
         files: Vec::new(),
     }

@@ -215,6 +215,7 @@ def check_manifest(manifest: dict) -> None:
     require(all(type(value) is str for value in settings.values()), "a setting is no text")
     require(sorted(settings, key=str.encode) == list(settings), "the settings are not sorted")
     require(all(number(metrics.get(key)) for key in ("train_loss", "val_loss", "val_step")), "a metric is no number")
+    require(metrics.get("probe") is None or is_hash(metrics["probe"]), "the probe is no hash")
     for key in ("ckptd", "libtorch", "host", "device", "reason"):
         require(type(provenance[key]) is str, f"provenance {key} is no text")
     for tensor in manifest["tensors"]:

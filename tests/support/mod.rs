@@ -63,7 +63,7 @@ pub fn snapshot(step: u64, rows: usize) -> Snapshot {
             best_val_loss: Some(3.5),
             settings: [("seed".to_owned(), "1337".to_owned())].into(),
         },
-        metrics: Metrics { train_loss: Some(4.0), val_loss: None, val_step: None },
+        metrics: Metrics { train_loss: Some(4.0), ..Metrics::default() },
         provenance: Provenance { ckptd: "test".into(), ..Provenance::default() },
         files: vec![CarriedFile { name: "config.json".into(), bytes: b"{\"n_layer\": 1}".to_vec().into() }],
     }

@@ -84,6 +84,10 @@ impl Gpt2 {
         Gpt2 { config, device, head: head::Head::default() }
     }
 
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     pub fn config(&self) -> &Gpt2Config {
         &self.config
     }
@@ -93,9 +97,21 @@ impl Gpt2 {
         let _no_grad = tch::no_grad_guard();
         let logits = || {
             let hidden = self.body(params, &self.embed(params, inputs)?, false)?;
-            hidden.f_matmul(&self.unembedding(params).f_t_()?)
+            hidden.f_matmul(&self.unembedding(params).f_transpose(0, 1)?)
         };
         logits().context("the forward pass")
+    }
+
+    /// The logits of the last position of one row of inputs, without dropout.
+    pub fn next_logits(&self, params: &[Tensor], inputs: &Tensor) -> Result<Vec<f32>> {
+        let _no_grad = tch::no_grad_guard();
+        let logits = || {
+            let hidden = self.body(params, &self.embed(params, inputs)?, false)?;
+            let last = hidden.f_narrow(1, -1, 1)?.f_reshape([1, -1])?;
+            last.f_matmul(&self.unembedding(params).f_transpose(0, 1)?)?.f_reshape(-1)
+        };
+        let logits = logits().context("the forward pass")?;
+        Vec::try_from(&logits).context("reading the logits")
     }
 
     /// Mean cross entropy in nats a token, without dropout.

@@ -9,9 +9,10 @@ use std::path::Path;
 use ckptd::config::Config;
 use ckptd::interop::hf;
 use ckptd::protocol::{Event, Level, Start};
-use ckptd::snapshot::{CarriedFile, Provenance, TrainState};
+use ckptd::snapshot::{CarriedFile, Metrics, Provenance, TrainState};
 use ckptd::store::Reader;
 use ckptd::{Error, Result};
+use serde_json::{Map, Value};
 use tch::Device;
 
 use crate::capture::State;
@@ -20,6 +21,7 @@ use crate::device;
 use crate::events::Events;
 use crate::gpt2::{Gpt2, Gpt2Config, init};
 use crate::optim::Optimizer;
+use crate::probe::{Answers, Prober};
 
 /// Largest companion file of a model folder that travels in snapshots, in bytes.
 const MAX_CARRIED: u64 = 32 << 20;
@@ -41,6 +43,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// What computes the hash of a captured model's answers.
+    pub fn prober(&self) -> Prober {
+        Prober { config: self.model.config().clone(), device: self.device, threads: self.threads }
+    }
+
     /// Prepares what `start` asks for. Tells `events` what takes time.
     pub fn open(start: Start, events: &Events) -> Result<Job> {
         let Start { config, resume, accept_changes, .. } = start;
@@ -80,7 +87,8 @@ impl Job {
         data.notes.iter().for_each(|note| events.log(Level::Warn, note));
 
         let settings = settings(&config, &shape, &data, device, threads);
-        let files = carried(&config, &shape, &data)?;
+        let theirs = folder.as_ref().map(|folder| folder.config_json.as_slice());
+        let files = carried(&config, config_json(&shape, theirs, data.eot), &data)?;
         let optimizer = Optimizer::new(&config.train, threads)?;
         let train = TrainState {
             step: 0,
@@ -93,6 +101,7 @@ impl Job {
         };
         let mut state = State::new(&shape.parameters(), optimizer.roles(), device, train)?;
         events.send(Event::Progress { stage: "loading the weights".into(), fraction: None });
+        let probe = snapshot.as_ref().and_then(|snapshot| snapshot.manifest().metrics.probe.clone());
         let resumed = match snapshot {
             Some(snapshot) => Some(restore(&snapshot, &mut state, accept_changes, threads, events)?),
             None => {
@@ -107,9 +116,38 @@ impl Job {
             }
         };
         let model = Gpt2::new(shape, device);
+        if let (Some(saved), Some(path)) = (probe, &resume) {
+            check_probe(&saved, path, &model, &state, accept_changes, events)?;
+        }
         let provenance = provenance(device);
         Ok(Job { config, device, threads, data, model, state, optimizer, files, provenance, resumed })
     }
+}
+
+/// Holds what the restored model answers against what it answered when the snapshot was taken.
+fn check_probe(
+    saved: &str,
+    path: &Path,
+    model: &Gpt2,
+    state: &State,
+    accept_changes: bool,
+    events: &Events,
+) -> Result<()> {
+    let answers = Answers::of(model.config(), state.params(), model.device())?;
+    if answers.hash() == saved {
+        events.log(Level::Info, "the model answers to the bit as it did when the snapshot was taken");
+        return Ok(());
+    }
+    const DIFFERS: &str = "the same parameters give other answers here than where the snapshot was taken: another kind \
+                           of processor, device or libtorch";
+    if accept_changes {
+        events.log(Level::Warn, format!("going on although {DIFFERS}"));
+        return Ok(());
+    }
+    let what = format!(
+        "{DIFFERS}; the training would not go on to the same bits. To let it all the same, give --accept-changes"
+    );
+    Err(Error::mismatch(path, what))
 }
 
 /// 0 (automatic) takes a resume's own number, so that it stays exact on a machine of another size.
@@ -160,9 +198,21 @@ fn settings(
     settings
 }
 
+/// The config.json that snapshots carry: the model folder's own, as the model is trained, and with the special tokens of
+/// the tokenizer where it names none; GPT-2's would lie outside a smaller vocabulary.
+fn config_json(shape: &Gpt2Config, theirs: Option<&[u8]>, end_of_text: Option<u32>) -> String {
+    let object = |json: &[u8]| serde_json::from_slice::<Map<String, Value>>(json).unwrap_or_default();
+    let mut config = theirs.map(object).unwrap_or_default();
+    config.extend(object(shape.to_json().as_bytes()));
+    for key in ["bos_token_id", "eos_token_id"] {
+        config.entry(key).or_insert_with(|| end_of_text.into());
+    }
+    format!("{:#}\n", Value::Object(config))
+}
+
 /// Config, tokenizer and the model folder's other small files, so that a snapshot can become such a folder again.
-fn carried(config: &Config, shape: &Gpt2Config, data: &Dataset) -> Result<Vec<CarriedFile>> {
-    let mut files = vec![CarriedFile { name: "config.json".into(), bytes: shape.to_json().into_bytes().into() }];
+fn carried(config: &Config, config_json: String, data: &Dataset) -> Result<Vec<CarriedFile>> {
+    let mut files = vec![CarriedFile { name: "config.json".into(), bytes: config_json.into_bytes().into() }];
     if let Some(json) = &data.tokenizer_json {
         files.push(CarriedFile { name: "tokenizer.json".into(), bytes: json.clone().into() });
     }
@@ -199,7 +249,11 @@ fn restore(
     let manifest = snapshot.manifest();
     let saved = &manifest.train;
     let (now, _) = state.train();
-    let changed = differences(&saved.settings, &now.settings);
+    let changed = match saved.settings.is_empty() {
+        // Imported from others, who do not say under which settings it came about.
+        true => Vec::new(),
+        false => differences(&saved.settings, &now.settings),
+    };
     if !changed.is_empty() {
         let list = changed.join("; ");
         if !accept_changes {
@@ -243,7 +297,8 @@ fn restore(
     state.edit(|train, metrics| {
         let settings = std::mem::take(&mut train.settings);
         *train = TrainState { settings, ..saved.clone() };
-        *metrics = manifest.metrics.clone();
+        // The answers were those of that snapshot; each one has its own.
+        *metrics = Metrics { probe: None, ..manifest.metrics.clone() };
     });
     Ok((saved.clone(), manifest.root.clone()))
 }

@@ -4,12 +4,13 @@
 //! [`snapshots`] (taking them meanwhile), [`events`] (what the agent is told and says); below them [`device`] (where
 //! and with how many threads), [`gpt2`] (the model and its gradients), [`capture`] (the training state and snapshots of
 //! it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on), [`rng`],
-//! [`probe`] (what a model answers).
+//! [`weights`] (a model to ask, not to train), [`probe`] (what it answers), [`generate`] (what it says).
 
 pub mod capture;
 pub mod data;
 pub mod device;
 pub mod events;
+pub mod generate;
 pub mod gpt2;
 pub mod job;
 pub mod optim;
@@ -18,3 +19,4 @@ pub mod rng;
 pub mod snapshots;
 pub mod tokens;
 pub mod train;
+pub mod weights;

@@ -16,7 +16,7 @@ use ckptd_gpt2::events::{Commands, Events};
 use ckptd_gpt2::job::Job;
 use ckptd_gpt2::snapshots::{Settings, Snapshots};
 use ckptd_gpt2::train::Training;
-use ckptd_gpt2::{device, probe};
+use ckptd_gpt2::{device, generate, probe};
 use clap::{Parser, Subcommand};
 
 /// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.
@@ -32,16 +32,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Let a snapshot, or any other model, go on with a text.
+    Generate(generate::GenerateArguments),
     /// Write the logits of a model for a batch of tokens.
     Logits(probe::LogitsArguments),
+    /// Say how the answers of a model are spread, and how far they are from another one's (for `ckptd check`).
+    Probe(probe::ProbeArguments),
 }
 
 fn main() -> ExitCode {
     device::settle_openmp();
     device::tune_malloc();
+    ckptd::store::fs::refuse_size_limit_signal();
     let arguments = Arguments::parse();
-    if let Some(Task::Logits(arguments)) = arguments.task {
-        return match probe::logits(&arguments) {
+    if let Some(task) = arguments.task {
+        let done = match task {
+            Task::Generate(arguments) => generate::generate(&arguments),
+            Task::Logits(arguments) => probe::logits(&arguments),
+            Task::Probe(arguments) => probe::probe(&arguments),
+        };
+        return match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => {
                 eprintln!("ckptd-gpt2: {e}");
@@ -164,6 +174,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
         resumed: job.resumed.clone(),
         files: job.files.clone(),
         provenance: job.provenance.clone(),
+        probe: job.config.snapshot.probe.then(|| job.prober()),
     };
     let snapshots = Snapshots::new(job.state.capturer(), settings, events.clone())?;
     let (train, _) = job.state.train();
@@ -190,7 +201,7 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, events: Events)
         let (save, reason) = loop {
             match commands.next_command() {
                 Ok(Some(Command::Snapshot { reason })) => match taker.get() {
-                    Some(snapshots) => snapshots.take(&reason),
+                    Some(snapshots) => drop(snapshots.take(&reason)),
                     None => events.log(Level::Info, "no snapshot yet: the training has not begun"),
                 },
                 Ok(Some(Command::Stop { snapshot, reason })) => break (snapshot, reason),

@@ -11,12 +11,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ckptd::protocol::Event;
-use ckptd::snapshot::{CarriedFile, Provenance, Snapshot, TrainState};
+use ckptd::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainState};
 use ckptd::store::{CommitOptions, Pace, Store, commit};
 use ckptd::{Error, Result};
 
 use crate::capture::{Capture, Capturer, StallMeter};
 use crate::events::Events;
+use crate::probe::Prober;
 
 /// What every snapshot of this session has in common.
 pub struct Settings {
@@ -30,6 +31,8 @@ pub struct Settings {
     pub resumed: Option<(TrainState, String)>,
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
+    /// What computes the hash of the model's answers, where snapshots are to hold one.
+    pub probe: Option<Prober>,
 }
 
 /// Takes snapshots; clones go to other threads.
@@ -248,10 +251,11 @@ impl Committer {
         let stall = capture.stall_meter();
         let capture_ms = capture.capture_time.as_secs_f64() * 1e3;
         let step = capture.train.step;
+        let probe = settings.probe.as_ref().map(|prober| prober.hash(&capture.tensors)).transpose()?;
         let snapshot = Snapshot {
             tensors: capture.tensors,
             train: capture.train,
-            metrics: capture.metrics,
+            metrics: Metrics { probe, ..capture.metrics },
             provenance: Provenance { reason: reason.into(), ..settings.provenance.clone() },
             files: settings.files.clone(),
         };

@@ -135,7 +135,10 @@ impl Job {
         self.progress.state = match &outcome {
             Ok(Outcome::Finished) => State::Finished,
             Ok(Outcome::Resume) => State::Stopped,
-            Err(_) => State::Failed,
+            Err(error) => {
+                self.progress.problem = Some(error.to_string());
+                State::Failed
+            }
         };
         self.act(Action::End(outcome));
     }

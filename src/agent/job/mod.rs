@@ -289,17 +289,25 @@ impl Job {
                 }
                 self.refuted_in_a_row = 0;
                 self.progress.counts.verified += 1;
+                // What is verified now may be older than what could not be written since.
+                if self.complaint.is_none() {
+                    self.progress.problem = None;
+                }
                 self.progress.snapshot(id, step, SnapshotState::Verified, created_at);
                 self.pace.dearest = self.pace.dearest.max(Some(write + took));
             }
             Verdict::Quarantined { reason } => {
-                warn!(step, id, "step {step} is not what was written and went to quarantine: {reason}");
+                let told = format!("step {step} is not what was written and went to quarantine: {reason}");
+                warn!(step, id, "{told}");
+                self.progress.problem = Some(told);
                 self.progress.counts.quarantined += 1;
                 self.progress.snapshot(id, step, SnapshotState::Quarantined, now.wall);
                 self.refuted(now);
             }
             Verdict::Unknown { reason } => {
-                warn!(step, id, "step {step} could not be verified: {reason}");
+                let told = format!("step {step} could not be verified: {reason}");
+                warn!(step, id, "{told}");
+                self.progress.problem = Some(told);
                 self.refuted(now);
             }
             Verdict::Gone => warn!(step, id, "step {step} is not in the store any more"),

@@ -4,6 +4,9 @@ use super::*;
 use crate::agent::restarts;
 use crate::protocol::{Event as Message, Level, Start};
 
+/// One complaint, and what to do.
+const DISK_FULL: &str = "disk full: free some space or lower [retention] keep_last, then run again";
+
 impl Job {
     pub(super) fn said(&mut self, message: Message, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
@@ -121,11 +124,13 @@ impl Job {
             Message::SnapshotFailed { step, what, disk_full } => {
                 self.progress.counts.failed += 1;
                 // A full disk is one complaint, whatever was being written when it was met.
-                let complaint = if disk_full { "disk full".to_owned() } else { what.clone() };
+                let complaint = if disk_full { DISK_FULL.to_owned() } else { what.clone() };
                 if self.complaint.as_ref() == Some(&complaint) {
                     debug!(step, disk_full, "no snapshot of step {step} either: {what}");
                 } else {
-                    warn!(step, disk_full, "no snapshot of step {step}: {what}; training goes on and tries again");
+                    let told = format!("no snapshot of step {step}: {what}; training goes on and tries again");
+                    warn!(step, disk_full, "{told}");
+                    self.progress.problem = Some(told);
                     self.complaint = Some(complaint);
                 }
             }
@@ -207,10 +212,10 @@ impl Job {
                     false => format!("in {}", humantime::format_duration(wait)),
                 };
                 let restarts = self.progress.restarts;
-                warn!(
-                    restarts,
-                    "the worker failed after step {}: {cause}; restarting it {wait_text}", self.progress.step
-                );
+                let told =
+                    format!("the worker failed after step {}: {cause}; restarting it {wait_text}", self.progress.step);
+                warn!(restarts, "{told}");
+                self.progress.problem = Some(told);
                 match wait.is_zero() {
                     true => self.choose(None),
                     false => self.phase = Phase::BackingOff { until: now.at + wait },

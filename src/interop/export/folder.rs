@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::source::{Source, exported_dtype};
-use super::{Options, torch};
+use super::{Format, Options, job, torch};
 use crate::error::{Error, Result};
 use crate::interop::progress::Progress;
 use crate::interop::safetensors::{self, Item};
@@ -19,11 +19,13 @@ const VERSION: &str = "version.txt";
 
 /// Fills the folder `dir`, which is there and empty. Returns the bytes of its tensors and of its files.
 pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Progress) -> Result<(u64, u64)> {
-    let mut folder = Folder { dir, names: Vec::new() };
+    let stays = options.format == Format::Hf;
+    let mut folder = Folder { dir, stays, names: Vec::new() };
     let carried = companions(source, &mut folder, options.dtype)?;
     let mut tensor_bytes = weights(source, &mut folder, options, progress)?;
     if options.with_optimizer {
         tensor_bytes += torch::write_trainer_files(source, &mut folder, options, progress)?;
+        job::write(source, &mut folder, options, progress)?;
     }
     let manifest = source.manifest();
     let libtorch = &manifest.provenance.libtorch;
@@ -55,6 +57,8 @@ pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Prog
 /// The folder that is being filled, with the names of what is in it.
 pub(super) struct Folder<'a> {
     pub dir: &'a Path,
+    /// It is what was asked for, not what a bundle is made of.
+    pub stays: bool,
     pub names: Vec<String>,
 }
 
@@ -64,7 +68,7 @@ impl Folder<'_> {
     }
 
     pub fn part<T>(&mut self, name: &str, fill: impl FnOnce(&mut std::fs::File) -> Result<T>) -> Result<T> {
-        let result = output::part(self.dir, name, fill)?;
+        let result = output::part(self.dir, name, self.stays, fill)?;
         self.names.push(name.to_owned());
         Ok(result)
     }
@@ -115,6 +119,7 @@ fn is_written(name: &str) -> bool {
     name.ends_with(".safetensors")
         || [hf::SAFETENSORS_INDEX, VERSION, state::FILE].contains(&name)
         || torch::TRAINER_FILES.contains(&name)
+        || job::FILES.contains(&name)
 }
 
 /// `from_pretrained` loads in the type that the config names, so it must be that of the weights. Returns whether it

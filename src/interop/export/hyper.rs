@@ -1,7 +1,7 @@
 //! The hyper-parameters that PyTorch keeps in an optimiser's groups: from the settings that a snapshot names, else
 //! from the job's config, else ckptd's defaults.
 
-use crate::config::Train;
+use crate::config::{Config, Train};
 use crate::interop::torch_pt::pickler::Object;
 use crate::schedule;
 use crate::snapshot::TrainState;
@@ -22,8 +22,8 @@ pub struct Hyper {
 }
 
 impl Hyper {
-    pub fn of(manifest: &Manifest, train: Option<&Train>) -> Hyper {
-        let train = effective(&manifest.train, train.cloned().unwrap_or_default());
+    pub fn of(manifest: &Manifest, job: Option<&Config>) -> Hyper {
+        let train = effective(&manifest.train, job.map(|job| job.train.clone()).unwrap_or_default());
         Hyper {
             learning_rate: train.learning_rate,
             rate_now: schedule::learning_rate(&train, manifest.train.step),

@@ -8,6 +8,7 @@
 
 pub mod folder;
 mod hyper;
+mod job;
 pub mod single;
 pub mod source;
 pub mod torch;
@@ -17,7 +18,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::config::Train;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::interop::progress::Progress;
 use crate::interop::{bundle, output};
@@ -45,8 +46,11 @@ pub struct Options {
     /// Hf: largest weights file.
     pub max_shard_bytes: u64,
     pub force: bool,
-    /// The job's settings, for hyper-parameters that the snapshot does not name.
-    pub train: Option<Train>,
+    /// The job that the snapshot is of: it goes with the optimiser's state, and has hyper-parameters that the snapshot
+    /// does not name.
+    pub job: Option<Config>,
+    /// The tokens that the job trains on, too.
+    pub with_data: bool,
     pub threads: usize,
 }
 
@@ -61,7 +65,8 @@ impl Options {
             dtype: None,
             max_shard_bytes: MAX_SHARD_BYTES,
             force: false,
-            train: None,
+            job: None,
+            with_data: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -120,6 +125,9 @@ fn check(out: &Path, options: &Options) -> Result<()> {
     let bundle = matches!(options.format, Format::Zip | Format::TarZst);
     if bundle && options.dtype.is_some_and(|dtype| dtype != DType::F32) {
         return Err(Error::Config("a bundle holds the exact state; --dtype goes with hf, pt and safetensors".into()));
+    }
+    if options.with_data && !bundle && !(options.with_optimizer && options.format == Format::Hf) {
+        return Err(Error::Config("--with-data goes with bundles, and with --format hf --with-optimizer".into()));
     }
     if options.max_shard_bytes == 0 {
         return Err(Error::Config("--max-shard-size must be positive".into()));

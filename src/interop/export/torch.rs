@@ -33,7 +33,7 @@ pub fn write(source: &Source, file: &mut File, path: &Path, options: &Options, p
     let object = match options.with_optimizer {
         false => model,
         true => {
-            let hyper = Hyper::of(source.manifest(), options.train.as_ref());
+            let hyper = Hyper::of(source.manifest(), options.job.as_ref());
             let step = source.manifest().train.step as i64;
             let mut items = vec![
                 ("model", model),
@@ -60,7 +60,7 @@ pub(super) fn write_trainer_files(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<u64> {
-    let hyper = Hyper::of(source.manifest(), options.train.as_ref());
+    let hyper = Hyper::of(source.manifest(), options.job.as_ref());
     let mut storages = Storages::default();
     let object = optimizer(source, &hyper, &mut storages);
     let path = folder.dir.join(OPTIMIZER);

@@ -71,7 +71,7 @@ pub fn load(from: &Path, target: &Path, model: Option<&Path>, progress: &dyn Pro
         parts::Kind::Snapshot => parts::snapshot(from)?,
         parts::Kind::Bundle => {
             let folder = output::Scratch::beside(target)?;
-            bundle::unpack_into(from, folder.path(), progress)?;
+            bundle::unpack_into(from, folder.path(), false, progress)?;
             let parts = parts::folder(folder.path()).map_err(|e| within(e, folder.path(), from))?;
             scratch = Some(folder);
             parts

@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::interop::export::single::{CONFIG_KEY, OPTIMIZER_PREFIX, STATE_KEY};
 use crate::interop::export::source::MOMENTS;
 use crate::interop::export::torch::{OPTIMIZER, TRAINER_STATE};
-use crate::interop::hf;
 use crate::interop::mapped::{Mapped, read_small};
 use crate::interop::safetensors;
 use crate::interop::state::State;
 use crate::interop::torch_pt::{PtFile, Value};
+use crate::interop::{bundle, hf};
 use crate::snapshot::{CarriedFile, Metrics, Role, Tensor, TensorMeta};
 use crate::store::Reader;
 
@@ -169,6 +169,13 @@ pub fn safetensors(path: &Path) -> Result<Parts> {
 /// A snapshot file from another store.
 pub fn snapshot(path: &Path) -> Result<Parts> {
     let reader = Reader::open(path)?;
+    let (raw, file) = (reader.manifest().raw_bytes, reader.file_bytes());
+    if raw > bundle::justified(file) {
+        return Err(Error::mismatch(
+            path,
+            format!("its {raw} bytes of tensors are not justified by {file} bytes of file"),
+        ));
+    }
     let snapshot = reader.read_snapshot()?;
     let of_model = |tensor: &Tensor| matches!(tensor.meta.role, Role::Param | Role::Buffer);
     let (tensors, moments): (Vec<Tensor>, Vec<Tensor>) = snapshot.tensors.into_iter().partition(of_model);

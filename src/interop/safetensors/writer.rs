@@ -1,4 +1,4 @@
-//! Writes safetensors files tensor by tensor, so that one tensor is in memory at a time.
+//! Writes safetensors files tensor by tensor, so that few of them are in memory at a time.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::interop::ahead::ahead;
 use crate::interop::progress::Progress;
 use crate::snapshot::DType;
 
@@ -33,7 +34,7 @@ pub fn write(
     path: &Path,
     items: &[Item],
     metadata: &[(&str, String)],
-    mut content: impl FnMut(usize) -> Result<Vec<u8>>,
+    content: impl Fn(usize) -> Result<Vec<u8>> + Sync,
     progress: &dyn Progress,
 ) -> Result<()> {
     let mut order: Vec<usize> = (0..items.len()).collect();
@@ -41,8 +42,8 @@ pub fn write(
     let writing = |e| Error::io("writing", path, e);
     let mut out = BufWriter::with_capacity(1 << 20, file);
     out.write_all(&header(items, &order, metadata)).map_err(writing)?;
-    for index in order {
-        let (item, bytes) = (&items[index], content(index)?);
+    ahead(order.iter().copied(), content, |index, bytes| {
+        let item = &items[index];
         if bytes.len() as u64 != item.bytes() {
             let reason = format!("tensor {} has {} bytes, not {}", item.name, bytes.len(), item.bytes());
             return Err(Error::mismatch(path, reason));
@@ -51,7 +52,8 @@ pub fn write(
             out.write_all(piece).map_err(writing)?;
             progress.advance(piece.len() as u64)?;
         }
-    }
+        Ok(())
+    })?;
     out.flush().map_err(writing)
 }
 

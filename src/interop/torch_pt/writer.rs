@@ -10,6 +10,7 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::pickler::{self, Object};
 use crate::error::{Error, Result};
+use crate::interop::ahead::ahead;
 use crate::interop::progress::Progress;
 
 const ALIGNMENT: u16 = 64;
@@ -22,7 +23,7 @@ pub fn write(
     path: &Path,
     object: &Object,
     storage_bytes: &[u64],
-    mut storage: impl FnMut(usize) -> Result<Vec<u8>>,
+    storage: impl Fn(usize) -> Result<Vec<u8>> + Sync,
     progress: &dyn Progress,
 ) -> Result<()> {
     // The folder's name is that of the file, as with torch.save.
@@ -34,8 +35,8 @@ pub fn write(
     archive.record(".format_version", b"1")?;
     archive.record(".storage_alignment", ALIGNMENT.to_string().as_bytes())?;
     archive.record("byteorder", b"little")?;
-    for (index, &bytes) in storage_bytes.iter().enumerate() {
-        let content = storage(index)?;
+    ahead(0..storage_bytes.len(), storage, |index, content| {
+        let bytes = storage_bytes[index];
         if content.len() as u64 != bytes {
             let reason = format!("storage {index} has {} bytes, not the {bytes} that were announced", content.len());
             return Err(Error::mismatch(path, reason));
@@ -45,7 +46,8 @@ pub fn write(
             archive.zip.write_all(piece).map_err(|e| Error::io("writing", path, e))?;
             progress.advance(piece.len() as u64)?;
         }
-    }
+        Ok(())
+    })?;
     archive.record("version", b"3\n")?;
     let mut out = archive.zip.finish().map_err(|e| zip_error(path, e))?;
     out.flush().map_err(|e| Error::io("writing", path, e))

@@ -11,11 +11,12 @@
 mod files;
 pub mod order;
 mod text;
-mod tokenizer;
+pub mod tokenizer;
 
 #[cfg(test)]
 mod tests;
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -132,7 +133,8 @@ fn open_tokens(request: &Request, path: &Path, progress: &mut Progress) -> Resul
     prepare_cache(cache)?;
     let id = hex(blake3::hash(path.as_os_str().as_encoded_bytes()));
     let memory = cache.join(format!("file-{}.json", &id[..16]));
-    let width = Width::for_vocab(request.vocab_size);
+    let origin = origin(path)?;
+    let width = origin.as_ref().map_or(Width::for_vocab(request.vocab_size), |origin| origin.width);
     let now = SystemTime::now();
     let (view, stamp) = TokenView::open(path, width)?;
     let known = recall(&memory).filter(|k: &Known| k.width == width && k.stamp.as_ref() == Some(&stamp));
@@ -147,7 +149,38 @@ fn open_tokens(request: &Request, path: &Path, progress: &mut Progress) -> Resul
     };
     let encoder = named_tokenizer(request)?;
     let name = format!("[data] tokens: {}", path.display());
-    Ok(Opened { view, content_hash: facts.blake3.clone(), facts, encoder, name })
+    let content_hash = match origin {
+        Some(origin) if origin.blake3 != facts.blake3 => {
+            return Err(Error::Config(format!("{name}: they are not those that the .json beside them describes")));
+        }
+        Some(origin) => origin.content,
+        None => facts.blake3.clone(),
+    };
+    Ok(Opened { view, content_hash, facts, encoder, name })
+}
+
+/// What `ckptd export --with-data` says of tokens that were made of text: they stand for that text.
+#[derive(Deserialize)]
+struct Origin {
+    /// The hash of the texts, as [`Dataset::content_hash`].
+    content: String,
+    width: Width,
+    /// The hash of the token file.
+    blake3: String,
+}
+
+/// The origin of the token file at `path`, from `<path>.json` beside it.
+fn origin(path: &Path) -> Result<Option<Origin>> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".json");
+    let beside = Path::new(&beside);
+    match std::fs::read(beside) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("reading", beside, e)),
+        Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|e| {
+            Error::Config(format!("{}: does not say where the tokens beside it come from: {e}", beside.display()))
+        }),
+    }
 }
 
 /// `[data] text`.

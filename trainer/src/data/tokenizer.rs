@@ -115,10 +115,16 @@ impl Encoder {
 
     /// The ids of each block, computed by the current rayon pool.
     pub fn encode(&self, blocks: &[Block]) -> tokenizers::Result<Vec<Vec<u32>>> {
-        blocks.par_iter().map(|block| self.encode_block(&block.text)).collect()
+        blocks.par_iter().map(|block| self.encode_text(&block.text)).collect()
     }
 
-    fn encode_block(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+    /// The text of `ids`; what is no whole character is U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> tokenizers::Result<String> {
+        self.tokenizer.decode(ids, false)
+    }
+
+    /// The ids of one text.
+    pub fn encode_text(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
         if !self.by_word {
             return Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec());
         }
@@ -317,7 +323,7 @@ mod tests {
         let compare = |parts: Vec<&str>| {
             let text = parts.concat();
             let whole = encoder.tokenizer.encode_fast(text.as_str(), false).unwrap();
-            prop_assert_eq!(encoder.encode_block(&text).unwrap(), whole.get_ids());
+            prop_assert_eq!(encoder.encode_text(&text).unwrap(), whole.get_ids());
             Ok(())
         };
         runner.run(&texts, compare).unwrap();
@@ -345,7 +351,7 @@ mod tests {
             serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
         let encoder = Encoder::from_json(serde_json::to_vec(&json).unwrap()).unwrap();
         let text = "the cat's hat, the end. We'll see 12 of the";
-        assert_eq!(encoder.encode_block(text).unwrap(), plain.encode_block(text).unwrap());
+        assert_eq!(encoder.encode_text(text).unwrap(), plain.encode_text(text).unwrap());
     }
 
     #[test]

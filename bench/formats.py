@@ -1,0 +1,137 @@
+"""What exporting GPT-2 costs, beside transformers doing the same: `bench/formats.py [PRESET]` prints a table in Markdown.
+
+The model is GPT-2 with 124 M parameters and AdamW's state after a few steps on synthetic tokens (PRESET: gpt2). Each time
+is the median of RUNS; sizes are of what was written. Set-up is the Makefile's."""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = 3
+STEPS = 4
+
+
+def ckptd(*arguments):
+    done = subprocess.run([ROOT / "target/release/ckptd", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"ckptd {' '.join(map(str, arguments))}: {done.stderr}")
+    return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+
+def timed(run):
+    times = []
+    for _ in range(RUNS):
+        began = time.perf_counter()
+        result = run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times), result
+
+
+def train(work, preset):
+    """A job of a few steps; returns its store."""
+    import numpy
+
+    numpy.random.default_rng(1).zipf(1.3, 200_000).clip(max=4000).astype("<u2").tofile(work / "tokens.bin")
+    (work / "job.toml").write_text(
+        f'[job]\nstore = "store"\n[model]\npreset = "{preset}"\ndropout = 0.0\n[data]\ntokens = "tokens.bin"\n'
+        f"[snapshot]\nevery_steps = {STEPS}\n"
+        f"[train]\nsteps = {STEPS}\nbatch_size = 2\nsequence_length = 64\nwarmup_steps = 1\neval_every = 0\n"
+    )
+    ckptd("run", work / "job.toml", "--quiet")
+    return work / "store"
+
+
+def size(bytes):
+    return f"{bytes / 1e6:.0f} MB"
+
+
+def row(what, seconds, written, note=""):
+    print(f"| {what} | {'' if seconds is None else f'{seconds:.2f} s'} | {size(written)} | {note} |", flush=True)
+
+
+def decode(store):
+    """The time to read and check the whole snapshot, and what is in it."""
+    found = ckptd("check", store, "latest", "--json")
+    began = time.perf_counter()
+    ckptd("verify", store, "latest", "--json")
+    return time.perf_counter() - began, found
+
+
+def main():
+    preset = sys.argv[1] if len(sys.argv) > 1 else "gpt2"
+    base = ROOT / "bench/out"
+    base.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        work = Path(folder)
+        store = train(work, preset)
+        decode_seconds, checked = decode(store)
+        raw = checked["raw_bytes"]
+        print(f"{preset}: {checked['parameters']:,} parameters, 4 P = {size(checked['parameter_bytes'])}, "
+              f"state with AdamW's moments {size(raw)}\n")
+        print("| what | time | written | r and remarks |\n|---|---|---|---|")
+        row("snapshot", None, checked["file_bytes"], f"r = {checked['r']:.4f} of the whole state")
+        row("read and check all of it", decode_seconds, checked["file_bytes"], "`ckptd verify`, past the page cache")
+        # Exports of the model read its parameters alone.
+        decode_seconds *= checked["parameter_bytes"] / raw
+
+        exported = {}
+        for name, options in {
+            "hf": ["--format", "hf"],
+            "hf with optimizer": ["--format", "hf", "--with-optimizer"],
+            "pt": ["--format", "pt"],
+            "pt, bf16": ["--format", "pt", "--dtype", "bf16"],
+            "safetensors": ["--format", "safetensors"],
+            "zip": ["--format", "zip"],
+            "tar.zst": ["--format", "tar.zst"],
+        }.items():
+            out = work / name.replace(" ", "-")
+            seconds, report = timed(lambda: ckptd("export", store, "latest", *options, out, "--force", "--json"))
+            exported[name] = seconds
+            packed = report["bytes"] != report["raw_bytes"]
+            note = f"r = {report['r']:.4f} of {size(report['raw_bytes'])}" if packed else ""
+            row(f"export {name}", seconds, report["bytes"], note)
+        for name in ("zip", "tar.zst"):
+            out = work / f"un-{name}"
+            seconds, report = timed(lambda: ckptd("unpack", work / name, out, "--force", "--json"))
+            row(f"unpack {name}", seconds, report["raw_bytes"])
+        saved = transformers(work)
+        verdict = "yes" if exported["hf"] <= saved + decode_seconds else "NO"
+        print(f"\nexport hf {exported['hf']:.2f} s; save_pretrained and fsync {saved:.2f} s + reading the parameters "
+              f"{decode_seconds:.2f} s = {saved + decode_seconds:.2f} s. No slower: {verdict}")
+
+
+def transformers(work):
+    import os
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    model = AutoModelForCausalLM.from_pretrained(work / "hf")
+    out = work / "saved"
+
+    def save():
+        model.save_pretrained(out)
+        # An export is on the disk when it is done; this has to be, too.
+        for path in out.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+    synced, _ = timed(save)
+    row("transformers save_pretrained", synced, sum(p.stat().st_size for p in out.iterdir()), "and fsync")
+    plain, _ = timed(lambda: model.save_pretrained(out))
+    row("transformers save_pretrained", plain, sum(p.stat().st_size for p in out.iterdir()), "without fsync")
+    seconds, _ = timed(lambda: torch.save(model.state_dict(), work / "saved.pt"))
+    row("torch.save of the state dict", seconds, (work / "saved.pt").stat().st_size, "without fsync")
+    return synced
+
+
+main()

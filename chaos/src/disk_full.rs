@@ -1,0 +1,147 @@
+//! The disk fills up under a training of GPT-2, and is freed again: the training goes on all the while, the user is
+//! told once, nothing that is verified is lost, and the first snapshot for which there is room is verified.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::job::{self, Agent, Job, Kind, PATIENCE};
+use crate::place;
+use crate::row::{Row, Tally};
+
+const KIND: &str = "disk full under GPT-2";
+/// Room for four snapshots of the small GPT-2.
+const SIZE_MIB: u64 = 120;
+/// Snapshots that must fail before there is room again.
+const FAILURES: u64 = 3;
+
+pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
+    let mut tally = Tally::new(KIND, seed);
+    let folder = place::on_disk()?;
+    let mut missing = None;
+    for n in 0..rounds {
+        let system = if n % 2 == 0 { "tmpfs" } else { "ext4" };
+        let round_folder = folder.path().join(n.to_string());
+        std::fs::create_dir(&round_folder)?;
+        match Mounted::new(&round_folder, system) {
+            Ok(disk) => round(&round_folder, system, &disk.path, &mut tally)?,
+            Err(e) => {
+                let why = format!("{system} cannot be mounted: {e:#}");
+                eprintln!("{KIND}: {why}");
+                missing = Some(why);
+            }
+        }
+    }
+    Ok(match missing {
+        Some(why) if tally.points() == 0 => Row::not_run(KIND, seed, why),
+        _ => tally.row(),
+    })
+}
+
+fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut Tally) -> Result<()> {
+    tally.tried(system);
+    let job = Job::new(folder, Kind::Gpt2, 100_000, &[], "[retention]\nkeep_last = 2\nkeep_best = 0\n")?;
+    let mut agent = job.start()?;
+    job.wait_for(&mut agent, "three verified snapshots", {
+        let seen = std::cell::Cell::new(0);
+        move |m| {
+            seen.set(if m.text.starts_with("mini") { 0 } else { seen.get() + u64::from(m.verified.is_some()) });
+            seen.get() >= 3
+        }
+    })?;
+    let ballast = disk.join("ballast");
+    fill(&ballast)?;
+    let full = until(&job, &mut agent, |status| failed(status) >= 1)?;
+    let later = until(&job, &mut agent, |status| failed(status) >= FAILURES)?;
+    tally.require(later["step"].as_u64() > full["step"].as_u64(), || format!("no step while it is full: {later}"));
+    let told = job.messages().iter().filter(|m| m.level == "WARN" && m.text.contains("no space left")).count();
+    tally.require(told == 1, || format!("the user was told {told} times:\n{}", job.log()));
+    let problem = later["problem"].as_str().unwrap_or_default();
+    tally.require(problem.contains("no space left"), || format!("the status does not say so: {later}"));
+    job.check(tally)?;
+    std::fs::remove_file(&ballast)?;
+    let again = |m: &job::Message| m.text.starts_with("snapshots work again");
+    job.wait_for(&mut agent, "a snapshot after there was room again", again)?;
+    let works = job.messages().iter().position(again).unwrap_or(0);
+    job.wait_for(&mut agent, "its verification", |_| job.messages().iter().skip(works).any(|m| m.verified.is_some()))?;
+    let status = until(&job, &mut agent, |status| status["problem"].is_null())?;
+    tally.require(status["state"] == "training", || format!("it does not train: {status}"));
+    let restarts = status["worker"]["restarts"].as_u64();
+    tally.require(restarts == Some(0), || format!("the worker was restarted {restarts:?} times"));
+    job::signal(agent.pid(), Signal::TERM);
+    let code = agent.wait()?;
+    tally.require(code == Some(75), || format!("it ended with {code:?}:\n{}", job.log()));
+    job.check(tally)
+}
+
+fn failed(status: &serde_json::Value) -> u64 {
+    status["snapshots"]["failed"].as_u64().unwrap_or(0)
+}
+
+/// Asks until the status is what is wanted.
+fn until(job: &Job, agent: &mut Agent, wanted: impl Fn(&serde_json::Value) -> bool) -> Result<serde_json::Value> {
+    let began = std::time::Instant::now();
+    loop {
+        let status = job.json("status")?;
+        if wanted(&status) {
+            return Ok(status);
+        }
+        if let Some(status) = agent.child.try_wait()? {
+            bail!("ckptd ended ({status}):\n{}", job.log());
+        }
+        ensure!(began.elapsed() < PATIENCE, "the status stays {status}:\n{}", job.log());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Writes until nothing fits any more.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    for size in [1 << 20, 1 << 12] {
+        let block = vec![0x5a; size];
+        while file.write_all(&block).is_ok() {}
+    }
+    Ok(())
+}
+
+/// A small file system of its own at the place of the job's store.
+struct Mounted {
+    path: PathBuf,
+}
+
+impl Mounted {
+    fn new(folder: &Path, system: &str) -> Result<Mounted> {
+        let path = folder.join("store");
+        std::fs::create_dir(&path)?;
+        match system {
+            "tmpfs" => {
+                run(Command::new("mount")
+                    .args(["-t", "tmpfs", "-o", &format!("size={SIZE_MIB}m"), "none"])
+                    .arg(&path))?;
+            }
+            _ => {
+                let image = folder.join("image");
+                std::fs::File::create(&image)?.set_len(SIZE_MIB << 20)?;
+                run(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
+                run(Command::new("mount").args(["-o", "loop"]).args([&image, &path]))?;
+            }
+        }
+        Ok(Mounted { path })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: a worker that was just killed may still be on its way out.
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().map_err(|e| anyhow::anyhow!("{:?}: {e}", command.get_program()))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! Whole programs under fire: ckptd, its worker, or both are killed or stopped at random moments.
+//!
+//! Invariant: at every moment the store holds to its promises; a stopped worker is noticed and replaced; in the end
+//! the training is complete, and its state is to the bit that of a run that nothing disturbed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+
+pub use crate::job::Kind;
+use crate::job::{self, Agent, Job, PATIENCE};
+use crate::place;
+use crate::random::Random;
+use crate::row::{Row, Tally};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Strike {
+    KillAgent,
+    KillWorker,
+    KillBoth,
+    /// A worker that hangs.
+    StopWorker,
+    /// A machine that stood still for a moment: nothing may come of it.
+    PauseAgent,
+    PauseAgentThenKillWorker,
+}
+
+const STRIKES: [Strike; 6] = [
+    Strike::KillAgent,
+    Strike::KillWorker,
+    Strike::KillBoth,
+    Strike::PauseAgent,
+    Strike::PauseAgentThenKillWorker,
+    Strike::StopWorker,
+];
+
+fn steps(kind: Kind) -> u64 {
+    match kind {
+        Kind::Quick => 400,
+        Kind::Gpt2 => 100,
+    }
+}
+
+/// The longest time between two strikes.
+fn respite(kind: Kind) -> Duration {
+    match kind {
+        Kind::Quick => Duration::from_millis(400),
+        Kind::Gpt2 => Duration::from_millis(3500),
+    }
+}
+
+pub fn campaign(kind: Kind, strikes: u64, seed: u64) -> Result<Row> {
+    let name = match kind {
+        Kind::Quick => "program kills (quick worker)",
+        Kind::Gpt2 => "program kills (GPT-2)",
+    };
+    let mut tally = Tally::new(name, seed);
+    let mut random = Random::new(seed);
+    let folder = place::on_disk()?;
+    let undisturbed = Job::new(&folder.path().join("undisturbed"), kind, steps(kind), &[], "")?.run_to_end()?;
+    let mut number = 0;
+    while tally.points() < strikes {
+        number += 1;
+        let job = Job::new(&folder.path().join(format!("job-{number}")), kind, steps(kind), &[], "")?;
+        let root = under_fire(&job, kind, strikes, &mut random, &mut tally)?;
+        tally.require(root == undisturbed, || {
+            format!("job {number} ended in another state than an undisturbed run; its log:\n{}", job.log())
+        });
+    }
+    Ok(tally.row())
+}
+
+/// Trains to the end, struck until the campaign has its points. Returns the root.
+fn under_fire(job: &Job, kind: Kind, strikes: u64, random: &mut Random, tally: &mut Tally) -> Result<String> {
+    let mut agent = job.start()?;
+    loop {
+        let respite = if tally.points() < strikes { random.up_to(respite(kind)) } else { PATIENCE };
+        if let Some(code) = agent.ends_within(respite)? {
+            tally.require(code == Some(0), || format!("it ended with {code:?}; its log:\n{}", job.log()));
+            job.check(tally)?;
+            return job.root();
+        }
+        ensure!(tally.points() < strikes, "the last run never ended; its log:\n{}", job.log());
+        let strike = STRIKES[random.below(STRIKES.len() as u64) as usize];
+        let at = job.json("status").ok().and_then(|status| status["step"].as_u64());
+        tally.tried((strike, at));
+        if hit(&mut agent, strike, random, tally)? {
+            drop(agent);
+            agent = job.start()?;
+        }
+        job.check(tally)?;
+    }
+}
+
+/// Strikes once; whether the agent has to be started again.
+pub fn hit(agent: &mut Agent, strike: Strike, random: &mut Random, tally: &mut Tally) -> Result<bool> {
+    let (pid, worker) = (agent.pid(), agent.worker());
+    let to_worker = |signal| worker.into_iter().for_each(|worker| job::signal(worker, signal));
+    match strike {
+        Strike::KillAgent => job::signal(pid, Signal::KILL),
+        Strike::KillWorker => to_worker(Signal::KILL),
+        Strike::KillBoth => {
+            job::signal(pid, Signal::KILL);
+            to_worker(Signal::KILL);
+        }
+        Strike::PauseAgent | Strike::PauseAgentThenKillWorker => {
+            job::signal(pid, Signal::STOP);
+            std::thread::sleep(random.up_to(Duration::from_millis(1500)));
+            if strike == Strike::PauseAgentThenKillWorker {
+                to_worker(Signal::KILL);
+            }
+            job::signal(pid, Signal::CONT);
+        }
+        Strike::StopWorker => {
+            to_worker(Signal::STOP);
+            let noticed = worker.is_none_or(ends);
+            tally.require(noticed, || "a worker that hangs was not noticed".to_owned());
+            if !noticed {
+                to_worker(Signal::KILL);
+            }
+        }
+    }
+    Ok(matches!(strike, Strike::KillAgent | Strike::KillBoth))
+}
+
+/// Whether a process that this one did not start ends in time.
+fn ends(pid: u32) -> bool {
+    let began = Instant::now();
+    while job::runs(pid) {
+        if began.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}

@@ -1,0 +1,435 @@
+//! A disk as a power loss may leave it: which of the recorded operations reached it.
+//!
+//! Two models. *Weak* is what POSIX promises: of what was not synced any part may be there, data and names by
+//! themselves, a rename also as two names; nothing is lost that a journal keeps (a name goes only after its new one
+//! came). *Ordered* is ext4's journal: names and lengths reach the disk in their order, any sync takes along all that
+//! came before it, only data is free. Deliberately not here: the file system's own faults (real ones are replayed).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::hooks::Op;
+use crate::states::Random;
+
+type Inode = usize;
+const ROOT: Inode = 0;
+
+#[derive(Clone, Debug)]
+pub enum Node {
+    Folder(BTreeMap<String, Inode>),
+    File(Arc<Vec<u8>>),
+}
+
+/// A tree of folders and files below a folder that stands for the disk.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    nodes: HashMap<Inode, Node>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    Weak,
+    Ordered,
+}
+
+/// The smallest change that reaches the disk or does not.
+#[derive(Clone, Debug)]
+enum Change {
+    Make {
+        inode: Inode,
+        folder: bool,
+        dir: Inode,
+        name: String,
+    },
+    Link {
+        inode: Inode,
+        dir: Inode,
+        name: String,
+    },
+    Unlink {
+        dir: Inode,
+        name: String,
+    },
+    /// A rename within a folder is one change.
+    Replace {
+        inode: Inode,
+        dir: Inode,
+        from: String,
+        to: String,
+    },
+    Write {
+        inode: Inode,
+        offset: u64,
+        bytes: Arc<Vec<u8>>,
+    },
+    Cut {
+        inode: Inode,
+        bytes: u64,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Atom {
+    /// Index of the operation that it belongs to.
+    op: usize,
+    change: Change,
+    /// After this operation it is on the disk for certain.
+    durable: Option<usize>,
+    /// The change (index) without which this one does not reach the disk.
+    needs: Option<usize>,
+}
+
+/// A recording, resolved to what changes in which file.
+pub struct History {
+    base: Disk,
+    atoms: Vec<Atom>,
+    ops: usize,
+    model: Model,
+}
+
+/// One way in which the disk may look, and the number of operations that were made.
+pub struct Candidate {
+    pub disk: Disk,
+    pub ops: usize,
+}
+
+impl Disk {
+    pub fn empty() -> Disk {
+        Disk { nodes: HashMap::from([(ROOT, Node::Folder(BTreeMap::new()))]) }
+    }
+
+    /// Reads what lies under `root`.
+    pub fn load(root: &Path) -> std::io::Result<Disk> {
+        let mut disk = Disk::empty();
+        disk.load_folder(root, ROOT)?;
+        Ok(disk)
+    }
+
+    fn load_folder(&mut self, path: &Path, inode: Inode) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            let new = self.nodes.len();
+            let folder = entry.file_type()?.is_dir();
+            let node = match folder {
+                true => Node::Folder(BTreeMap::new()),
+                false => Node::File(Arc::new(std::fs::read(entry.path())?)),
+            };
+            self.nodes.insert(new, node);
+            self.names(inode).insert(entry.file_name().to_string_lossy().into_owned(), new);
+            if folder {
+                self.load_folder(&entry.path(), new)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the tree into the folder `root`, which is there and empty.
+    pub fn lay_out(&self, root: &Path) -> std::io::Result<()> {
+        self.walk(ROOT, root, &mut |path, node| match node {
+            Node::Folder(_) => std::fs::create_dir(path),
+            Node::File(bytes) => std::fs::write(path, bytes.as_slice()),
+        })
+    }
+
+    /// A hash of all names and contents.
+    pub fn hash(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        let walked = self.walk(ROOT, Path::new(""), &mut |path, node| {
+            let path = path.as_os_str().as_encoded_bytes();
+            hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
+            match node {
+                Node::Folder(_) => hasher.update(b"/"),
+                Node::File(bytes) => hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes),
+            };
+            Ok(())
+        });
+        debug_assert!(walked.is_ok(), "nothing in there fails");
+        hasher.finalize()
+    }
+
+    fn walk(
+        &self,
+        inode: Inode,
+        path: &Path,
+        visit: &mut dyn FnMut(&Path, &Node) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let Some(Node::Folder(names)) = self.nodes.get(&inode) else { return Ok(()) };
+        for (name, inode) in names {
+            let path = path.join(name);
+            if let Some(node) = self.nodes.get(inode) {
+                visit(&path, node)?;
+                self.walk(*inode, &path, visit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&mut self, inode: Inode) -> &mut BTreeMap<String, Inode> {
+        let node = self.nodes.entry(inode).or_insert_with(|| Node::Folder(BTreeMap::new()));
+        if !matches!(node, Node::Folder(_)) {
+            *node = Node::Folder(BTreeMap::new());
+        }
+        match node {
+            Node::Folder(names) => names,
+            Node::File(_) => unreachable!("made a folder above"),
+        }
+    }
+
+    fn content(&mut self, inode: Inode) -> &mut Vec<u8> {
+        let node = self.nodes.entry(inode).or_insert_with(|| Node::File(Arc::default()));
+        if !matches!(node, Node::File(_)) {
+            *node = Node::File(Arc::default());
+        }
+        match node {
+            Node::File(bytes) => Arc::make_mut(bytes),
+            Node::Folder(_) => unreachable!("made a file above"),
+        }
+    }
+
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Make { inode, folder, dir, name } => {
+                if *folder {
+                    self.names(*inode).len()
+                } else {
+                    self.content(*inode).len()
+                };
+                self.names(*dir).insert(name.clone(), *inode);
+            }
+            Change::Link { inode, dir, name } => {
+                self.names(*dir).insert(name.clone(), *inode);
+            }
+            Change::Unlink { dir, name } => {
+                self.names(*dir).remove(name);
+            }
+            Change::Replace { inode, dir, from, to } => {
+                self.names(*dir).remove(from);
+                self.names(*dir).insert(to.clone(), *inode);
+            }
+            Change::Write { inode, offset, bytes } => self.write(*inode, *offset, bytes),
+            Change::Cut { inode, bytes } => self.content(*inode).resize(*bytes as usize, 0),
+        }
+    }
+
+    fn write(&mut self, inode: Inode, offset: u64, bytes: &[u8]) {
+        let content = self.content(inode);
+        let end = offset as usize + bytes.len();
+        if content.len() < end {
+            content.resize(end, 0);
+        }
+        content[offset as usize..end].copy_from_slice(bytes);
+    }
+}
+
+/// Follows the names while the operations are read.
+struct Names {
+    live: BTreeMap<PathBuf, Inode>,
+    next: Inode,
+}
+
+impl Names {
+    fn place(&self, path: &Path) -> Option<(Inode, String)> {
+        let dir = *self.live.get(path.parent()?)?;
+        Some((dir, path.file_name()?.to_string_lossy().into_owned()))
+    }
+}
+
+impl History {
+    /// Of operations that were recorded under `root`, which held `base`, all of it durable.
+    pub fn new(base: Disk, root: &Path, ops: &[Op], model: Model) -> History {
+        let mut names = Names { live: BTreeMap::from([(root.to_path_buf(), ROOT)]), next: base.nodes.len() };
+        let walked = base.walk(ROOT, root, &mut |path, _| {
+            let parent = path.parent().and_then(|p| names.live.get(p)).copied().unwrap_or(ROOT);
+            if let (Some(Node::Folder(known)), Some(name)) = (base.nodes.get(&parent), path.file_name()) {
+                names.live.extend(known.get(&*name.to_string_lossy()).map(|inode| (path.to_path_buf(), *inode)));
+            }
+            Ok(())
+        });
+        debug_assert!(walked.is_ok(), "nothing in there fails");
+        let mut history = History { base, atoms: Vec::new(), ops: ops.len(), model };
+        for (i, op) in ops.iter().enumerate() {
+            history.add(i, op, &mut names);
+        }
+        history
+    }
+
+    fn add(&mut self, i: usize, op: &Op, names: &mut Names) {
+        match op {
+            Op::Ack(_) => {}
+            Op::MakeFolder(path) | Op::Create(path) => {
+                let Some((dir, name)) = names.place(path).filter(|_| !names.live.contains_key(path)) else { return };
+                let (inode, folder) = (names.next, matches!(op, Op::MakeFolder(_)));
+                names.next += 1;
+                names.live.insert(path.clone(), inode);
+                self.push(i, Change::Make { inode, folder, dir, name });
+            }
+            Op::Write(path, offset, bytes) => {
+                let Some(&inode) = names.live.get(path) else { return };
+                self.push(i, Change::Write { inode, offset: *offset, bytes: Arc::new(bytes.clone()) });
+            }
+            Op::Truncate(path, bytes) => {
+                let Some(&inode) = names.live.get(path) else { return };
+                self.push(i, Change::Cut { inode, bytes: *bytes });
+            }
+            Op::Remove(path) => {
+                let Some((dir, name)) = names.place(path) else { return };
+                names.live.remove(path);
+                self.push(i, Change::Unlink { dir, name });
+            }
+            Op::Rename(from, to) => {
+                let (Some((old, from_name)), Some((dir, name))) = (names.place(from), names.place(to)) else { return };
+                let Some(inode) = names.live.remove(from) else { return };
+                names.live.insert(to.clone(), inode);
+                if old == dir {
+                    return self.push(i, Change::Replace { inode, dir, from: from_name, to: name });
+                }
+                self.push(i, Change::Link { inode, dir, name });
+                let link = self.atoms.len() - 1;
+                self.push(i, Change::Unlink { dir: old, name: from_name });
+                self.atoms[link + 1].needs = Some(link);
+            }
+            Op::Sync(path) => {
+                if let Some(&inode) = names.live.get(path) {
+                    self.sync(i, inode);
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, op: usize, change: Change) {
+        self.atoms.push(Atom { op, change, durable: None, needs: None });
+    }
+
+    fn sync(&mut self, op: usize, inode: Inode) {
+        let model = self.model;
+        for atom in self.atoms.iter_mut().filter(|a| a.durable.is_none()) {
+            let synced = match &atom.change {
+                Change::Write { inode: of, .. } => *of == inode,
+                _ if model == Model::Ordered => true,
+                Change::Cut { inode: of, .. } => *of == inode,
+                Change::Make { dir, .. } | Change::Link { dir, .. } => *dir == inode,
+                Change::Unlink { dir, .. } | Change::Replace { dir, .. } => *dir == inode,
+            };
+            if synced {
+                atom.durable = Some(op);
+            }
+        }
+    }
+
+    /// The disks that a power loss may leave, `each` is told them one after the other, for every moment between two
+    /// operations. `random` subsets a moment come on top of the systematic ones.
+    pub fn candidates(&self, random: u64, seed: u64, each: &mut dyn FnMut(Candidate)) {
+        let mut durable = self.base.clone();
+        let mut applied = vec![false; self.atoms.len()];
+        for ops in 0..=self.ops {
+            for (atom, applied) in self.atoms.iter().zip(&mut applied) {
+                if !*applied && atom.op < ops && atom.durable.is_some_and(|at| at < ops) {
+                    durable.apply(&atom.change);
+                    *applied = true;
+                }
+            }
+            let free: Vec<usize> = (0..self.atoms.len()).filter(|&i| self.atoms[i].op < ops && !applied[i]).collect();
+            let mut draw = Random::of(&[seed, ops as u64, self.model as u64]);
+            for (keep, torn) in self.choices(&free, random, &mut draw) {
+                each(Candidate { disk: self.build(&durable, &keep, torn, &mut draw), ops });
+            }
+        }
+    }
+
+    /// Which of the free changes reach the disk, and which write among them how badly.
+    fn choices(&self, free: &[usize], random: u64, draw: &mut Random) -> Vec<(Vec<usize>, Option<(usize, Tear)>)> {
+        let is_data = |i: &usize| matches!(self.atoms[*i].change, Change::Write { .. });
+        let mut keeps: Vec<Vec<usize>> = vec![free.to_vec(), Vec::new()];
+        match self.model {
+            Model::Weak => {
+                keeps.extend(free.iter().map(|drop| free.iter().copied().filter(|i| i != drop).collect()));
+                keeps.extend(free.iter().map(|only| vec![*only]));
+                keeps.extend((0..random).map(|_| free.iter().copied().filter(|_| draw.below(2) == 0).collect()));
+            }
+            Model::Ordered => {
+                // A prefix of the journal, with all, none and some of the data.
+                let mut ends: Vec<usize> = free.iter().filter(|i| !is_data(i)).map(|i| self.atoms[*i].op + 1).collect();
+                ends.push(0);
+                ends.dedup();
+                for end in ends {
+                    let journal = |i: &usize| !is_data(i) && self.atoms[*i].op < end;
+                    keeps.push(free.iter().copied().filter(|i| is_data(i) || journal(i)).collect());
+                    keeps.push(free.iter().copied().filter(journal).collect());
+                    keeps.extend((0..random.div_ceil(2)).map(|_| {
+                        let some = |i: &usize| journal(i) || (is_data(i) && draw.below(2) == 0);
+                        free.iter().copied().filter(some).collect()
+                    }));
+                }
+            }
+        }
+        let mut choices: Vec<_> = keeps.into_iter().map(|keep| (self.legal(keep, free), None)).collect();
+        for &write in free.iter().filter(|i| is_data(i)) {
+            choices.extend(Tear::ALL.map(|tear| (free.to_vec(), Some((write, tear)))));
+        }
+        choices
+    }
+
+    /// Without the changes of `keep` that need one which is free and not kept.
+    fn legal(&self, keep: Vec<usize>, free: &[usize]) -> Vec<usize> {
+        let stands = |i: &usize| self.atoms[*i].needs.is_none_or(|link| keep.contains(&link) || !free.contains(&link));
+        keep.iter().copied().filter(stands).collect()
+    }
+
+    /// The first rename that is not on the disk for certain after `ops` operations.
+    pub fn pending_rename(&self, ops: usize) -> Option<&str> {
+        let pending = |a: &&Atom| a.op < ops && a.durable.is_none_or(|at| at >= ops);
+        self.atoms.iter().filter(pending).find_map(|atom| match &atom.change {
+            Change::Replace { to, .. } => Some(to.as_str()),
+            Change::Link { name, .. } => Some(name.as_str()),
+            Change::Unlink { name, .. } if atom.needs.is_some() => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    fn build(&self, durable: &Disk, keep: &[usize], torn: Option<(usize, Tear)>, draw: &mut Random) -> Disk {
+        let mut disk = durable.clone();
+        for &i in keep {
+            match (&self.atoms[i].change, torn) {
+                (Change::Write { inode, offset, bytes }, Some((write, tear))) if write == i => {
+                    let (at, bytes) = tear.apply(bytes, draw);
+                    disk.write(*inode, offset + at, &bytes);
+                }
+                (change, _) => disk.apply(change),
+            }
+        }
+        disk
+    }
+}
+
+/// How a write that was not synced may end.
+#[derive(Clone, Copy, Debug)]
+enum Tear {
+    FirstHalf,
+    SecondHalf,
+    Zeros,
+    Junk,
+    Sectors,
+}
+
+impl Tear {
+    const ALL: [Tear; 5] = [Tear::FirstHalf, Tear::SecondHalf, Tear::Zeros, Tear::Junk, Tear::Sectors];
+
+    /// Where the torn write begins, and its bytes.
+    fn apply(self, bytes: &[u8], draw: &mut Random) -> (u64, Vec<u8>) {
+        let half = bytes.len() / 2;
+        match self {
+            Tear::FirstHalf => (0, bytes[..half].to_vec()),
+            Tear::SecondHalf => (half as u64, bytes[half..].to_vec()),
+            Tear::Zeros => (0, vec![0; bytes.len()]),
+            Tear::Junk => (0, vec![0xa5; bytes.len()]),
+            Tear::Sectors => {
+                let mut torn = bytes.to_vec();
+                for sector in torn.chunks_mut(512).filter(|_| draw.below(2) == 0) {
+                    sector.fill(0);
+                }
+                (0, torn)
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Every way to fail says what happened and what to do: on stderr, by the exit code, and in the status, while it is so
+//! and afterwards. docs/reliability.md has the whole table.
+
+use crate::harness::{Job, signal, worker_of};
+
+/// What `ckptd status --json` says: state and problem.
+fn status(job: &Job) -> (String, String) {
+    let status = job.json("status");
+    (status["state"].as_str().unwrap().to_owned(), status["problem"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_run_that_gave_up_says_why_in_its_status_too_until_the_next_one() {
+    let job = Job::new(20, "");
+    job.ask("exit-in-8", 3);
+    let ended = job.run();
+    assert_eq!(ended.code, Some(1), "{}", ended.log);
+    let (state, problem) = status(&job);
+    assert_eq!(state, "failed");
+    assert!(problem.contains("failed 3 times in a row in step 8") && problem.contains("step 5 is saved"), "{problem}");
+    let text = job.ckptd(&["status", &job.store().to_string_lossy()]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("problem: the worker failed 3 times"), "{text:?}");
+    assert_eq!(job.run().code, Some(0));
+    assert_eq!(status(&job), ("finished".to_owned(), String::new()));
+}
+
+#[test]
+fn a_job_whose_daemon_was_killed_says_so_in_its_status_and_one_that_was_stopped_has_no_problem() {
+    let job = Job::new(10_000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    let agent = run.child.id();
+    run.signal("KILL");
+    assert_eq!(run.wait().code, None);
+    let (state, problem) = status(&job);
+    assert_eq!(state, "stopped");
+    assert!(problem.starts_with(&format!("process {agent}, ")) && problem.contains("`ckptd run` goes on"), "{problem}");
+    let mut run = job.start();
+    run.wait_for("resuming from step");
+    run.wait_for("verified step");
+    run.signal("TERM");
+    assert_eq!(run.wait().code, Some(75));
+    assert_eq!(status(&job), ("stopped".to_owned(), String::new()));
+}
+
+#[test]
+fn a_running_job_tells_its_problem_until_a_snapshot_is_verified_again() {
+    let job = Job::new(10_000, "hang_timeout = \"1s\"");
+    let mut run = job.start();
+    run.wait_for("verified step 10:");
+    job.ask("disk-full", 1_000_000);
+    run.wait_for("no space left");
+    let (state, problem) = status(&job);
+    assert_eq!(state, "training");
+    assert!(problem.contains("no space left") && problem.contains("training goes on and tries again"), "{problem}");
+    job.ask("disk-full", 0);
+    run.wait_for("snapshots work again");
+    run.wait_for("verified step");
+    assert_eq!(status(&job), ("training".to_owned(), String::new()));
+    signal(worker_of(&job), "KILL");
+    run.wait_for("restarting it at once");
+    assert!(status(&job).1.contains("it was killed by SIGKILL"));
+}
+
+#[test]
+fn a_snapshot_of_a_newer_ckptd_ends_the_run_by_name_and_stays_where_it_is() {
+    let job = Job::new(20, "");
+    assert_eq!(job.run().code, Some(0));
+    let newest = job.snapshot(20);
+    let mut bytes = std::fs::read(&newest).unwrap();
+    of_version(&mut bytes, 2);
+    std::fs::write(&newest, &bytes).unwrap();
+    let ended = job.run();
+    assert_eq!(ended.code, Some(1), "{}", ended.log);
+    for said in [ended.log, status(&job).1] {
+        assert!(said.contains("a newer ckptd wrote this (snapshot format 2, this one reads 1)"), "{said}");
+        assert!(said.contains("install that release, or move the file out of the store"), "{said}");
+    }
+    assert_eq!(std::fs::read(&newest).unwrap(), bytes, "it was touched");
+    let list = job.json("list");
+    assert!(
+        list.as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["kept_because"][0] == "written by a newer ckptd (snapshot format 2)")
+    );
+}
+
+#[test]
+fn a_second_daemon_is_turned_away_with_the_name_of_the_first() {
+    let job = Job::new(10_000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 5:");
+    let second = job.run();
+    assert_eq!(second.code, Some(1), "{}", second.log);
+    let named =
+        format!("in use by process {} (ckptd run, job job); stop it first, or use another store", run.child.id());
+    assert!(second.log.contains(&named), "{}", second.log);
+    assert_eq!(status(&job), ("training".to_owned(), String::new()));
+}
+
+/// Makes a snapshot one of another version, as far as every version is defined (docs/format.md).
+fn of_version(bytes: &mut [u8], version: u8) {
+    let trailer = bytes.len() - ckptd::store::format::TRAILER_BYTES;
+    bytes[8] = version;
+    bytes[trailer + 8] = version;
+    let own = blake3::hash(&bytes[trailer..trailer + 112]);
+    bytes[trailer + 112..trailer + 144].copy_from_slice(own.as_bytes());
+}

@@ -1,0 +1,266 @@
+//! A job moves to another machine as one file and ends in the same bits; its model says the same there.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/python.rs"]
+mod python;
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use ckptd::store::{CommitOptions, Reader, State, Store, commit};
+
+const MODEL: &str = "[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n";
+
+/// A training that never moved, with snapshots after step 4 of 12, and the last.
+struct Home {
+    folder: tempfile::TempDir,
+    root: String,
+}
+
+fn home() -> &'static Home {
+    static HOME: OnceLock<Home> = OnceLock::new();
+    HOME.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        lay_texts(&folder.path().join("texts"));
+        let root = train(&write_job(folder.path(), MODEL, "texts", ""), &[]);
+        Home { folder, root }
+    })
+}
+
+impl Home {
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("checkpoints/job")
+    }
+}
+
+/// Text that is always here: this project's own sources.
+fn lay_texts(folder: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/interop");
+    for entry in std::fs::read_dir(sources).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
+        std::fs::copy(entry.path(), folder.join(entry.file_name()).with_extension("txt")).unwrap();
+    }
+}
+
+fn write_job(folder: &Path, model: &str, texts: &str, snapshot: &str) -> PathBuf {
+    let job = folder.join("job.toml");
+    let config = format!(
+        "[job]\nthreads = 2\n{model}[data]\ntext = [\"{texts}\"]\n\
+         [snapshot]\nevery_steps = 4\n{snapshot}\
+         [train]\nsteps = 12\nbatch_size = 2\nsequence_length = 32\nwarmup_steps = 3\neval_every = 6\neval_batches = 2\n",
+    );
+    std::fs::write(&job, config).unwrap();
+    job
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let folder = Path::new(env!("CARGO_BIN_EXE_ckptd")).parent().unwrap();
+    Command::new(folder.join(program)).args(arguments).output().unwrap()
+}
+
+fn ckptd(arguments: &[&str]) -> Output {
+    run("ckptd", arguments)
+}
+
+/// stdout of a command that must succeed.
+fn done(output: Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{out}{err}");
+    out.into_owned()
+}
+
+/// Trains to the end; returns the root of the last snapshot.
+fn train(job: &Path, options: &[&str]) -> String {
+    done(ckptd(&[&["run", job.to_str().unwrap()], options].concat()));
+    let store = Store::open(&ckptd::config::Config::load(job).unwrap().job.store).unwrap();
+    let newest = store.find("latest").unwrap();
+    assert_eq!((newest.step(), newest.state), (12, State::Verified));
+    newest.manifest.unwrap().root
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_job_packed_with_its_tokens_goes_on_elsewhere_and_ends_in_the_same_root() {
+    let home = home();
+    let store = home.store();
+    for format in ["zip", "tar.zst"] {
+        let there = tempfile::tempdir().unwrap();
+        let at = |name: &str| there.path().join(name);
+        let bundle = at("job.bundle");
+        let arguments = ["export", text(&store), "4", "--format", format, "--with-data", text(&bundle)];
+        assert!(done(ckptd(&arguments)).contains("r = "));
+        done(ckptd(&["unpack", text(&bundle), text(&at("moved"))]));
+        let job = at("moved/job.toml");
+        // Nothing of where it comes from may be needed.
+        let config = std::fs::read_to_string(&job).unwrap();
+        assert!(!config.contains(text(home.folder.path())), "{config}");
+        done(ckptd(&["import", "--from", text(&bundle), text(&job)]));
+        assert_eq!(train(&job, &[]), home.root, "{format}");
+    }
+}
+
+#[test]
+fn a_job_packed_without_its_tokens_goes_on_with_the_same_texts_and_with_no_others() {
+    let home = home();
+    let there = tempfile::tempdir().unwrap();
+    let at = |name: &str| there.path().join(name);
+    let bundle = at("job.zip");
+    done(ckptd(&["export", text(&home.store()), "4", "--format", "zip", text(&bundle)]));
+    done(ckptd(&["unpack", text(&bundle), text(&at("moved"))]));
+    let job = at("moved/job.toml");
+    done(ckptd(&["import", "--from", text(&at("moved")), text(&job)]));
+    let config = std::fs::read_to_string(&job).unwrap();
+    let (old, new) = (home.folder.path().join("texts"), at("elsewhere"));
+    std::fs::write(&job, config.replace(text(&old), text(&new))).unwrap();
+    lay_texts(&new);
+    let kept = std::fs::read(new.join("mod.txt")).unwrap();
+    std::fs::write(new.join("mod.txt"), "another text").unwrap();
+    let refused = ckptd(&["run", text(&job)]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("data.content"), "{said}");
+    std::fs::write(new.join("mod.txt"), kept).unwrap();
+    assert_eq!(train(&job, &[]), home.root);
+}
+
+#[test]
+fn the_probe_is_kept_in_snapshots_outside_the_root_and_held_against_the_model_at_a_resume() {
+    let home = home();
+    let folder = tempfile::tempdir().unwrap();
+    let texts = home.folder.path().join("texts");
+    let job = write_job(folder.path(), MODEL, text(&texts), "probe = true\n");
+    assert_eq!(train(&job, &[]), home.root, "the probe changes nothing that counts");
+
+    let store = Store::open(&folder.path().join("checkpoints/job")).unwrap();
+    let probe = |step: &str| Reader::open(&store.find(step).unwrap().path).unwrap().manifest().metrics.probe.clone();
+    let hashes = [probe("4").unwrap(), probe("12").unwrap()];
+    assert_ne!(hashes[0], hashes[1]);
+    assert!(home_probe(home).is_none(), "only where it is asked for");
+    let json = done(ckptd(&["check", text(&job), "12", "--outputs", "--json"]));
+    let checked: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&checked["probe"]["as_saved"], &checked["probe"]["hash"]), (&true.into(), &hashes[1].as_str().into()));
+
+    for (answers, expect) in [(hashes[0].clone(), "answers to the bit"), ("0".repeat(64), "other answers here")] {
+        let again = tempfile::tempdir().unwrap();
+        let job = write_job(again.path(), MODEL, text(&texts), "");
+        let mut state = Reader::open(&store.find("4").unwrap().path).unwrap().read_snapshot().unwrap();
+        state.metrics.probe = Some(answers);
+        let copy = Store::create(&again.path().join("checkpoints/job")).unwrap();
+        commit(&copy, state, &CommitOptions::new(support::RUN, 1)).unwrap();
+        let output = ckptd(&["run", text(&job)]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(expect), "{said}");
+        if expect.starts_with("other") {
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("--accept-changes"), "{said}");
+            train(&job, &["--accept-changes"]);
+        }
+    }
+}
+
+fn home_probe(home: &Home) -> Option<String> {
+    let store = Store::open(&home.store()).unwrap();
+    Reader::open(&store.find("latest").unwrap().path).unwrap().manifest().metrics.probe.clone()
+}
+
+#[test]
+fn answers_differ_between_steps_and_are_the_same_in_every_format() {
+    let home = home();
+    let out = tempfile::tempdir().unwrap();
+    let store = home.store();
+    let check = |against: &str| -> serde_json::Value {
+        let output = ckptd(&["check", text(&store), "latest", "--against", against, "--outputs", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let other = check("4");
+    assert!(other["probe"]["delta"].as_f64().unwrap() > 0.0 && other["probe"]["sigma2"].as_f64().unwrap() > 0.0);
+    assert!(other["epsilon"].as_f64().unwrap() > 0.0);
+    for (format, name) in [("hf", "hf"), ("pt", "m.pt"), ("safetensors", "m.safetensors"), ("zip", "m.zip")] {
+        let path = out.path().join(name);
+        // A state_dict alone does not say what shape of a model it is of.
+        let options: &[&str] = if format == "pt" { &["--with-optimizer"] } else { &[] };
+        let arguments = ["export", text(&store), "latest", "--format", format, text(&path)];
+        done(ckptd(&[&arguments, options].concat()));
+        let same = check(text(&path));
+        assert_eq!((&same["probe"]["delta"], &same["epsilon"]), (&0.0.into(), &0.0.into()), "{format}");
+    }
+}
+
+#[test]
+fn ones_for_an_embedding_change_what_the_model_answers() {
+    let home = home();
+    let work = tempfile::tempdir().unwrap();
+    let path = Store::open(&home.store()).unwrap().find("latest").unwrap().path;
+    let mut state = Reader::open(&path).unwrap().read_snapshot().unwrap();
+    let embedding = state.tensors.iter_mut().find(|t| t.meta.name == "transformer.wte.weight").unwrap();
+    let elements = embedding.meta.elements().unwrap() as usize;
+    embedding.bytes = std::sync::Arc::new(1f32.to_le_bytes().repeat(elements));
+    let store = Store::create(&work.path().join("store")).unwrap();
+    commit(&store, state, &CommitOptions::new(support::RUN, 1)).unwrap();
+    let arguments = ["check", text(store.path()), "latest", "--against", text(&path), "--outputs"];
+    let output = ckptd(&arguments);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("mean 1.000000, std 0.000000, all ones, ||Delta E||_F = "), "{said}");
+    assert!(said.contains("sigma^2 = ") && said.contains("delta = ") && !said.contains("delta = 0.0"), "{said}");
+}
+
+#[test]
+fn a_text_follows_from_the_seed_and_is_the_same_from_a_snapshot_and_from_its_exports() {
+    let home = home();
+    let out = tempfile::tempdir().unwrap();
+    let generate = |source: &[&str], more: &[&str]| {
+        let output =
+            run("ckptd-gpt2", &[&["generate", "--prompt", "pub fn é"], source, &["--tokens", "24"], more].concat());
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        done(output)
+    };
+    let store = home.store();
+    let latest = ["--store", text(&store)];
+    let one = generate(&latest, &["--seed", "1"]);
+    assert!(one.starts_with("pub fn é") && one.ends_with('\n') && one.len() > 20, "{one}");
+    assert_eq!(generate(&latest, &["--seed", "1"]), one);
+    assert_ne!(generate(&latest, &["--seed", "2"]), one);
+    let greedy = generate(&latest, &["--temperature", "0"]);
+    assert_eq!(generate(&latest, &["--top-k", "1", "--seed", "5"]), greedy);
+
+    let hf = out.path().join("hf");
+    done(ckptd(&["export", text(&store), "latest", "--format", "hf", text(&hf)]));
+    assert_eq!(generate(&["--model", text(&hf)], &["--seed", "1"]), one);
+    let earlier = generate(&["--store", text(&store), "--snapshot", "4"], &["--temperature", "1.5"]);
+    assert!(earlier.starts_with("pub fn é"));
+    // More than the model's 256 positions: it goes on from the last of them.
+    let long = run("ckptd-gpt2", &["generate", "--store", text(&store), "--tokens", "300", "--prompt", "fn"]);
+    assert!(done(long).len() > 300);
+}
+
+#[test]
+fn a_text_needs_a_tokenizer_and_a_prompt_only_where_no_document_can_begin() {
+    let home = home();
+    let out = tempfile::tempdir().unwrap();
+    let hf = out.path().join("hf");
+    let store = home.store();
+    done(ckptd(&["export", text(&store), "latest", "--format", "hf", text(&hf)]));
+    let tokenizer = out.path().join("tokenizer.json");
+    std::fs::rename(hf.join("tokenizer.json"), &tokenizer).unwrap();
+    std::fs::remove_file(hf.join("ckptd.json")).unwrap();
+    let refused = run("ckptd-gpt2", &["generate", "--model", text(&hf)]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--tokenizer"));
+    done(run("ckptd-gpt2", &["generate", "--model", text(&hf), "--tokenizer", text(&tokenizer), "--tokens", "3"]));
+}
+
+#[test]
+fn transformers_loads_model_and_tokenizer_of_an_export_without_a_warning() {
+    let home = home();
+    let out = tempfile::tempdir().unwrap();
+    let hf = out.path().join("hf");
+    done(ckptd(&["export", text(&home.store()), "latest", "--format", "hf", text(&hf)]));
+    let tokens = python::run("verify_tokenizer.py", &[&hf, Path::new("pub fn é <|endoftext|>\n\n  x")]);
+    assert!(serde_json::from_str::<Vec<u32>>(&tokens).unwrap().contains(&0), "{tokens}");
+}
