@@ -135,12 +135,12 @@ def run(bench, wanted, results):
         attempt("speed_more", results, lambda: parts.speed_more(bench))
 
 
-def formats():
+def formats(preset):
     """Export speeds, measured by a program of their own where it is there."""
     script = ROOT / "bench/formats.py"
     if not script.exists():
         return {"text": ""}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=400, cwd=ROOT)
+    done = subprocess.run([sys.executable, str(script), preset], capture_output=True, text=True, timeout=400, cwd=ROOT)
     if done.returncode != 0:
         raise RuntimeError(done.stderr.strip()[-500:])
     return {"text": done.stdout}
@@ -159,7 +159,7 @@ def main():
         traceback.print_exc()
         results["programs"] = {"failed": f"{type(error).__name__}: {error}"}
     if "formats" in wanted:
-        attempt("formats", results, formats)
+        attempt("formats", results, lambda: formats(bench.settings["preset"]))
     text = report.write(results, small)
     target = OUT / "RESULTS.small.md" if small or sys.argv[1:] else ROOT / "bench/RESULTS.md"
     target.write_text(text)
