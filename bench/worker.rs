@@ -78,6 +78,7 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &Events) -> Result<Bench> 
         resumed: job.resumed.clone(),
         files: job.files.clone(),
         provenance: job.provenance.clone(),
+        probe: None,
     };
     let capturer = job.state.capturer();
     let step = capturer.step();
