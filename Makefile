@@ -1,5 +1,6 @@
 # make run      train the small default job; run again, it goes on where it was
 # make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
+# make bench    ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute, a small model
 # make build    target/release/ckptd and ckptd-gpt2
 # make interval  the automatic snapshot interval against the best fixed one, simulated
 # make terms    200 SIGTERMs at random moments, and how long it took until the state was durable
@@ -17,8 +18,8 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run test build lint interval terms systemd-check faults faults-short soak programs setup setup-full text fuzz bench-formats \
-	clean
+.PHONY: run test bench build lint interval terms systemd-check faults faults-short soak programs setup setup-full setup-bench \
+	text fuzz bench-formats clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -36,6 +37,9 @@ interval: setup
 
 terms: build
 	CKPTD_TERMS=$${CKPTD_TERMS:-200} cargo test --release --locked -p ckptd --test sessions -- --nocapture sigterms
+bench: setup-bench text
+	cargo build --release --locked --bins --examples
+	.cache/python/bin/python bench/run.py
 
 lint: setup-full
 	cargo fmt --all --check
@@ -63,6 +67,9 @@ setup:
 
 setup-full:
 	@scripts/setup.sh full
+
+setup-bench:
+	@scripts/setup.sh bench
 
 text: .cache/text/python.txt
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lays libtorch in .cache/ (git-ignored): the PyPI wheel of torch without its CUDA dependencies, about 540 MB to download.
-# `setup.sh full` adds what the interop tests need: the whole of torch, transformers and friends (about 5 GB on disk).
+# `setup.sh full` adds what the interop tests need: the whole of torch, transformers and friends (about 5 GB on disk),
+# `setup.sh bench` the codecs of the benchmark, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=.cache
@@ -38,8 +39,16 @@ if [ ! -f "$cache/libtorch.ok" ]; then
   touch "$cache/libtorch.ok"
 fi
 
-if [ "${1:-}" = full ] && ! cmp -s tests/python/requirements.txt "$cache/python.ok"; then
-  echo "setup: installing the Python packages of the interop tests into $cache (5 GB on disk, once)" >&2
-  "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/python/requirements.txt
-  cp tests/python/requirements.txt "$cache/python.ok"
-fi
+add() { # what for, a list of packages, its name in the cache
+  if ! cmp -s "$2" "$cache/$3"; then
+    echo "setup: installing the Python packages of the $1 into $cache" >&2
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$2"
+    cp "$2" "$cache/$3"
+  fi
+}
+case "${1:-}" in
+  full | bench) add "interop tests (5 GB on disk, once)" tests/python/requirements.txt python.ok ;;
+esac
+case "${1:-}" in
+  bench) add "benchmark" bench/requirements.txt bench.ok ;;
+esac

@@ -118,7 +118,7 @@ pub struct SnapshotPolicy {
     pub max_overhead: f64,
     /// 0: stored as is; from 1: float tensors by planes, everything else by zstd at that level.
     pub level: u8,
-    /// 0: one per two processors, at least one.
+    /// 0: one per processor.
     pub encode_threads: usize,
     /// Store a hash of what the model answers to a fixed input; a resume holds the model against it.
     pub probe: bool,

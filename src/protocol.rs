@@ -122,6 +122,9 @@ pub enum Event {
         capture_ms: f64,
         write_ms: f64,
         stall_ms: f64,
+        /// The most memory that a snapshot has held so far because the training had moved on.
+        #[serde(default)]
+        extra_peak_bytes: u64,
     },
     /// It is not, and training goes on.
     SnapshotFailed { step: u64, what: String, disk_full: bool },

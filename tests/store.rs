@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use ckptd::Error;
 use ckptd::config::Retention;
 use ckptd::snapshot::Role;
-use ckptd::store::{CommitOptions, Reader, State, commit};
+use ckptd::store::{CommitOptions, Pace, Reader, State, commit};
 use support::{RUN, save, save_verified, snapshot, store};
 
 #[test]
@@ -18,8 +18,10 @@ fn every_tensor_file_and_state_is_read_back_to_the_bit() {
     let (_folder, store) = store();
     // More than one chunk in a tensor, a row that crosses chunks, an empty tensor, a scalar.
     let saved = snapshot(7, 6000);
-    for (seq, (level, threads)) in [(0, 1), (1, 1), (1, 3), (3, 2)].into_iter().enumerate() {
-        let options = CommitOptions { level, threads, ..CommitOptions::new(RUN, seq as u64) };
+    let (alone, beside, hurried) = (Pace::Alone, Pace::Background, Pace::Hurried);
+    let paces = [(0, 1, alone), (1, 1, hurried), (1, 3, beside), (1, 2, hurried), (3, 2, alone)];
+    for (seq, (level, threads, pace)) in paces.into_iter().enumerate() {
+        let options = CommitOptions { level, threads, pace, ..CommitOptions::new(RUN, seq as u64) };
         let committed = commit(&store, saved.clone(), &options).unwrap();
         let reader = Reader::open(&committed.path).unwrap();
         let read = reader.read_snapshot().unwrap();
@@ -161,7 +163,7 @@ fn a_commit_that_is_hurried_on_writes_the_same_snapshot() {
     let (_folder, store) = store();
     let saved = snapshot(7, 6000);
     let usual = commit(&store, saved.clone(), &CommitOptions::new(RUN, 1)).unwrap();
-    let options = CommitOptions { background: true, ..CommitOptions::new(RUN, 2) };
+    let options = CommitOptions { pace: Pace::Background, ..CommitOptions::new(RUN, 2) };
     options.control.hurry();
     let hurried = commit(&store, saved, &options).unwrap();
     assert_eq!((hurried.root, options.control.fraction()), (usual.root, 1.0));

@@ -6,27 +6,36 @@
 //! Deliberately not here: when to take a snapshot, and whether what was written can be read back (verify).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::codec::{CHUNK_BYTES, Encoder, MAX_OVERHEAD};
+use super::codec::{CHUNK_BYTES, Encoder, room};
 use super::format::{self, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer, Unit};
 use super::fs::{self, Dir, SECTOR};
+use super::write::{BlockWriter, Starvation};
 use super::{Store, layout};
 use crate::error::{Error, Result};
 use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
-use memmap2::MmapMut;
 
-/// Bytes of one write. Measured on virtio disks: 8 MiB reaches the device's rate, more gains nothing.
-/// The fault campaign tears small files, which should have many of them.
-const BLOCK_BYTES: usize = if cfg!(feature = "faults") { 8 << 10 } else { 8 << 20 };
 /// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
 const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
-/// Chunks that may be encoded ahead of the writer, for each thread.
-const WINDOW_PER_THREAD: usize = 8;
+/// Chunks that may be encoded ahead of the writer: two of its blocks, so that it finds the next one while it waits for
+/// the device, and some for each thread, since chunks are written in their order.
+const WINDOW: usize = 2 * super::write::BLOCK_BYTES / CHUNK_BYTES;
+const WINDOW_PER_THREAD: usize = 4;
+
+/// What a commit shares the machine with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A training that goes first.
+    Background,
+    /// Nothing in particular.
+    Alone,
+    /// Nothing, and a deadline comes nearer: a chunk that the device would wait for is stored as it is.
+    Hurried,
+}
 
 #[derive(Clone, Debug)]
 pub struct CommitOptions {
@@ -37,8 +46,7 @@ pub struct CommitOptions {
     pub level: u8,
     /// Encoding threads, at least 1.
     pub threads: usize,
-    /// Encode at low priority, so that training goes first.
-    pub background: bool,
+    pub pace: Pace,
     /// Size of the snapshot before, to reserve room; 0 if unknown.
     pub expected_bytes: u64,
     /// Set by another thread to abandon the commit.
@@ -76,7 +84,7 @@ impl CommitOptions {
             parent: None,
             level: 1,
             threads: 1,
-            background: false,
+            pace: Pace::Alone,
             expected_bytes: 0,
             cancel: Arc::default(),
             control: Arc::default(),
@@ -200,7 +208,7 @@ fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOpt
 fn finish(mut out: BlockWriter, records: &[ChunkRecord], manifest: &Manifest) -> Result<u64> {
     let table = format::table_bytes(records);
     let json = serde_json::to_vec(manifest)
-        .map_err(|e| Error::Other(format!("writing the manifest of {}: {e}", out.path.display())))?;
+        .map_err(|e| Error::Other(format!("writing the manifest of {}: {e}", out.path().display())))?;
     let trailer = Trailer::new(out.position(), &table, &json);
     for part in [&table[..], &json, &trailer.to_bytes()] {
         out.append(part)?;
@@ -227,7 +235,8 @@ fn check(snapshot: &Snapshot, path: &std::path::Path) -> Result<u64> {
 
 /// A chunk that waits to be written.
 struct Encoded {
-    bytes: Vec<u8>,
+    /// Its encoded bytes, and what is left of the memory that they were written to.
+    memory: Vec<u8>,
     record: ChunkRecord,
     finite: bool,
 }
@@ -239,6 +248,7 @@ struct Pipeline<'a> {
     items: Vec<Mutex<Option<TensorBytes>>>,
     left: Vec<AtomicUsize>,
     window: usize,
+    starvation: Starvation,
     state: Mutex<Progress>,
     encoded: Condvar,
     room: Condvar,
@@ -270,14 +280,15 @@ fn write_chunks(
         units,
         items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
         left: left.into_iter().map(AtomicUsize::new).collect(),
-        window: threads * WINDOW_PER_THREAD,
+        window: WINDOW + threads * WINDOW_PER_THREAD,
+        starvation: out.starvation(),
         state: Mutex::default(),
         encoded: Condvar::new(),
         room: Condvar::new(),
     };
     std::thread::scope(|scope| {
         let spawn = |background: bool| scope.spawn(move || pipeline.encode(options, background));
-        let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.background)).collect();
+        let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.pace == Pace::Background)).collect();
         // Whatever happens here, the threads must not wait for a writer that is gone.
         let end = EndOnDrop(pipeline);
         // A thread that has lowered its priority may not raise it again; fresh ones take over what is left.
@@ -335,13 +346,12 @@ impl Pipeline<'_> {
                 state = self.encoded.wait_timeout(state, CONTROL_INTERVAL).unwrap_or_else(|e| e.into_inner()).0;
             };
             drop(state);
-            out.append(&chunk.bytes)?;
+            out.append(&chunk.memory[..chunk.record.encoded as usize])?;
             records.push(chunk.record);
             finite &= chunk.finite;
             let mut state = self.lock();
             state.written = records.len();
-            options.control.written.store(records.len(), Ordering::Relaxed);
-            state.spare.push(chunk.bytes);
+            state.spare.push(chunk.memory);
             drop(state);
             self.room.notify_all();
         }
@@ -352,11 +362,11 @@ impl Pipeline<'_> {
         if background {
             low_priority();
         }
+        let hurried = || options.control.hurried.load(Ordering::Relaxed);
         let mut ended_by_panic = PanicEnds(self, true);
-        let mut encoder = Encoder::new(options.level);
-        let relieved = || background && options.control.hurried.load(Ordering::Relaxed);
-        while !relieved()
-            && let Some((index, mut bytes)) = self.take()
+        let (mut encoder, mut storing) = (Encoder::new(options.level), Encoder::new(0));
+        while !(background && hurried())
+            && let Some((index, mut memory)) = self.take()
         {
             let unit = &self.units[index];
             let item = self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
@@ -364,12 +374,13 @@ impl Pipeline<'_> {
             let Some(item) = item else { return };
             let whole = (*item).as_ref();
             let raw = &whole[unit.offset as usize..unit.offset as usize + unit.bytes];
-            bytes.clear();
-            bytes.reserve(unit.bytes + MAX_OVERHEAD);
-            encoder.encode(unit.context, raw, &mut bytes);
+            memory.resize(memory.len().max(room(unit.bytes)), 0);
+            let gives_way = (options.pace == Pace::Hurried || hurried()) && self.starvation.is_now();
+            let encoder = if gives_way { &mut storing } else { &mut encoder };
+            let length = encoder.encode(unit.context, raw, &mut memory);
             let record = ChunkRecord {
-                encoded: bytes.len() as u64,
-                encoded_hash: *blake3::hash(&bytes).as_bytes(),
+                encoded: length as u64,
+                encoded_hash: *blake3::hash(&memory[..length]).as_bytes(),
                 raw_hash: format::chunk_hash(raw, unit.offset, whole.len() == unit.bytes),
             };
             let finite = unit.context.role != Role::Param || all_finite(raw, unit.context.dtype);
@@ -377,7 +388,7 @@ impl Pipeline<'_> {
             if self.left[unit.item].fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).take();
             }
-            self.lock().waiting.insert(index, Encoded { bytes, record, finite });
+            self.lock().waiting.insert(index, Encoded { memory, record, finite });
             self.encoded.notify_one();
         }
         ended_by_panic.1 = false;
@@ -414,14 +425,16 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A nice value that weighs about a tenth of the usual one. The lowest weighs so little that on a crowded machine a last
-/// snapshot would wait for seconds for a chunk that such a thread has begun.
-const LOW_PRIORITY: i32 = 10;
+/// Nice value of encoding threads beside a training: about a third of a processor that the training wants, too.
+///
+/// What a snapshot takes from the training is its processor time, whenever that is spent. At the lowest priority it was
+/// spent so late that a snapshot took longer to be durable than the interval to the next one.
+const BACKGROUND_NICE: i32 = 3;
 
 /// Puts the calling thread behind the training.
 pub fn low_priority() {
     // Linux keeps a nice value for each thread. Refusal only means that the thread competes as an equal.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOW_PRIORITY);
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BACKGROUND_NICE);
 }
 
 fn all_finite(raw: &[u8], dtype: DType) -> bool {
@@ -443,65 +456,4 @@ fn all_finite(raw: &[u8], dtype: DType) -> bool {
     !bad
 }
 
-/// Appends to a file in large aligned blocks: past the page cache where the file system allows it.
-struct BlockWriter<'a> {
-    file: &'a File,
-    path: PathBuf,
-    block: MmapMut,
-    filled: usize,
-    written: u64,
-    direct: bool,
-}
-
-impl<'a> BlockWriter<'a> {
-    fn new(file: &'a File, path: PathBuf) -> Result<BlockWriter<'a>> {
-        // Set after the open: an open with the flag may create the file and then fail.
-        let direct = fs::set_direct(file, true, &path);
-        let block = MmapMut::map_anon(BLOCK_BYTES).map_err(|e| Error::io("getting memory to write", &path, e))?;
-        Ok(BlockWriter { file, path, block, filled: 0, written: 0, direct })
-    }
-
-    fn position(&self) -> u64 {
-        self.written + self.filled as u64
-    }
-
-    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let n = bytes.len().min(BLOCK_BYTES - self.filled);
-            self.block[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
-            self.filled += n;
-            bytes = &bytes[n..];
-            if self.filled == BLOCK_BYTES {
-                self.flush(BLOCK_BYTES)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the first `length` bytes of the block.
-    fn flush(&mut self, length: usize) -> Result<()> {
-        let mut result = fs::write_all_at(self.file, &self.block[..length], self.written, &self.path);
-        if self.direct && matches!(&result, Err(Error::Io { source, .. }) if source.raw_os_error() == Some(22)) {
-            // The file system took the flag but not the write: go on through the page cache.
-            self.direct = !fs::set_direct(self.file, false, &self.path);
-            result = fs::write_all_at(self.file, &self.block[..length], self.written, &self.path);
-        }
-        self.written += self.filled as u64;
-        self.filled = 0;
-        result
-    }
-
-    /// Writes what is left, and cuts the file to its exact length.
-    fn finish(mut self) -> Result<u64> {
-        let length = self.position();
-        let filled = self.filled;
-        if filled > 0 {
-            let padded = if self.direct { filled.next_multiple_of(SECTOR) } else { filled };
-            self.block[filled..padded].fill(0);
-            self.flush(padded)?;
-        }
-        fs::truncate(self.file, length, &self.path).map(|()| length)
-    }
-}
-
-const _: () = assert!(BLOCK_BYTES.is_multiple_of(SECTOR) && HEAD_BYTES < SECTOR);
+const _: () = assert!(HEAD_BYTES < SECTOR);

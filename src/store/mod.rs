@@ -1,7 +1,7 @@
 //! The store: one folder a job, and in it whole, durable, verified snapshots.
 //!
-//! Reading order: [`layout`] (names), [`format`] (the file), [`codec`] (a chunk), [`commit`], [`read`], [`verify`],
-//! [`retain`], [`lock`]; [`fs`] is below all of them, and [`seam`] below that.
+//! Reading order: [`layout`] (names), [`format`] (the file), [`codec`] (a chunk), [`commit`] (over `write`), [`read`],
+//! [`verify`], [`retain`], [`lock`]; [`fs`] is below all of them, and [`seam`] below that.
 //!
 //! Invariant: whatever is asked of a store is answered from what is on the disk now, never from memory. Order comes
 //! from (run, sequence number) in the manifests. Damaged files are moved aside, not deleted; only [`Store::prune`]
@@ -19,13 +19,14 @@ pub mod read;
 pub mod retain;
 pub mod seam;
 pub mod verify;
+mod write;
 
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use commit::{CommitOptions, Committed, Control, commit};
+pub use commit::{CommitOptions, Committed, Control, Pace, commit};
 pub use format::Manifest;
 pub use lock::{Ending, LastSession, Lock};
 pub use read::Reader;

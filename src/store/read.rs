@@ -79,7 +79,7 @@ impl Reader {
         Reader::with_file(path, fs::open_path(path)?, false)
     }
 
-    /// Opens for a verification: what is read comes from the device.
+    /// Opens for a verification or a restore: what is read comes from the device.
     pub fn open_past_cache(path: &Path) -> Result<Reader> {
         fs::forget_cached(&fs::open_path(path)?);
         let metadata = Reader::with_file(path, fs::open_path(path)?, false)?;

@@ -210,6 +210,7 @@ impl Worker {
             capture_ms: 0.5,
             write_ms: committed.write_ms,
             stall_ms: 0.5,
+            extra_peak_bytes: 0,
         });
         *seq += 1;
     }

@@ -224,11 +224,13 @@ impl State {
         }
         inner.check()?;
         let (places, moved) = inner.places()?;
-        let ticket = inner.ticket.upgrade();
-        if let Some(ticket) = &ticket {
-            ticket.stall_ns.fetch_add(nanos(began.elapsed()), Ordering::Relaxed);
-        }
-        drop(ticket);
+        let meter = inner.ticket.upgrade().map(|ticket| StallMeter(ticket.stall_ns.clone()));
+        let held_up = |since: Instant| {
+            if let Some(meter) = &meter {
+                meter.add(since.elapsed());
+            }
+        };
+        held_up(began);
         inner.torn = true;
         let result = apply(&places)?;
         inner.torn = false;
@@ -241,7 +243,9 @@ impl State {
         advance(train, metrics);
         drop(inner);
         if moved.iter().any(|&index| index < self.params.len()) {
+            let began = Instant::now();
             self.refresh_leaves()?;
+            held_up(began);
         }
         Ok(result)
     }
@@ -313,7 +317,12 @@ impl Capture {
 }
 
 impl StallMeter {
-    /// Waits for the lock and extra allocations on the training thread.
+    /// Adds time that the training thread has spent on the snapshot.
+    pub fn add(&self, time: Duration) {
+        self.0.fetch_add(nanos(time), Ordering::Relaxed);
+    }
+
+    /// Waits for the lock, extra allocations, the move to other homes, and what else was added.
     pub fn stall(&self) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::Relaxed))
     }

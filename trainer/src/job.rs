@@ -51,7 +51,8 @@ impl Job {
     /// Prepares what `start` asks for. Tells `events` what takes time.
     pub fn open(start: Start, events: &Events) -> Result<Job> {
         let Start { config, resume, accept_changes, .. } = start;
-        let snapshot = resume.as_deref().map(Reader::open).transpose()?;
+        // It was written past the page cache, so that it is not in there, and need not be: it is read once.
+        let snapshot = resume.as_deref().map(Reader::open_past_cache).transpose()?;
         let device = device::open(&config.job.device)?;
         let recorded = snapshot.as_ref().and_then(|s| s.manifest().train.settings.get("threads")?.parse().ok());
         let threads = choose_threads(config.job.threads, recorded, accept_changes, events);
@@ -288,7 +289,8 @@ fn restore(
         }
         wrong.extend(left.into_keys().map(|(role, name)| format!("{role} {name} is not part of this training")));
         match wrong.is_empty() {
-            true => snapshot.read_into(wanted, threads.max(2)),
+            // Twice the threads, since each of them waits for the device half of the time.
+            true => snapshot.read_into(wanted, 2 * threads.max(2)),
             false => Err(Error::mismatch(snapshot.path(), format!("does not fit this training: {}", wrong.join("; ")))),
         }
     })?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ckptd::config::{Config, Every};
 use ckptd::protocol::{Command, Event, Failure, Level, Start, VERSION};
-use ckptd::store::Store;
+use ckptd::store::{Pace, Store};
 use ckptd::{Error, Result};
 use ckptd_gpt2::events::{Commands, Events};
 use ckptd_gpt2::job::Job;
@@ -193,7 +193,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     // From here on an order to stop has a state to save.
     let _ = taker.set(snapshots.clone());
     let step = Training::new(job, events.clone(), snapshots.clone()).run()?;
-    snapshots.take_last("final", None)?;
+    snapshots.take_last("final", Pace::Alone, None)?;
     events.send(Event::Done { step, finished: true });
     Ok(())
 }
@@ -204,7 +204,7 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Pol
         let (save, reason, within) = loop {
             match commands.next_command() {
                 Ok(Some(Command::Snapshot { reason })) => match taker.get() {
-                    Some(snapshots) => snapshots.take(&reason),
+                    Some(snapshots) => drop(snapshots.take(&reason)),
                     None => events.log(Level::Info, "no snapshot yet: the training has not begun"),
                 },
                 Ok(Some(Command::Configure { every_steps, level, encode_threads })) => {
@@ -224,7 +224,7 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Pol
         }
         if let (true, Some(snapshots)) = (save, taker.get()) {
             // The failure was told as an event.
-            code = i32::from(snapshots.take_last(&reason, within).is_err());
+            code = i32::from(snapshots.take_last(&reason, Pace::Hurried, within).is_err());
         }
         let step = taker.get().map_or(0, Snapshots::step);
         events.send(Event::Done { step, finished: false });

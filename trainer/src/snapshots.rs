@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use ckptd::protocol::{Event, Level};
 use ckptd::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainState};
-use ckptd::store::{CommitOptions, Control, Store, commit};
+use ckptd::store::{CommitOptions, Control, Pace, Store, commit};
 use ckptd::{Error, Result};
 
-use crate::capture::{Capture, Capturer};
+use crate::capture::{Capture, Capturer, StallMeter};
 use crate::device;
 use crate::events::Events;
 use crate::probe::Prober;
@@ -50,7 +50,8 @@ pub struct Policy {
 impl Policy {
     pub fn set(&self, every_steps: Option<u64>, level: u8, encode_threads: usize) {
         let threads = match encode_threads {
-            0 => device::processors().div_ceil(2),
+            // The training's threads wait for the slowest among them: all of them are held up a little.
+            0 => device::processors(),
             n => n,
         };
         self.every_steps.store(every_steps.unwrap_or(0), Ordering::Relaxed);
@@ -101,8 +102,7 @@ struct InFlight {
 struct Job {
     capture: Capture,
     reason: String,
-    /// The last one before an end is encoded at full priority.
-    urgent: bool,
+    pace: Pace,
     cancel: Arc<AtomicBool>,
     control: Arc<Control>,
     outcome: Option<SyncSender<Result<()>>>,
@@ -122,6 +122,7 @@ impl Snapshots {
             settings,
             flight: flight.clone(),
             policy: policy.clone(),
+            capturer: capturer.clone(),
             events: events.clone(),
             expected_bytes: 0,
         };
@@ -132,26 +133,40 @@ impl Snapshots {
         Ok(Snapshots { capturer, jobs, flight, policy, events })
     }
 
-    /// Captures the state as it is now, and returns; the rest happens in the background.
-    pub fn take(&self, reason: &str) {
+    /// [`Snapshots::take`] for the training thread, whose time in here counts as held up.
+    pub fn take_between_steps(&self, reason: &str) {
+        let began = Instant::now();
+        if let Some(meter) = self.take(reason) {
+            meter.add(began.elapsed());
+        }
+    }
+
+    /// Captures the state as it is now, and returns; the rest happens in the background. What is returned measures
+    /// how long this snapshot holds up the training.
+    pub fn take(&self, reason: &str) -> Option<StallMeter> {
         let mut durable = self.flight.lock();
         if self.flight.ending.load(Ordering::Relaxed) {
-            return; // The last one takes what is there.
+            return None; // The last one takes what is there.
         }
         if durable.in_flight.is_some() {
             let step = self.capturer.step();
             self.events.send(Event::SnapshotSkipped { step, reason: reason.into() });
-            return;
+            return None;
         }
         match self.capture(&durable) {
             Ok(Some(capture)) => {
-                let job = self.prepare(&mut durable, capture, reason, false, None);
+                let meter = capture.stall_meter();
+                let job = self.prepare(&mut durable, capture, reason, Pace::Background, None);
                 drop(durable);
                 self.launch(job);
+                Some(meter)
             }
             // Nothing has happened since the last one.
-            Ok(None) => {}
-            Err(e) => self.failed(&e),
+            Ok(None) => None,
+            Err(e) => {
+                self.failed(&e);
+                None
+            }
         }
     }
 
@@ -182,8 +197,8 @@ impl Snapshots {
     }
 
     /// Makes the newest state durable, and returns when it is. What is in flight is finished first, or given up where
-    /// there is no time for both.
-    pub fn take_last(&self, reason: &str, within: Option<Duration>) -> Result<()> {
+    /// there is no time for both. Nothing trains meanwhile; `pace` says whether a deadline comes nearer, `within` when.
+    pub fn take_last(&self, reason: &str, pace: Pace, within: Option<Duration>) -> Result<()> {
         let durable = self.flight.lock();
         if let Some(flight) = &durable.in_flight {
             let elapsed = flight.began.elapsed();
@@ -200,15 +215,15 @@ impl Snapshots {
             }
         }
         drop(durable);
-        self.take_and_wait(reason, false)
+        self.take_and_wait(reason, false, pace)
     }
 
     /// Keeps the state for a look at what went wrong, also where the same state is durable as a healthy one.
     pub fn take_post_mortem(&self) -> Result<()> {
-        self.take_and_wait("post-mortem", true)
+        self.take_and_wait("post-mortem", true, Pace::Alone)
     }
 
-    fn take_and_wait(&self, reason: &str, even_if_durable: bool) -> Result<()> {
+    fn take_and_wait(&self, reason: &str, even_if_durable: bool, pace: Pace) -> Result<()> {
         let mut durable = self.flight.lock();
         while durable.in_flight.is_some() {
             durable = self.flight.landed.wait(durable).unwrap_or_else(PoisonError::into_inner);
@@ -218,7 +233,7 @@ impl Snapshots {
         }
         let Some(capture) = self.capture(&durable).inspect_err(|e| self.failed(e))? else { return Ok(()) };
         let (outcome, landed) = sync_channel(1);
-        let job = self.prepare(&mut durable, capture, reason, true, Some(outcome));
+        let job = self.prepare(&mut durable, capture, reason, pace, Some(outcome));
         drop(durable);
         self.launch(job);
         landed.recv().unwrap_or_else(|_| Err(Error::Other("the thread that commits snapshots died".into())))
@@ -237,7 +252,7 @@ impl Snapshots {
         durable: &mut Durable,
         capture: Capture,
         reason: &str,
-        urgent: bool,
+        pace: Pace,
         outcome: Option<SyncSender<Result<()>>>,
     ) -> Job {
         let (cancel, control): (Arc<AtomicBool>, Arc<Control>) = Default::default();
@@ -247,7 +262,7 @@ impl Snapshots {
             cancel: cancel.clone(),
             control: control.clone(),
         });
-        Job { capture, reason: reason.into(), urgent, cancel, control, outcome }
+        Job { capture, reason: reason.into(), pace, cancel, control, outcome }
     }
 
     fn launch(&self, job: Job) {
@@ -277,6 +292,7 @@ struct Committer {
     parent: Option<String>,
     flight: Arc<Flight>,
     policy: Arc<Policy>,
+    capturer: Capturer,
     events: Events,
     expected_bytes: u64,
 }
@@ -308,14 +324,17 @@ impl Committer {
     }
 
     fn commit(&mut self, job: Job) -> Result<()> {
-        let Job { capture, reason, urgent, cancel, control, .. } = job;
+        let Job { capture, reason, pace, cancel, control, .. } = job;
         let settings = &self.settings;
         let options = CommitOptions {
             parent: self.parent.clone(),
             level: u8::try_from(self.policy.level.load(Ordering::Relaxed)).unwrap_or(1),
             // Nothing else is to be computed beside the last one.
-            threads: if urgent { device::processors() } else { self.policy.threads.load(Ordering::Relaxed) },
-            background: !urgent,
+            threads: match pace {
+                Pace::Background => self.policy.threads.load(Ordering::Relaxed),
+                Pace::Alone | Pace::Hurried => device::processors(),
+            },
+            pace,
             cancel,
             control,
             expected_bytes: self.expected_bytes,
@@ -348,6 +367,7 @@ impl Committer {
             capture_ms,
             write_ms: done.write_ms,
             stall_ms: stall.stall().as_secs_f64() * 1e3,
+            extra_peak_bytes: self.capturer.memory().extra_peak,
         });
         Ok(())
     }

@@ -57,12 +57,18 @@ impl Training {
             if step >= steps {
                 return Ok(step);
             }
-            self.step(step)?;
-            self.evaluate_if_due()?;
-            if self.snapshots.is_due(step + 1) && step + 1 < steps {
-                self.snapshots.take("interval");
-            }
+            self.advance(step)?;
         }
+    }
+
+    /// The step after `step`, and what falls due with it: an evaluation, a snapshot.
+    pub fn advance(&mut self, step: u64) -> Result<()> {
+        self.step(step)?;
+        self.evaluate_if_due()?;
+        if self.snapshots.is_due(step + 1) && step + 1 < self.job.config.train.steps {
+            self.snapshots.take_between_steps("interval");
+        }
+        Ok(())
     }
 
     /// One update, from the mean gradient over its micro-batches.
@@ -136,7 +142,7 @@ impl Training {
         });
         self.events.send(Event::Eval { step, val_loss, best });
         if best && step < self.job.config.train.steps {
-            self.snapshots.take("best validation loss");
+            self.snapshots.take_between_steps("best validation loss");
         }
         Ok(())
     }

@@ -100,7 +100,17 @@ pub(super) fn step(step: u64) -> Message {
 
 pub(super) fn committed(step: u64) -> Message {
     let path = format!("/store/snapshots/step-{step}.ckpt").into();
-    Message::Committed { step, seq: step, path, bytes: 4, raw_bytes: 8, capture_ms: 0.1, write_ms: 1.0, stall_ms: 0.1 }
+    Message::Committed {
+        step,
+        seq: step,
+        path,
+        bytes: 4,
+        raw_bytes: 8,
+        capture_ms: 0.1,
+        write_ms: 1.0,
+        stall_ms: 0.1,
+        extra_peak_bytes: 0,
+    }
 }
 
 pub(super) fn verified(step: u64) -> Event {

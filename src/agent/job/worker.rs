@@ -145,7 +145,7 @@ impl Job {
                     self.complaint = Some(complaint);
                 }
             }
-            Message::Committed { step, path, write_ms, stall_ms, .. } => {
+            Message::Committed { step, path, write_ms, stall_ms, extra_peak_bytes, .. } => {
                 // Only the name counts: what lies elsewhere is none of this store's snapshots.
                 let Some(id) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()) else {
                     return self.kill_for(Cause::Garbage(format!("{} is no snapshot", path.display())), now);
@@ -153,6 +153,7 @@ impl Job {
                 if self.complaint.take().is_some() {
                     info!(step, "snapshots work again: step {step} is written");
                 }
+                debug!(step, stall_ms, extra_peak_bytes, "step {step} is written");
                 self.progress.counts.committed += 1;
                 self.progress.stalled(stall_ms);
                 self.progress.snapshot(&id, step, SnapshotState::Committed, now.wall);

@@ -32,7 +32,7 @@ impl Decoder {
 
     /// With a slower instruction set than the best, for tests and benchmarks.
     pub fn with_isa(isa: Isa) -> Self {
-        Decoder { isa, planes: PlaneReader::new(), means: Means::default(), symbols: Vec::new() }
+        Decoder { isa, planes: PlaneReader::new(isa), means: Means::default(), symbols: Vec::new() }
     }
 
     /// Fills `raw` from `encoded`, which must hold exactly as much. After an error the content of `raw` is undefined.

@@ -3,10 +3,11 @@
 use super::dispatch::multiversion;
 use super::plane::PlaneWriter;
 use super::planes;
+use super::sink::Sink;
 use super::split::{packed_len, split};
 use super::survey::entropy_bits;
 use super::whiten::{Grid, Means};
-use super::{ChunkContext, Coding, Isa};
+use super::{ChunkContext, Coding, Isa, room};
 use crate::snapshot::{DType, Role};
 
 /// Floats fewer than this go through zstd: planes would not earn their headers.
@@ -47,26 +48,25 @@ impl Encoder {
         }
     }
 
-    /// Appends the encoded chunk to `out`: at most `raw.len() + MAX_OVERHEAD` bytes. Chunks of any length are taken;
-    /// one that is not a whole number of elements is given to zstd.
-    pub fn encode(&mut self, ctx: ChunkContext, raw: &[u8], out: &mut Vec<u8>) {
-        let start = out.len();
-        // Planes can exceed the raw bytes by their headers before that is noticed.
-        out.reserve(raw.len() + 64);
-        if self.level == 0 || raw.is_empty() || !self.encode_smaller(ctx, raw, out) || out.len() - start > raw.len() {
-            out.truncate(start);
-            out.push(Coding::Raw as u8);
-            out.extend_from_slice(raw);
+    /// Writes the encoded chunk to the beginning of `out` and returns its length: at most `raw.len() + MAX_OVERHEAD`
+    /// bytes, although `out` must have [`room`] for the chunk. Chunks of any length are taken; one that is not a whole
+    /// number of elements is given to zstd.
+    pub fn encode(&mut self, ctx: ChunkContext, raw: &[u8], out: &mut [u8]) -> usize {
+        assert!(out.len() >= room(raw.len()), "{} bytes are too few for a chunk of {}", out.len(), raw.len());
+        let mut out = Sink::new(out);
+        if self.level == 0 || raw.is_empty() || !self.encode_smaller(ctx, raw, &mut out) || out.len() > raw.len() {
+            return store_raw(raw, out);
         }
+        out.len()
     }
 
     /// Appends the chunk in the coding that suits it; false if there is none.
-    fn encode_smaller(&mut self, ctx: ChunkContext, raw: &[u8], out: &mut Vec<u8>) -> bool {
+    fn encode_smaller(&mut self, ctx: ChunkContext, raw: &[u8], out: &mut Sink<'_>) -> bool {
         let size = ctx.dtype.size();
         let whole = raw.len().is_multiple_of(size);
         if whole && raw.len() > size && raw[size..] == raw[..raw.len() - size] {
             out.push(Coding::Constant as u8);
-            out.extend_from_slice(&raw[..size]);
+            out.extend(&raw[..size]);
             return true;
         }
         if whole && raw.len() / size >= FEWEST_FLOATS {
@@ -81,12 +81,12 @@ impl Encoder {
         self.encode_zstd(raw, out)
     }
 
-    fn encode_zstd(&mut self, raw: &[u8], out: &mut Vec<u8>) -> bool {
+    fn encode_zstd(&mut self, raw: &[u8], out: &mut Sink<'_>) -> bool {
         out.push(Coding::Zstd as u8);
         self.planes.write_zstd(raw, i32::from(self.level), out)
     }
 
-    fn encode_planes<const W: usize>(&mut self, elements: &[[u8; W]], out: &mut Vec<u8>) {
+    fn encode_planes<const W: usize>(&mut self, elements: &[[u8; W]], out: &mut Sink<'_>) {
         out.push(Coding::Planes as u8);
         let cut = grown(&mut self.symbols, W * elements.len());
         planes::cut(self.isa, elements, cut);
@@ -96,7 +96,7 @@ impl Encoder {
         }
     }
 
-    fn encode_f32(&mut self, ctx: ChunkContext, words: &[[u8; 4]], out: &mut Vec<u8>) {
+    fn encode_f32(&mut self, ctx: ChunkContext, words: &[[u8; 4]], out: &mut Sink<'_>) {
         // First, because it also brings the chunk into the cache in the fastest way.
         let negative = has_negative(self.isa, words);
         let sample = Sample::of(words);
@@ -119,7 +119,7 @@ impl Encoder {
         }
     }
 
-    fn encode_split<const H: usize>(&mut self, words: &[[u8; 4]], out: &mut Vec<u8>) {
+    fn encode_split<const H: usize>(&mut self, words: &[[u8; 4]], out: &mut Sink<'_>) {
         out.push(if H == 8 { Coding::Split } else { Coding::SplitPositive } as u8);
         let symbols = grown(&mut self.symbols, words.len());
         append_split::<H>(self.isa, words, symbols, out);
@@ -134,7 +134,7 @@ impl Encoder {
         grid: Grid,
         words: &[[u8; 4]],
         split_bits: f32,
-        out: &mut Vec<u8>,
+        out: &mut Sink<'_>,
     ) -> bool {
         self.means.fit(self.isa, grid, words);
         self.whitened.resize(words.len(), [0; 4]);
@@ -157,11 +157,17 @@ impl Encoder {
     }
 }
 
+fn store_raw(raw: &[u8], mut out: Sink<'_>) -> usize {
+    out.truncate(0);
+    out.push(Coding::Raw as u8);
+    out.extend(raw);
+    out.len()
+}
+
 /// Splits `words` and appends all but the symbols.
-fn append_split<const H: usize>(isa: Isa, words: &[[u8; 4]], symbols: &mut [u8], out: &mut Vec<u8>) {
-    let start = out.len();
-    out.resize(start + 2 * words.len() + packed_len(words.len(), H), 0);
-    let (low, high) = out[start..].split_at_mut(2 * words.len());
+fn append_split<const H: usize>(isa: Isa, words: &[[u8; 4]], symbols: &mut [u8], out: &mut Sink<'_>) {
+    let parts = out.grow(2 * words.len() + packed_len(words.len(), H));
+    let (low, high) = parts.split_at_mut(2 * words.len());
     split::<H>(isa, words, symbols, low, high);
 }
 

@@ -22,6 +22,7 @@ mod huffman;
 mod plane;
 mod planes;
 mod reader;
+mod sink;
 mod split;
 mod survey;
 #[cfg(test)]
@@ -40,6 +41,11 @@ pub const CHUNK_BYTES: usize = 512 << 10;
 
 /// The most bytes by which an encoded chunk can exceed its raw bytes.
 pub const MAX_OVERHEAD: usize = 1;
+
+/// Bytes of memory that [`Encoder::encode`] may need for a chunk, more than it ever keeps.
+pub const fn room(raw_bytes: usize) -> usize {
+    raw_bytes + raw_bytes / 4 + 4096
+}
 
 /// What the coder may know of a chunk besides its bytes. The decoder must be given what the encoder was given.
 #[derive(Clone, Copy, Debug)]

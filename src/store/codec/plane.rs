@@ -6,12 +6,15 @@
 use zstd_safe::{CCtx, DCtx};
 
 use super::reader::Reader;
+use super::sink::Sink;
 use super::survey::Survey;
 use super::{CodecError, Isa, huffman};
 
 const CONSTANT: u8 = 0;
 const RAW: u8 = 1;
 const FRAME: u8 = 2;
+/// Kind, base and length of a frame.
+const FRAME_HEADER_BYTES: usize = 6;
 
 /// Above this entropy (bits a byte) a plane is not worth a decoder's time.
 const NOISE_BITS: f32 = 7.9;
@@ -23,7 +26,7 @@ const PLANE_LEVEL: i32 = 1;
 pub(super) struct PlaneWriter {
     isa: Isa,
     zstd: CCtx<'static>,
-    /// Where frames are made.
+    /// Where zstd makes its frames.
     frame: Vec<u8>,
 }
 
@@ -37,34 +40,37 @@ impl PlaneWriter {
     }
 
     /// Appends a plane that is not empty.
-    pub fn write(&mut self, plane: &[u8], survey: &Survey, out: &mut Vec<u8>) {
+    pub fn write(&mut self, plane: &[u8], survey: &Survey, out: &mut Sink<'_>) {
         if survey.min == survey.max {
-            out.extend_from_slice(&[CONSTANT, survey.min]);
-            return;
+            return out.extend(&[CONSTANT, survey.min]);
         }
         if survey.entropy_bits < NOISE_BITS {
-            let own = survey.entropy_bits >= SKEWED_BITS && huffman::fits(plane, survey);
+            let start = out.len();
+            out.grow(FRAME_HEADER_BYTES);
+            let own = survey.entropy_bits >= SKEWED_BITS && huffman::fits(plane, survey, out.rest().len());
             let (base, len) = if own {
-                (survey.min, Some(huffman::write_frame(self.isa, plane, survey, &mut self.frame)))
+                (survey.min, Some(huffman::write_frame(self.isa, plane, survey, out.rest())))
             } else {
-                (0, self.compress(plane, PLANE_LEVEL))
+                let len = self.compress(plane, PLANE_LEVEL).filter(|&len| len < plane.len());
+                (0, len.inspect(|&len| out.rest()[..len].copy_from_slice(&self.frame[..len])))
             };
-            let frame = len.filter(|&len| len < plane.len()).map(|len| &self.frame[..len]);
-            if let Some((frame, len)) = frame.and_then(|frame| Some((frame, u32::try_from(frame.len()).ok()?))) {
-                out.extend_from_slice(&[FRAME, base]);
-                out.extend_from_slice(&len.to_le_bytes());
-                out.extend_from_slice(frame);
+            out.truncate(start);
+            if let Some(len) = len.filter(|&len| len < plane.len() && u32::try_from(len).is_ok()) {
+                out.extend(&[FRAME, base]);
+                out.extend(&(len as u32).to_le_bytes());
+                out.grow(len);
                 return;
             }
         }
         out.push(RAW);
-        out.extend_from_slice(plane);
+        out.extend(plane);
     }
 
-    /// Appends `bytes` as one zstd frame; false where zstd fails, which it does only for want of memory.
-    pub fn write_zstd(&mut self, bytes: &[u8], level: i32, out: &mut Vec<u8>) -> bool {
-        let len = self.compress(bytes, level);
-        out.extend_from_slice(&self.frame[..len.unwrap_or(0)]);
+    /// Appends `bytes` as one zstd frame; false where that is not smaller or zstd fails, which it does only for want
+    /// of memory.
+    pub fn write_zstd(&mut self, bytes: &[u8], level: i32, out: &mut Sink<'_>) -> bool {
+        let len = self.compress(bytes, level).filter(|&len| len < bytes.len());
+        out.extend(&self.frame[..len.unwrap_or(0)]);
         len.is_some()
     }
 
@@ -79,12 +85,14 @@ impl PlaneWriter {
 }
 
 pub(super) struct PlaneReader {
+    isa: Isa,
     zstd: DCtx<'static>,
+    table: huffman::Table,
 }
 
 impl PlaneReader {
-    pub fn new() -> Self {
-        PlaneReader { zstd: DCtx::create() }
+    pub fn new(isa: Isa) -> Self {
+        PlaneReader { isa, zstd: DCtx::create(), table: huffman::Table::default() }
     }
 
     /// Reads a plane of `scratch.len()` bytes. A raw one is not copied.
@@ -95,7 +103,11 @@ impl PlaneReader {
             FRAME => {
                 let base = input.u8()?;
                 let len = usize::try_from(input.u32()?).map_err(|_| CodecError::Truncated)?;
-                self.read_zstd(input.take(len)?, scratch)?;
+                let frame = input.take(len)?;
+                if huffman::read_frame(self.isa, &mut self.table, frame, base, scratch) {
+                    return Ok(scratch);
+                }
+                self.read_zstd(frame, scratch)?;
                 if base != 0 {
                     scratch.iter_mut().for_each(|value| *value = value.wrapping_add(base));
                 }

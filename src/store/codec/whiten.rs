@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::ChunkContext;
 use super::dispatch::{Isa, multiversion};
+use super::sink::Sink;
 
 /// Means are kept in units of 2^20: an eighth of an octave.
 const MEAN_SHIFT: u32 = 20;
@@ -124,9 +125,13 @@ impl Means {
     }
 
     /// Appends the row means, two bytes each, and the column means, one byte each.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend(self.rows.iter().flat_map(|mean| mean.to_le_bytes()));
-        out.extend(self.columns.iter().map(|&mean| mean as u8));
+    pub fn write(&self, out: &mut Sink<'_>) {
+        for (bytes, mean) in out.grow(2 * self.rows.len()).as_chunks_mut().0.iter_mut().zip(&self.rows) {
+            *bytes = mean.to_le_bytes();
+        }
+        for (byte, &mean) in out.grow(self.columns.len()).iter_mut().zip(&self.columns) {
+            *byte = mean as u8;
+        }
     }
 
     /// Takes over what [`Means::write`] wrote; `bytes` has `grid.means_len()` of them.

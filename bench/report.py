@@ -1,0 +1,226 @@
+"""The measured figures as Markdown tables: the machine, the commands, (a) to (g), and what was promised beside it."""
+
+import statistics
+
+NAMES = {
+    "ours": "**ckptd**", "torch": "torch.save", "torch+fsync": "torch.save + fsync", "dcp": "DCP async_save",
+    "safetensors": "safetensors save_file", "hf": "HF save_pretrained + optimizer.pt", "zip": "zip (deflate 6)",
+    "zstd-1": "zstd -1", "zstd-3": "zstd -3", "zipnn": "ZipNN", "blosc2": "Blosc2 (shuffle, zstd 1)",
+}  # fmt: skip
+ROLES = ("param", "exp_avg", "exp_avg_sq")
+median = statistics.median
+
+
+def quantile(values, share):
+    """The smallest value that at least this share of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * int(share * 100) // 100) - 1))]
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join("---" if i == 0 else "---:" for i in range(len(head))) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
+
+
+class Goals:
+    """What was promised, and whether this run shows it."""
+
+    def __init__(self):
+        self.rows = []
+
+    def at_most(self, what, value, limit, form="{:.2f}"):
+        self._add(what, "<=", value, limit, form, value <= limit)
+
+    def at_least(self, what, value, limit, form="{:.2f}"):
+        self._add(what, ">=", value, limit, form, value >= limit)
+
+    def _add(self, what, sign, value, limit, form, held):
+        self.rows.append((what, f"{sign} {form.format(limit)}", form.format(value), "yes" if held else "**no**"))
+
+
+def write(results, small):
+    goals = Goals()
+    sections = []
+    for name, title, section in SECTIONS:
+        if name not in results:
+            continue
+        sections.append(f"## {title}\n")
+        if "failed" in results[name]:
+            sections.append(f"This part failed: `{results[name]['failed']}`\n")
+            continue
+        try:
+            sections.append(section(results, goals))
+        except (KeyError, IndexError, ValueError, ZeroDivisionError, statistics.StatisticsError) as error:
+            sections.append(f"The figures of this part are incomplete: `{type(error).__name__}: {error}`\n")
+    head = ["# Measured\n", *introduction(results, small)]
+    promised = ["## What was promised\n", table(("figure", "wanted", "measured", "held"), goals.rows)]
+    if small:
+        # The promises are of a model whose state is 50 times as large.
+        promised = []
+    return "\n".join([*head, *promised, *sections])
+
+
+def introduction(results, small):
+    settings = results["settings"]
+    rows, positions = settings["batches"][0]
+    busy = [part["load_before"] for part in results.values() if isinstance(part, dict) and "load_before" in part]
+    stolen = sum(part.get("stolen_s", 0) for part in results.values() if isinstance(part, dict))
+    model = "GPT-2 124M" if settings["preset"] == "gpt2" else settings["preset"]
+    yield f"`make bench`, {results['began']}. {model} with AdamW, float32, 2 threads, {rows} x {positions} tokens a step,"
+    yield f"trained for {settings['warm_steps']} steps and more from random weights on the text of `make run`.\n"
+    if small:
+        yield "**A small model and few repetitions: this shows that the benchmark works, not how fast anything is.**\n"
+    yield from (f"- {line}" for line in results["machine"])
+    if busy:
+        yield f"- load average at the beginning of the parts: {min(busy):.1f} to {max(busy):.1f}; {stolen:.1f} s stolen by the host"
+    yield "- `bench/worker.rs` drives the product's own training loop and snapshots, `bench/peers.py` the same training in"
+    yield "  PyTorch eager; only one of them works at a time, in turn. Times are medians unless something else is said.\n"
+
+
+def stall(results, goals):
+    measured = results["stall"]["stall_ms"]
+    rows = []
+    for name, values in measured.items():
+        rows.append((NAMES[name], f"{median(values):.2f}", f"{quantile(values, 0.99):.2f}", f"{max(values):.2f}", len(values)))
+    ours, dcp = measured["ours"], measured["dcp"]
+    goals.at_most("stall of the training thread, p50 (ms)", median(ours), 1)
+    goals.at_most("the same, p99 (ms)", quantile(ours, 0.99), 20)
+    goals.at_least("DCP async_save's blocking time over it (p50)", median(dcp) / median(ours), 100, "{:.0f}")
+    memory = results["stall"]["memory"]
+    extra = memory["extra_peak"] / memory["state"]
+    goals.at_most("memory that a snapshot adds, in states, at most", extra, 1)
+    note = (
+        "How long the training thread was held up per snapshot, ms: for ckptd the call that takes it, waits for the lock\n"
+        "and page faults of the update's other homes; for the others the call that saves.\n\n"
+    )
+    tail = f"\nMemory: the state is {memory['state'] / 1e9:.3f} GB; a snapshot in flight held at most {extra:.2f} of that besides.\n"
+    return note + table(("", "p50", "p99", "largest", "n"), rows) + tail
+
+
+def durable(results, goals):
+    rounds = results["durable"]["rounds"]
+    names = list(rounds[0]["seconds"])
+    seconds = {name: [r["seconds"][name] for r in rounds] for name in names}
+    limit = [r["bytes"] / r["device_rate"] for r in rounds]
+    in_training = [r for r in results.get("training", {}).get("rounds", [])]
+    ours_training = [r["ours"]["durable_s"] for r in in_training]
+    dcp_training = [r["dcp"]["durable_s"] for r in in_training]
+    rows = []
+    for name in names:
+        beside = {"ours": ours_training, "dcp": dcp_training}.get(name)
+        spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}"
+        rows.append((NAMES[name], f"{median(seconds[name]):.2f}", spread, f"{median(beside):.2f}" if beside else ""))
+    ours = median(s / least for s, least in zip(seconds["ours"], limit))
+    goals.at_most("request to durable, paused, over bytes / device's rate", ours, 1.3)
+    ratio = median(o / t for o, t in zip(seconds["ours"], seconds["torch+fsync"]))
+    goals.at_most("the same over torch.save + fsync's", ratio, 1)
+    if in_training:
+        beside = median(o / d for o, d in zip(ours_training, dcp_training))
+        goals.at_most("request to durable while it trains, over DCP async_save's", beside, 0.5)
+    text = table(("seconds", "training paused", "from, to", "while it trains"), rows)
+    written = median(r["bytes"] for r in rounds)
+    return text + f"\nckptd wrote {written / 1e9:.3f} GB; at the device's own rate (g) that takes {median(limit):.2f} s.\n"
+
+
+def device(results, _goals):
+    rates = [r["device_rate"] / 1e9 for r in results["durable"]["rounds"]]
+    return (
+        f"Direct writes of 8 MiB to a file of reserved size, fsync included, between the snapshots of (b): "
+        f"{median(rates):.2f} GB/s ({min(rates):.2f} to {max(rates):.2f}).\n"
+    )
+
+
+def training(results, goals):
+    part = results["training"]
+    windows = [r["windows"] for r in part["rounds"]]
+    bases = {"ours": "ours none", "ours verified": "ours none", "torch+fsync": "peers none", "dcp": "peers none"}
+    lost = {name: [w[name] - w[base] for w in windows] for name, base in bases.items()}
+    names = {**NAMES, "ours verified": "**ckptd**, and read back by another process"}
+    rows = []
+    for name, base in bases.items():
+        share = median(lost[name]) / (median(w[base] for w in windows) / part["every"]) if windows else 0
+        spread = f"{min(lost[name]):.2f} to {max(lost[name]):.2f}"
+        five_minutes = f"{median(lost[name]) / 300 * 100:.2f} %"
+        rows.append((names[name], f"{median(lost[name]):.2f}", spread, f"{share:.2f}", five_minutes))
+    best = min(median(lost["torch+fsync"]), median(lost["dcp"]))
+    goals.at_most("training time lost per snapshot, over the better of torch.save + fsync and DCP", median(lost["ours"]) / best, 0.5)
+    goals.at_most("training time lost with a snapshot every 5 minutes, reading back included (%)", median(lost["ours verified"]) / 3, 1)
+    outlasted = [r["dcp"]["durable_s"] for r in part["rounds"]]
+    note = (
+        f"Wall time of {part['every']} steps with one snapshot less that of {part['every']} without, in turn; whatever a snapshot's\n"
+        f"threads take from the training is in it. DCP's were durable after {median(outlasted):.1f} s, ckptd's after "
+        f"{median(r['ours']['durable_s'] for r in part['rounds']):.1f} s.\n\n"
+    )
+    head = ("", "lost per snapshot, s", "from, to", "in steps", "at one every 5 minutes")
+    return note + table(head, rows)
+
+
+def codec(results, goals):
+    codecs = results["codec"]["codecs"]
+    figures, rows = {}, []
+    for name, roles in codecs.items():
+        raw = sum(roles[role]["raw"] for role in ROLES)
+        ratios = [roles[role]["encoded"] / roles[role]["raw"] for role in ROLES]
+        all_ratio = sum(roles[role]["encoded"] for role in ROLES) / raw
+        seconds = {
+            key: sum(median(run[key] for run in roles[role]["runs"]) for role in ROLES) for key in roles["param"]["runs"][0]
+        }
+        figures[name] = {"ratio": all_ratio, **{key: raw / 1e6 / value for key, value in seconds.items()}}
+        speeds = (f"{figures[name]['encode_s']:.0f}", f"{figures[name]['decode_s']:.0f}")
+        rows.append((NAMES[name], *(f"{r:.4f}" for r in ratios), f"{all_ratio:.4f}", *speeds))
+    ours, znn = figures["ours"], figures["zipnn"]
+    goals.at_most("ratio on the whole state", ours["ratio"], 0.812, "{:.4f}")
+    goals.at_least("encode, MB/s per core, over ZipNN's", ours["encode_s"] / znn["encode_s"], 4)
+    goals.at_least("encode, MB/s per core, over zip's", ours["encode_s"] / figures["zip"]["encode_s"], 80, "{:.0f}")
+    goals.at_least("decode, MB/s per core, over ZipNN's", ours["decode_s"] / znn["decode_s"], 1.5)
+    head = ("stored / raw", *ROLES, "all", "encode MB/s", "decode MB/s")
+    return (
+        "MB of raw bytes per CPU second on one core; the same bytes, decoded and compared.\n\n"
+        + table(head, rows)
+        + f"\nckptd's kernels: {results['codec']['dispatch']}. Both hashes of every chunk, which the others do without: "
+        f"{ours['hash_s']:.0f} MB/s.\n"
+    )
+
+
+def restore(results, goals):
+    rounds = results["restore"]["rounds"]
+    names = {"ours": "**ckptd** (`ckptd run`)", "torch": "torch.load", "hf": "from_pretrained + torch.load"}
+    rows = []
+    for name, label in names.items():
+        of = {key: [r[name][key] for r in rounds] for key in ("load_s", "in_place_s", "first_step_s")}
+        rows.append((label, *(f"{median(of[key]):.2f}" for key in of), f"{min(of['load_s']):.2f} to {max(of['load_s']):.2f}"))
+    faster = median(r["torch"]["load_s"] / r["ours"]["load_s"] for r in rounds)
+    goals.at_least("torch.load's time over that of a restore, cold cache", faster, 2)
+    head = ("seconds", "state loaded", "process start to state in place", "to the first resumed step", "loaded: from, to")
+    return "The files are out of the page cache before each. ckptd's load checks both hashes of every chunk.\n\n" + table(head, rows)
+
+
+def speed(results, goals):
+    batches = [*results["speed"]["batches"], *results.get("speed_more", {}).get("batches", [])]
+    rows = []
+    for batch in batches:
+        size = f"{batch['rows']} x {batch['positions']}"
+        best = {name: median(run["tokens_s"] for run in batch[name]) for name in ("ours", "peers", "tuned")}
+        faults = {name: median(run["faults"] for run in batch[name]) for name in best}
+        goals.at_least(f"tokens/s over PyTorch eager's, {size}", best["ours"] / best["peers"], 1)
+        for name, label in (("ours", "**ckptd**"), ("peers", "transformers eager"), ("tuned", "the same, malloc tuned by hand")):
+            rows.append((f"{size}: {label}", f"{best[name]:.0f}", f"{best['ours'] / best[name]:.2f}", f"{faults[name]:.0f}"))
+    head = ("", "tokens/s", "ckptd's over it", "page faults a step")
+    note = "Dropout 0.1, SDPA attention, AdamW(fused=True), clipping at 1.0 on both sides.\n\n"
+    return note + table(head, rows)
+
+
+def formats(results, _goals):
+    return results["formats"]["text"] or "Not measured here.\n"
+
+
+SECTIONS = (
+    ("stall", "(a) Stall of the training thread", stall),
+    ("durable", "(b) From the request until it is durable", durable),
+    ("training", "(c) Training time lost to snapshots", training),
+    ("codec", "(d) Codec", codec),
+    ("restore", "(e) Restore", restore),
+    ("speed", "(f) Training speed", speed),
+    ("durable", "(g) The device", device),
+    ("formats", "Export", formats),
+)

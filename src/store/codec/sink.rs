@@ -1,0 +1,42 @@
+//! Where an encoded chunk is appended: memory that is there already, so that nothing is zeroed only to be written over.
+
+/// Appends to a slice. What does not fit is a panic: [`super::room`] says how much an encoder may need.
+pub(super) struct Sink<'a> {
+    memory: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> Sink<'a> {
+    pub fn new(memory: &'a mut [u8]) -> Self {
+        Sink { memory, len: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Forgets what was appended after the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub fn push(&mut self, byte: u8) {
+        self.grow(1)[0] = byte;
+    }
+
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.grow(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// The next `len` bytes, with whatever they held before, to be written.
+    pub fn grow(&mut self, len: usize) -> &mut [u8] {
+        let start = self.len;
+        self.len += len;
+        &mut self.memory[start..self.len]
+    }
+
+    /// Everything after what was appended. What is written there counts once [`Sink::grow`] has passed it.
+    pub fn rest(&mut self) -> &mut [u8] {
+        &mut self.memory[self.len..]
+    }
+}
