@@ -19,7 +19,7 @@ use targets::{Sandbox, craft};
 
 type Target = fn(&Sandbox, &[u8]);
 
-const TARGETS: [(&str, Target); 7] = [
+const TARGETS: [(&str, Target); 8] = [
     ("pt", targets::pt),
     ("safetensors", targets::safetensors),
     ("snapshot", targets::snapshot),
@@ -27,6 +27,7 @@ const TARGETS: [(&str, Target); 7] = [
     ("config", targets::config),
     ("protocol", targets::protocol),
     ("status", targets::status),
+    ("notice", targets::notice),
 ];
 
 fn folder(kind: &str, target: &str) -> PathBuf {
@@ -98,6 +99,9 @@ fn write_seeds(out: &Path) {
     put("config", "every-key", include_bytes!("../config/ckptd.toml"));
     put("config", "mini", include_bytes!("../config/mini.toml"));
     put("status", "request", b"{\"request\":\"status\"}\n");
+    for (name, source, body) in answers() {
+        put("notice", name, &[&[source], body.as_bytes()].concat());
+    }
     for (name, direction, line) in messages() {
         put("protocol", name, &[&[direction], line.as_bytes()].concat());
     }
@@ -155,5 +159,24 @@ fn messages() -> Vec<(&'static str, u8, String)> {
         ),
         event("eval", &Event::Eval { step: 3, val_loss: f64::NAN, best: false }),
         event("failed", &Event::Failed { failure: Failure::Damaged, what: "no".into() }),
+    ]
+}
+
+/// An answer of each source of notices, with the source's number.
+fn answers() -> Vec<(&'static str, u8, &'static str)> {
+    vec![
+        ("aws-action", 0, r#"{"action": "terminate", "time": "2026-09-18T08:22:00Z"}"#),
+        ("aws-rebalance", 1, r#"{"noticeTime": "2026-09-18T08:22:00Z"}"#),
+        ("aws-token", 2, "AQAEAExample=="),
+        (
+            "azure-events",
+            3,
+            r#"{"DocumentIncarnation": 1, "Events": [{"EventId": "A", "EventStatus": "Scheduled", "EventType": "Preempt",
+"ResourceType": "VirtualMachine", "Resources": ["vm_0"], "NotBefore": "Mon, 19 Sep 2026 18:29:47 GMT"}]}"#,
+        ),
+        ("azure-name", 4, "vm_0"),
+        ("gcp-preempted", 5, "TRUE"),
+        ("gcp-maintenance", 6, "TERMINATE_ON_HOST_MAINTENANCE"),
+        ("slurm-end", 7, "2026-09-18T08:22:00"),
     ]
 }

@@ -13,6 +13,7 @@ use ckptd::config::Config;
 use ckptd::interop::progress::Silent;
 use ckptd::interop::{bundle, import};
 use ckptd::protocol::{self, Command, Event};
+use ckptd::session::sources::{aws, azure, gcp, slurm};
 use ckptd::store::Reader;
 use ckptd::store::format::{self, HEAD_BYTES, RECORD_BYTES, Trailer};
 
@@ -136,6 +137,21 @@ fn again<T: serde::de::DeserializeOwned + serde::Serialize>(text: &str) {
 /// What a client may say to the status socket.
 pub fn status(_: &Sandbox, input: &[u8]) {
     let _ = Request::parse(input);
+}
+
+/// What a source of notices may answer, the source by the first byte.
+pub fn notice(_: &Sandbox, input: &[u8]) {
+    let Some((source, body)) = input.split_first() else { return };
+    match source {
+        0 => drop(aws::parse_action(body)),
+        1 => drop(aws::parse_rebalance(body)),
+        2 => drop(aws::parse_token(body)),
+        3 => drop(azure::parse_events(body).map(|events| azure::judge(&events, "vm_0"))),
+        4 => drop(azure::parse_name(body)),
+        5 => drop(gcp::parse_preempted(body)),
+        6 => drop(gcp::parse_maintenance(body)),
+        _ => drop(slurm::parse_end(&String::from_utf8_lossy(body), &jiff::tz::TimeZone::UTC)),
+    }
 }
 
 /// The snapshot file of these parts with all its hashes right: two little-endian u32, the bytes of the chunks and of
