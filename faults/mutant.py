@@ -35,7 +35,9 @@ def build(source: pathlib.Path, binary: str, name: str) -> pathlib.Path:
                     "--manifest-path", str(source / "Cargo.toml"), "--target-dir", str(ROOT / "target")],
                    check=True, cwd=ROOT)
     HOME.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(ROOT / "target/release" / binary, HOME / name)
+    # Renamed into place: the one before may be running.
+    shutil.copy2(ROOT / "target/release" / binary, HOME / f"{name}.new")
+    os.replace(HOME / f"{name}.new", HOME / name)
     return HOME / name
 
 
