@@ -18,7 +18,12 @@ pub fn snapshot(step: u64, elements: usize) -> Snapshot {
             Tensor::new(meta(Role::ExpAvg, elements), weights(step + 1_000_000, elements)),
         ],
         train: train(step),
-        metrics: Metrics { train_loss: Some(4.0), val_loss: val_loss(step), val_step: Some(step), ..Metrics::default() },
+        metrics: Metrics {
+            train_loss: Some(4.0),
+            val_loss: val_loss(step),
+            val_step: Some(step),
+            ..Metrics::default()
+        },
         provenance: Provenance { ckptd: "chaos".into(), ..Provenance::default() },
         files: vec![CarriedFile { name: "config.json".into(), bytes: b"{}".to_vec().into() }],
     }

@@ -146,6 +146,7 @@ impl Saver<'_> {
                     capture_ms: 0.5,
                     write_ms: done.write_ms,
                     stall_ms: 0.5,
+                    extra_peak_bytes: 0,
                 });
             }
             Err(e) => {
