@@ -94,7 +94,7 @@ fn an_older_snapshot_does_not_pass_for_the_latest_when_a_newer_one_cannot_be_rea
     let (_folder, store) = store();
     save_verified(&store, 10, 1);
     let newest = save_verified(&store, 20, 2);
-    std::fs::set_permissions(&newest.path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&newest.path, std::fs::Permissions::from_mode(0o000)).unwrap();
     let error = store.find("latest").unwrap_err().to_string();
     assert!(error.contains(&newest.id) && error.contains("cannot be read"), "{error}");
     assert_eq!(store.find("10").unwrap().step(), 10);

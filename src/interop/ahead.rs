@@ -42,7 +42,15 @@ mod tests {
     #[test]
     fn things_come_in_order_and_the_first_error_of_either_side_ends_both() {
         let mut taken = Vec::new();
-        ahead([4, 2, 7].into_iter(), |i| Ok(i * 10), |i, thing| Ok(taken.push((i, thing)))).unwrap();
+        ahead(
+            [4, 2, 7].into_iter(),
+            |i| Ok(i * 10),
+            |i, thing| {
+                taken.push((i, thing));
+                Ok(())
+            },
+        )
+        .unwrap();
         assert_eq!(taken, [(4, 40), (2, 20), (7, 70)]);
 
         let fail = |at: usize| move |i: usize| if i == at { Err(Error::Other(format!("at {i}"))) } else { Ok(i) };

@@ -25,14 +25,14 @@ fn an_edit_changes_the_interval_of_the_running_worker() {
     loop {
         // One of the old interval may be under way still.
         let step = step_of(&run.wait_for("verified step "));
-        if step % 5 != 0 {
+        if !step.is_multiple_of(5) {
             assert_eq!(step % 7, 0);
             break;
         }
     }
     save(&job, &text.replace("every_steps = 5", "every = \"200ms\""));
     run.wait_for("[snapshot] every = \\\"200ms\\\"");
-    while step_of(&run.wait_for("verified step ")) % 7 == 0 {}
+    while step_of(&run.wait_for("verified step ")).is_multiple_of(7) {}
     run.signal("TERM");
     assert_eq!(run.wait().code, Some(75));
     let remembered = std::fs::read_to_string(job.store().join("job.json")).unwrap();
