@@ -1,6 +1,7 @@
 //! The Hugging Face folder: what `from_pretrained` loads as it is, and with the optimiser what Trainer resumes from.
 
 use std::io::Write;
+use std::panic::resume_unwind;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -13,6 +14,7 @@ use crate::interop::safetensors::{self, Item};
 use crate::interop::state::{self, State};
 use crate::interop::{hf, output};
 use crate::snapshot::{DType, TensorMeta};
+use crate::store::format::FileRecord;
 
 const GENERATION: &str = "generation_config.json";
 const VERSION: &str = "version.txt";
@@ -39,22 +41,34 @@ pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Prog
         )
         .as_bytes(),
     )?;
+    // What a bundle is made of goes again.
+    let stays = options.format == Format::Hf;
     // Rounded weights are another state: nothing may claim that they are this one.
     let exact = source.model().iter().all(|meta| exported_dtype(meta, options.dtype) == meta.dtype);
+    let names = folder.names.clone();
+    let records = std::thread::scope(|scope| {
+        // The disk has to do while the files are hashed.
+        let syncing = stays.then(|| scope.spawn(|| output::sync(dir, &names)));
+        let records = if exact { records(dir, &names, progress) } else { Ok(Vec::new()) };
+        let synced = syncing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        synced.and(records)
+    })?;
     if exact {
-        let mut state = State::new(manifest);
-        state.carried = carried;
-        for name in &folder.names {
-            progress.advance(0)?;
-            state.files.push(state::file_record(dir, name)?);
-        }
+        let state = State { carried, files: records, ..State::new(manifest) };
         folder.file(state::FILE, &state.to_json()?)?;
-    }
-    // What a bundle is made of goes again.
-    if options.format == Format::Hf {
-        output::sync(dir, &folder.names)?;
+        if stays {
+            output::sync(dir, &[state::FILE.to_owned()])?;
+        }
     }
     Ok((tensor_bytes, folder.bytes()?))
+}
+
+fn records(dir: &Path, names: &[String], progress: &dyn Progress) -> Result<Vec<FileRecord>> {
+    let record = |name: &String| {
+        progress.advance(0)?;
+        state::file_record(dir, name)
+    };
+    names.iter().map(record).collect()
 }
 
 /// The folder that is being filled, with the names of what is in it.
