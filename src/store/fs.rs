@@ -41,7 +41,7 @@ impl Dir {
     /// Opens the folder at `path`, and first makes it (0700) and what is missing above it, each durably.
     pub fn create(path: &Path) -> Result<Dir> {
         let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
-        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !is_folder(folder)).collect();
+        let missing: Vec<&Path> = path.ancestors().take_while(|folder| is_missing(folder)).collect();
         for folder in missing.iter().rev() {
             match seam::call(Call::MakeFolder((*folder).into()), || rustix::fs::mkdir(*folder, Mode::RWXU)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -239,6 +239,11 @@ pub fn length(file: &File, path: &Path) -> Result<u64> {
 /// What the system says of an open file.
 pub fn look(file: &File, path: &Path) -> Result<Stat> {
     seam::call(Call::Look(path.into()), || rustix::fs::fstat(file)).map_err(|e| Error::io("looking at", path, e.into()))
+}
+
+/// Whether nothing is at `path`. What cannot be looked at is there: whoever opens it gets to know why.
+fn is_missing(path: &Path) -> bool {
+    matches!(seam::call(Call::Look(path.into()), || rustix::fs::stat(path)), Err(Errno::NOENT))
 }
 
 /// Whether a folder is at `path`, which may lead through links.
