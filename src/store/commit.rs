@@ -351,6 +351,7 @@ impl Pipeline<'_> {
             finite &= chunk.finite;
             let mut state = self.lock();
             state.written = records.len();
+            options.control.written.store(records.len(), Ordering::Relaxed);
             state.spare.push(chunk.memory);
             drop(state);
             self.room.notify_all();
