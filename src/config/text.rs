@@ -1,0 +1,86 @@
+//! Values that a job file holds as text: durations, times and sizes.
+//!
+//! Invariant: what is written is read back as the same value.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Every, Text};
+
+impl TryFrom<String> for Every {
+    type Error = String;
+    fn try_from(text: String) -> Result<Every, String> {
+        match text.as_str() {
+            "auto" => Ok(Every::Auto),
+            _ => parse_duration(&text).map(Every::Interval),
+        }
+    }
+}
+
+impl From<Every> for String {
+    fn from(every: Every) -> String {
+        match every {
+            Every::Auto => "auto".into(),
+            Every::Interval(interval) => humantime::format_duration(interval).to_string(),
+        }
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|e| format!("{text:?} is not a duration such as \"90s\" or \"11h45m\": {e}"))
+}
+
+impl Serialize for Text<Duration> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Text<Duration> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_duration(&String::deserialize(deserializer)?).map(Text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Text<Timestamp> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Text<Timestamp> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_time(&String::deserialize(deserializer)?).map(Text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A moment with its offset from UTC, or a time of day where this machine is.
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let local = || {
+        let time: jiff::civil::DateTime = text.parse().ok()?;
+        Some(time.to_zoned_datetime(jiff::tz::TimeZone::system()).ok()?.timestamp())
+    };
+    text.parse().ok().or_else(local).ok_or_else(|| {
+        format!(
+            "{text:?} is not a moment such as \"2026-11-24T23:00:00Z\", or \"2026-11-24 23:00\" on this machine's clock"
+        )
+    })
+}
+
+impl Serialize for Text<u64> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{} B", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Text<u64> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let size: bytesize::ByteSize =
+            text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not a size such as \"20GiB\"")))?;
+        Ok(Text(size.as_u64()))
+    }
+}
