@@ -44,6 +44,7 @@ bench: setup-bench text
 lint: setup-full
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	cargo clippy --release --locked -p ckptd --features faults --bins -- -D warnings
 	.cache/python/bin/codespell
 
 systemd-check: build

@@ -89,6 +89,7 @@ pub fn snapshot(seed: u64, seq: u64) -> Snapshot {
             train_loss: Some(if healthy(seq) { 2.0 } else { f64::NAN }),
             val_loss: val_loss(seed, seq),
             val_step: val_loss(seed, seq).map(|_| step),
+            probe: None,
         },
         provenance: Provenance::default(),
         files: vec![CarriedFile { name: "config.json".into(), bytes: Arc::new(CONFIG.into()) }],
