@@ -133,7 +133,7 @@ impl Recorded<'_> {
         match scratch.empty().and_then(|root| candidate.disk.lay_out(root).map(|()| root.join("store"))) {
             Ok(store) => {
                 let ledger = Ledger::of(self.seed, self.acks(candidate.ops));
-                ledger.check(&store, false, number % GO_ON == 0)
+                ledger.check(&store, false, number.is_multiple_of(GO_ON))
             }
             Err(e) => vec![format!("the state cannot be laid out: {e}")],
         }

@@ -338,7 +338,7 @@ impl History {
     }
 
     /// Which of the free changes reach the disk, and which write among them how badly.
-    fn choices(&self, free: &[usize], random: u64, draw: &mut Random) -> Vec<(Vec<usize>, Option<(usize, Tear)>)> {
+    fn choices(&self, free: &[usize], random: u64, draw: &mut Random) -> Vec<Choice> {
         let is_data = |i: &usize| matches!(self.atoms[*i].change, Change::Write { .. });
         let mut keeps: Vec<Vec<usize>> = vec![free.to_vec(), Vec::new()];
         match self.model {
@@ -401,6 +401,9 @@ impl History {
         disk
     }
 }
+
+/// The changes that reach the disk, and which write among them is torn, and how.
+type Choice = (Vec<usize>, Option<(usize, Tear)>);
 
 /// How a write that was not synced may end.
 #[derive(Clone, Copy, Debug)]

@@ -64,7 +64,7 @@ impl Session {
         }
         self.next_seq += 1;
         // Every third snapshot is read back only with the next one, as if the keeper were behind.
-        if seq % 3 != 0 {
+        if !seq.is_multiple_of(3) {
             self.attempt("verifying", say, Session::verify_all);
         }
         if seq % 6 == 1 {
