@@ -44,7 +44,8 @@ def build(source: pathlib.Path, binary: str, name: str) -> pathlib.Path:
 def write_copy() -> None:
     """Only what changed is written, so that cargo builds only that."""
     texts = {}
-    for path in ["Cargo.toml", "Cargo.lock", *tracked("config"), *tracked("src"), *tracked("faults/exerciser"), *tracked("trainer")]:
+    for path in ["Cargo.toml", "Cargo.lock", *tracked("config"), *tracked("src"), *tracked("faults/exerciser"),
+                 *tracked("trainer"), *tracked("chaos"), *tracked("bench")]:
         texts[path] = (ROOT / path).read_bytes()
     for mutation in mutations.MUTATIONS:
         switch = f'crate::mutated("{mutation.name}")'
@@ -60,7 +61,7 @@ def write_copy() -> None:
     # A version of its own: to cargo, two packages of one name and version in one target folder are the same.
     version = re.search(r'^version = "(.*)"$', manifest, re.MULTILINE)[1]
     texts["Cargo.toml"] = manifest.replace(f'\nversion = "{version}"', f'\nversion = "{version}+mutated"', 1).encode()
-    locked = re.sub(rf'(name = "ckptd(?:-gpt2)?"\nversion = "{re.escape(version)})"', r'\1+mutated"', texts["Cargo.lock"].decode())
+    locked = re.sub(rf'(name = "ckptd(?:-[a-z0-9]+)?"\nversion = "{re.escape(version)})"', r'\1+mutated"', texts["Cargo.lock"].decode())
     texts["Cargo.lock"] = locked.encode()
     for path, text in texts.items():
         target = COPY / path
