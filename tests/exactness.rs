@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ckptd::store::{State, Store};
+use ckptd::store::{Reader, State, Store};
 use support::Random;
 
 /// Kills that a run must survive; after them it may finish.
@@ -31,6 +31,7 @@ impl Job {
              [data]\ntext = [{:?}]\ncache = \"cache\"\n\
              [snapshot]\nevery_steps = 9\n\
              [worker]\nmax_restarts = 1000\n\
+             [retention]\nkeep_last = 1000\n\
              [train]\nbatch_size = 2\nsequence_length = 48\nwarmup_steps = 5\n\
              eval_every = 20\neval_batches = 30\n{train}\n",
             text.join("**/*.rs"),
@@ -137,12 +138,45 @@ fn exit_within(child: &mut Child, wait: Duration) -> Option<i32> {
 }
 
 fn survives(train: &str, seed: u64) {
-    let untouched = Job::new(train).run();
+    let untouched = Job::new(train);
+    let expected = untouched.run();
     let job = Job::new(train);
     let (root, kills) = job.run_under_fire(seed);
     assert!(kills >= 20, "only {kills} kills: the training is too short for this machine");
-    assert_eq!(root, untouched, "after {kills} kills; the log says:\n{}", job.read_log());
+    let parting = || parting(&untouched, &job);
+    assert_eq!(root, expected, "after {kills} kills; {}; the log says:\n{}", parting(), job.read_log());
     println!("{kills} kills, root {root}");
+}
+
+/// Where two runs part: the first snapshot that both have and that differs, with the tensors that do.
+fn parting(expected: &Job, found: &Job) -> String {
+    let (expected, found) = (Store::open(&expected.store()).unwrap(), Store::open(&found.store()).unwrap());
+    let mut common: Vec<_> = expected.entries().unwrap().into_iter().map(|entry| (entry.step(), entry.path)).collect();
+    common.sort();
+    let mut same = 0;
+    for (step, path) in common {
+        let Ok(entry) = found.find(&step.to_string()) else { continue };
+        let (left, right) = (Reader::open(&path).unwrap(), Reader::open(&entry.path).unwrap());
+        let manifests = left.manifest().tensors.iter().zip(&right.manifest().tensors).enumerate();
+        let differ: Vec<String> = manifests
+            .filter(|(_, (a, b))| a.hash != b.hash)
+            .map(|(i, (a, _))| {
+                let (a_bytes, b_bytes) = (left.read_tensor(i).unwrap(), right.read_tensor(i).unwrap());
+                let floats = |b: &[u8]| b.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect::<Vec<_>>();
+                let (a_values, b_values) = (floats(&a_bytes), floats(&b_bytes));
+                let pairs =
+                    || a_values.iter().zip(&b_values).enumerate().filter(|(_, (a, b))| a.to_bits() != b.to_bits());
+                let largest = pairs().map(|(_, (a, b))| (a - b).abs()).fold(0f32, f32::max);
+                let ends = (pairs().next().map(|p| p.0), pairs().last().map(|p| p.0));
+                format!("{}: {} of {} from {ends:?}, by {largest:e}", a.meta.label(), pairs().count(), a_values.len())
+            })
+            .collect();
+        if !differ.is_empty() {
+            return format!("the same up to step {same}, at step {step} these differ:\n{}", differ.join("\n"));
+        }
+        same = step;
+    }
+    format!("the same tensors up to step {same}")
 }
 
 #[test]
