@@ -106,6 +106,8 @@ struct Inner {
     torn: bool,
     /// No update begins any more.
     frozen: bool,
+    /// The background sees to the pages of the homes.
+    settled: bool,
 }
 
 enum Slot {
@@ -152,6 +154,7 @@ impl State {
             extra_peak: 0,
             torn: false,
             frozen: false,
+            settled: false,
         };
         let shared = Arc::new(Shared { metas, inner: Mutex::new(inner) });
         let mut state = State { shared, device, params: Vec::new() };
@@ -194,14 +197,10 @@ impl State {
     pub fn fill<T>(&mut self, fill: impl FnOnce(&mut [Destination<'_>]) -> Result<T>) -> Result<T> {
         let shared = self.shared.clone();
         let mut inner = shared.lock();
-        let result = match self.device {
-            Device::Cpu => fill_host(&shared.metas, &mut inner.slots, fill)?,
-            _ => fill_device(&shared.metas, &mut inner.slots, fill)?,
-        };
-        if let Some(Slot::Host { homes, .. }) = inner.slots.first() {
-            slab::fault_in_background([homes[0].slab(), homes[1].slab()]);
+        match self.device {
+            Device::Cpu => fill_host(&shared.metas, &mut inner.slots, fill),
+            _ => fill_device(&shared.metas, &mut inner.slots, fill),
         }
-        Ok(result)
     }
 
     /// One update. `apply` computes it on the tensors' places, in the order of the slots; then `advance` changes the
@@ -241,6 +240,11 @@ impl State {
         }
         let Inner { train, metrics, .. } = &mut *inner;
         advance(train, metrics);
+        if let (false, Some(Slot::Host { homes, current })) = (inner.settled, inner.slots.first()) {
+            // Not before: it would take time from the first step after a restore.
+            slab::settle_in_background(homes[1 - current].slab(), homes[*current].slab());
+            inner.settled = true;
+        }
         drop(inner);
         if moved.iter().any(|&index| index < self.params.len()) {
             let began = Instant::now();

@@ -134,8 +134,14 @@ impl Gpt2 {
     ) -> Result<f64> {
         if grads.tensors.len() != params.len() {
             let _no_grad = tch::no_grad_guard();
-            let zeros: Result<_, _> = params.iter().map(Tensor::f_zeros_like).collect();
-            *grads = Gradients { tensors: zeros.context("allocating the gradients")?, filled: false };
+            let body = self.body_params();
+            let memory = |(index, param): (usize, &Tensor)| match body.contains(&index) {
+                // Autograd brings these.
+                true => Tensor::f_empty([0], (Kind::Float, self.device)),
+                false => param.f_empty_like(),
+            };
+            let tensors: Result<_, _> = params.iter().enumerate().map(memory).collect();
+            *grads = Gradients { tensors: tensors.context("allocating the gradients")?, filled: false };
         }
         let embedded = {
             let _no_grad = tch::no_grad_guard();
@@ -183,15 +189,15 @@ impl Gpt2 {
         batch: &Batch,
         grads: &mut Gradients,
     ) -> Result<(), TchError> {
-        let last = FIRST_LAYER + PER_LAYER * self.config.n_layer as usize + 2;
-        let mut wanted: Vec<&Tensor> = params[FIRST_LAYER..last].iter().collect();
+        let body = self.body_params();
+        let mut wanted: Vec<&Tensor> = params[body.clone()].iter().collect();
         wanted.push(embedded);
         let mut fresh = Tensor::f_run_backward(&[surrogate], &wanted, false, false)?;
         let _no_grad = tch::no_grad_guard();
         if let Some(d_embedded) = fresh.pop() {
             self.embedding_backward(&d_embedded, &batch.inputs, grads)?;
         }
-        for (sum, gradient) in grads.tensors[FIRST_LAYER..last].iter_mut().zip(fresh) {
+        for (sum, gradient) in grads.tensors[body].iter_mut().zip(fresh) {
             if grads.filled {
                 let _ = sum.f_add_(&gradient)?;
             } else {
@@ -199,6 +205,11 @@ impl Gpt2 {
             }
         }
         Ok(())
+    }
+
+    /// What autograd differentiates: the blocks and the last layer norm.
+    fn body_params(&self) -> std::ops::Range<usize> {
+        FIRST_LAYER..FIRST_LAYER + PER_LAYER * self.config.n_layer as usize + 2
     }
 
     fn embedding_backward(&self, d_embedded: &Tensor, inputs: &Tensor, grads: &mut Gradients) -> Result<(), TchError> {

@@ -1,4 +1,7 @@
-//! The memory of a state: one anonymous mapping per set of homes, in huge pages where the kernel grants them.
+//! The memory of a state: one anonymous mapping per set of homes, in huge pages once the training runs.
+//!
+//! Not from the beginning: a fault that has to find and clear a huge page is what a restore would wait for, seconds of it
+//! on a machine whose memory is full of cached files or was given back to its host.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -47,8 +50,6 @@ impl Slab {
         }
         let mapped = MmapMut::map_anon(bytes.saturating_add(HUGE_PAGE));
         let mut map = mapped.map_err(|e| Error::Other(format!("no memory for a state of {bytes} bytes: {e}")))?;
-        // Without huge pages it is slower, not wrong.
-        let _ = map.advise(Advice::HugePage);
         let start = map.as_mut_ptr();
         let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
         let slab = Arc::new(Slab { map, base, bytes, faulted: AtomicUsize::new(0) });
@@ -69,6 +70,20 @@ impl Slab {
             let byte = unsafe { AtomicU8::from_ptr(self.base.add(offset)) };
             let value = byte.load(Ordering::Relaxed);
             let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Slab {
+    /// Puts huge pages in the place of small ones, contents and all, also while others read and write there. What the
+    /// kernel refuses (it is older than 6.1, or has no huge page left) stays as it is: a few percent slower, not wrong.
+    fn collapse(&self) {
+        for from in (0..self.bytes / HUGE_PAGE * HUGE_PAGE).step_by(HUGE_PAGE) {
+            // SAFETY: the range lies in the mapping; its contents and addresses stay the same.
+            let done = unsafe { libc::madvise(self.base.add(from).cast(), HUGE_PAGE, libc::MADV_COLLAPSE) };
+            if done != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+                return;
+            }
         }
     }
 }
@@ -106,20 +121,18 @@ impl Home {
     }
 }
 
-/// Faults the slabs' pages in, one slab after the other, on a thread of lower priority, so that the training thread
-/// need not.
-pub fn fault_in_background(slabs: [Arc<Slab>; 2]) {
+/// Faults the pages of `spare` in, and then makes those of both huge ones, on a thread of lower priority, so that the
+/// training thread need not wait for either.
+pub fn settle_in_background(spare: Arc<Slab>, current: Arc<Slab>) {
     let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
         lower_priority();
-        for slab in &slabs {
-            while let from @ 0.. = slab.faulted.load(Ordering::Acquire)
-                && from < slab.bytes
-            {
-                let to = (from + HUGE_PAGE).min(slab.bytes);
-                slab.fault_in(from, to);
-                slab.faulted.store(to, Ordering::Release);
-            }
+        for from in (0..spare.bytes).step_by(HUGE_PAGE) {
+            let to = (from + HUGE_PAGE).min(spare.bytes);
+            spare.fault_in(from, to);
+            spare.faulted.store(to, Ordering::Release);
         }
+        current.collapse();
+        spare.collapse();
     });
     // Without the thread the faults fall on the first snapshot's update: slower, not wrong.
     drop(spawned);
