@@ -13,7 +13,7 @@
 
 mod slab;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -93,6 +93,8 @@ unsafe impl Sync for Span {}
 struct Shared {
     metas: Vec<TensorMeta>,
     inner: Mutex<Inner>,
+    /// The same as `frozen`, for those who do not wait for the lock.
+    ending: AtomicBool,
 }
 
 struct Inner {
@@ -156,7 +158,7 @@ impl State {
             frozen: false,
             settled: false,
         };
-        let shared = Arc::new(Shared { metas, inner: Mutex::new(inner) });
+        let shared = Arc::new(Shared { metas, inner: Mutex::new(inner), ending: AtomicBool::new(false) });
         let mut state = State { shared, device, params: Vec::new() };
         state.refresh_leaves()?;
         Ok(state)
@@ -242,7 +244,9 @@ impl State {
         advance(train, metrics);
         if let (false, Some(Slot::Host { homes, current })) = (inner.settled, inner.slots.first()) {
             // Not before: it would take time from the first step after a restore.
-            slab::settle_in_background(homes[1 - current].slab(), homes[*current].slab());
+            let shared = self.shared.clone();
+            let unwanted = move || shared.ending.load(Ordering::Relaxed);
+            slab::settle_in_background(homes[1 - current].slab(), homes[*current].slab(), unwanted);
             inner.settled = true;
         }
         drop(inner);
@@ -293,6 +297,7 @@ impl Capturer {
 
     /// Waits for an update that is under way; no other one begins after it.
     pub fn freeze(&self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
         self.shared.lock().frozen = true;
     }
 

@@ -72,19 +72,22 @@ impl Slab {
             let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
-}
 
-impl Slab {
-    /// Puts huge pages in the place of small ones, contents and all, also while others read and write there. What the
-    /// kernel refuses (it is older than 6.1, or has no huge page left) stays as it is: a few percent slower, not wrong.
-    fn collapse(&self) {
-        for from in (0..self.bytes / HUGE_PAGE * HUGE_PAGE).step_by(HUGE_PAGE) {
-            // SAFETY: the range lies in the mapping; its contents and addresses stay the same.
-            let done = unsafe { libc::madvise(self.base.add(from).cast(), HUGE_PAGE, libc::MADV_COLLAPSE) };
-            if done != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
-                return;
-            }
+    /// Where huge pages begin, or would.
+    fn huge_pages(&self) -> impl Iterator<Item = usize> + use<> {
+        (0..self.bytes).step_by(HUGE_PAGE)
+    }
+
+    /// Puts a huge page in the place of small ones, contents and all, also while others read and write there. Where
+    /// the kernel has none left, the small ones stay: a few percent slower. `None` where there is nothing more to do: at
+    /// the end, and before Linux 6.1.
+    fn collapse(&self, from: usize) -> Option<()> {
+        if from + HUGE_PAGE > self.bytes {
+            return None;
         }
+        // SAFETY: the range lies in the mapping; its contents and addresses stay the same.
+        let done = unsafe { libc::madvise(self.base.add(from).cast(), HUGE_PAGE, libc::MADV_COLLAPSE) };
+        (done == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL)).then_some(())
     }
 }
 
@@ -122,17 +125,18 @@ impl Home {
 }
 
 /// Faults the pages of `spare` in, and then makes those of both huge ones, on a thread of lower priority, so that the
-/// training thread need not wait for either.
-pub fn settle_in_background(spare: Arc<Slab>, current: Arc<Slab>) {
+/// training thread need not wait for either. Ends early once `unwanted`.
+pub fn settle_in_background(spare: Arc<Slab>, current: Arc<Slab>, unwanted: impl Fn() -> bool + Send + 'static) {
     let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
         lower_priority();
-        for from in (0..spare.bytes).step_by(HUGE_PAGE) {
+        for from in spare.huge_pages().take_while(|_| !unwanted()) {
             let to = (from + HUGE_PAGE).min(spare.bytes);
             spare.fault_in(from, to);
             spare.faulted.store(to, Ordering::Release);
         }
-        current.collapse();
-        spare.collapse();
+        for slab in [&current, &spare] {
+            slab.huge_pages().take_while(|_| !unwanted()).try_for_each(|from| slab.collapse(from));
+        }
     });
     // Without the thread the faults fall on the first snapshot's update: slower, not wrong.
     drop(spawned);
