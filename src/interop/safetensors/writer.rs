@@ -10,8 +10,11 @@ use crate::error::{Error, Result};
 use crate::interop::ahead::ahead;
 use crate::interop::progress::Progress;
 use crate::snapshot::DType;
+use crate::store::fs;
 
 const PIECE_BYTES: usize = 4 << 20;
+/// The disk begins after every so many bytes, so that there is little left to wait for at the end.
+const WRITEBACK_BYTES: u64 = 32 << 20;
 
 /// A tensor that is to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +44,9 @@ pub fn write(
     order.sort_by_key(|&i| std::cmp::Reverse(items[i].dtype.size()));
     let writing = |e| Error::io("writing", path, e);
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.write_all(&header(items, &order, metadata)).map_err(writing)?;
+    let header = header(items, &order, metadata);
+    out.write_all(&header).map_err(writing)?;
+    let (mut written, mut begun) = (header.len() as u64, 0);
     ahead(order.iter().copied(), content, |index, bytes| {
         let item = &items[index];
         if bytes.len() as u64 != item.bytes() {
@@ -51,6 +56,11 @@ pub fn write(
         for piece in bytes.chunks(PIECE_BYTES) {
             out.write_all(piece).map_err(writing)?;
             progress.advance(piece.len() as u64)?;
+            written += piece.len() as u64;
+            if written - begun >= WRITEBACK_BYTES {
+                fs::begin_writeback(out.get_ref(), begun, written - begun);
+                begun = written;
+            }
         }
         Ok(())
     })?;
