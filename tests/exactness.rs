@@ -167,7 +167,7 @@ fn parting(expected: &Job, found: &Job) -> String {
                 let pairs =
                     || a_values.iter().zip(&b_values).enumerate().filter(|(_, (a, b))| a.to_bits() != b.to_bits());
                 let largest = pairs().map(|(_, (a, b))| (a - b).abs()).fold(0f32, f32::max);
-                let ends = (pairs().next().map(|p| p.0), pairs().last().map(|p| p.0));
+                let ends = (pairs().next().map(|p| p.0), pairs().next_back().map(|p| p.0));
                 format!("{}: {} of {} from {ends:?}, by {largest:e}", a.meta.label(), pairs().count(), a_values.len())
             })
             .collect();
