@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ impl Job {
              [data]\ntext = [{:?}]\ncache = \"cache\"\n\
              [snapshot]\nevery_steps = 9\n\
              [worker]\nmax_restarts = 1000\n\
+             [log]\nlevel = \"debug\"\n\
              [retention]\nkeep_last = 1000\n\
              [train]\nbatch_size = 2\nsequence_length = 48\nwarmup_steps = 5\n\
              eval_every = 20\neval_batches = 30\n{train}\n",
@@ -78,6 +80,17 @@ impl Job {
 
     fn read_log(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// What each step computed, in full: its number, and its loss and gradient norm as the log has them. A step that
+    /// was computed again is there again.
+    fn steps(&self) -> Vec<(u64, String)> {
+        let log = self.read_log();
+        let step = |line: &str| {
+            let (number, rest) = line.split_once("step ")?.1.split_once(" done: ")?;
+            Some((number.parse().ok()?, rest.split_once(", learning_rate")?.0.to_owned()))
+        };
+        log.lines().filter_map(step).collect()
     }
 
     /// Trains in one go.
@@ -143,13 +156,32 @@ fn survives(train: &str, seed: u64) {
     let job = Job::new(train);
     let (root, kills) = job.run_under_fire(seed);
     assert!(kills >= 20, "only {kills} kills: the training is too short for this machine");
-    let parting = || parting(&untouched, &job);
-    assert_eq!(root, expected, "after {kills} kills; {}; the log says:\n{}", parting(), job.read_log());
+    let report = || format!("{}\nthe log says:\n{}", parting(&untouched, &job), job.read_log());
+    assert_eq!(root, expected, "after {kills} kills; {}", report());
+    let computed: BTreeMap<u64, String> = untouched.steps().into_iter().collect();
+    assert!(computed.len() > 100 && job.steps().len() > 100, "the logs have the steps");
+    for (step, what) in job.steps() {
+        // A log drops lines rather than wait for a slow reader.
+        let expected = computed.get(&step).unwrap_or(&what);
+        assert_eq!(&what, expected, "step {step} after {kills} kills; {}", report());
+    }
     println!("{kills} kills, root {root}");
 }
 
-/// Where two runs part: the first snapshot that both have and that differs, with the tensors that do.
+/// Where two runs part: the first steps that were computed differently, and the first snapshot that both have and that
+/// differs, with the tensors that do.
 fn parting(expected: &Job, found: &Job) -> String {
+    let computed: BTreeMap<u64, String> = expected.steps().into_iter().collect();
+    let differently =
+        found.steps().into_iter().filter(|(step, what)| computed.get(step).is_some_and(|was| was != what));
+    let steps: Vec<String> = differently
+        .take(5)
+        .map(|(step, what)| format!("step {step}: {what}, undisturbed {}", computed[&step]))
+        .collect();
+    format!("steps that differ:\n{}\n{}", steps.join("\n"), first_snapshot_that_differs(expected, found))
+}
+
+fn first_snapshot_that_differs(expected: &Job, found: &Job) -> String {
     let (expected, found) = (Store::open(&expected.store()).unwrap(), Store::open(&found.store()).unwrap());
     let mut common: Vec<_> = expected.entries().unwrap().into_iter().map(|entry| (entry.step(), entry.path)).collect();
     common.sort();

@@ -46,7 +46,11 @@ impl Job {
                     "training {parameters} parameters on {device} with {threads} threads; a state is {size}"
                 );
             }
-            Message::Step { step, loss, tokens, step_ms, .. } => {
+            Message::Step { step, loss, learning_rate, grad_norm, step_ms, tokens } => {
+                // In full: two runs that compute the same say the same.
+                debug!(
+                    "step {step} done: loss {loss}, grad_norm {grad_norm:?}, learning_rate {learning_rate}, {step_ms:.1} ms"
+                );
                 run.step = step;
                 run.step_began = Some(now.at);
                 self.meter.stepped(Duration::try_from_secs_f64(step_ms / 1e3).unwrap_or_default());
