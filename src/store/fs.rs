@@ -303,14 +303,6 @@ pub fn forget_cached(file: &File) {
     let _ = rustix::fs::fadvise(file.as_fd(), 0, None, rustix::fs::Advice::DontNeed);
 }
 
-/// Lets the device begin with these bytes of the page cache, so that a later fsync has less to wait for.
-pub fn begin_writeback(file: &File, offset: u64, length: u64) {
-    use std::os::fd::AsRawFd;
-    let (Ok(offset), Ok(length)) = (offset.try_into(), length.try_into()) else { return };
-    // SAFETY: a plain system call on an open file. Advice only: durable is what fsync says.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
-}
-
 /// Opens a file by its path for direct reading where the file system can, else buffered with its pages dropped.
 pub fn open_past_cache(path: &Path) -> Result<(File, bool)> {
     let open = || rustix::fs::open(path, FILE_FLAGS | OFlags::DIRECT, Mode::empty());

@@ -32,6 +32,7 @@ pub use lock::{Ending, LastSession, Lock};
 pub use read::Reader;
 pub use retain::Verdict;
 pub use verify::Receipt;
+pub use write::BlockWriter;
 
 use crate::config::Retention;
 use crate::error::{Error, Result};

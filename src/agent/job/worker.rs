@@ -49,7 +49,8 @@ impl Job {
             Message::Step { step, loss, learning_rate, grad_norm, step_ms, tokens } => {
                 // In full: two runs that compute the same say the same.
                 debug!(
-                    "step {step} done: loss {loss}, grad_norm {grad_norm:?}, learning_rate {learning_rate}, {step_ms:.1} ms"
+                    "step {step} done: loss {loss}, grad_norm {}, learning_rate {learning_rate}, {step_ms:.1} ms",
+                    grad_norm.unwrap_or(f64::NAN)
                 );
                 run.step = step;
                 run.step_began = Some(now.at);

@@ -21,7 +21,7 @@ const VERSION: &str = "version.txt";
 
 /// Fills the folder `dir`, which is there and empty. Returns the bytes of its tensors and of its files.
 pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Progress) -> Result<(u64, u64)> {
-    let mut folder = Folder { dir, names: Vec::new() };
+    let mut folder = Folder { dir, names: Vec::new(), records: Vec::new() };
     let carried = companions(source, &mut folder, options.dtype)?;
     let mut tensor_bytes = weights(source, &mut folder, options, progress)?;
     if options.with_optimizer {
@@ -45,11 +45,11 @@ pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Prog
     let stays = options.format == Format::Hf;
     // Rounded weights are another state: nothing may claim that they are this one.
     let exact = source.model().iter().all(|meta| exported_dtype(meta, options.dtype) == meta.dtype);
-    let names = folder.names.clone();
+    let (names, known) = (folder.names.clone(), std::mem::take(&mut folder.records));
     let records = std::thread::scope(|scope| {
         // The disk has to do while the files are hashed.
         let syncing = stays.then(|| scope.spawn(|| output::sync(dir, &names)));
-        let records = if exact { records(dir, &names, progress) } else { Ok(Vec::new()) };
+        let records = if exact { records(dir, &names, known, progress) } else { Ok(Vec::new()) };
         let synced = syncing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
         synced.and(records)
     })?;
@@ -63,10 +63,11 @@ pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Prog
     Ok((tensor_bytes, folder.bytes()?))
 }
 
-fn records(dir: &Path, names: &[String], progress: &dyn Progress) -> Result<Vec<FileRecord>> {
+/// The files' records, in the order of `names`; those that are not `known` are read.
+fn records(dir: &Path, names: &[String], known: Vec<FileRecord>, progress: &dyn Progress) -> Result<Vec<FileRecord>> {
     let record = |name: &String| {
         progress.advance(0)?;
-        state::file_record(dir, name)
+        known.iter().find(|known| known.name == *name).cloned().map_or_else(|| state::file_record(dir, name), Ok)
     };
     names.iter().map(record).collect()
 }
@@ -75,6 +76,8 @@ fn records(dir: &Path, names: &[String], progress: &dyn Progress) -> Result<Vec<
 pub(super) struct Folder<'a> {
     pub dir: &'a Path,
     pub names: Vec<String>,
+    /// Of the files that were hashed while they were written.
+    records: Vec<FileRecord>,
 }
 
 impl Folder<'_> {
@@ -86,6 +89,11 @@ impl Folder<'_> {
         let result = output::part(self.dir, name, fill)?;
         self.names.push(name.to_owned());
         Ok(result)
+    }
+
+    fn hashed(&mut self, name: &str, written: safetensors::Written) {
+        let (bytes, hash) = (written.bytes, written.hash.to_hex().to_string());
+        self.records.push(FileRecord { name: name.to_owned(), bytes, hash });
     }
 
     fn bytes(&self) -> Result<u64> {
@@ -201,7 +209,9 @@ fn weights(source: &Source, folder: &mut Folder, options: &Options, progress: &d
         let content = |i: usize| source.read_as(model[range.start + i], part[i].dtype);
         let metadata = [("format", "pt".to_owned())];
         let path = folder.dir.join(&name);
-        folder.part(&name, |file| safetensors::write(file, &path, part, &metadata, content, progress))?;
+        let write = |file: &mut _| safetensors::write(file, &path, part, &metadata, content, progress);
+        let written = folder.part(&name, write)?;
+        folder.hashed(&name, written);
         weight_map.extend(part.iter().map(|item| (item.name.clone(), json!(name))));
     }
     if shards.len() > 1 {

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::interop::mapped::Mapped;
 use crate::snapshot::{DType, Role, Tensor, TensorMeta};
 
-pub use writer::{Item, write};
+pub use writer::{Item, Written, write};
 
 /// The header of a model of ten thousand tensors takes about 1 MiB.
 const MAX_HEADER_BYTES: u64 = 8 << 20;

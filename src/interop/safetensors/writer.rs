@@ -1,7 +1,6 @@
 //! Writes safetensors files tensor by tensor, so that few of them are in memory at a time.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -10,11 +9,16 @@ use crate::error::{Error, Result};
 use crate::interop::ahead::ahead;
 use crate::interop::progress::Progress;
 use crate::snapshot::DType;
-use crate::store::fs;
+use crate::store::{BlockWriter, fs};
 
 const PIECE_BYTES: usize = 4 << 20;
-/// The disk begins after every so many bytes, so that there is little left to wait for at the end.
-const WRITEBACK_BYTES: u64 = 32 << 20;
+
+/// What was written.
+pub struct Written {
+    pub bytes: u64,
+    /// BLAKE3 of the file.
+    pub hash: blake3::Hash,
+}
 
 /// A tensor that is to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,23 +34,30 @@ impl Item {
     }
 }
 
-/// Writes `items` to `file`, which lies at `path`, wider types first so that all are aligned. `content(i)` gives the
-/// row-major bytes of item `i`. `metadata` becomes the header's `__metadata__`.
+/// Writes `items` to `file`, which is empty and lies at `path`, wider types first so that all are aligned. `content(i)`
+/// gives the row-major bytes of item `i`. `metadata` becomes the header's `__metadata__`.
+///
+/// It goes past the page cache where the file system allows that: the device works while tensors are decoded, and there
+/// is little left for an fsync to wait for.
 pub fn write(
-    file: &mut File,
+    file: &File,
     path: &Path,
     items: &[Item],
     metadata: &[(&str, String)],
     content: impl Fn(usize) -> Result<Vec<u8>> + Sync,
     progress: &dyn Progress,
-) -> Result<()> {
+) -> Result<Written> {
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(items[i].dtype.size()));
-    let writing = |e| Error::io("writing", path, e);
-    let mut out = BufWriter::with_capacity(1 << 20, file);
     let header = header(items, &order, metadata);
-    out.write_all(&header).map_err(writing)?;
-    let (mut written, mut begun) = (header.len() as u64, 0);
+    fs::preallocate(file, header.len() as u64 + items.iter().map(Item::bytes).sum::<u64>(), path)?;
+    let mut out = BlockWriter::new(file, path.to_owned())?;
+    let mut hasher = blake3::Hasher::new();
+    let mut append = |bytes: &[u8]| {
+        hasher.update(bytes);
+        out.append(bytes)
+    };
+    append(&header)?;
     ahead(order.iter().copied(), content, |index, bytes| {
         let item = &items[index];
         if bytes.len() as u64 != item.bytes() {
@@ -54,17 +65,12 @@ pub fn write(
             return Err(Error::mismatch(path, reason));
         }
         for piece in bytes.chunks(PIECE_BYTES) {
-            out.write_all(piece).map_err(writing)?;
+            append(piece)?;
             progress.advance(piece.len() as u64)?;
-            written += piece.len() as u64;
-            if written - begun >= WRITEBACK_BYTES {
-                fs::begin_writeback(out.get_ref(), begun, written - begun);
-                begun = written;
-            }
         }
         Ok(())
     })?;
-    out.flush().map_err(writing)
+    Ok(Written { bytes: out.finish()?, hash: hasher.finalize() })
 }
 
 /// The header's length and the header: JSON, padded with blanks to a multiple of 8.
