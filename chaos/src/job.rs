@@ -55,7 +55,8 @@ impl Job {
              [data]\ntext = [\"text.txt\"]\ncache = \"cache\"\n\
              [train]\nsteps = {steps}\nbatch_size = 2\nsequence_length = 32\nwarmup_steps = 5\neval_every = 0\n\
              [snapshot]\nevery_steps = {every}\n\
-             [worker]\ncommand = {command}\nmax_restarts = 1000\nhang_timeout = \"{hang}\"\n{more}\n"
+             [worker]\ncommand = {command}\nmax_restarts = 1000\nhang_timeout = \"{hang}\"\n\
+             [log]\nlevel = \"debug\"\n{more}\n"
         );
         std::fs::write(job.config(), config)?;
         Ok(job)
@@ -102,6 +103,16 @@ impl Job {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// What each step computed, in full: its number, and its loss and gradient norm as the log has them. A step that was
+    /// computed again is there again.
+    pub fn steps(&self) -> Vec<(u64, String)> {
+        let step = |message: Message| {
+            let (number, rest) = message.text.strip_prefix("step ")?.split_once(" done: ")?;
+            Some((number.parse().ok()?, rest.split_once(", learning_rate")?.0.to_owned()))
+        };
+        self.messages().into_iter().filter_map(step).collect()
     }
 
     /// Messages of the log so far; a last line that is not whole yet is left out.

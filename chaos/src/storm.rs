@@ -3,6 +3,7 @@
 //! Invariant: at every moment the store holds to its promises; a stopped worker is noticed and replaced; in the end
 //! the training is complete, and its state is to the bit that of a run that nothing disturbed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -58,17 +59,28 @@ pub fn campaign(kind: Kind, strikes: u64, seed: u64) -> Result<Row> {
     let mut tally = Tally::new(name, seed);
     let mut random = Random::new(seed);
     let folder = place::on_disk()?;
-    let undisturbed = Job::new(&folder.path().join("undisturbed"), kind, steps(kind), &[], "")?.run_to_end()?;
+    let quiet = Job::new(&folder.path().join("undisturbed"), kind, steps(kind), &[], "")?;
+    let undisturbed = quiet.run_to_end()?;
     let mut number = 0;
     while tally.points() < strikes {
         number += 1;
         let job = Job::new(&folder.path().join(format!("job-{number}")), kind, steps(kind), &[], "")?;
         let root = under_fire(&job, kind, strikes, &mut random, &mut tally)?;
         tally.require(root == undisturbed, || {
-            format!("job {number} ended in another state than an undisturbed run; its log:\n{}", job.log())
+            let parting = parting(&quiet, &job);
+            format!("job {number} ended in another state than an undisturbed run; {parting}; its log:\n{}", job.log())
         });
     }
     Ok(tally.row())
+}
+
+/// The first steps that were computed differently.
+fn parting(quiet: &Job, job: &Job) -> String {
+    let computed: BTreeMap<u64, String> = quiet.steps().into_iter().collect();
+    let differ = job.steps().into_iter().filter(|(step, what)| computed.get(step).is_some_and(|was| was != what));
+    let differ: Vec<String> =
+        differ.take(5).map(|(step, what)| format!("step {step}: {what}, undisturbed {}", computed[&step])).collect();
+    format!("steps that differ: [{}]", differ.join("; "))
 }
 
 /// Trains to the end, struck until the campaign has its points. Returns the root.
