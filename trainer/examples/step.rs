@@ -18,7 +18,7 @@ fn main() -> ckptd::Result<()> {
     let number = |index: usize, default: usize| arguments.get(index).and_then(|a| a.parse().ok()).unwrap_or(default);
     let preset = arguments.first().map_or("gpt2", String::as_str);
     let (rows, positions, steps) = (number(1, 1), number(2, 128), number(3, 10));
-    let (threads, every) = (device::set_threads(number(4, 2)), number(5, 0));
+    let (threads, every) = (device::set_threads(number(4, 2))?, number(5, 0));
 
     let config = Gpt2Config::preset(preset)?.with_dropout(0.0);
     let train = Train { grad_clip: 0.0, ..Config::default().train };

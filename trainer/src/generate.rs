@@ -66,7 +66,7 @@ struct Sampling {
 
 /// Prints the prompt and what the model adds to it, as it comes.
 pub fn generate(arguments: &GenerateArguments) -> Result<()> {
-    let threads = device::set_threads(arguments.threads);
+    let threads = device::set_threads(arguments.threads)?;
     let path = match (&arguments.store, &arguments.model) {
         (Some(store), _) => weights::find(store, &arguments.snapshot)?,
         (None, model) => model.clone().unwrap_or_default(),

@@ -56,7 +56,7 @@ impl Job {
         let device = device::open(&config.job.device)?;
         let recorded = snapshot.as_ref().and_then(|s| s.manifest().train.settings.get("threads")?.parse().ok());
         let threads = choose_threads(config.job.threads, recorded, accept_changes, events);
-        let threads = device::set_threads(threads);
+        let threads = device::set_threads(threads)?;
 
         let folder = config.model.from.as_deref().map(hf::open).transpose()?;
         let shape = match (&folder, &config.model.preset) {

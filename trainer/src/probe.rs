@@ -51,7 +51,7 @@ pub struct ProbeArguments {
 
 /// Writes the logits that `arguments` ask for.
 pub fn logits(arguments: &LogitsArguments) -> Result<()> {
-    let threads = device::set_threads(arguments.threads);
+    let threads = device::set_threads(arguments.threads)?;
     let Weights { config, params, .. } = weights::open(&arguments.model, threads)?;
     let rows = read_rows(&arguments.tokens, &config)?;
     let flat: Vec<i64> = rows.concat();
@@ -66,7 +66,7 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
     let readers = std::thread::available_parallelism().map_or(1, |n| n.get());
     let model = weights::open(&arguments.model, readers)?;
     let against = arguments.against.as_deref().map(|path| weights::open(path, readers)).transpose()?;
-    device::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads });
+    device::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads })?;
     let answers = Answers::of(&model.config, &model.params, Device::Cpu)?;
     let delta = match &against {
         Some(other) if other.config.vocab_size != model.config.vocab_size => None,
@@ -140,7 +140,7 @@ pub struct Prober {
 impl Prober {
     /// The hash of the answers of the parameters among `tensors`, which are in the order of the model's.
     pub fn hash(&self, tensors: &[SnapshotTensor]) -> Result<String> {
-        device::set_threads(self.threads);
+        device::set_threads(self.threads)?;
         let params: Vec<&SnapshotTensor> = tensors.iter().filter(|tensor| tensor.meta.role == Role::Param).collect();
         let views: Vec<Tensor> = params.iter().map(|tensor| self.view(tensor)).collect::<Result<_>>()?;
         Answers::of(&self.config, &views, self.device).map(|answers| answers.hash())
