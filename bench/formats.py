@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = 3
 ROUNDS = 7
+SETTLES_S = 1.5
 STEPS = 4
 
 
@@ -109,6 +110,8 @@ def side_by_side(work, store, model, share):
         for name in ("hf-side", "saved-side"):
             shutil.rmtree(work / name, ignore_errors=True)
         os.sync()
+        # The device is still at work on the removals for a while.
+        time.sleep(SETTLES_S)
         began = time.perf_counter()
         ckptd("export", store, "latest", "--format", "hf", work / "hf-side", "--json")
         ours = time.perf_counter() - began

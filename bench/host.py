@@ -11,18 +11,25 @@ import time
 BLOCK = 8 << 20
 
 
-def write_rate(folder, size):
-    """Bytes a second of direct writes in large blocks to a file that has its room already, fsync included."""
+def write_rate(folder, size, cached=False):
+    """Bytes a second of direct writes in large blocks to a file that has its room already, fsync included.
+
+    From memory of that size, as whoever has so much to write; a cached block that is written again and again reaches the
+    device from the processor's cache, which a state cannot."""
     path = folder / "rate.bin"
     path.unlink(missing_ok=True)
-    block = mmap.mmap(-1, BLOCK)
-    block.write(os.urandom(BLOCK))
+    memory = mmap.mmap(-1, BLOCK if cached else size // BLOCK * BLOCK)
+    random = os.urandom(BLOCK)
+    for _ in range(0, len(memory), BLOCK):
+        memory.write(random)
+    blocks = memoryview(memory)
     file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o600)
     try:
         os.posix_fallocate(file, 0, size)
         began = time.perf_counter()
         for offset in range(0, size // BLOCK * BLOCK, BLOCK):
-            os.pwrite(file, block, offset)
+            at = offset % len(memory)
+            os.pwrite(file, blocks[at : at + BLOCK], offset)
         os.fsync(file)
         return size // BLOCK * BLOCK / (time.perf_counter() - began)
     finally:

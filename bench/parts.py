@@ -157,12 +157,13 @@ def durable(bench, ours, peers):
         ours.ask("train 1 0")
         seconds = {"ours": ours.ask("last")["durable_s"]}
         written = ours.take_events("committed")[0][1]["bytes"]
-        rate = host.write_rate(bench.out, written)
+        rates = {"device_rate": host.write_rate(bench.out, written)}
+        rates["cached_rate"] = host.write_rate(bench.out, written, cached=True)
         for kind in PEERS:
             if kind != "torch":
                 peers.ask("train 1 0 torch")
                 seconds[kind] = peers.ask(f"save {kind}")["durable_s"]
-        rounds.append({"seconds": seconds, "bytes": written, "device_rate": rate})
+        rounds.append({"seconds": seconds, "bytes": written, **rates})
         forget_old(bench)
     return {"rounds": rounds}
 

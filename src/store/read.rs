@@ -18,6 +18,8 @@ use crate::snapshot::{CarriedFile, Snapshot, Tensor};
 
 /// Encoded bytes that one thread reads at a time.
 const BATCH_BYTES: u64 = 4 << 20;
+/// Chunks of a [`Piece`], few enough to stay in a processor's cache until they are written elsewhere.
+const PIECE_CHUNKS: usize = 2;
 
 /// An open snapshot whose trailer, manifest and chunk table are whole and agree.
 #[derive(Debug)]
@@ -41,6 +43,14 @@ pub struct ChunkStat {
     pub coding: &'static str,
     pub raw: u64,
     pub encoded: u64,
+}
+
+/// A run of an item's chunks, for those who read it bit by bit.
+pub struct Piece {
+    first: usize,
+    chunks: usize,
+    /// How many it has, decoded.
+    pub bytes: usize,
 }
 
 /// Chunks that lie one after the other in the file, each with the memory that wants its raw bytes, if any.
@@ -178,6 +188,27 @@ impl Reader {
         self.scan(self.batches(pieces), threads, &|_| true)
     }
 
+    /// An item (tensors by their index, then files) in pieces, in their order; one without bytes has none.
+    pub fn pieces(&self, item: usize) -> Vec<Piece> {
+        let first = self.units.partition_point(|u| u.item < item);
+        let count = self.units[first..].iter().take_while(|u| u.item == item).count();
+        let piece = |at: usize| {
+            let chunks = PIECE_CHUNKS.min(first + count - at);
+            let bytes = self.units[at..at + chunks].iter().map(|u| u.bytes).sum();
+            Piece { first: at, chunks, bytes }
+        };
+        (first..first + count).step_by(PIECE_CHUNKS).map(piece).collect()
+    }
+
+    /// For one thread that reads pieces.
+    pub fn piece_reader(&self) -> PieceReader<'_> {
+        PieceReader(self.begin())
+    }
+
+    fn begin(&self) -> Scan<'_> {
+        Scan { reader: self, buffer: None, decoder: Decoder::new(), scratch: Vec::new() }
+    }
+
     /// Reads and checks every chunk; `progress` is told the encoded bytes done and may end it by returning false.
     pub fn check_all(&self, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
         let pieces = (0..self.units.len()).map(|i| (i, None)).collect();
@@ -240,7 +271,7 @@ impl Reader {
         let failed = AtomicBool::new(false);
         let done = AtomicU64::new(0);
         let work = || -> Result<()> {
-            let mut scan = Scan { reader: self, buffer: None, decoder: Decoder::new(), scratch: Vec::new() };
+            let mut scan = self.begin();
             while !failed.load(Ordering::Relaxed) {
                 // A poisoned queue is still a queue: whoever panicked took only its own batch.
                 let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
@@ -273,6 +304,17 @@ impl Reader {
 
     fn no_item(&self, index: usize) -> Error {
         Error::mismatch(&self.path, format!("has no tensor number {index}"))
+    }
+}
+
+/// Reads pieces on one thread, with the memory that it takes.
+pub struct PieceReader<'a>(Scan<'a>);
+
+impl PieceReader<'_> {
+    /// Decodes `piece` to `raw`, which has as many bytes. On an error it holds no defined content.
+    pub fn read(&mut self, piece: &Piece, raw: &mut [u8]) -> Result<()> {
+        let places = raw.chunks_mut(codec::CHUNK_BYTES).map(Some);
+        self.0.batch((piece.first..piece.first + piece.chunks).zip(places).collect())
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::source::{Source, exported_dtype};
+use super::source::{Part, Source, exported_dtype};
 use super::{Format, Options, job, torch};
 use crate::error::{Error, Result};
 use crate::interop::progress::Progress;
@@ -206,7 +206,11 @@ fn weights(source: &Source, folder: &mut Folder, options: &Options, progress: &d
             count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
         let part = &items[range.clone()];
-        let content = |i: usize| source.read_as(model[range.start + i], part[i].dtype);
+        let content = |order: &[usize], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>| {
+            let tensor = |&i: &usize| Part::Tensor(model[range.start + i].clone(), part[i].dtype);
+            let parts: Vec<Part> = order.iter().map(tensor).collect();
+            source.stream(&parts, &mut |part, piece| take(order[part], piece))
+        };
         let metadata = [("format", "pt".to_owned())];
         let path = folder.dir.join(&name);
         let write = |file: &mut _| safetensors::write(file, &path, part, &metadata, content, progress);

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::Options;
-use super::source::{Source, exported_dtype};
+use super::source::{Part, Source, exported_dtype};
 use crate::error::{Error, Result};
 use crate::interop::progress::Progress;
 use crate::interop::safetensors::{self, Item};
@@ -46,6 +46,10 @@ pub fn write(source: &Source, file: &mut File, path: &Path, options: &Options, p
     }
     let total = items.iter().map(Item::bytes).sum();
     progress.begin("tensors", total);
-    safetensors::write(file, path, &items, &metadata, |i| source.read_as(all[i], items[i].dtype), progress)?;
+    let content = |order: &[usize], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>| {
+        let parts: Vec<Part> = order.iter().map(|&i| Part::Tensor(all[i].clone(), items[i].dtype)).collect();
+        source.stream(&parts, &mut |part, piece| take(order[part], piece))
+    };
+    safetensors::write(file, path, &items, &metadata, content, progress)?;
     Ok(total)
 }

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::interop::ahead::ahead;
 use crate::interop::{convert, hf, model};
 use crate::snapshot::{DType, Role, TensorMeta};
+use crate::store::read::{Piece, PieceReader};
 use crate::store::{Manifest, Reader};
 
 /// Moments that PyTorch's optimisers keep, in the order of their state dicts.
@@ -17,10 +19,18 @@ pub struct Source {
     threads: usize,
 }
 
+/// What an export writes as a whole.
+pub enum Part {
+    /// A tensor of the snapshot, as this type where that is another float type than its own.
+    Tensor(TensorMeta, DType),
+    Bytes(Vec<u8>),
+}
+
 impl Source {
     /// Opens the snapshot at `path`; every chunk that is read is checked against its hash.
     pub fn open(path: &Path, threads: usize) -> Result<Source> {
-        let reader = Reader::open(path)?;
+        // It was written past the page cache, and is read once.
+        let reader = Reader::open_past_cache(path)?;
         let tensors = &reader.manifest().tensors;
         let of_model = |i: &usize| matches!(tensors[*i].meta.role, Role::Param | Role::Buffer);
         let mut model: Vec<usize> = (0..tensors.len()).filter(of_model).collect();
@@ -68,20 +78,42 @@ impl Source {
         &self.reader.manifest().tensors[index].meta
     }
 
-    /// The bytes of a tensor as it was saved.
-    pub fn read(&self, role: Role, name: &str) -> Result<Vec<u8>> {
-        let tensors = &self.manifest().tensors;
-        let index = tensors.iter().position(|tensor| tensor.meta.role == role && tensor.meta.name == name);
-        let missing = || Error::mismatch(self.path(), format!("the snapshot has no {role} of {name}"));
-        let index = index.ok_or_else(missing)?;
-        let mut bytes = vec![0; tensors[index].meta.bytes().unwrap_or(0) as usize];
-        self.reader.read_into(vec![(index, &mut bytes)], self.threads)?;
-        Ok(bytes)
+    /// Hands the bytes of `parts` to `take` in their order, each in one piece or more, with the part's index. What comes
+    /// next is read and decoded meanwhile.
+    pub fn stream(&self, parts: &[Part], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        let mut orders = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            let pieces = match part {
+                Part::Tensor(meta, _) => self.reader.pieces(self.find(meta)?),
+                Part::Bytes(_) => Vec::new(),
+            };
+            match pieces.is_empty() {
+                true => orders.push((index, None)),
+                false => orders.extend(pieces.into_iter().map(|piece| (index, Some(piece)))),
+            }
+        }
+        let make = |reader: &mut PieceReader, (index, piece): &(usize, Option<Piece>), mut memory: Vec<u8>| {
+            memory.resize(piece.as_ref().map_or(0, |piece| piece.bytes), 0);
+            match (&parts[*index], piece) {
+                (Part::Tensor(meta, dtype), Some(piece)) => {
+                    reader.read(piece, &mut memory)?;
+                    self.convert(memory, meta, *dtype)
+                }
+                (Part::Bytes(bytes), _) => Ok(bytes.clone()),
+                (Part::Tensor(..), None) => Ok(memory),
+            }
+        };
+        // Each thread waits for the device half of the time.
+        ahead(&orders, 2 * self.threads, || self.reader.piece_reader(), make, |(index, _), bytes| take(*index, bytes))
     }
 
-    /// The bytes of a tensor of the model, as `dtype` where that is another float type.
-    pub fn read_as(&self, meta: &TensorMeta, dtype: DType) -> Result<Vec<u8>> {
-        let bytes = self.read(meta.role, &meta.name)?;
+    fn find(&self, meta: &TensorMeta) -> Result<usize> {
+        let mut tensors = self.manifest().tensors.iter();
+        let index = tensors.position(|tensor| tensor.meta.role == meta.role && tensor.meta.name == meta.name);
+        index.ok_or_else(|| Error::mismatch(self.path(), format!("the snapshot has no {} of {}", meta.role, meta.name)))
+    }
+
+    fn convert(&self, bytes: Vec<u8>, meta: &TensorMeta, dtype: DType) -> Result<Vec<u8>> {
         match meta.dtype == dtype {
             true => Ok(bytes),
             false => convert::convert(&bytes, meta.dtype, dtype).ok_or_else(|| {

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::folder::Folder;
 use super::hyper::Hyper;
-use super::source::{Source, exported_dtype};
+use super::source::{Part, Source, exported_dtype};
 use super::{Options, single};
 use crate::error::Result;
 use crate::interop::model;
@@ -75,26 +75,18 @@ pub(super) fn write_trainer_files(
 /// What each storage of an archive holds.
 #[derive(Default)]
 struct Storages {
-    contents: Vec<Content>,
-}
-
-enum Content {
-    Tensor {
-        meta: TensorMeta,
-        dtype: DType,
-    },
-    /// The step counter that AdamW keeps beside each parameter's moments.
-    Step(f32),
+    contents: Vec<Part>,
 }
 
 impl Storages {
     fn tensor(&mut self, meta: &TensorMeta, dtype: DType) -> Object {
-        self.contents.push(Content::Tensor { meta: meta.clone(), dtype });
+        self.contents.push(Part::Tensor(meta.clone(), dtype));
         Object::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype, shape: meta.shape.clone() })
     }
 
+    /// The step counter that AdamW keeps beside each parameter's moments.
     fn step(&mut self, step: u64) -> Object {
-        self.contents.push(Content::Step(step as f32));
+        self.contents.push(Part::Bytes((step as f32).to_le_bytes().to_vec()));
         Object::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype: DType::F32, shape: Vec::new() })
     }
 
@@ -106,9 +98,9 @@ impl Storages {
         object: &Object,
         progress: &dyn Progress,
     ) -> Result<u64> {
-        let bytes = |content: &Content| match content {
-            Content::Tensor { meta, dtype } => meta.elements().unwrap_or(0) * dtype.size() as u64,
-            Content::Step(_) => 4,
+        let bytes = |content: &Part| match content {
+            Part::Tensor(meta, dtype) => meta.elements().unwrap_or(0) * dtype.size() as u64,
+            Part::Bytes(bytes) => bytes.len() as u64,
         };
         let sizes: Vec<u64> = self.contents.iter().map(bytes).collect();
         let total = sizes.iter().sum();
@@ -116,11 +108,7 @@ impl Storages {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             progress.begin(&name, total);
         }
-        let content = |i: usize| match &self.contents[i] {
-            Content::Tensor { meta, dtype } => source.read_as(meta, *dtype),
-            Content::Step(step) => Ok(step.to_le_bytes().to_vec()),
-        };
-        writer::write(file, path, object, &sizes, content, progress)?;
+        writer::write(file, path, object, &sizes, |take| source.stream(&self.contents, take), progress)?;
         Ok(total)
     }
 }

@@ -6,12 +6,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::interop::ahead::ahead;
 use crate::interop::progress::Progress;
 use crate::snapshot::DType;
 use crate::store::{BlockWriter, fs};
-
-const PIECE_BYTES: usize = 4 << 20;
 
 /// What was written.
 pub struct Written {
@@ -34,8 +31,9 @@ impl Item {
     }
 }
 
-/// Writes `items` to `file`, which is empty and lies at `path`, wider types first so that all are aligned. `content(i)`
-/// gives the row-major bytes of item `i`. `metadata` becomes the header's `__metadata__`.
+/// Writes `items` to `file`, which is empty and lies at `path`, wider types first so that all are aligned. `content`
+/// gives the row-major bytes of the items in the order that it is told, piece by piece, to the function that it gets.
+/// `metadata` becomes the header's `__metadata__`.
 ///
 /// It goes past the page cache where the file system allows that: the device works while tensors are decoded, and there
 /// is little left for an fsync to wait for.
@@ -44,7 +42,7 @@ pub fn write(
     path: &Path,
     items: &[Item],
     metadata: &[(&str, String)],
-    content: impl Fn(usize) -> Result<Vec<u8>> + Sync,
+    content: impl FnOnce(&[usize], &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>,
     progress: &dyn Progress,
 ) -> Result<Written> {
     let mut order: Vec<usize> = (0..items.len()).collect();
@@ -58,18 +56,16 @@ pub fn write(
         out.append(bytes)
     };
     append(&header)?;
-    ahead(order.iter().copied(), content, |index, bytes| {
-        let item = &items[index];
-        if bytes.len() as u64 != item.bytes() {
-            let reason = format!("tensor {} has {} bytes, not {}", item.name, bytes.len(), item.bytes());
-            return Err(Error::mismatch(path, reason));
-        }
-        for piece in bytes.chunks(PIECE_BYTES) {
-            append(piece)?;
-            progress.advance(piece.len() as u64)?;
-        }
-        Ok(())
+    let mut sizes = vec![0; items.len()];
+    content(&order, &mut |index, piece| {
+        sizes[index] += piece.len() as u64;
+        append(piece)?;
+        progress.advance(piece.len() as u64)
     })?;
+    if let Some((item, size)) = items.iter().zip(sizes).find(|(item, size)| item.bytes() != *size) {
+        let reason = format!("tensor {} has {size} bytes, not {}", item.name, item.bytes());
+        return Err(Error::mismatch(path, reason));
+    }
     Ok(Written { bytes: out.finish()?, hash: hasher.finalize() })
 }
 

@@ -10,20 +10,18 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::pickler::{self, Object};
 use crate::error::{Error, Result};
-use crate::interop::ahead::ahead;
 use crate::interop::progress::Progress;
 
 const ALIGNMENT: u16 = 64;
-const PIECE_BYTES: usize = 4 << 20;
 
-/// Writes `object` to `file`, which lies at `path`. `storage(i)` gives the bytes of storage number `i`, whose sizes
-/// are `storage_bytes`; it is called once for each, in order.
+/// Writes `object` to `file`, which lies at `path`. `content` gives the bytes of the storages, whose sizes are
+/// `storage_bytes`, in their order, each in one piece or more, to the function that it gets.
 pub fn write(
     file: &mut File,
     path: &Path,
     object: &Object,
     storage_bytes: &[u64],
-    storage: impl Fn(usize) -> Result<Vec<u8>> + Sync,
+    content: impl FnOnce(&mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>,
     progress: &dyn Progress,
 ) -> Result<()> {
     // The folder's name is that of the file, as with torch.save.
@@ -35,19 +33,20 @@ pub fn write(
     archive.record(".format_version", b"1")?;
     archive.record(".storage_alignment", ALIGNMENT.to_string().as_bytes())?;
     archive.record("byteorder", b"little")?;
-    ahead(0..storage_bytes.len(), storage, |index, content| {
-        let bytes = storage_bytes[index];
-        if content.len() as u64 != bytes {
-            let reason = format!("storage {index} has {} bytes, not the {bytes} that were announced", content.len());
-            return Err(Error::mismatch(path, reason));
+    let mut sizes = Vec::new();
+    content(&mut |index, piece| {
+        if sizes.len() <= index {
+            sizes.resize(index + 1, 0);
+            archive.start(&format!("data/{index}"), storage_bytes[index])?;
         }
-        archive.start(&format!("data/{index}"), bytes)?;
-        for piece in content.chunks(PIECE_BYTES) {
-            archive.zip.write_all(piece).map_err(|e| Error::io("writing", path, e))?;
-            progress.advance(piece.len() as u64)?;
-        }
-        Ok(())
+        sizes[index] += piece.len() as u64;
+        archive.zip.write_all(piece).map_err(|e| Error::io("writing", path, e))?;
+        progress.advance(piece.len() as u64)
     })?;
+    if sizes != storage_bytes {
+        let reason = format!("the storages have {sizes:?} bytes, not the {storage_bytes:?} that were announced");
+        return Err(Error::mismatch(path, reason));
+    }
     archive.record("version", b"3\n")?;
     let mut out = archive.zip.finish().map_err(|e| zip_error(path, e))?;
     out.flush().map_err(|e| Error::io("writing", path, e))
