@@ -89,7 +89,17 @@ impl Job {
 
     /// Runs to the end; the training must be complete then.
     pub fn run_to_end(&self) -> Result<String> {
-        let code = self.start()?.wait()?;
+        let mut agent = self.start()?;
+        let mut told = 0;
+        let code = loop {
+            if let Some(code) = agent.ends_within(PATIENCE)? {
+                break code;
+            }
+            // It may take any time, while it gets on.
+            let now = self.log().len();
+            ensure!(now > told, "an undisturbed run stands still:\n{}", self.log());
+            told = now;
+        };
         ensure!(code == Some(0), "an undisturbed run ended with {code:?}:\n{}", self.log());
         self.root()
     }
