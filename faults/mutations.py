@@ -57,13 +57,13 @@ MUTATIONS = [
     Mutation("pins are overlooked", CRASH, (
         ("mod.rs", "entry.pinned = pins.iter().any(|p| p == id);", "entry.pinned = !ON && pins.iter().any(|p| p == id);"),)),
     Mutation("resume takes what was not read back", CRASH, (
-        ("mod.rs", "State::Verified => return Ok(Some(chosen(entry, &passed_over))),",
+        ("resume.rs", "State::Verified => return Ok(Some(chosen(entry, &passed_over))),",
          "State::Committed if ON => return Ok(Some(chosen(entry, &passed_over))),\n"
          "State::Verified => return Ok(Some(chosen(entry, &passed_over))),"),)),
     Mutation("resume takes an unhealthy one", CRASH, (
-        ("mod.rs", "_ if !entry.healthy() => {", "_ if !entry.healthy() && !ON => {"),)),
+        ("resume.rs", "_ if !entry.healthy() => {", "_ if !entry.healthy() && !ON => {"),)),
     Mutation("a damaged file is deleted", CRASH, (
-        ("mod.rs", *instead("snapshots.rename_new(&name, &quarantine, &aside)?", "snapshots.remove(&name)?")),)),
+        ("resume.rs", *instead("snapshots.rename_new(&name, &quarantine, &aside)?", "snapshots.remove(&name)?")),)),
     Mutation("sequence numbers of quarantined snapshots are used again", CRASH, (
         ("mod.rs", *instead("self.manifests(Folder::Quarantine)?", "Vec::new()")),)),
     Mutation("staging/ is not cleaned", CRASH, (
