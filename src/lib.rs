@@ -5,13 +5,14 @@
 //! [`snapshot`] and commits it to the store; the agent reads it back, vouches for it and rotates the old ones.
 //!
 //! Modules in reading order: [`error`], [`config`], [`protocol`], [`snapshot`], [`store`], [`session`], [`agent`],
-//! [`cli`].
+//! [`cli`]. [`interop`] reads and writes what others load. `ordered` is the pipeline that writing and exporting share.
 
 pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod error;
 pub mod interop;
+mod ordered;
 pub mod protocol;
 pub mod schedule;
 pub mod session;

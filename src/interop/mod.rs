@@ -5,10 +5,9 @@
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
 //! In reading order: [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`hf`] (reading and writing files);
-//! [`model`] (GPT-2's names), [`convert`], [`output`], [`progress`], [`ahead`]; [`state`], [`export`], [`bundle`], [`import`],
+//! [`model`] (GPT-2's names), [`convert`], [`output`], [`progress`]; [`state`], [`export`], [`bundle`], [`import`],
 //! [`check`].
 
-pub mod ahead;
 pub mod archive;
 pub mod bundle;
 pub mod check;

@@ -5,10 +5,9 @@
 //! and a tensor's handle is dropped as soon as its last chunk is encoded.
 //! Deliberately not here: when to take a snapshot, and whether what was written can be read back (verify).
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::codec::{CHUNK_BYTES, Encoder, room};
@@ -17,6 +16,7 @@ use super::fs::{self, Dir, SECTOR};
 use super::write::{BlockWriter, Starvation};
 use super::{Store, layout};
 use crate::error::{Error, Result};
+use crate::ordered::{Ended, Line};
 use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
 
 /// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
@@ -247,21 +247,8 @@ struct Pipeline<'a> {
     /// The items' bytes; taken out when the last chunk of an item is encoded.
     items: Vec<Mutex<Option<TensorBytes>>>,
     left: Vec<AtomicUsize>,
-    window: usize,
     starvation: Starvation,
-    state: Mutex<Progress>,
-    encoded: Condvar,
-    room: Condvar,
-}
-
-#[derive(Default)]
-struct Progress {
-    next: usize,
-    written: usize,
-    waiting: BTreeMap<usize, Encoded>,
-    spare: Vec<Vec<u8>>,
-    /// Either side ended early: the other one stops too.
-    ended: bool,
+    line: Line<Encoded>,
 }
 
 /// Encodes all units on threads and appends them in order. Returns their records, and whether every parameter is
@@ -280,17 +267,14 @@ fn write_chunks(
         units,
         items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
         left: left.into_iter().map(AtomicUsize::new).collect(),
-        window: WINDOW + threads * WINDOW_PER_THREAD,
         starvation: out.starvation(),
-        state: Mutex::default(),
-        encoded: Condvar::new(),
-        room: Condvar::new(),
+        line: Line::new(units.len(), WINDOW + threads * WINDOW_PER_THREAD),
     };
     std::thread::scope(|scope| {
         let spawn = |background: bool| scope.spawn(move || pipeline.encode(options, background));
         let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.pace == Pace::Background)).collect();
         // Whatever happens here, the threads must not wait for a writer that is gone.
-        let end = EndOnDrop(pipeline);
+        let end = pipeline.line.end_on_drop();
         // A thread that has lowered its priority may not raise it again; fresh ones take over what is left.
         let outcome = pipeline.write(out, options, &mut || {
             encoders.extend((0..processors()).map(|_| spawn(false)));
@@ -302,23 +286,7 @@ fn write_chunks(
     })
 }
 
-/// Ends the pipeline when its owner returns, fails or panics.
-struct EndOnDrop<'a, 'b>(&'a Pipeline<'b>);
-
-impl Drop for EndOnDrop<'_, '_> {
-    fn drop(&mut self) {
-        self.0.lock().ended = true;
-        self.0.encoded.notify_all();
-        self.0.room.notify_all();
-    }
-}
-
 impl Pipeline<'_> {
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        // Nothing under this lock can panic half-way through a change.
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     fn write(
         &self,
         out: &mut BlockWriter,
@@ -328,7 +296,6 @@ impl Pipeline<'_> {
         let mut records = Vec::with_capacity(self.units.len());
         let (mut finite, mut hurried) = (true, false);
         while records.len() < self.units.len() {
-            let mut state = self.lock();
             let chunk = loop {
                 if options.cancel.load(Ordering::Relaxed) {
                     return Err(Error::Abandoned);
@@ -337,24 +304,17 @@ impl Pipeline<'_> {
                     hurried = true;
                     hurry();
                 }
-                if let Some(chunk) = state.waiting.remove(&records.len()) {
-                    break chunk;
+                match self.line.take(CONTROL_INTERVAL) {
+                    Ok(Some(chunk)) => break chunk,
+                    Ok(None) => {}
+                    Err(Ended) => return Err(Error::Other("an encoding thread died".into())),
                 }
-                if state.ended {
-                    return Err(Error::Other("an encoding thread died".into()));
-                }
-                state = self.encoded.wait_timeout(state, CONTROL_INTERVAL).unwrap_or_else(|e| e.into_inner()).0;
             };
-            drop(state);
             out.append(&chunk.memory[..chunk.record.encoded as usize])?;
             records.push(chunk.record);
             finite &= chunk.finite;
-            let mut state = self.lock();
-            state.written = records.len();
             options.control.written.store(records.len(), Ordering::Relaxed);
-            state.spare.push(chunk.memory);
-            drop(state);
-            self.room.notify_all();
+            self.line.give_back(chunk.memory);
         }
         Ok((records, finite))
     }
@@ -364,15 +324,15 @@ impl Pipeline<'_> {
             low_priority();
         }
         let hurried = || options.control.hurried.load(Ordering::Relaxed);
-        let mut ended_by_panic = PanicEnds(self, true);
+        let _end = self.line.end_on_panic();
         let (mut encoder, mut storing) = (Encoder::new(options.level), Encoder::new(0));
         while !(background && hurried())
-            && let Some((index, mut memory)) = self.take()
+            && let Some((index, mut memory)) = self.line.next()
         {
             let unit = &self.units[index];
             let item = self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
             // An item is taken out only after its last chunk, which is this one or a later one.
-            let Some(item) = item else { return };
+            let Some(item) = item else { return self.line.end() };
             let whole = (*item).as_ref();
             let raw = &whole[unit.offset as usize..unit.offset as usize + unit.bytes];
             memory.resize(memory.len().max(room(unit.bytes)), 0);
@@ -389,35 +349,7 @@ impl Pipeline<'_> {
             if self.left[unit.item].fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).take();
             }
-            self.lock().waiting.insert(index, Encoded { memory, record, finite });
-            self.encoded.notify_one();
-        }
-        ended_by_panic.1 = false;
-    }
-
-    /// The next unit to encode and memory for it, once the writer is near enough; `None` when there is none left.
-    fn take(&self) -> Option<(usize, Vec<u8>)> {
-        let mut state = self.lock();
-        loop {
-            if state.ended || state.next == self.units.len() {
-                return None;
-            }
-            if state.next < state.written + self.window {
-                state.next += 1;
-                return Some((state.next - 1, state.spare.pop().unwrap_or_default()));
-            }
-            state = self.room.wait(state).unwrap_or_else(|e| e.into_inner());
-        }
-    }
-}
-
-/// Tells the writer when an encoding thread ends without having finished its part.
-struct PanicEnds<'a, 'b>(&'a Pipeline<'b>, bool);
-
-impl Drop for PanicEnds<'_, '_> {
-    fn drop(&mut self) {
-        if self.1 {
-            drop(EndOnDrop(self.0));
+            self.line.put(index, Encoded { memory, record, finite });
         }
     }
 }

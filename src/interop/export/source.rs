@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::interop::ahead::ahead;
 use crate::interop::{convert, hf, model};
+use crate::ordered::ahead;
 use crate::snapshot::{DType, Role, TensorMeta};
 use crate::store::read::{Piece, PieceReader};
 use crate::store::{Manifest, Reader};

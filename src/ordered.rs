@@ -1,0 +1,211 @@
+//! Things that threads make ahead of the one thread that takes them in their order: chunks before the disk, reads before an
+//! export.
+//!
+//! Invariant: things are taken in their order; no more are made ahead than the window holds; their memory is used again;
+//! when one side ends, fails or panics, the other one stops. Deliberately not here: what is made, and the threads' number.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Things that [`ahead`] makes before the one that is taken, for each thread.
+const WINDOW_PER_THREAD: usize = 3;
+/// Whoever waits for longer looks again.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What both sides share.
+pub struct Line<T> {
+    count: usize,
+    window: usize,
+    state: Mutex<State<T>>,
+    made: Condvar,
+    room: Condvar,
+}
+
+struct State<T> {
+    next: usize,
+    taken: usize,
+    made: BTreeMap<usize, T>,
+    spare: Vec<Vec<u8>>,
+    /// Either side ended: the other one stops too.
+    ended: bool,
+}
+
+/// The makers are gone although something is missing.
+pub struct Ended;
+
+impl<T> Line<T> {
+    /// Of `count` things, of which `window` may be made before the first of them is given back.
+    pub fn new(count: usize, window: usize) -> Line<T> {
+        let state = State { next: 0, taken: 0, made: BTreeMap::new(), spare: Vec::new(), ended: false };
+        Line { count, window, state: Mutex::new(state), made: Condvar::new(), room: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // Nothing under this lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The next thing to make, once it is within the window, and memory of an earlier one; `None` when there is none left.
+    pub fn next(&self) -> Option<(usize, Vec<u8>)> {
+        let mut state = self.lock();
+        loop {
+            if state.ended || state.next == self.count {
+                return None;
+            }
+            if state.next < state.taken + self.window {
+                state.next += 1;
+                return Some((state.next - 1, state.spare.pop().unwrap_or_default()));
+            }
+            state = self.room.wait(state).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    pub fn put(&self, index: usize, thing: T) {
+        self.lock().made.insert(index, thing);
+        self.made.notify_one();
+    }
+
+    /// The thing after the ones that were given back, or `None` if it is not made within `patience`.
+    pub fn take(&self, patience: Duration) -> Result<Option<T>, Ended> {
+        let mut state = self.lock();
+        let index = state.taken;
+        if !state.made.contains_key(&index) && !state.ended {
+            state = self.made.wait_timeout(state, patience).unwrap_or_else(|e| e.into_inner()).0;
+        }
+        match state.made.remove(&index) {
+            None if state.ended => Err(Ended),
+            thing => Ok(thing),
+        }
+    }
+
+    /// The memory of what was taken.
+    pub fn give_back(&self, memory: Vec<u8>) {
+        let mut state = self.lock();
+        state.taken += 1;
+        state.spare.push(memory);
+        drop(state);
+        self.room.notify_all();
+    }
+
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.made.notify_all();
+        self.room.notify_all();
+    }
+
+    /// For the side that takes: the makers stop when this is dropped.
+    pub fn end_on_drop(&self) -> EndOnDrop<'_, T> {
+        EndOnDrop { line: self, always: true }
+    }
+
+    /// For a maker: the others stop when its thread panics.
+    pub fn end_on_panic(&self) -> EndOnDrop<'_, T> {
+        EndOnDrop { line: self, always: false }
+    }
+}
+
+pub struct EndOnDrop<'a, T> {
+    line: &'a Line<T>,
+    always: bool,
+}
+
+impl<T> Drop for EndOnDrop<'_, T> {
+    fn drop(&mut self) {
+        if self.always || std::thread::panicking() {
+            self.line.end();
+        }
+    }
+}
+
+/// Makes one thing of each of `orders` on `threads` threads, and hands them to `take` in that order. `make` gets what its
+/// thread's `worker` made, and memory of an earlier thing, of any length and content. The first error of either side
+/// ends both.
+pub fn ahead<O: Sync, W>(
+    orders: &[O],
+    threads: usize,
+    worker: impl Fn() -> W + Sync,
+    make: impl Fn(&mut W, &O, Vec<u8>) -> Result<Vec<u8>> + Sync,
+    mut take: impl FnMut(&O, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let threads = threads.clamp(1, orders.len().max(1));
+    let line = &Line::new(orders.len(), threads * WINDOW_PER_THREAD);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let _end = line.end_on_panic();
+                let mut worker = worker();
+                while let Some((index, memory)) = line.next() {
+                    line.put(index, make(&mut worker, &orders[index], memory));
+                }
+            });
+        }
+        let _end = line.end_on_drop();
+        orders.iter().try_for_each(|order| {
+            let thing = loop {
+                match line.take(LOOK) {
+                    Ok(Some(thing)) => break thing?,
+                    Ok(None) => {}
+                    Err(Ended) => return Err(Error::Other("a reading thread died".into())),
+                }
+            };
+            take(order, &thing)?;
+            line.give_back(thing);
+            Ok(())
+        })
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    fn run(
+        orders: &[u8],
+        threads: usize,
+        make: impl Fn(u8) -> Result<u8> + Sync,
+        take: impl Fn(u8) -> Result<()>,
+    ) -> Result<Vec<u8>> {
+        let mut taken = Vec::new();
+        let make = |_: &mut (), order: &u8, mut memory: Vec<u8>| {
+            memory.clear();
+            memory.push(make(*order)?);
+            Ok(memory)
+        };
+        ahead(
+            orders,
+            threads,
+            || (),
+            make,
+            |order, thing| {
+                taken.push(thing[0]);
+                take(*order)
+            },
+        )?;
+        Ok(taken)
+    }
+
+    #[test]
+    fn things_come_in_order_and_the_first_error_of_either_side_ends_both() {
+        let orders: Vec<u8> = (0..=255).collect();
+        let slow_at_times = |i: u8| {
+            std::thread::sleep(std::time::Duration::from_micros(u64::from(i.wrapping_mul(37)) % 11 * 20));
+            Ok(i ^ 0x55)
+        };
+        for threads in [1, 2, 5, 1000] {
+            let taken = run(&orders, threads, slow_at_times, |_| Ok(())).unwrap();
+            assert!(taken.iter().zip(&orders).all(|(taken, order)| *taken == order ^ 0x55));
+            assert_eq!(taken.len(), orders.len());
+            let fail = |at: u8| move |i: u8| if i == at { Err(Error::Other(format!("at {i}"))) } else { Ok(i) };
+            let error = run(&orders, threads, fail(30), |_| Ok(())).unwrap_err();
+            assert_eq!(error.to_string(), "at 30");
+            let error = run(&orders, threads, Ok, |i| fail(50)(i).map(drop)).unwrap_err();
+            assert_eq!(error.to_string(), "at 50");
+        }
+        assert!(run(&[], 2, Ok, |_| Ok(())).unwrap().is_empty());
+    }
+}
