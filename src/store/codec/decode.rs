@@ -9,6 +9,9 @@ use super::whiten::{Grid, Means};
 use super::{ChunkContext, CodecError, Coding, Isa};
 use crate::snapshot::DType;
 
+/// Words that are finished one after the other while they are in the first-level cache. Their packed bits fill whole bytes.
+const STRETCH: usize = 2048;
+
 /// Decodes chunks, one at a time; holds the scratch memory of one thread.
 ///
 /// Its memory is bounded by the raw length of the chunks, whatever the encoded bytes say.
@@ -54,8 +57,8 @@ impl Decoder {
             (Coding::Planes, DType::F32) => self.decode_planes::<4>(&mut input, raw.as_chunks_mut().0)?,
             (Coding::Planes, DType::F16 | DType::BF16) => self.decode_planes::<2>(&mut input, raw.as_chunks_mut().0)?,
             (Coding::Planes, DType::F64) => self.decode_planes::<8>(&mut input, raw.as_chunks_mut().0)?,
-            (Coding::Split, DType::F32) => self.decode_split::<8>(&mut input, raw.as_chunks_mut().0)?,
-            (Coding::SplitPositive, DType::F32) => self.decode_split::<7>(&mut input, raw.as_chunks_mut().0)?,
+            (Coding::Split, DType::F32) => self.decode_split::<8>(&mut input, raw.as_chunks_mut().0, None)?,
+            (Coding::SplitPositive, DType::F32) => self.decode_split::<7>(&mut input, raw.as_chunks_mut().0, None)?,
             (Coding::Whitened | Coding::WhitenedPositive, DType::F32) => {
                 let (words, _) = raw.as_chunks_mut();
                 let grid = Grid::of(ctx, words.len()).ok_or(misfit)?;
@@ -84,15 +87,23 @@ impl Decoder {
         Ok(())
     }
 
+    /// `means` are of whitened words, and added back.
     fn decode_split<const H: usize>(
         &mut self,
         input: &mut Reader<'_>,
         words: &mut [[u8; 4]],
+        means: Option<Grid>,
     ) -> Result<(), CodecError> {
         let low = input.take(2 * words.len())?;
         let high = input.take(packed_len(words.len(), H))?;
         let symbols = self.planes.read(input, grown(&mut self.symbols, words.len()))?;
-        join::<H>(self.isa, symbols, low, high, words);
+        let parts = low.chunks(2 * STRETCH).zip(high.chunks(packed_len(STRETCH, H))).zip(symbols.chunks(STRETCH));
+        for (index, (words, ((low, high), symbols))) in words.chunks_mut(STRETCH).zip(parts).enumerate() {
+            join::<H>(self.isa, symbols, low, high, words);
+            if let Some(grid) = means {
+                self.means.add::<H>(self.isa, grid, index * STRETCH, words);
+            }
+        }
         Ok(())
     }
 
@@ -103,9 +114,7 @@ impl Decoder {
         words: &mut [[u8; 4]],
     ) -> Result<(), CodecError> {
         self.means.read(grid, input.take(grid.means_len())?);
-        self.decode_split::<H>(input, words)?;
-        self.means.add::<H>(self.isa, grid, words);
-        Ok(())
+        self.decode_split::<H>(input, words, Some(grid))
     }
 }
 

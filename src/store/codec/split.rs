@@ -102,7 +102,13 @@ fn unpack<const H: usize>(packed: &[u8], bytes: &mut [u8]) {
     let (groups, tail) = bytes.as_chunks_mut::<8>();
     let (whole, rest) = packed.split_at(groups.len() * H);
     let mut merged = [0u64; BLOCK / 8];
-    for (merged, packed) in merged.iter_mut().zip(whole.chunks_exact(H)) {
+    // Read with the bytes after it, which `spread` does not look at, where there are as many.
+    let wide = packed.windows(8).step_by(H);
+    let (bulk, last) = merged[..groups.len()].split_at_mut(wide.len().min(groups.len()));
+    for (merged, packed) in bulk.iter_mut().zip(wide) {
+        *merged = packed.first_chunk().copied().map_or(0, u64::from_le_bytes);
+    }
+    for (merged, packed) in last.iter_mut().zip(whole[bulk.len() * H..].chunks_exact(H)) {
         let mut group = [0; 8];
         group[..H].copy_from_slice(packed);
         *merged = u64::from_le_bytes(group);

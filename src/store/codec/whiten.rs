@@ -64,14 +64,20 @@ impl Grid {
         2 * self.rows() + self.row
     }
 
-    /// The elements and the columns of each row.
-    fn spans(self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-        (0..self.rows()).map(move |row| {
-            let start = (row * self.row).saturating_sub(self.first_column);
-            let end = ((row + 1) * self.row - self.first_column).min(self.elements);
-            let column = if row == 0 { self.first_column } else { 0 };
-            (start..end, column..column + end - start)
+    /// The rows that some of the elements lie in: each row's number, elements and columns.
+    fn spans(self, some: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+        let rows = (self.first_column + some.start) / self.row..(self.first_column + some.end).div_ceil(self.row);
+        rows.map(move |row| {
+            // Counted from the start of the chunk's first row, of which the chunk may lack the beginning.
+            let start = (row * self.row).max(self.first_column + some.start);
+            let end = ((row + 1) * self.row).min(self.first_column + some.end);
+            let columns = start - row * self.row..end - row * self.row;
+            (row, start - self.first_column..end - self.first_column, columns)
         })
+    }
+
+    fn all_spans(self) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+        self.spans(0..self.elements)
     }
 }
 
@@ -92,7 +98,7 @@ impl Means {
         self.sums.clear();
         self.sums.resize(grid.columns(), 0);
         let mut whole_rows = 0;
-        for (elements, columns) in grid.spans() {
+        for (_, elements, columns) in grid.all_spans() {
             let words = &words[elements];
             let mean = (sum_row(isa, words) / words.len() as u64) as i32;
             let row = (mean + MEAN_SUMS / 2) / MEAN_SUMS;
@@ -111,7 +117,8 @@ impl Means {
 
     /// A part of a row has its mean over some columns only, and theirs must not count twice.
     fn correct_partial_rows(&mut self, grid: Grid) {
-        for (row, (_, columns)) in self.rows.iter_mut().zip(grid.spans()) {
+        for (row, _, columns) in grid.all_spans() {
+            let row = &mut self.rows[row];
             if columns.len() < grid.columns() {
                 let sum: i32 = self.columns[columns.clone()].iter().map(|&mean| i32::from(mean)).sum();
                 *row = (i32::from(*row) - sum / columns.len() as i32).max(0) as u16;
@@ -148,20 +155,24 @@ impl Means {
     /// out of range; `whitened` is then of no use.
     pub fn subtract<const H: usize>(&self, isa: Isa, grid: Grid, words: &[[u8; 4]], whitened: &mut [[u8; 4]]) -> bool {
         let mut ored = 0;
-        for (&row, (elements, columns)) in self.rows.iter().zip(grid.spans()) {
-            let offset = (u32::from(row) << MEAN_SHIFT).wrapping_sub(CENTRE);
+        for (row, elements, columns) in grid.all_spans() {
+            let offset = self.offset(row);
             let (words, whitened) = (&words[elements.clone()], &mut whitened[elements]);
             ored |= subtract_row::<H>(isa, words, offset, &self.shifts[columns], whitened);
         }
         ored >> RESIDUAL_BITS == 0
     }
 
-    /// Undoes [`Means::subtract`] in place.
-    pub fn add<const H: usize>(&self, isa: Isa, grid: Grid, words: &mut [[u8; 4]]) {
-        for (&row, (elements, columns)) in self.rows.iter().zip(grid.spans()) {
-            let offset = (u32::from(row) << MEAN_SHIFT).wrapping_sub(CENTRE);
-            add_row::<H>(isa, &mut words[elements], offset, &self.shifts[columns]);
+    /// Undoes [`Means::subtract`] in place, of the chunk's elements from `first` on that `words` are.
+    pub fn add<const H: usize>(&self, isa: Isa, grid: Grid, first: usize, words: &mut [[u8; 4]]) {
+        for (row, elements, columns) in grid.spans(first..first + words.len()) {
+            let words = &mut words[elements.start - first..elements.end - first];
+            add_row::<H>(isa, words, self.offset(row), &self.shifts[columns]);
         }
+    }
+
+    fn offset(&self, row: usize) -> u32 {
+        (u32::from(self.rows[row]) << MEAN_SHIFT).wrapping_sub(CENTRE)
     }
 }
 
