@@ -4,6 +4,7 @@
 //! Deliberately not here: which snapshot to read (mod), what a failure means for the file (verify, mod).
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,8 +48,7 @@ pub struct ChunkStat {
 
 /// A run of an item's chunks, for those who read it bit by bit.
 pub struct Piece {
-    first: usize,
-    chunks: usize,
+    chunks: Range<usize>,
     /// How many it has, decoded.
     pub bytes: usize,
 }
@@ -96,7 +96,7 @@ impl Reader {
         let (mut file, mut direct) = fs::open_past_cache(path)?;
         if direct {
             // Some file systems take the flag and refuse the read.
-            let mut sector = MmapMut::map_anon(SECTOR).map_err(|e| Error::io("getting memory to read", path, e))?;
+            let mut sector = fs::transfer_memory(SECTOR, path)?;
             if fs::read_at(&file, &mut sector, 0, true, path).is_err() {
                 (file, direct) = (fs::open_path(path)?, false);
                 fs::forget_cached(&file);
@@ -171,16 +171,15 @@ impl Reader {
         let mut places: Vec<Option<&mut [u8]>> = Vec::new();
         places.resize_with(self.units.len(), || None);
         for (item, memory) in wanted {
-            let first = self.units.partition_point(|u| u.item < item);
-            let count = self.units[first..].iter().take_while(|u| u.item == item).count();
-            let total: u64 = self.units[first..first + count].iter().map(|u| u.bytes as u64).sum();
+            let range = self.units_of(item);
+            let total: u64 = self.units[range.clone()].iter().map(|u| u.bytes as u64).sum();
             if total != memory.len() as u64 {
                 return Err(Error::mismatch(
                     &self.path,
                     format!("item {item} has {total} bytes, not {}", memory.len()),
                 ));
             }
-            for (place, piece) in places[first..].iter_mut().zip(memory.chunks_mut(codec::CHUNK_BYTES)) {
+            for (place, piece) in places[range].iter_mut().zip(memory.chunks_mut(codec::CHUNK_BYTES)) {
                 *place = Some(piece);
             }
         }
@@ -190,14 +189,18 @@ impl Reader {
 
     /// An item (tensors by their index, then files) in pieces, in their order; one without bytes has none.
     pub fn pieces(&self, item: usize) -> Vec<Piece> {
-        let first = self.units.partition_point(|u| u.item < item);
-        let count = self.units[first..].iter().take_while(|u| u.item == item).count();
-        let piece = |at: usize| {
-            let chunks = PIECE_CHUNKS.min(first + count - at);
-            let bytes = self.units[at..at + chunks].iter().map(|u| u.bytes).sum();
-            Piece { first: at, chunks, bytes }
+        let units = self.units_of(item);
+        let piece = |first: usize| {
+            let chunks = first..units.end.min(first + PIECE_CHUNKS);
+            let bytes = self.units[chunks.clone()].iter().map(|u| u.bytes).sum();
+            Piece { chunks, bytes }
         };
-        (first..first + count).step_by(PIECE_CHUNKS).map(piece).collect()
+        units.clone().step_by(PIECE_CHUNKS).map(piece).collect()
+    }
+
+    fn units_of(&self, item: usize) -> Range<usize> {
+        let until = |item: usize| self.units.partition_point(|u| u.item < item);
+        until(item)..until(item + 1)
     }
 
     /// For one thread that reads pieces.
@@ -314,7 +317,7 @@ impl PieceReader<'_> {
     /// Decodes `piece` to `raw`, which has as many bytes. On an error it holds no defined content.
     pub fn read(&mut self, piece: &Piece, raw: &mut [u8]) -> Result<()> {
         let places = raw.chunks_mut(codec::CHUNK_BYTES).map(Some);
-        self.0.batch((piece.first..piece.first + piece.chunks).zip(places).collect())
+        self.0.batch(piece.chunks.clone().zip(places).collect())
     }
 }
 
@@ -340,9 +343,7 @@ impl Scan<'_> {
         let length = (read_until - read_from) as usize;
         let mut buffer = match self.buffer.take().filter(|b| b.len() >= length) {
             Some(buffer) => buffer,
-            // Anonymous memory is page-aligned, as direct I/O wants it.
-            None => MmapMut::map_anon(length.next_multiple_of(SECTOR).max(SECTOR))
-                .map_err(|e| Error::io("getting memory to read", &reader.path, e))?,
+            None => fs::transfer_memory(length.next_multiple_of(SECTOR).max(SECTOR), &reader.path)?,
         };
         let got = fs::read_at(&reader.file, &mut buffer[..length], read_from, reader.direct, &reader.path)?;
         if (got as u64) < until - read_from {

@@ -62,7 +62,7 @@ impl BlockWriter {
     pub fn new(file: &File, path: PathBuf) -> Result<BlockWriter> {
         // Set after the open: an open with the flag may create the file and then fail.
         let direct = fs::set_direct(file, true, &path);
-        let memory = || MmapMut::map_anon(BLOCK_BYTES).map_err(|e| Error::io("getting memory to write", &path, e));
+        let memory = || fs::transfer_memory(BLOCK_BYTES, &path);
         let same = || file.try_clone().map_err(|e| Error::io("opening again", &path, e));
         let (full, queue) = channel();
         let (release, free) = channel();
