@@ -22,12 +22,13 @@ struct Job {
 impl Job {
     fn new(folder: PathBuf, model: &Path) -> Job {
         std::fs::create_dir_all(&folder).unwrap();
+        // Text that is always here, and that nobody edits meanwhile.
+        std::fs::write(folder.join("text.txt"), include_str!("../ARCHITECTURE.md")).unwrap();
         let config = format!(
             "[job]\nstore = \"store\"\nthreads = 2\n[model]\nfrom = {model:?}\n\
-             [data]\ntext = [{:?}]\ncache = \"../cache\"\n\
+             [data]\ntext = [\"text.txt\"]\ncache = \"../cache\"\n\
              [snapshot]\nevery_steps = 2\n[retention]\nkeep_last = 2\nkeep_best = 0\n\
-             [train]\nsteps = {STEPS}\nbatch_size = 1\nsequence_length = 64\nwarmup_steps = 2\neval_every = 0\n",
-            python::root().join("src/**/*.rs")
+             [train]\nsteps = {STEPS}\nbatch_size = 1\nsequence_length = 64\nwarmup_steps = 2\neval_every = 0\n"
         );
         std::fs::write(folder.join("job.toml"), config).unwrap();
         Job { folder }
