@@ -84,9 +84,8 @@ enum Campaign {
     Retention(Size),
     /// Chaos for hours: memory and descriptors of agent and worker must not grow.
     Soak {
-        /// How long, in hours.
-        #[arg(long, default_value_t = 2.0)]
-        hours: f64,
+        #[command(flatten)]
+        arguments: soak::Arguments,
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -123,7 +122,7 @@ fn run(campaign: Campaign) -> Result<Option<Row>> {
         Campaign::Damage(size) => damage::campaign(size.points(20_000), size.seed())?,
         Campaign::Links(size) => links::campaign(size.points(60), size.seed())?,
         Campaign::Retention(size) => retention::campaign(size.points(1_000_000), size.seed()),
-        Campaign::Soak { hours, seed } => soak::campaign(hours, Size { points: None, seed }.seed())?,
+        Campaign::Soak { arguments, seed } => soak::campaign(&arguments, Size { points: None, seed }.seed())?,
         Campaign::Worker(arguments) => return worker::run(&arguments).map(|()| None),
         Campaign::Victim { store, seed } => return kills::victim(&store, seed).map(|()| None),
     };

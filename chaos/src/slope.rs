@@ -1,13 +1,18 @@
-//! Least squares over several lives of a process: one slope for all, a level of its own for each.
+//! Whether a process grows, over several lives of it: the median of all slopes between two moments of one life.
 //!
 //! A process that is killed and started again begins small and warms up, which a line through everything would take
-//! for growth. So each life is measured against its own mean (the within estimator of panel data), after its warm-up. And
-//! what a snapshot in flight takes comes and goes: of each stretch of time only the lowest value counts.
+//! for growth. So only moments of the same life are compared, after its warm-up. What a snapshot in flight takes comes
+//! and goes: of each stretch of time only the lowest value counts. And what is taken once, at a first damaged snapshot for
+//! one, moves a median (Theil and Sen's) little, where least squares would call it a slope; a leak is in most of the pairs.
 
 use std::collections::BTreeMap;
 
 /// Seconds of which the lowest value counts.
 const STRETCH: f64 = 20.0;
+/// Moments that are nearer say little.
+const LEAST_SECONDS: f64 = 60.0;
+/// Fewer pairs say nothing.
+const LEAST_PAIRS: usize = 30;
 
 #[derive(Default)]
 pub struct Slope {
@@ -15,35 +20,28 @@ pub struct Slope {
     lives: BTreeMap<u32, Vec<(f64, f64)>>,
 }
 
+/// Change an hour: of half of all pairs of moments it is as much or more, of three quarters `most` or more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    pub median: f64,
+    pub most: f64,
+}
+
 impl Slope {
     pub fn add(&mut self, life: u32, seconds: f64, value: f64) {
         self.lives.entry(life).or_default().push((seconds, value));
-    }
-
-    pub fn samples(&self) -> usize {
-        self.lives.values().map(Vec::len).sum()
     }
 
     pub fn largest(&self) -> f64 {
         self.lives.values().flatten().map(|(_, value)| *value).fold(0.0, f64::max)
     }
 
-    /// Change an hour and its standard error; `None` where there is too little to say.
-    pub fn per_hour(&self) -> Option<(f64, f64)> {
-        let lives: Vec<Vec<(f64, f64)>> = self.lives.values().map(|life| lows(life)).filter(|l| l.len() > 2).collect();
-        let (mut xx, mut xy) = (0.0, 0.0);
-        let centred: Vec<(f64, f64)> = lives.iter().flat_map(|life| centre(life)).collect();
-        for (x, y) in &centred {
-            xx += x * x;
-            xy += x * y;
-        }
-        let free = centred.len() as f64 - lives.len() as f64 - 1.0;
-        if xx <= 0.0 || free <= 0.0 {
-            return None;
-        }
-        let slope = xy / xx;
-        let rest: f64 = centred.iter().map(|(x, y)| (y - slope * x).powi(2)).sum();
-        Some((slope * 3600.0, (rest / free / xx).sqrt() * 3600.0))
+    /// `None` where there is too little to say.
+    pub fn per_hour(&self) -> Option<Growth> {
+        let mut slopes: Vec<f64> = self.lives.values().flat_map(|life| slopes(&lows(life))).collect();
+        slopes.sort_unstable_by(f64::total_cmp);
+        let at = |share: usize| slopes[slopes.len() * share / 4] * 3600.0;
+        (slopes.len() >= LEAST_PAIRS).then(|| Growth { median: at(2), most: at(1) })
     }
 }
 
@@ -59,12 +57,10 @@ fn lows(life: &[(f64, f64)]) -> Vec<(f64, f64)> {
     lows.into_values().collect()
 }
 
-/// A life's samples less their mean.
-fn centre(life: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let n = life.len() as f64;
-    let mean = |values: &dyn Fn(&(f64, f64)) -> f64| life.iter().map(values).sum::<f64>() / n;
-    let (x, y) = (mean(&|s| s.0), mean(&|s| s.1));
-    life.iter().map(|s| (s.0 - x, s.1 - y)).collect()
+/// Between any two moments that are far enough apart.
+fn slopes(moments: &[(f64, f64)]) -> Vec<f64> {
+    let pairs = moments.iter().enumerate().flat_map(|(index, a)| moments[index + 1..].iter().map(move |b| (a, b)));
+    pairs.filter(|(a, b)| b.0 - a.0 >= LEAST_SECONDS).map(|(a, b)| (b.1 - a.1) / (b.0 - a.0)).collect()
 }
 
 #[cfg(test)]
@@ -72,19 +68,26 @@ fn centre(life: &[(f64, f64)]) -> Vec<(f64, f64)> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn lives_of_different_sizes_that_do_not_grow_have_no_slope_and_a_leak_in_each_has_its_own() {
-        let (mut flat, mut leak) = (Slope::default(), Slope::default());
+    /// Five lives of different sizes, busy with a snapshot most of the time.
+    fn lives(value: impl Fn(f64) -> f64) -> Slope {
+        let mut slope = Slope::default();
         for life in 0..5 {
-            for second in 0..200 {
+            for second in 0..400 {
                 let at = f64::from(life * 1000 + second);
                 let snapshot = f64::from(second % 7) * 50.0;
-                flat.add(life as u32, at, 1000.0 * f64::from(life) + f64::from(second % 2));
-                leak.add(life as u32, at, 1000.0 * f64::from(life) + 2.0 * f64::from(second) + snapshot);
+                slope.add(life as u32, at, 1000.0 * f64::from(life) + value(f64::from(second)) + snapshot);
             }
         }
-        assert!(flat.per_hour().unwrap().0.abs() < 1e-9);
-        assert!((leak.per_hour().unwrap().0 - 7200.0).abs() < 72.0);
+        slope
+    }
+
+    #[test]
+    fn what_does_not_grow_or_only_once_has_no_slope_and_a_leak_has_its_own() {
+        assert_eq!(lives(|_| 0.0).per_hour(), Some(Growth { median: 0.0, most: 0.0 }));
+        let once = lives(|second| if second > 100.0 { 900.0 } else { 0.0 }).per_hour().unwrap();
+        assert_eq!(once.most, 0.0);
+        let leak = lives(|second| 2.0 * second).per_hour().unwrap();
+        assert!((leak.median - 7200.0).abs() < 400.0 && leak.most > 6000.0, "{leak:?}");
         assert_eq!(Slope::default().per_hour(), None);
     }
 }
