@@ -4,14 +4,16 @@
 mod support;
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ckptd::Error;
 use ckptd::config::Retention;
 use ckptd::snapshot::Role;
-use ckptd::store::{CommitOptions, Pace, Reader, State, commit};
+use ckptd::store::{CommitOptions, Pace, Reader, State, Store, commit};
 use support::{RUN, save, save_verified, snapshot, store};
+use tempfile::TempDir;
 
 #[test]
 fn every_tensor_file_and_state_is_read_back_to_the_bit() {
@@ -136,6 +138,35 @@ fn prune_applies_the_plan_and_only_to_verified_snapshots() {
     store.prune(&policy, jiff::Timestamp::now()).unwrap();
     let left: Vec<u64> = store.entries().unwrap().iter().map(|e| e.step()).collect();
     assert_eq!(left, [70, 60, 50, 10]);
+}
+
+#[test]
+fn a_look_never_sees_half_a_rotation() {
+    // In memory, where there is one, a rotation is quick enough to meet a look.
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
+    let store = Store::create(folder.path()).unwrap();
+    store.set_run_id(RUN).unwrap();
+    let policy = Retention { keep_last: 2, keep_best: 0, ..Retention::default() };
+    for seq in 1..=2 {
+        save_verified(&store, seq * 10, seq);
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for seq in 3..=300 {
+                save_verified(&store, seq * 10, seq);
+                store.prune(&policy, jiff::Timestamp::now()).unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        while !over.load(Ordering::Relaxed) {
+            let entries = store.entries().unwrap();
+            let verified = entries.iter().filter(|e| e.state == State::Verified).count();
+            let seen: Vec<_> = entries.iter().map(|e| (e.step(), &e.state)).collect();
+            assert!(verified >= 2, "{seen:?}");
+        }
+    });
 }
 
 #[test]

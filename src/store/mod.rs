@@ -89,6 +89,9 @@ struct Run {
     run_id: String,
 }
 
+/// Looks at a store whose snapshots vanish each time; a rotation takes far longer than a look.
+const MOST_LOOKS: usize = 20;
+
 impl Entry {
     /// Steps completed; 0 where the manifest cannot be read.
     pub fn step(&self) -> u64 {
@@ -201,18 +204,11 @@ impl Store {
     /// All snapshots, newest first: the store's run by sequence number, then others, then those that cannot be read.
     pub fn entries(&self) -> Result<Vec<Entry>> {
         let run_id = self.run_id()?;
-        let snapshots = self.folder(Folder::Snapshots)?;
-        let receipts = self.dir.open_dir(Folder::Receipts.name())?;
         let pins = self.files(Folder::Pins)?;
-        let mut entries = Vec::new();
-        for name in snapshots.files()? {
-            let Some(id) = layout::parse_snapshot_file(&name) else { continue };
-            // Between the listing and this look a file may have been pruned by the agent.
-            let Some(stat) = snapshots.stat(&name)? else { continue };
-            let mut entry = entry(snapshots.join(&name), id, &stat, receipts.as_ref());
+        let mut entries = self.look()?;
+        for entry in &mut entries {
             entry.own = entry.manifest.as_ref().is_some_and(|m| Some(&m.run_id) == run_id.as_ref());
-            entry.pinned = pins.iter().any(|p| p == id);
-            entries.push(entry);
+            entry.pinned = pins.contains(&entry.id);
         }
         let order = |e: &Entry| {
             (
@@ -225,6 +221,33 @@ impl Store {
         };
         entries.sort_by_cached_key(|e| std::cmp::Reverse(order(e)));
         Ok(entries)
+    }
+
+    /// What lies in `snapshots/`, in no order. A rotation meanwhile takes away what an earlier part of the look knew the
+    /// successor of as not verified yet: half of one must not be seen, so the look begins again.
+    fn look(&self) -> Result<Vec<Entry>> {
+        let snapshots = self.folder(Folder::Snapshots)?;
+        let receipts = self.dir.open_dir(Folder::Receipts.name())?;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let mut gone = false;
+            let mut entries = Vec::new();
+            for name in snapshots.files()? {
+                let Some(id) = layout::parse_snapshot_file(&name) else { continue };
+                let found =
+                    snapshots.stat(&name)?.map(|stat| entry(snapshots.join(&name), id, &stat, receipts.as_ref()));
+                match found {
+                    Some(entry) if entry.state == State::Verified || snapshots.stat(&name)?.is_some() => {
+                        entries.push(entry)
+                    }
+                    _ => gone = true,
+                }
+            }
+            if !gone || looks == MOST_LOOKS {
+                return Ok(entries);
+            }
+        }
     }
 
     pub fn quarantined(&self) -> Result<Vec<Quarantined>> {
