@@ -220,19 +220,19 @@ impl Reader {
 
     /// Everything, in memory.
     pub fn read_snapshot(&self) -> Result<Snapshot> {
-        let tensors = self.manifest.tensors.iter().enumerate();
-        let tensors: Result<_> = tensors.map(|(i, t)| Ok(Tensor::new(t.meta.clone(), self.read_tensor(i)?))).collect();
-        let mut files = Vec::new();
-        for file in &self.manifest.files {
-            let bytes = self.read_file(&file.name)?.unwrap_or_default();
-            files.push(CarriedFile { name: file.name.clone(), bytes: bytes.into() });
-        }
+        let Manifest { tensors, files, .. } = &self.manifest;
+        let items = 0..tensors.len() + files.len();
+        let mut raw: Vec<Vec<u8>> = items.map(|item| vec![0; self.item_bytes(item) as usize]).collect();
+        self.read_into(raw.iter_mut().map(Vec::as_mut_slice).enumerate().collect(), 1)?;
+        let mut raw = raw.into_iter();
+        let tensors = tensors.iter().zip(&mut raw).map(|(t, raw)| Tensor::new(t.meta.clone(), raw)).collect();
+        let files = files.iter().zip(raw).map(|(file, raw)| CarriedFile { name: file.name.clone(), bytes: raw.into() });
         Ok(Snapshot {
-            tensors: tensors?,
+            tensors,
+            files: files.collect(),
             train: self.manifest.train.clone(),
             metrics: self.manifest.metrics.clone(),
             provenance: self.manifest.provenance.clone(),
-            files,
         })
     }
 

@@ -86,13 +86,14 @@ impl PlaneWriter {
 
 pub(super) struct PlaneReader {
     isa: Isa,
-    zstd: DCtx<'static>,
+    /// Made for the first frame that is zstd's own: it is larger than all else that a reader has.
+    zstd: Option<DCtx<'static>>,
     table: huffman::Table,
 }
 
 impl PlaneReader {
     pub fn new(isa: Isa) -> Self {
-        PlaneReader { isa, zstd: DCtx::create(), table: huffman::Table::default() }
+        PlaneReader { isa, zstd: None, table: huffman::Table::default() }
     }
 
     /// Reads a plane of `scratch.len()` bytes. A raw one is not copied.
@@ -125,6 +126,7 @@ impl PlaneReader {
         let one_frame = frame.starts_with(&huffman::MAGIC)
             && matches!(zstd_safe::get_frame_content_size(frame), Ok(Some(len)) if len == out.len() as u64)
             && zstd_safe::find_frame_compressed_size(frame) == Ok(frame.len());
-        if one_frame && self.zstd.decompress(out, frame) == Ok(out.len()) { Ok(()) } else { Err(CodecError::Frame) }
+        let mut decompress = || self.zstd.get_or_insert_with(DCtx::create).decompress(out, frame);
+        if one_frame && decompress() == Ok(out.len()) { Ok(()) } else { Err(CodecError::Frame) }
     }
 }
