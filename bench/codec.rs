@@ -2,8 +2,8 @@
 //!
 //! Obeys one line at a time on stdin: `encode ROLE` and `decode ROLE` answer with the CPU seconds of this thread, chunk by
 //! chunk as the store cuts tensors; `decode` compares every byte. `hash ROLE` is the time of both hashes of every chunk.
-//! The memory is the store's: raw bytes in huge pages, a chunk's encoded bytes in a buffer that is used again, all of it
-//! touched before.
+//! The memory is the store's: raw and encoded bytes in huge pages, a chunk encoded in a buffer that is used again, all of
+//! it touched before.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 struct Part {
     metas: Vec<TensorMeta>,
     raw: MmapMut,
-    encoded: Vec<u8>,
+    encoded: MmapMut,
     /// Of each chunk.
     lengths: Vec<usize>,
     decoded: MmapMut,
@@ -54,18 +54,13 @@ fn read(folder: &Path) -> BTreeMap<String, Part> {
         let role = meta.role.name();
         let part = parts.entry(role.to_owned()).or_insert_with(|| {
             let file = std::fs::read(folder.join(format!("{role}.f32"))).expect("a raw file");
-            let (mut raw, mut decoded) = (huge(file.len()), huge(file.len()));
+            let mut raw = huge(file.len());
             raw.copy_from_slice(&file);
+            let (mut encoded, mut decoded) = (huge(file.len() + file.len() / 8), huge(file.len()));
+            encoded.fill(1);
             decoded.fill(1);
             let chunk = vec![1; room(CHUNK_BYTES)];
-            Part {
-                metas: Vec::new(),
-                raw,
-                encoded: Vec::with_capacity(file.len()),
-                lengths: Vec::new(),
-                decoded,
-                chunk,
-            }
+            Part { metas: Vec::new(), raw, encoded, lengths: Vec::new(), decoded, chunk }
         });
         part.metas.push(meta);
     }
@@ -96,16 +91,16 @@ impl Part {
 
     fn encode(&mut self, encoder: &mut Encoder) -> Value {
         self.lengths.clear();
-        self.encoded.clear();
-        let mut spent = 0.0;
+        let (mut spent, mut at) = (0.0, 0);
         for (ctx, range) in Part::chunks(&self.metas) {
             let began = cpu_s();
             let length = encoder.encode(ctx, &self.raw[range], &mut self.chunk);
             spent += cpu_s() - began;
             self.lengths.push(length);
-            self.encoded.extend_from_slice(&self.chunk[..length]);
+            self.encoded[at..at + length].copy_from_slice(&self.chunk[..length]);
+            at += length;
         }
-        json!({ "reply": "encode", "cpu_s": spent, "raw": self.raw.len(), "encoded": self.encoded.len() })
+        json!({ "reply": "encode", "cpu_s": spent, "raw": self.raw.len(), "encoded": at })
     }
 
     fn decode(&mut self, decoder: &mut Decoder) -> Value {

@@ -24,7 +24,7 @@ OUT = ROOT / "bench/out"
 
 FULL = {
     "preset": "gpt2", "warm_steps": 30, "batches": [(1, 128), (2, 256)], "speed_rounds": 3, "speed_steps": [8, 4],
-    "training_rounds": 3, "every": 10, "stalls": 40, "peer_stalls": 5, "durable_rounds": 5, "codec_rounds": 3,
+    "training_rounds": 3, "every": 10, "stalls": 40, "peer_stalls": 5, "durable_rounds": 5, "codec_rounds": 7,
     "restore_rounds": 3,
 }  # fmt: skip
 SMALL = {
