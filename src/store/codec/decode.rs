@@ -1,10 +1,12 @@
 //! From an encoded chunk back to its bytes. The input is not trusted.
 
+use super::dispatch::fetch;
 use super::encode::grown;
+use super::packing::packed_len;
 use super::plane::PlaneReader;
 use super::planes;
 use super::reader::Reader;
-use super::split::{join, packed_len};
+use super::split::join;
 use super::whiten::{Grid, Means};
 use super::{ChunkContext, CodecError, Coding, Isa};
 use crate::snapshot::DType;
@@ -98,7 +100,11 @@ impl Decoder {
         let high = input.take(packed_len(words.len(), H))?;
         let symbols = self.planes.read(input, grown(&mut self.symbols, words.len()))?;
         let parts = low.chunks(2 * STRETCH).zip(high.chunks(packed_len(STRETCH, H))).zip(symbols.chunks(STRETCH));
-        for (index, (words, ((low, high), symbols))) in words.chunks_mut(STRETCH).zip(parts).enumerate() {
+        let mut stretches = words.chunks_mut(STRETCH).zip(parts).enumerate().peekable();
+        while let Some((index, (words, ((low, high), symbols)))) = stretches.next() {
+            if let Some((_, (words, ((low, high), _)))) = stretches.peek() {
+                [words.as_flattened(), low, high].into_iter().for_each(fetch);
+            }
             join::<H>(self.isa, symbols, low, high, words);
             if let Some(grid) = means {
                 self.means.add::<H>(self.isa, grid, index * STRETCH, words);

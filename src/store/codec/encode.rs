@@ -1,10 +1,11 @@
 //! Which coding suits a chunk, and the chunk in that coding.
 
 use super::dispatch::multiversion;
+use super::packing::packed_len;
 use super::plane::PlaneWriter;
 use super::planes;
 use super::sink::Sink;
-use super::split::{packed_len, split};
+use super::split::split;
 use super::survey::entropy_bits;
 use super::whiten::{Grid, Means};
 use super::{ChunkContext, Coding, Isa, room};

@@ -19,6 +19,7 @@ mod decode;
 mod dispatch;
 mod encode;
 mod huffman;
+mod packing;
 mod plane;
 mod planes;
 mod reader;
