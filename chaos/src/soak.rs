@@ -27,8 +27,9 @@ use crate::storm::{self, Strike};
 
 /// Short, because a snapshot is in flight most of the time, and the moments between two of them are what counts.
 const SAMPLE: Duration = Duration::from_millis(200);
-/// A process that is younger still takes memory that it keeps: for its first restart of the worker, its first damage.
-const WARM_UP: Duration = Duration::from_secs(120);
+/// A process that is younger still takes memory that it keeps: for its first restart of the worker, its first damage; a
+/// worker some megabytes, a little later on a busy machine.
+const WARM_UP: Duration = Duration::from_secs(240);
 const LONGEST_RESPITE: Duration = Duration::from_secs(60);
 /// What is shorter says nothing about growth.
 const LEAST_HOURS: f64 = 0.5;
