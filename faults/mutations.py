@@ -55,7 +55,7 @@ MUTATIONS = [
         ("retain.rs", '0 => firm[i].push("best validation loss".into()),',
          '0 if ON => {}\n0 => firm[i].push("best validation loss".into()),'),)),
     Mutation("pins are overlooked", CRASH, (
-        ("mod.rs", "entry.pinned = pins.contains(&entry.id);", "entry.pinned = !ON && pins.contains(&entry.id);"),)),
+        ("catalogue.rs", "entry.pinned = pins.contains(&entry.id);", "entry.pinned = !ON && pins.contains(&entry.id);"),)),
     Mutation("resume takes what was not read back", CRASH, (
         ("resume.rs", "State::Verified => return Ok(Some(chosen(entry, &passed_over))),",
          "State::Committed if ON => return Ok(Some(chosen(entry, &passed_over))),\n"

@@ -6,7 +6,7 @@ mod support;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use ckptd::Error;
 use ckptd::config::Retention;
@@ -151,16 +151,14 @@ fn a_look_never_sees_half_a_rotation() {
     for seq in 1..=2 {
         save_verified(&store, seq * 10, seq);
     }
-    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let rotation = scope.spawn(|| {
             for seq in 3..=300 {
                 save_verified(&store, seq * 10, seq);
                 store.prune(&policy, jiff::Timestamp::now()).unwrap();
             }
-            over.store(true, Ordering::Relaxed);
         });
-        while !over.load(Ordering::Relaxed) {
+        while !rotation.is_finished() {
             let entries = store.entries().unwrap();
             let verified = entries.iter().filter(|e| e.state == State::Verified).count();
             let seen: Vec<_> = entries.iter().map(|e| (e.step(), &e.state)).collect();

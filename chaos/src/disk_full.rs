@@ -59,7 +59,7 @@ fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut Tally) ->
     tally.require(told == 1, || format!("the user was told {told} times:\n{}", job.log()));
     let problem = later["problem"].as_str().unwrap_or_default();
     tally.require(problem.contains("no space left"), || format!("the status does not say so: {later}"));
-    job.check(tally)?;
+    job.check_on_full_disk(tally)?;
     std::fs::remove_file(&ballast)?;
     let again = |m: &Message| m.text.starts_with("snapshots work again");
     job.wait_for(&mut agent, "a verified snapshot after there was room again", |log| {

@@ -4,8 +4,9 @@
 
 use super::dispatch::{Isa, multiversion};
 
-/// Numbers whose merged words are made in one loop and stored in another: only the first can be vectorised.
-const BLOCK: usize = 512;
+/// Numbers handled at a stretch, a multiple of eight: their merged words are made in one loop and stored in another, since
+/// only the first can be vectorised, and stay in the first-level cache.
+pub(super) const BLOCK: usize = 512;
 
 /// Bytes that `n` numbers take.
 pub(super) const fn packed_len(n: usize, bits: usize) -> usize {

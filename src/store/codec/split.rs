@@ -6,11 +6,7 @@
 //! Words travel as `[u8; 4]`, little-endian, because the bytes of a tensor need not be aligned.
 
 use super::dispatch::{Isa, multiversion};
-use super::packing::{pack, packed_len, unpack};
-
-/// Elements handled at a stretch; its intermediate bytes stay in the first-level cache. A multiple of 8, so that every
-/// stretch of packed bits starts on a whole byte.
-const BLOCK: usize = 512;
+use super::packing::{BLOCK, pack, packed_len, unpack};
 
 /// float32 to its word for H = 8: exponent, sign, mantissa. The sign is between them so that the mantissa's bytes are
 /// as compressible as they were.
