@@ -24,12 +24,13 @@ OUT = ROOT / "bench/out"
 
 FULL = {
     "preset": "gpt2", "warm_steps": 30, "batches": [(1, 128), (2, 256)], "speed_rounds": 3, "speed_steps": [8, 4],
-    "training_rounds": 3, "every": 10, "stalls": 40, "peer_stalls": 5, "durable_rounds": 5, "codec_rounds": 7,
-    "restore_rounds": 3,
+    "training_rounds": 3, "every": 10, "stalls": 40, "peer_stalls": 5, "durable_rounds": 5, "codec_processes": 3,
+    "codec_rounds": 2, "restore_rounds": 3,
 }  # fmt: skip
 SMALL = {
     **FULL, "preset": "gpt2-mini", "warm_steps": 4, "speed_rounds": 2, "speed_steps": [3, 2], "training_rounds": 1,
-    "every": 4, "stalls": 4, "peer_stalls": 2, "durable_rounds": 2, "codec_rounds": 1, "restore_rounds": 1,
+    "every": 4, "stalls": 4, "peer_stalls": 2, "durable_rounds": 2, "codec_processes": 1,
+    "codec_rounds": 1, "restore_rounds": 1,
 }  # fmt: skip
 
 JOB = """[job]
