@@ -6,13 +6,10 @@ use super::packing::packed_len;
 use super::plane::PlaneReader;
 use super::planes;
 use super::reader::Reader;
-use super::split::join;
+use super::split::{STRETCH, join};
 use super::whiten::{Grid, Means};
 use super::{ChunkContext, CodecError, Coding, Isa};
 use crate::snapshot::DType;
-
-/// Words that are finished one after the other while they are in the first-level cache. Their packed bits fill whole bytes.
-const STRETCH: usize = 2048;
 
 /// Decodes chunks, one at a time; holds the scratch memory of one thread.
 ///
@@ -83,7 +80,7 @@ impl Decoder {
         let mut read = [[].as_slice(); W];
         let scratch = grown(&mut self.symbols, W * elements.len());
         for (plane, scratch) in read.iter_mut().zip(scratch.chunks_exact_mut(elements.len())) {
-            *plane = self.planes.read(input, scratch)?;
+            *plane = self.planes.read(input, scratch, [&[]; 2])?;
         }
         planes::paste(self.isa, &read, elements);
         Ok(())
@@ -98,17 +95,15 @@ impl Decoder {
     ) -> Result<(), CodecError> {
         let low = input.take(2 * words.len())?;
         let high = input.take(packed_len(words.len(), H))?;
-        let symbols = self.planes.read(input, grown(&mut self.symbols, words.len()))?;
+        let symbols = self.planes.read(input, grown(&mut self.symbols, words.len()), [words.as_flattened(), low])?;
         let parts = low.chunks(2 * STRETCH).zip(high.chunks(packed_len(STRETCH, H))).zip(symbols.chunks(STRETCH));
         let mut stretches = words.chunks_mut(STRETCH).zip(parts).enumerate().peekable();
         while let Some((index, (words, ((low, high), symbols)))) = stretches.next() {
             if let Some((_, (words, ((low, high), _)))) = stretches.peek() {
                 [words.as_flattened(), low, high].into_iter().for_each(fetch);
             }
-            join::<H>(self.isa, symbols, low, high, words);
-            if let Some(grid) = means {
-                self.means.add::<H>(self.isa, grid, index * STRETCH, words);
-            }
+            let whitening = means.map(|grid| (&self.means, grid, index * STRETCH));
+            join::<H>(self.isa, symbols, low, high, whitening, words);
         }
         Ok(())
     }

@@ -96,8 +96,13 @@ impl PlaneReader {
         PlaneReader { isa, zstd: None, table: huffman::Table::default() }
     }
 
-    /// Reads a plane of `scratch.len()` bytes. A raw one is not copied.
-    pub fn read<'a, 'i: 'a>(&mut self, input: &mut Reader<'i>, scratch: &'a mut [u8]) -> Result<&'a [u8], CodecError> {
+    /// Reads a plane of `scratch.len()` bytes. A raw one is not copied. For `ahead` see [`huffman::read_frame`].
+    pub fn read<'a, 'i: 'a>(
+        &mut self,
+        input: &mut Reader<'i>,
+        scratch: &'a mut [u8],
+        ahead: [&[u8]; 2],
+    ) -> Result<&'a [u8], CodecError> {
         match input.u8()? {
             CONSTANT => scratch.fill(input.u8()?),
             RAW => return input.take(scratch.len()),
@@ -105,7 +110,7 @@ impl PlaneReader {
                 let base = input.u8()?;
                 let len = usize::try_from(input.u32()?).map_err(|_| CodecError::Truncated)?;
                 let frame = input.take(len)?;
-                if huffman::read_frame(self.isa, &mut self.table, frame, base, scratch) {
+                if huffman::read_frame(self.isa, &mut self.table, frame, base, scratch, ahead) {
                     return Ok(scratch);
                 }
                 self.read_zstd(frame, scratch)?;

@@ -7,6 +7,11 @@
 
 use super::dispatch::{Isa, multiversion};
 use super::packing::{BLOCK, pack, packed_len, unpack};
+use super::whiten::{Grid, Means, whole};
+
+/// Most words that [`join`] takes: they stay in the first-level cache while they are finished. A multiple of eight, so
+/// that their packed bits fill whole bytes.
+pub(super) const STRETCH: usize = 2048;
 
 /// float32 to its word for H = 8: exponent, sign, mantissa. The sign is between them so that the mantissa's bytes are
 /// as compressible as they were.
@@ -37,18 +42,30 @@ pub(super) fn split<const H: usize>(isa: Isa, words: &[[u8; 4]], symbols: &mut [
     }
 }
 
-/// Undoes [`split`].
-pub(super) fn join<const H: usize>(isa: Isa, symbols: &[u8], low: &[u8], high: &[u8], words: &mut [[u8; 4]]) {
+/// Undoes [`split`] for a part of its words, of at most [`STRETCH`]; where they are whitened, `whitening` has the means of
+/// their chunk and the place of the first word in it.
+pub(super) fn join<const H: usize>(
+    isa: Isa,
+    symbols: &[u8],
+    low: &[u8],
+    high: &[u8],
+    whitening: Option<(&Means, Grid, usize)>,
+    words: &mut [[u8; 4]],
+) {
     if H == 8 {
         return put_together::<H>(isa, symbols, low, high, words);
     }
-    assert!(symbols.len() == words.len() && low.len() == 2 * words.len() && high.len() == packed_len(words.len(), H));
-    let mut middle = [0u8; BLOCK];
-    let blocks = words.chunks_mut(BLOCK).zip(symbols.chunks(BLOCK)).zip(low.chunks(2 * BLOCK));
-    for (((words, symbols), low), high) in blocks.zip(high.chunks(packed_len(BLOCK, H))) {
-        let middle = &mut middle[..words.len()];
-        unpack::<H>(isa, high, middle);
-        put_together::<H>(isa, symbols, low, middle, words);
+    assert!(symbols.len() == words.len() && low.len() == 2 * words.len());
+    let mut middle = [0u8; STRETCH];
+    let middle = &mut middle[..words.len()];
+    unpack::<H>(isa, high, middle);
+    let Some((means, grid, first)) = whitening else {
+        return put_together::<H>(isa, symbols, low, middle, words);
+    };
+    for (elements, offset, shifts) in means.of(grid, first..first + words.len()) {
+        let at = elements.start - first..elements.end - first;
+        let low = &low[2 * at.start..2 * at.end];
+        put_back::<H>(isa, &symbols[at.clone()], low, &middle[at.clone()], offset, shifts, &mut words[at]);
     }
 }
 
@@ -73,9 +90,27 @@ multiversion! {
         let (low, _) = low.as_chunks::<2>();
         assert!(symbols.len() == words.len() && low.len() == words.len() && middle.len() == words.len());
         for (((word, symbol), low), middle) in words.iter_mut().zip(symbols).zip(low).zip(middle) {
-            let top = u32::from(*symbol) << (16 + H);
-            let joined = top | u32::from(*middle) << 16 | u32::from(u16::from_le_bytes(*low));
+            let joined = joined::<H>(*symbol, *low, *middle);
             *word = if H == 8 { unrotate(joined) } else { joined }.to_le_bytes();
         }
     }
+}
+
+multiversion! {
+    /// As [`put_together`], for whitened words of one row.
+    fn put_back<const H: usize>(
+        symbols: &[u8], low: &[u8], middle: &[u8], offset: u32, shifts: &[u32], words: &mut [[u8; 4]],
+    ) {
+        let (low, _) = low.as_chunks::<2>();
+        assert!(symbols.len() == words.len() && low.len() == words.len());
+        assert!(middle.len() == words.len() && shifts.len() == words.len());
+        for ((((word, symbol), low), middle), shift) in words.iter_mut().zip(symbols).zip(low).zip(middle).zip(shifts) {
+            *word = whole::<H>(joined::<H>(*symbol, *low, *middle), offset, *shift).to_le_bytes();
+        }
+    }
+}
+
+#[inline(always)]
+fn joined<const H: usize>(symbol: u8, low: [u8; 2], middle: u8) -> u32 {
+    u32::from(symbol) << (16 + H) | u32::from(middle) << 16 | u32::from(u16::from_le_bytes(low))
 }

@@ -222,7 +222,7 @@ proptest! {
                 prop_assert_eq!(zstd_safe::get_frame_content_size(&scratch[..written]).ok().flatten(), Some(len as u64));
                 prop_assert!(decoded.iter().zip(&plane).all(|(d, p)| d.wrapping_add(survey.min) == *p));
                 let mut read = vec![0xa5; len];
-                prop_assert!(huffman::read_frame(isa, &mut Default::default(), &scratch[..written], survey.min, &mut read));
+                prop_assert!(huffman::read_frame(isa, &mut Default::default(), &scratch[..written], survey.min, &mut read, [&plane, &scratch]));
                 prop_assert!(read == plane);
             }
         }
@@ -245,7 +245,7 @@ proptest! {
             frame[at.index(len)] = value;
         }
         let mut read = vec![0; len];
-        if huffman::read_frame(Isa::best(), &mut Default::default(), &frame, 0, &mut read) {
+        if huffman::read_frame(Isa::best(), &mut Default::default(), &frame, 0, &mut read, [&[]; 2]) {
             prop_assert!(zstd::bulk::decompress(&frame, len).unwrap() == read);
         }
     }

@@ -163,12 +163,9 @@ impl Means {
         ored >> RESIDUAL_BITS == 0
     }
 
-    /// Undoes [`Means::subtract`] in place, of the chunk's elements from `first` on that `words` are.
-    pub fn add<const H: usize>(&self, isa: Isa, grid: Grid, first: usize, words: &mut [[u8; 4]]) {
-        for (row, elements, columns) in grid.spans(first..first + words.len()) {
-            let words = &mut words[elements.start - first..elements.end - first];
-            add_row::<H>(isa, words, self.offset(row), &self.shifts[columns]);
-        }
+    /// What undoes [`Means::subtract`] for some of the chunk's elements, row by row: see [`whole`].
+    pub fn of(&self, grid: Grid, some: Range<usize>) -> impl Iterator<Item = (Range<usize>, u32, &[u32])> {
+        grid.spans(some).map(|(row, elements, columns)| (elements, self.offset(row), &self.shifts[columns]))
     }
 
     fn offset(&self, row: usize) -> u32 {
@@ -218,16 +215,13 @@ multiversion! {
     }
 }
 
-multiversion! {
-    fn add_row<const H: usize>(words: &mut [[u8; 4]], offset: u32, shifts: &[u32]) {
-        for (word, shift) in words.iter_mut().zip(shifts) {
-            let whitened = u32::from_le_bytes(*word);
-            let (residual, sign) = if H == 6 {
-                ((whitened >> 22) << 21 | whitened & 0x001f_ffff, (whitened << 10) & !MAGNITUDE)
-            } else {
-                (whitened, 0)
-            };
-            *word = (residual.wrapping_add(offset).wrapping_add(*shift) & MAGNITUDE | sign).to_le_bytes();
-        }
-    }
+/// The number that was whitened with the offset of its row and the shift of its column.
+#[inline(always)]
+pub(super) fn whole<const H: usize>(whitened: u32, offset: u32, shift: u32) -> u32 {
+    let (residual, sign) = if H == 6 {
+        ((whitened >> 22) << 21 | whitened & 0x001f_ffff, (whitened << 10) & !MAGNITUDE)
+    } else {
+        (whitened, 0)
+    };
+    residual.wrapping_add(offset).wrapping_add(shift) & MAGNITUDE | sign
 }

@@ -5,7 +5,7 @@
 //! libzstd then decides whether it is a frame at all. Nothing is believed: every stream must end exactly at its first bit.
 
 use super::super::Isa;
-use super::super::dispatch::multiversion;
+use super::super::dispatch::{fetch_second, multiversion};
 use super::super::tree::{MAX_BITS, MAX_SYMBOLS};
 use super::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, COMPRESSED_BLOCK, DESCRIPTOR, FRAME_HEADER_BYTES, JUMP_TABLE_BYTES,
@@ -17,8 +17,12 @@ const LOOK_UPS: usize = 5;
 /// Most symbols of a look-up.
 const SYMBOLS: usize = 4;
 
-/// A look-up's symbols in the low 32 bits; in the bytes above: the bits that they take, their number, the bits of the
-/// first one.
+/// Bytes that are fetched ahead between two loads of a stream's bits, of either memory: somewhat more than the symbols of
+/// four such loads are finished with, a word of four bytes and its low two to a symbol.
+const AHEAD_BYTES: [usize; 2] = [256, 128];
+
+/// A look-up's symbols in the high 32 bits; in the bytes below: the bits that they take (lowest, where a shift needs them),
+/// their number, the bits of the first one.
 #[derive(Clone, Copy, Default)]
 struct Entry(u64);
 
@@ -33,14 +37,26 @@ impl Default for Table {
 
 /// Decodes a frame into `out`, with `base` added to every byte (modulo 256). False where it is not a frame of this coder,
 /// or a damaged one; what `out` holds is then undefined.
-pub(in super::super) fn read_frame(isa: Isa, table: &mut Table, frame: &[u8], base: u8, out: &mut [u8]) -> bool {
+///
+/// `ahead` is memory that is wanted afterwards, what is written and what is read: decoding waits for the processor, fetching
+/// for the memory, so both at once.
+pub(in super::super) fn read_frame(
+    isa: Isa,
+    table: &mut Table,
+    frame: &[u8],
+    base: u8,
+    out: &mut [u8],
+    ahead: [&[u8]; 2],
+) -> bool {
     let Some((header, mut blocks)) = frame.split_at_checked(FRAME_HEADER_BYTES) else { return false };
     let size = u32::try_from(out.len()).map(u32::to_le_bytes);
     if header[..4] != MAGIC || header[4] != DESCRIPTOR || Ok(&header[5..]) != size.as_ref().map(|s| s.as_slice()) {
         return false;
     }
     let count = out.len().div_ceil(BLOCK_BYTES);
+    let mut ahead = ahead.map(|ahead| ahead.chunks((ahead.len() / count.max(1)).max(1)));
     for (index, out) in out.chunks_mut(BLOCK_BYTES).enumerate() {
+        let ahead = ahead.each_mut().map(|ahead| ahead.next().unwrap_or_default());
         let Some((header, rest)) = blocks.split_at_checked(BLOCK_HEADER_BYTES) else { return false };
         let header = u32::from_le_bytes([header[0], header[1], header[2], 0]);
         let Some((body, rest)) = rest.split_at_checked((header >> 3) as usize) else { return false };
@@ -51,7 +67,7 @@ pub(in super::super) fn read_frame(isa: Isa, table: &mut Table, frame: &[u8], ba
                 out.iter_mut().zip(body).for_each(|(to, from)| *to = from.wrapping_add(base));
                 true
             }
-            COMPRESSED_BLOCK => read_literals(isa, table, body, base, out).is_some_and(|complete| complete),
+            COMPRESSED_BLOCK => read_literals(isa, table, body, base, out, ahead).is_some_and(|complete| complete),
             _ => false,
         };
         if !decoded {
@@ -63,7 +79,14 @@ pub(in super::super) fn read_frame(isa: Isa, table: &mut Table, frame: &[u8], ba
 }
 
 /// A literals section in four streams whose tree is described by plain weights, and no sequences.
-fn read_literals(isa: Isa, table: &mut Table, body: &[u8], base: u8, out: &mut [u8]) -> Option<bool> {
+fn read_literals(
+    isa: Isa,
+    table: &mut Table,
+    body: &[u8],
+    base: u8,
+    out: &mut [u8],
+    ahead: [&[u8]; 2],
+) -> Option<bool> {
     let (header, body) = body.split_at_checked(LITERALS_HEADER_BYTES)?;
     let header = header.iter().rev().fold(0u64, |all, &byte| all << 8 | u64::from(byte));
     let (regenerated, coded) = ((header >> 4 & 0x3ffff) as usize, (header >> 22) as usize);
@@ -86,7 +109,7 @@ fn read_literals(isa: Isa, table: &mut Table, body: &[u8], base: u8, out: &mut [
     let (out0, out) = out.split_at_mut(part);
     let (out1, out) = out.split_at_mut(part);
     let (out2, out3) = out.split_at_mut(part);
-    Some(read_streams(isa, table, [first, second, third, fourth], [out0, out1, out2, out3]))
+    Some(read_streams(isa, table, [first, second, third, fourth], [out0, out1, out2, out3], ahead))
 }
 
 impl Table {
@@ -105,21 +128,25 @@ impl Table {
             return None;
         }
         weight[listed] = rest.ilog2() as u8 + 1;
+        let scale = MAX_BITS - bits;
 
         // One symbol for every index: the lightest first, as they have the longest codes.
-        let mut single = [(0u8, 0u8); 1 << MAX_BITS];
-        let scale = MAX_BITS - bits;
-        let mut at = 0;
-        for wanted in 1..=bits as u8 {
-            for (symbol, _) in weight[..=listed].iter().enumerate().filter(|(_, weight)| **weight == wanted) {
-                let length = (bits + 1) as u8 - wanted;
-                let next = at + (cells(wanted) << scale);
-                single.get_mut(at..next)?.fill((base.wrapping_add(symbol as u8), length));
-                at = next;
-            }
+        let mut starts = [0; MAX_BITS + 2];
+        for &weight in &weight[..=listed] {
+            *starts.get_mut(usize::from(weight) + 1)? += cells(weight) << scale;
         }
-        if at != single.len() {
+        for weight in 1..starts.len() {
+            starts[weight] += starts[weight - 1];
+        }
+        if starts[MAX_BITS + 1] != 1 << MAX_BITS {
             return None;
+        }
+        let mut single = [(0u8, 0u8); 1 << MAX_BITS];
+        for (symbol, &weight) in weight[..=listed].iter().enumerate().filter(|(_, weight)| **weight > 0) {
+            let start = &mut starts[usize::from(weight)];
+            let next = *start + (cells(weight) << scale);
+            single.get_mut(*start..next)?.fill((base.wrapping_add(symbol as u8), (bits + 1) as u8 - weight));
+            *start = next;
         }
         for (index, entry) in self.0.iter_mut().enumerate() {
             *entry = Entry::of(index, &single);
@@ -134,18 +161,16 @@ impl Entry {
     fn of(index: usize, single: &[(u8, u8); 1 << MAX_BITS]) -> Entry {
         let (symbol, length) = single[index];
         let (mut symbols, mut bits, mut count) = (u64::from(symbol), u64::from(length), 1u64);
-        let mut left = index << length & ((1 << MAX_BITS) - 1);
         while count < SYMBOLS as u64 {
-            let (symbol, length) = single[left];
+            let (symbol, length) = single[index << bits & ((1 << MAX_BITS) - 1)];
             if bits + u64::from(length) > MAX_BITS as u64 {
                 break;
             }
             symbols |= u64::from(symbol) << (8 * count);
             bits += u64::from(length);
             count += 1;
-            left = left << length & ((1 << MAX_BITS) - 1);
         }
-        Entry(symbols | bits << 32 | count << 40 | u64::from(length) << 48)
+        Entry(symbols << 32 | u64::from(length) << 16 | count << 8 | bits)
     }
 }
 
@@ -156,10 +181,19 @@ struct At {
     written: usize,
 }
 
+impl At {
+    /// By the bits and symbols that [`look_up`] counted.
+    #[inline(always)]
+    fn advance(&mut self, taken: u64) {
+        self.bits -= (taken & 0xff) as usize;
+        self.written += (taken >> 8 & 0xff) as usize;
+    }
+}
+
 multiversion! {
     /// Four streams at once, since the look-ups of one have to wait for one another. False where one of them does not end
     /// where it must.
-    fn read_streams(table: &Table, streams: [&[u8]; 4], outs: [&mut [u8]; 4]) -> bool {
+    fn read_streams(table: &Table, streams: [&[u8]; 4], outs: [&mut [u8]; 4], ahead: [&[u8]; 2]) -> bool {
         let mut at = [At::default(); 4];
         for (at, stream) in at.iter_mut().zip(streams) {
             // The highest bit of the last byte ends the stream.
@@ -167,7 +201,11 @@ multiversion! {
             at.bits = 8 * (stream.len() - 1) + last as usize;
         }
         let [out0, out1, out2, out3] = outs;
+        let mut ahead = [ahead[0].chunks(AHEAD_BYTES[0]), ahead[1].chunks(AHEAD_BYTES[1])];
         loop {
+            for ahead in &mut ahead {
+                fetch_second(ahead.next().unwrap_or_default());
+            }
             let bits = |i: usize| next_bits(streams[i], at[i].bits);
             let (Some(mut bits0), Some(mut bits1), Some(mut bits2), Some(mut bits3)) =
                 (bits(0), bits(1), bits(2), bits(3)) else { break };
@@ -183,12 +221,23 @@ multiversion! {
                 look_up(table, &mut bits3, &mut taken[3], window3);
             }
             for (at, taken) in at.iter_mut().zip(taken) {
-                at.bits -= (taken & 0xff) as usize;
-                at.written += (taken >> 8 & 0xff) as usize;
+                at.advance(taken);
             }
         }
         let outs = [out0, out1, out2, out3];
-        at.into_iter().zip(streams).zip(outs).all(|((at, stream), out)| finish(table, stream, at, out))
+        // One of them is near its end, the others need not be.
+        at.into_iter().zip(streams).zip(outs).all(|((mut at, stream), out)| {
+            while let (Some(mut bits), Some(window)) =
+                (next_bits(stream, at.bits), out[at.written..].first_chunk_mut())
+            {
+                let mut taken = 0;
+                for _ in 0..LOOK_UPS {
+                    look_up(table, &mut bits, &mut taken, window);
+                }
+                at.advance(taken);
+            }
+            finish(table, stream, at, out)
+        })
     }
 }
 
@@ -209,9 +258,9 @@ const WINDOW: usize = 32 + SYMBOLS;
 fn look_up(table: &Table, bits: &mut u64, taken: &mut u64, window: &mut [u8; WINDOW]) {
     let Entry(entry) = table.0[(*bits >> (64 - MAX_BITS)) as usize];
     let written = (*taken >> 8 & 31) as usize;
-    window[written..written + SYMBOLS].copy_from_slice(&(entry as u32).to_le_bytes());
-    *bits <<= entry >> 32 & 63;
-    *taken += entry >> 32 & 0xffff;
+    window[written..written + SYMBOLS].copy_from_slice(&((entry >> 32) as u32).to_le_bytes());
+    *bits <<= entry & 63;
+    *taken += entry & 0xffff;
 }
 
 const _: () = assert!(LOOK_UPS * SYMBOLS < 32 && LOOK_UPS * MAX_BITS <= 56);
@@ -226,12 +275,12 @@ fn finish(table: &Table, stream: &[u8], mut at: At, out: &mut [u8]) -> bool {
         // Bits before the stream's first count as 0, as in zstd.
         let next = (word >> (from % 8) << (MAX_BITS - (at.bits - from))) & ((1 << MAX_BITS) - 1);
         let Entry(entry) = table.0[next as usize];
-        let [taken, count, first] = [32, 40, 48].map(|at| (entry >> at & 0xff) as usize);
+        let [taken, count, first] = [0, 8, 16].map(|at| (entry >> at & 0xff) as usize);
         if count <= out.len() - at.written && taken <= at.bits {
-            out[at.written..at.written + count].copy_from_slice(&entry.to_le_bytes()[..count]);
+            out[at.written..at.written + count].copy_from_slice(&(entry >> 32).to_le_bytes()[..count]);
             at = At { bits: at.bits - taken, written: at.written + count };
         } else if first <= at.bits {
-            out[at.written] = entry as u8;
+            out[at.written] = (entry >> 32) as u8;
             at = At { bits: at.bits - first, written: at.written + 1 };
         } else {
             return false;
