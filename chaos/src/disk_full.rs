@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::job::{self, Agent, Job, Kind, Message, PATIENCE};
@@ -53,9 +53,13 @@ fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut Tally) ->
     let ballast = disk.join("ballast");
     fill(&ballast)?;
     // Rotation may free the room of one snapshot, and that is room for the next unless it is a little larger.
-    let full = until(&job, &mut agent, |status| fill(&ballast).is_ok() && failed(status) >= 1)?;
+    let full = until(&job, &mut agent, |status| {
+        fill(&ballast)?;
+        Ok(failed(status) >= 1)
+    })?;
     let later = until(&job, &mut agent, |status| {
-        fill(&ballast).is_ok() && failed(status) >= FAILURES + count(&job, "INFO", "snapshots work again")
+        fill(&ballast)?;
+        Ok(failed(status) >= FAILURES + count(&job, "INFO", "snapshots work again"))
     })?;
     let times = 1 + count(&job, "INFO", "snapshots work again");
     tally.require(later["step"].as_u64() > full["step"].as_u64(), || format!("no step while it is full: {later}"));
@@ -69,7 +73,7 @@ fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut Tally) ->
     job.wait_for(&mut agent, "a verified snapshot after there was room again", |log| {
         log.iter().skip_while(|m| !again(m)).any(|m| m.verified.is_some())
     })?;
-    let status = until(&job, &mut agent, |status| status["problem"].is_null())?;
+    let status = until(&job, &mut agent, |status| Ok(status["problem"].is_null()))?;
     tally.require(status["state"] == "training", || format!("it does not train: {status}"));
     let restarts = status["worker"]["restarts"].as_u64();
     tally.require(restarts == Some(0), || format!("the worker was restarted {restarts:?} times"));
@@ -88,11 +92,15 @@ fn failed(status: &serde_json::Value) -> u64 {
 }
 
 /// Asks until the status is what is wanted.
-fn until(job: &Job, agent: &mut Agent, wanted: impl Fn(&serde_json::Value) -> bool) -> Result<serde_json::Value> {
+fn until(
+    job: &Job,
+    agent: &mut Agent,
+    wanted: impl Fn(&serde_json::Value) -> Result<bool>,
+) -> Result<serde_json::Value> {
     let began = std::time::Instant::now();
     loop {
         let status = job.json("status")?;
-        if wanted(&status) {
+        if wanted(&status)? {
             return Ok(status);
         }
         if let Some(status) = agent.child.try_wait()? {
@@ -105,7 +113,11 @@ fn until(job: &Job, agent: &mut Agent, wanted: impl Fn(&serde_json::Value) -> bo
 
 /// Appends until nothing fits any more.
 fn fill(path: &Path) -> Result<()> {
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("filling the disk with {}", path.display()))?;
     for size in [1 << 20, 1 << 12] {
         let block = vec![0x5a; size];
         while file.write_all(&block).is_ok() {}
