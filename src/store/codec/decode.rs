@@ -1,6 +1,5 @@
 //! From an encoded chunk back to its bytes. The input is not trusted.
 
-use super::dispatch::fetch;
 use super::encode::grown;
 use super::packing::packed_len;
 use super::plane::PlaneReader;
@@ -93,15 +92,11 @@ impl Decoder {
         words: &mut [[u8; 4]],
         means: Option<Grid>,
     ) -> Result<(), CodecError> {
-        let low = input.take(2 * words.len())?;
-        let high = input.take(packed_len(words.len(), H))?;
-        let symbols = self.planes.read(input, grown(&mut self.symbols, words.len()), [words.as_flattened(), low])?;
+        let stored = input.take(2 * words.len() + packed_len(words.len(), H))?;
+        let symbols = self.planes.read(input, grown(&mut self.symbols, words.len()), [words.as_flattened(), stored])?;
+        let (low, high) = stored.split_at(2 * words.len());
         let parts = low.chunks(2 * STRETCH).zip(high.chunks(packed_len(STRETCH, H))).zip(symbols.chunks(STRETCH));
-        let mut stretches = words.chunks_mut(STRETCH).zip(parts).enumerate().peekable();
-        while let Some((index, (words, ((low, high), symbols)))) = stretches.next() {
-            if let Some((_, (words, ((low, high), _)))) = stretches.peek() {
-                [words.as_flattened(), low, high].into_iter().for_each(fetch);
-            }
+        for (index, (words, ((low, high), symbols))) in words.chunks_mut(STRETCH).zip(parts).enumerate() {
             let whitening = means.map(|grid| (&self.means, grid, index * STRETCH));
             join::<H>(self.isa, symbols, low, high, whitening, words);
         }

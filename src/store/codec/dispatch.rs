@@ -59,30 +59,17 @@ impl Isa {
     }
 }
 
-/// Has `bytes`, which are wanted soon, fetched. Processors do that by themselves, but not from one page to the next.
+/// Has `bytes`, which are wanted later, fetched as far as the second-level cache.
+#[inline(always)]
 pub(super) fn fetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
-    fetch_as::<{ std::arch::x86_64::_MM_HINT_T0 }>(bytes);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
-}
-
-/// As [`fetch`], for later: as far as the second-level cache.
-#[inline(always)]
-pub(super) fn fetch_second(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    fetch_as::<{ std::arch::x86_64::_MM_HINT_T1 }>(bytes);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn fetch_as<const HINT: i32>(bytes: &[u8]) {
     for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: it changes nothing that a program sees, whatever the address.
-        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// Compiles one body for every instruction set and adds a leading `isa` argument that picks among them.

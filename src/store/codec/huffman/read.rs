@@ -5,7 +5,7 @@
 //! libzstd then decides whether it is a frame at all. Nothing is believed: every stream must end exactly at its first bit.
 
 use super::super::Isa;
-use super::super::dispatch::{fetch_second, multiversion};
+use super::super::dispatch::{fetch, multiversion};
 use super::super::tree::{MAX_BITS, MAX_SYMBOLS};
 use super::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, COMPRESSED_BLOCK, DESCRIPTOR, FRAME_HEADER_BYTES, JUMP_TABLE_BYTES,
@@ -18,8 +18,8 @@ const LOOK_UPS: usize = 5;
 const SYMBOLS: usize = 4;
 
 /// Bytes that are fetched ahead between two loads of a stream's bits, of either memory: somewhat more than the symbols of
-/// four such loads are finished with, a word of four bytes and its low two to a symbol.
-const AHEAD_BYTES: [usize; 2] = [256, 128];
+/// four such loads are finished with: of a word's four bytes, and of the three that are stored beside a symbol.
+const AHEAD_BYTES: [usize; 2] = [256, 192];
 
 /// A look-up's symbols in the high 32 bits; in the bytes below: the bits that they take (lowest, where a shift needs them),
 /// their number, the bits of the first one.
@@ -204,7 +204,7 @@ multiversion! {
         let mut ahead = [ahead[0].chunks(AHEAD_BYTES[0]), ahead[1].chunks(AHEAD_BYTES[1])];
         loop {
             for ahead in &mut ahead {
-                fetch_second(ahead.next().unwrap_or_default());
+                fetch(ahead.next().unwrap_or_default());
             }
             let bits = |i: usize| next_bits(streams[i], at[i].bits);
             let (Some(mut bits0), Some(mut bits1), Some(mut bits2), Some(mut bits3)) =
