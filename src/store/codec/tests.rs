@@ -222,7 +222,8 @@ proptest! {
                 prop_assert_eq!(zstd_safe::get_frame_content_size(&scratch[..written]).ok().flatten(), Some(len as u64));
                 prop_assert!(decoded.iter().zip(&plane).all(|(d, p)| d.wrapping_add(survey.min) == *p));
                 let mut read = vec![0xa5; len];
-                prop_assert!(huffman::read_frame(isa, &mut Default::default(), &scratch[..written], survey.min, &mut read, [&plane, &scratch]));
+                let (mut table, frame, ahead) = (huffman::Table::default(), &scratch[..written], [&plane[..], &scratch]);
+                prop_assert!(huffman::read_frame(isa, &mut table, frame, survey.min, &mut read, ahead));
                 prop_assert!(read == plane);
             }
         }
