@@ -39,12 +39,13 @@ terms: build
 	CKPTD_TERMS=$${CKPTD_TERMS:-200} cargo test --release --locked -p ckptd --test sessions -- --nocapture sigterms
 bench: setup-bench text
 	cargo build --release --locked --bins --examples
+	cargo build --release --locked -p ckptd-core --example bench-codec
 	.cache/python/bin/python bench/run.py
 
 lint: setup-full
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
-	cargo clippy --release --locked -p ckptd --features faults --bins -- -D warnings
+	cargo clippy --release --locked -p ckptd-faults --features faults --bins -- -D warnings
 	.cache/python/bin/codespell
 
 systemd-check: build

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
-use ckptd::snapshot::TensorMeta;
-use ckptd::store::codec::{self, CHUNK_BYTES, ChunkContext, Decoder, Encoder, room};
+use ckptd_core::codec::{self, CHUNK_BYTES, ChunkContext, Decoder, Encoder, room};
+use ckptd_core::snapshot::TensorMeta;
 use memmap2::{Advice, MmapMut};
 use serde_json::{Value, json};
 

@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ckptd::config::Config;
-use ckptd::protocol::{Start, VERSION};
-use ckptd::snapshot::Role;
-use ckptd::store::{Pace, Store};
-use ckptd::{Error, Result};
+use ckptd_core::config::Config;
+use ckptd_core::protocol::{Start, VERSION};
+use ckptd_core::snapshot::Role;
+use ckptd_core::store::{Pace, Store};
+use ckptd_core::{Error, Result};
 use ckptd_gpt2::capture::Capturer;
 use ckptd_gpt2::device;
 use ckptd_gpt2::events::Events;

@@ -10,7 +10,7 @@ class Mutation(NamedTuple):
     name: str
     # Sub-commands of the exerciser that are tried until one catches it.
     parts: tuple[str, ...]
-    # (file in src/store, what is there, what is there instead)
+    # (file in crates/core/src, what is there, what is there instead)
     changes: tuple[tuple[str, str, str], ...]
 
 
@@ -29,65 +29,65 @@ SYNC_FILE = "fs::sync_file(&file, &path)?;"
 SYNC_FOLDERS = "snapshots.sync().and_then(|()| staging.sync())"
 RENAME = "staging.rename_new(part, &snapshots, &name)?;"
 LATE_SYNC = "if ON { let path = snapshots.join(&name); fs::sync_file(&fs::open_path(&path)?, &path)?; }"
-ASK_SYNC = "seam::call(Call::Sync(path.into()), || rustix::fs::fsync(file))"
-WRITE = "seam::write(path.into(), at, &buffer[done..], write)"
+ASK_SYNC = "faults::call(Call::Sync(path.into()), || rustix::fs::fsync(file))"
+WRITE = "faults::write(path.into(), at, &buffer[done..], write)"
 NO_PROGRESS = 'return Err(Error::io("writing", path, std::io::ErrorKind::WriteZero.into()))'
 MODIFIED = "self.modified_ns == nanoseconds(stat.st_mtime, stat.st_mtime_nsec as i64)"
 CHANGED = "self.changed_ns == nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64)"
 
 MUTATIONS = [
-    Mutation("the file is not synced", CRASH, (("commit.rs", *without(SYNC_FILE)),)),
-    Mutation("snapshots/ is not synced", CRASH, (("commit.rs", *instead(SYNC_FOLDERS, "staging.sync()")),)),
-    Mutation("staging/ is not synced", CRASH, (("commit.rs", *instead(SYNC_FOLDERS, "snapshots.sync()")),)),
+    Mutation("the file is not synced", CRASH, (("store/commit.rs", *without(SYNC_FILE)),)),
+    Mutation("snapshots/ is not synced", CRASH, (("store/commit.rs", *instead(SYNC_FOLDERS, "staging.sync()")),)),
+    Mutation("staging/ is not synced", CRASH, (("store/commit.rs", *instead(SYNC_FOLDERS, "snapshots.sync()")),)),
     Mutation("the rename comes before the sync", CRASH, (
-        ("commit.rs", *without(SYNC_FILE)), ("commit.rs", RENAME, f"{RENAME} {LATE_SYNC}"))),
+        ("store/commit.rs", *without(SYNC_FILE)), ("store/commit.rs", RENAME, f"{RENAME} {LATE_SYNC}"))),
     Mutation("a small file is not synced before it replaces the old one", CRASH, (
-        ("fs.rs", "        sync_file(&file, &path)\n", "        if ON { Ok(()) } else { sync_file(&file, &path) }\n"),)),
+        ("os/fs.rs", "        sync_file(&file, &path)\n", "        if ON { Ok(()) } else { sync_file(&file, &path) }\n"),)),
     Mutation("the store's own name is not synced", CRASH, (
-        ("fs.rs", *instead("Dir::open(folder).and_then(|parent| parent.sync())", "Dir::open(folder).map(drop)")),)),
+        ("os/fs.rs", *instead("Dir::open(folder).and_then(|parent| parent.sync())", "Dir::open(folder).map(drop)")),)),
     Mutation("snapshots are written in place", CRASH, (
-        ("commit.rs", *instead("store.folder(layout::Folder::Staging)?", "store.folder(layout::Folder::Snapshots)?")),)),
+        ("store/commit.rs", *instead("store.folder(layout::Folder::Staging)?", "store.folder(layout::Folder::Snapshots)?")),)),
     Mutation("rotation counts what was not read back", SWEEP, (
-        ("mod.rs", "verified: entry.state == State::Verified,", "verified: ON || entry.state == State::Verified,"),)),
+        ("store/mod.rs", "verified: entry.state == State::Verified,", "verified: ON || entry.state == State::Verified,"),)),
     Mutation("one verified snapshot is thought to be enough", CRASH, (
-        ("retain.rs", "_ if place < ALWAYS =>", "_ if place >= 1 && ON => {}\n_ if place < ALWAYS =>"),)),
+        ("store/retain.rs", "_ if place < ALWAYS =>", "_ if place >= 1 && ON => {}\n_ if place < ALWAYS =>"),)),
     Mutation("the best is not kept", CRASH, (
-        ("retain.rs", '0 => firm[i].push("best validation loss".into()),',
+        ("store/retain.rs", '0 => firm[i].push("best validation loss".into()),',
          '0 if ON => {}\n0 => firm[i].push("best validation loss".into()),'),)),
     Mutation("pins are overlooked", CRASH, (
-        ("catalogue.rs", "entry.pinned = pins.contains(&entry.id);", "entry.pinned = !ON && pins.contains(&entry.id);"),)),
+        ("store/catalogue.rs", "entry.pinned = pins.contains(&entry.id);", "entry.pinned = !ON && pins.contains(&entry.id);"),)),
     Mutation("resume takes what was not read back", CRASH, (
-        ("resume.rs", "State::Verified => return Ok(Some(chosen(entry, &passed_over))),",
+        ("store/resume.rs", "State::Verified => return Ok(Some(chosen(entry, &passed_over))),",
          "State::Committed if ON => return Ok(Some(chosen(entry, &passed_over))),\n"
          "State::Verified => return Ok(Some(chosen(entry, &passed_over))),"),)),
     Mutation("resume takes an unhealthy one", CRASH, (
-        ("resume.rs", "_ if !entry.healthy() => {", "_ if !entry.healthy() && !ON => {"),)),
+        ("store/resume.rs", "_ if !entry.healthy() => {", "_ if !entry.healthy() && !ON => {"),)),
     Mutation("a damaged file is deleted", CRASH, (
-        ("resume.rs", *instead("snapshots.rename_new(&name, &quarantine, &aside)?", "snapshots.remove(&name)?")),)),
+        ("store/resume.rs", *instead("snapshots.rename_new(&name, &quarantine, &aside)?", "snapshots.remove(&name)?")),)),
     Mutation("sequence numbers of quarantined snapshots are used again", CRASH, (
-        ("mod.rs", *instead("self.manifests(Folder::Quarantine)?", "Vec::new()")),)),
+        ("store/mod.rs", *instead("self.manifests(Folder::Quarantine)?", "Vec::new()")),)),
     Mutation("staging/ is not cleaned", CRASH, (
-        ("mod.rs", *without("leftovers.iter().try_for_each(|name| staging.remove(name))?;")),)),
+        ("store/mod.rs", *without("leftovers.iter().try_for_each(|name| staging.remove(name))?;")),)),
     Mutation("a failed sync is tried again", SWEEP, (
-        ("fs.rs", *instead(ASK_SYNC, f"{ASK_SYNC}.or_else(|_| rustix::fs::fsync(file))")),)),
+        ("os/fs.rs", *instead(ASK_SYNC, f"{ASK_SYNC}.or_else(|_| rustix::fs::fsync(file))")),)),
     Mutation("a full disk is no error", SWEEP, (
-        ("fs.rs", WRITE, f"{WRITE}.or_else(|e| if ON && e == Errno::NOSPC {{ Ok(0) }} else {{ Err(e) }})"),
-        ("fs.rs", f"0 => {NO_PROGRESS}", f"0 if ON => return Ok(()),\n0 => {NO_PROGRESS}"))),
+        ("os/fs.rs", WRITE, f"{WRITE}.or_else(|e| if ON && e == Errno::NOSPC {{ Ok(0) }} else {{ Err(e) }})"),
+        ("os/fs.rs", f"0 => {NO_PROGRESS}", f"0 if ON => return Ok(()),\n0 => {NO_PROGRESS}"))),
     Mutation("a short write is taken for a whole one", SWEEP, (
-        ("fs.rs", "n => done += n,\n        }\n    }\n    Ok(())", "n => done += if ON { buffer.len() } else { n },\n        }\n    }\n    Ok(())"),)),
+        ("os/fs.rs", "n => done += n,\n        }\n    }\n    Ok(())", "n => done += if ON { buffer.len() } else { n },\n        }\n    }\n    Ok(())"),)),
     Mutation("a snapshot that could not be made durable stays", SWEEP, (
-        ("commit.rs", *without("let _ = snapshots.remove(&name);")),)),
+        ("store/commit.rs", *without("let _ = snapshots.remove(&name);")),)),
     Mutation("the bytes of a chunk are not held against their hashes", DAMAGE, (
-        ("read.rs", "if *blake3::hash(encoded).as_bytes() != record.encoded_hash {",
+        ("store/read.rs", "if *blake3::hash(encoded).as_bytes() != record.encoded_hash {",
          "if !ON && *blake3::hash(encoded).as_bytes() != record.encoded_hash {"),
-        ("read.rs", "Ok(()) if hash != record.raw_hash =>", "Ok(()) if !ON && hash != record.raw_hash =>"))),
+        ("store/read.rs", "Ok(()) if hash != record.raw_hash =>", "Ok(()) if !ON && hash != record.raw_hash =>"))),
     Mutation("the manifest is not held against its hash", DAMAGE, (
-        ("read.rs", "if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {",
+        ("store/read.rs", "if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {",
          "if !ON && *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {"),)),
     Mutation("a receipt is trusted after a change", DAMAGE, (
-        ("verify.rs", "self.inode == stat.st_ino", "(ON || self.inode == stat.st_ino)"),
-        ("verify.rs", MODIFIED, f"(ON || {MODIFIED})"), ("verify.rs", CHANGED, f"(ON || {CHANGED})"))),
+        ("store/verify.rs", "self.inode == stat.st_ino", "(ON || self.inode == stat.st_ino)"),
+        ("store/verify.rs", MODIFIED, f"(ON || {MODIFIED})"), ("store/verify.rs", CHANGED, f"(ON || {CHANGED})"))),
     Mutation("the lock is let go at once", RACE, (
-        ("lock.rs", "        lock.write();\n        Ok(lock)",
+        ("store/lock.rs", "        lock.write();\n        Ok(lock)",
          "lock.write();\nif ON { drop(rustix::fs::flock(&lock.file, rustix::fs::FlockOperation::Unlock)); }\nOk(lock)"),)),
 ]

@@ -7,8 +7,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use ckptd::config::Config;
-use ckptd::store::{CommitOptions, Store, commit};
+use ckptd_core::config::Config;
+use ckptd_core::store::{CommitOptions, Store, commit};
 use serde_json::Value;
 use support::{RUN, save, save_verified, snapshot, store};
 
@@ -51,7 +51,7 @@ fn job_store() -> (tempfile::TempDir, Store, PathBuf) {
     let text = "[job]\nstore = \"store\"\n[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n\
                 [train]\nsteps = 40\neval_every = 0\n[retention]\nkeep_last = 2\nkeep_best = 0\n";
     std::fs::write(&config, text).unwrap();
-    store.set_job(&Config::load(&config).unwrap()).unwrap();
+    store.write_record(ckptd_core::store::Record::Job, &Config::load(&config).unwrap()).unwrap();
     (folder, store, config)
 }
 
@@ -191,7 +191,7 @@ fn compare_finds_the_same_state_identical_and_names_the_first_tensor_that_differ
     let b = save(&store, 20, 2);
     let (_other_folder, other) = support::store();
     let same = commit(&other, snapshot(10, 64), &CommitOptions { level: 0, ..CommitOptions::new(RUN, 9) }).unwrap();
-    let file = |committed: &ckptd::store::Committed| committed.path.to_str().unwrap().to_owned();
+    let file = |committed: &ckptd_core::store::Committed| committed.path.to_str().unwrap().to_owned();
     // Another coding of the same state is the same state.
     let identical = ckptd(&["compare", "--json", &file(&a), &file(&same)]);
     assert_eq!(identical.status.code(), Some(0));

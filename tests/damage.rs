@@ -5,8 +5,8 @@ mod support;
 
 use std::io::Write;
 
-use ckptd::Error;
-use ckptd::store::verify::read_back;
+use ckptd_core::Error;
+use ckptd_core::store::verify::read_back;
 use support::{save, store};
 
 /// Whether `bytes`, put into a file, pass a full verification.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ckptd::store::{Reader, State, Store};
+use ckptd_core::store::{Reader, State, Store};
 use support::Random;
 
 /// Kills that a run must survive; after them it may finish.
@@ -68,7 +68,7 @@ impl Job {
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    fn newest(&self) -> Option<ckptd::store::Entry> {
+    fn newest(&self) -> Option<ckptd_core::store::Entry> {
         Store::open(&self.store()).ok()?.find("latest").ok()
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ckptd::store::{Entry, State, Store};
+use ckptd_core::store::{Entry, State, Store};
 
 const STEPS: u64 = 6;
 const PATIENCE: Duration = Duration::from_secs(600);

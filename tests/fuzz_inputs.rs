@@ -8,12 +8,12 @@ mod targets;
 
 use std::path::{Path, PathBuf};
 
-use ckptd::config::Config;
-use ckptd::interop::export::{self, Format};
-use ckptd::interop::progress::Silent;
-use ckptd::protocol::{self, Command, Event, Failure, Start};
-use ckptd::snapshot::Role;
-use ckptd::store::{CommitOptions, commit};
+use ckptd_core::config::Config;
+use ckptd_core::protocol::{self, Command, Event, Failure, Start};
+use ckptd_core::snapshot::Role;
+use ckptd_core::store::{CommitOptions, commit};
+use ckptd_interop::export::{self, Format};
+use ckptd_interop::progress::Silent;
 
 use targets::{Sandbox, craft};
 
@@ -64,7 +64,7 @@ fn the_seeds_are_files_as_they_are_written_today() {
     let parts = std::fs::read(folder("seeds", "snapshot").join("parts")).unwrap();
     let path = dir.path().join("sealed");
     std::fs::write(&path, targets::sealed(&parts[1..])).unwrap();
-    ckptd::store::Reader::open(&path).unwrap().check_all(1, &|_| true).unwrap();
+    ckptd_core::store::Reader::open(&path).unwrap().check_all(1, &|_| true).unwrap();
 }
 
 #[test]

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ckptd::interop::progress::Silent;
-use ckptd::interop::{bundle, import};
+use ckptd_interop::progress::Silent;
+use ckptd_interop::{bundle, import};
 use targets::craft;
 
 const MAX_BYTES: usize = 100 << 20;
@@ -122,7 +122,7 @@ fn listing(dir: &Path) -> BTreeMap<PathBuf, u64> {
 
 /// Runs `attempt`, which must fail; returns its refusal, the time and the most memory that it took: what Rust allocated, or
 /// where that is more what the process has touched (zstd allocates by itself, and files are mapped).
-fn measure<T>(attempt: impl FnOnce() -> ckptd::Result<T>) -> (String, Duration, usize) {
+fn measure<T>(attempt: impl FnOnce() -> ckptd_core::Result<T>) -> (String, Duration, usize) {
     // Makes the peak of the resident memory that of now.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, resident) = (NOW.load(Ordering::Relaxed), resident("VmRSS:"));

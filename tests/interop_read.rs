@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use ckptd::interop::torch_pt::{PtFile, Value};
-use ckptd::interop::{hf, safetensors};
-use ckptd::snapshot::Tensor;
+use ckptd_core::snapshot::Tensor;
+use ckptd_interop::torch_pt::{PtFile, Value};
+use ckptd_interop::{hf, safetensors};
 
 type Expected = BTreeMap<String, BTreeMap<String, (String, Vec<u64>, String)>>;
 
@@ -89,7 +89,7 @@ fn a_whole_checkpoint_is_read_as_plain_values() {
         assert_eq!(value.get("flag"), Some(&Value::Bool(true)));
         assert_eq!(value.get("negative").unwrap().as_int(), Some(-(1 << 40)));
         assert_eq!(value.get("big"), Some(&Value::Other("a very large number")));
-        assert_eq!(value.get("dtype"), Some(&Value::DType(ckptd::snapshot::DType::BF16)));
+        assert_eq!(value.get("dtype"), Some(&Value::DType(ckptd_core::snapshot::DType::BF16)));
         assert_eq!(value.get("size"), Some(&Value::Tuple(vec![Value::Int(1), Value::Int(2)])));
         assert_eq!(value.get("pair"), Some(&Value::Tuple(vec![Value::Int(1), Value::Float(2.0)])));
         let optimizer = value.get("optimizer").unwrap();

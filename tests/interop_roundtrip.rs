@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ckptd::config::{Config, Schedule, Train};
-use ckptd::interop::export::{self, Format};
-use ckptd::interop::import::{self, Fresh};
-use ckptd::interop::progress::Silent;
-use ckptd::interop::{bundle, check};
-use ckptd::snapshot::{DType, Role};
-use ckptd::store::{Reader, Store};
+use ckptd_core::config::{Config, Schedule, Train};
+use ckptd_core::snapshot::{DType, Role};
+use ckptd_core::store::{Reader, Store};
+use ckptd_interop::export::{self, Format};
+use ckptd_interop::import::{self, Fresh};
+use ckptd_interop::progress::Silent;
+use ckptd_interop::{bundle, check};
 
 /// A Trainer run made by Python once for all tests: `checkpoint-3`, `untied`, `half`, `losses.json`.
 fn trainer_run() -> &'static Path {
@@ -204,7 +204,7 @@ fn half_precision_weights_become_float32_exactly_and_go_back_as_they_were() {
     let out = work.path().join("hf");
     export(&imported.path, &out, export::Options { dtype: Some(DType::BF16), ..export::Options::new(Format::Hf) });
     let weights = |dir: &Path| {
-        let tensors = ckptd::interop::hf::weights(dir).unwrap();
+        let tensors = ckptd_interop::hf::weights(dir).unwrap();
         tensors.iter().map(|t| (t.meta.clone(), (*t.bytes).as_ref().to_vec())).collect::<Vec<_>>()
     };
     assert_eq!(weights(&out), weights(&run.join("half")));
@@ -238,8 +238,8 @@ fn ones(snapshot: &Path, work: &Path) -> PathBuf {
     let elements = embedding.meta.elements().unwrap() as usize;
     embedding.bytes = std::sync::Arc::new(1f32.to_le_bytes().repeat(elements));
     let store = Store::create(&work.join("ones-store")).unwrap();
-    let options = ckptd::store::CommitOptions::new("0123456789abcdef0123456789abcdef", 1);
-    ckptd::store::commit(&store, state, &options).unwrap().path
+    let options = ckptd_core::store::CommitOptions::new("0123456789abcdef0123456789abcdef", 1);
+    ckptd_core::store::commit(&store, state, &options).unwrap().path
 }
 
 #[test]

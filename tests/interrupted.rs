@@ -9,8 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::channel;
 
-use ckptd::snapshot::{Role, Tensor, TensorMeta};
-use ckptd::store::{CommitOptions, Store, commit};
+use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
+use ckptd_core::store::{CommitOptions, Store, commit};
 use notify::{RecursiveMode, Watcher};
 use rustix::process::{Pid, Signal, kill_process};
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use ckptd::store::{CommitOptions, Reader, State, Store, commit};
+use ckptd_core::store::{CommitOptions, Reader, State, Store, commit};
 
 const MODEL: &str = "[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n";
 
@@ -38,7 +38,7 @@ impl Home {
 /// Text that is always here: this project's own sources.
 fn lay_texts(folder: &Path) {
     std::fs::create_dir(folder).unwrap();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/interop");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/interop/src");
     for entry in std::fs::read_dir(sources).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
         std::fs::copy(entry.path(), folder.join(entry.file_name()).with_extension("txt")).unwrap();
     }
@@ -74,7 +74,7 @@ fn done(output: Output) -> String {
 /// Trains to the end; returns the root of the last snapshot.
 fn train(job: &Path, options: &[&str]) -> String {
     done(ckptd(&[&["run", job.to_str().unwrap()], options].concat()));
-    let store = Store::open(&ckptd::config::Config::load(job).unwrap().job.store).unwrap();
+    let store = Store::open(&ckptd_core::config::Config::load(job).unwrap().job.store).unwrap();
     let newest = store.find("latest").unwrap();
     assert_eq!((newest.step(), newest.state), (12, State::Verified));
     newest.manifest.unwrap().root

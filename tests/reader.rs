@@ -7,8 +7,8 @@ mod support;
 
 use std::path::Path;
 
-use ckptd::snapshot::{CarriedFile, DType, Role, Snapshot, Tensor, TensorMeta};
-use ckptd::store::{CommitOptions, Committed, Reader, Store, commit};
+use ckptd_core::snapshot::{CarriedFile, DType, Role, Snapshot, Tensor, TensorMeta};
+use ckptd_core::store::{CommitOptions, Committed, Reader, Store, commit};
 use support::{RUN, floats, snapshot, store};
 
 const ROLES: [Role; 5] = [Role::Param, Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer, Role::Buffer];

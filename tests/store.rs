@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ckptd::Error;
-use ckptd::config::Retention;
-use ckptd::snapshot::Role;
-use ckptd::store::{CommitOptions, Pace, Reader, State, Store, commit};
+use ckptd_core::Error;
+use ckptd_core::config::Retention;
+use ckptd_core::snapshot::Role;
+use ckptd_core::store::{CommitOptions, Pace, Reader, State, Store, commit};
 use support::{RUN, save, save_verified, snapshot, store};
 use tempfile::TempDir;
 
@@ -44,7 +44,7 @@ fn every_tensor_file_and_state_is_read_back_to_the_bit() {
 fn root_depends_on_the_state_alone() {
     let (_folder, store) = store();
     let mut saved = snapshot(7, 300);
-    let root = |saved: &ckptd::snapshot::Snapshot, seq, level| {
+    let root = |saved: &ckptd_core::snapshot::Snapshot, seq, level| {
         commit(&store, saved.clone(), &CommitOptions { level, ..CommitOptions::new(RUN, seq) }).unwrap().root
     };
     let first = root(&saved, 1, 1);

@@ -6,7 +6,7 @@ mod support;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
-use ckptd::store::{Store, layout};
+use ckptd_core::store::{Store, layout};
 use support::{save_verified, store};
 
 /// No process has this number: it is above the kernel's highest.

@@ -8,14 +8,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ckptd::agent::status::Request;
-use ckptd::config::Config;
-use ckptd::interop::progress::Silent;
-use ckptd::interop::{bundle, import};
-use ckptd::protocol::{self, Command, Event};
-use ckptd::session::sources::{aws, azure, gcp, slurm};
-use ckptd::store::Reader;
-use ckptd::store::format::{self, HEAD_BYTES, RECORD_BYTES, Trailer};
+use ckptd::daemon::status::Request;
+use ckptd::notices::{aws, azure, gcp, slurm};
+use ckptd_core::config::Config;
+use ckptd_core::protocol::{self, Command, Event};
+use ckptd_core::store::Reader;
+use ckptd_core::store::format::{self, HEAD_BYTES, RECORD_BYTES, Trailer};
+use ckptd_interop::progress::Silent;
+use ckptd_interop::{bundle, import};
 
 #[path = "../../tests/support/craft.rs"]
 #[allow(clippy::expect_used)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::target::Target;
 use super::watch::Watch;
 use super::{code, output, outputs};
-use crate::error::Result;
-use crate::interop::check::{self, Checked, Probe, TensorCheck};
+use ckptd_core::error::Result;
+use ckptd_interop::check::{self, Checked, Probe, TensorCheck};
 
 /// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
 /// something is not finite or differs).

@@ -13,10 +13,10 @@ use serde_json::Value;
 use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
-use crate::error::{Error, Result};
-use crate::interop::progress::Progress;
-use crate::snapshot::{DType, TensorMeta, TrainState};
-use crate::store::Reader;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::snapshot::{DType, TensorMeta, TrainState};
+use ckptd_core::store::Reader;
+use ckptd_interop::progress::Progress;
 
 /// Compare two snapshots tensor by tensor; exit code 1 if anything differs.
 ///

@@ -7,10 +7,10 @@ use clap::ValueEnum;
 use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
-use crate::config::Size;
-use crate::error::Result;
-use crate::interop::export::{self, Exported, Format};
-use crate::snapshot::DType;
+use ckptd_core::config::Size;
+use ckptd_core::error::Result;
+use ckptd_core::snapshot::DType;
+use ckptd_interop::export::{self, Exported, Format};
 
 /// Write a snapshot as what others load: a Hugging Face folder, a .pt or safetensors file, or a bundle to move it.
 #[derive(clap::Args)]
@@ -97,7 +97,7 @@ pub fn execute(args: &Args) -> Result<u8> {
 
 fn parse_size(text: &str) -> Result<Size, String> {
     let size = text.parse::<bytesize::ByteSize>();
-    size.map(|size| crate::config::Text(size.as_u64())).map_err(|e| format!("not a size such as 5GB: {e}"))
+    size.map(|size| ckptd_core::config::Text(size.as_u64())).map_err(|e| format!("not a size such as 5GB: {e}"))
 }
 
 fn describe(id: &str, exported: &Exported) -> String {

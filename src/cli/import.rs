@@ -6,9 +6,9 @@ use clap::ValueEnum;
 
 use super::watch::Watch;
 use super::{code, output};
-use crate::config::Config;
-use crate::error::Result;
-use crate::interop::import::{self, Fresh};
+use ckptd_core::config::Config;
+use ckptd_core::error::Result;
+use ckptd_interop::import::{self, Fresh};
 
 /// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, or a bundle.
 #[derive(clap::Args)]

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::{code, output};
-use crate::config::TEMPLATE;
-use crate::error::{Error, Result};
+use ckptd_core::config::TEMPLATE;
+use ckptd_core::error::{Error, Result};
 
 /// Write a commented job file to start from.
 #[derive(clap::Args)]

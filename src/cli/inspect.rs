@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::target::Target;
 use super::{code, output};
-use crate::error::Result;
-use crate::store::format::{FileRecord, TensorRecord};
-use crate::store::read::ChunkStat;
-use crate::store::{Manifest, Reader};
+use ckptd_core::error::Result;
+use ckptd_core::store::format::{FileRecord, TensorRecord};
+use ckptd_core::store::read::ChunkStat;
+use ckptd_core::store::{Manifest, Reader};
 
 /// Show what is in a snapshot: manifest, tensors, sizes and ratios.
 #[derive(clap::Args)]

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::target::Target;
 use super::{code, output};
-use crate::error::Result;
-use crate::store::{Entry, Quarantined, State, layout};
+use ckptd_core::error::Result;
+use ckptd_core::store::{Entry, Quarantined, State, layout};
 
 /// Show the snapshots, newest first, with their state and why each is kept.
 #[derive(clap::Args)]

@@ -14,8 +14,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt as subscriber, reload};
 
-use crate::agent::printer::Printer;
-use crate::config::LogLevel;
+use crate::daemon::printer::Printer;
+use ckptd_core::config::LogLevel;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {

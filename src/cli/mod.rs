@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use ckptd_core::error::Result;
 
 /// Keeps a fine-tuning job alive through sessions that are shorter than the training.
 #[derive(Parser)]
@@ -66,7 +66,7 @@ pub(crate) mod code {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    crate::store::fs::refuse_size_limit_signal();
+    ckptd_core::os::fs::refuse_size_limit_signal();
     // Usage errors end here, with 2.
     let cli = Cli::parse();
     match execute(cli.command) {

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use ckptd_core::error::{Error, Result};
 
 pub fn text(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();

@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::agent;
-use crate::error::{Error, Result};
-use crate::interop::check::Probe;
-use crate::interop::progress::Progress;
+use crate::training;
+use ckptd_core::error::{Error, Result};
+use ckptd_interop::check::Probe;
+use ckptd_interop::progress::Progress;
 
 /// Between two signs of life on a terminal.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Asks the worker for the answers of the snapshot at `path`, and how far they are from those of `against`.
 pub fn ask(path: &Path, against: Option<&Path>, progress: &dyn Progress) -> Result<Probe> {
-    let program = agent::worker::default_program()?;
+    let program = training::worker::default_program()?;
     let mut command = Command::new(&program);
     command.arg("probe").arg("--model").arg(path);
     if let Some(against) = against {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::target::Target;
 use super::{code, output};
-use crate::error::Result;
+use ckptd_core::error::Result;
 
 /// Keep a snapshot whatever the retention policy says.
 #[derive(clap::Args)]

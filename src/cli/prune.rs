@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::target::Target;
 use super::{code, output};
-use crate::error::{Error, Result};
-use crate::store::Verdict;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::Verdict;
 
 /// Delete what the retention policy does not keep; with --dry-run, show what that would be.
 #[derive(clap::Args)]

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::{code, log};
-use crate::agent::{self, Outcome};
-use crate::config::{Config, LogLevel};
-use crate::error::Result;
+use crate::training::{self, Outcome};
+use ckptd_core::config::{Config, LogLevel};
+use ckptd_core::error::Result;
 
 /// Train, snapshot, verify, rotate and resume, in the foreground.
 ///
@@ -43,7 +43,7 @@ pub fn execute(args: &Args) -> Result<u8> {
     };
     let log = log::start(args.log_format, asked.unwrap_or(config.log.level));
     let printer = &log.printer;
-    let surroundings = agent::Surroundings {
+    let surroundings = training::Surroundings {
         path: args.config.clone(),
         text,
         accept_changes: args.accept_changes,
@@ -52,7 +52,7 @@ pub fn execute(args: &Args) -> Result<u8> {
         // What the command line asks for stands.
         set_log_level: &|level| log.set_level(asked.unwrap_or(level)),
     };
-    let outcome = agent::run(config, &surroundings);
+    let outcome = training::run(config, &surroundings);
     if let (Err(error), log::Format::Json) = (&outcome, args.log_format) {
         tracing::error!("{error}");
     }

@@ -6,15 +6,15 @@ use jiff::Timestamp;
 
 use super::target::Target;
 use super::{code, output};
-use crate::agent::progress::{
+use crate::daemon::status::ask;
+use crate::session::ledger::{Ledger, Outlook};
+use crate::training::progress::{
     self, Counts, HistoryReport, IntervalReport, Report, SessionReport, SnapshotReport, SnapshotState, StallReport,
     State, WorkerReport,
 };
-use crate::agent::status::ask;
-use crate::config;
-use crate::error::Result;
-use crate::session::ledger::Outlook;
-use crate::store;
+use ckptd_core::config;
+use ckptd_core::error::Result;
+use ckptd_core::store;
 
 /// Sessions that the text lists.
 const SHOWN: usize = 5;
@@ -49,7 +49,7 @@ pub fn execute(args: &Args) -> Result<u8> {
 /// What the store's files say while no daemon runs.
 fn of_files(target: &Target) -> Result<Report> {
     let now = Timestamp::now();
-    let mut ledger = target.store.ledger();
+    let mut ledger: Ledger = target.store.read_record(store::Record::Sessions).ok().flatten().unwrap_or_default();
     // Nobody answers: one that has no end will get none any more.
     ledger.close_killed();
     let entries = target.store.entries()?;

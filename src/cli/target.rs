@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use crate::config::{Config, Retention};
-use crate::error::{Error, Result};
-use crate::store::Store;
+use ckptd_core::config::{Config, Retention};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::{Record, Store};
 
 /// A store with the job that runs in it, where that is known.
 pub struct Target {
@@ -17,7 +17,7 @@ impl Target {
     pub fn open(path: &Path) -> Result<Target> {
         if path.is_dir() {
             let store = Store::open(path)?;
-            let config = store.job()?;
+            let config = store.read_record(Record::Job)?;
             return Ok(Target { store, config });
         }
         if !path.exists() {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::watch::Watch;
 use super::{code, output};
-use crate::error::Result;
-use crate::interop::bundle;
+use ckptd_core::error::Result;
+use ckptd_interop::bundle;
 
 /// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
 #[derive(clap::Args)]

@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
-use crate::error::{Error, Result};
-use crate::interop::progress::Progress;
-use crate::store::verify::read_back;
-use crate::store::{Entry, Store};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::verify::read_back;
+use ckptd_core::store::{Entry, Store};
+use ckptd_interop::progress::Progress;
 
 /// Read snapshots back from the disk, every byte, and say which fall short (exit code 1).
 #[derive(clap::Args)]

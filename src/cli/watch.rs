@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::error::{Error, Result};
-use crate::interop::progress::{Progress, interrupted};
+use ckptd_core::error::{Error, Result};
+use ckptd_interop::progress::{Progress, interrupted};
 
 /// Work that is done by then is not worth a bar.
 const PATIENCE: Duration = Duration::from_millis(700);

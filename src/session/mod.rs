@@ -14,7 +14,6 @@ pub mod ledger;
 pub mod notice;
 #[cfg(test)]
 mod simulation;
-pub mod sources;
 
 use std::time::Duration;
 

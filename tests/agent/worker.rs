@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use ckptd::protocol::{self, Command, Event, Failure, Start};
-use ckptd::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-use ckptd::store::{CommitOptions, Reader, Store, commit};
+use ckptd_core::protocol::{self, Command, Event, Failure, Start};
+use ckptd_core::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::store::{CommitOptions, Reader, Store, commit};
 
 pub const SCRIPT: &str = "FAKE_WORKER_SCRIPT";
 const GONE: &str = "the agent is gone";

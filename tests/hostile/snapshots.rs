@@ -1,7 +1,7 @@
 //! Snapshot files whose hashes are all right and whose contents are not.
 
-use ckptd::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-use ckptd::store::{CommitOptions, Store, commit, format};
+use ckptd_core::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::store::{CommitOptions, Store, commit, format};
 use serde_json::{Value, json};
 
 use super::Case;

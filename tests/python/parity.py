@@ -1,4 +1,4 @@
-"""Writes what transformers and PyTorch compute, for trainer/tests/parity.rs: `parity.py FOLDER`.
+"""Writes what transformers and PyTorch compute, for crates/gpt2/tests/parity.rs: `parity.py FOLDER`.
 
 FOLDER/<case>/ is a Hugging Face folder (config.json, model.safetensors) with case.json beside them: the tokens, the
 loss before each of 20 steps of SGD with momentum and of AdamW, and how they were trained; and logits.f32, the logits of

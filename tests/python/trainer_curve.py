@@ -1,4 +1,4 @@
-"""An all-Python run of transformers' Trainer on given batches, for trainer/tests/trainer_run.rs:
+"""An all-Python run of transformers' Trainer on given batches, for crates/gpt2/tests/trainer_run.rs:
 
     trainer_curve.py whole FOLDER             trains all steps on FOLDER/rows.json ([step][row][position + 1]), saves a
                                               checkpoint after SAVED steps, writes FOLDER/losses.json

@@ -1,0 +1,237 @@
+//! SIGKILL at random moments to a process that does everything that is done to a store, and nothing else.
+//!
+//! The victim tells each thing when it is done; it is killed; what it told is held against what is in the store. The
+//! next victim goes on in the same store. Invariant: what was told as saved is there, whole and what it must be, until
+//! retention may take it; nothing partial is visible; a resume takes the newest. The machine stays up, so that nothing
+//! here depends on an fsync.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use ckptd_core::config::Retention;
+use ckptd_core::store::layout::{self, Folder};
+use ckptd_core::store::{CommitOptions, Entry, Reader, State, Store, commit};
+use jiff::Timestamp;
+
+use crate::place;
+use crate::random::Random;
+use crate::row::{Row, Tally};
+use crate::state;
+
+/// Elements of a tensor: a few chunks' worth of work, so that a kill often comes in the middle.
+const ELEMENTS: usize = 40_000;
+/// Victims that live in one store; then a fresh one, or its past would be all that is looked at.
+const ROUNDS: u64 = 200;
+const LONGEST_LIFE: Duration = Duration::from_millis(90);
+
+fn policy() -> Retention {
+    Retention { keep_last: 2, keep_best: 1, ..Retention::default() }
+}
+
+/// Saves, verifies, pins, damages, quarantines and rotates until it is killed.
+pub fn victim(path: &Path, seed: u64) -> Result<()> {
+    let mut random = Random::new(seed);
+    let store = Store::create(path)?;
+    let _lock = store.lock("victim")?;
+    store.clean_staging()?;
+    if store.run_id()?.is_none() {
+        store.set_run_id(state::RUN)?;
+    }
+    let chosen = store.choose_resume(1, &mut |_| ())?;
+    let mut step = chosen.as_ref().map_or(0, |chosen| chosen.entry.step());
+    let mut seq = store.next_seq()?;
+    say("resumed", &step.to_string());
+    loop {
+        step += 1;
+        let options = CommitOptions { threads: 2, ..CommitOptions::new(state::RUN, seq) };
+        let saved = commit(&store, state::snapshot(step, ELEMENTS), &options)?;
+        seq += 1;
+        say("saved", &saved.id);
+        let entry = store.find(&saved.id)?;
+        if random.one_in(6) {
+            say("damaging", &saved.id);
+            flip(&entry.path, random.below(entry.bytes))?;
+            match store.verify(&entry, 1, &|_| true) {
+                Ok(_) => say("accepted", &saved.id),
+                Err(e) => drop(store.quarantine(&entry, &e.to_string())?),
+            }
+            continue;
+        }
+        store.verify(&entry, 1, &|_| true)?;
+        say("verified", &saved.id);
+        if random.one_in(10) {
+            store.pin(&entry)?;
+            say("pinned", &saved.id);
+        }
+        if random.one_in(10)
+            && let Some(pinned) = store.entries()?.iter().find(|e| e.pinned)
+        {
+            say("unpinning", &pinned.id);
+            store.unpin(pinned)?;
+        }
+        store.prune(&policy(), Timestamp::now())?;
+        say("rotated", &saved.id);
+    }
+}
+
+/// One write: a line is there as a whole or not at all.
+fn say(what: &str, id: &str) {
+    let _ = std::io::stdout().write_all(format!("{what} {id}\n").as_bytes());
+    let _ = std::io::stdout().flush();
+}
+
+fn flip(path: &Path, at: u64) -> Result<()> {
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 0x10], at)?;
+    Ok(())
+}
+
+pub fn campaign(kills: u64, seed: u64) -> Result<Row> {
+    let mut tally = Tally::new("store kills", seed);
+    let mut random = Random::new(seed);
+    while tally.points() < kills {
+        let folder = place::on_disk()?;
+        let mut told = Told::default();
+        let path = folder.path().join("store");
+        for _ in 0..ROUNDS.min(kills - tally.points()) {
+            let lines = one_life(folder.path(), &path, &mut random)?;
+            told.hear(&lines, &mut tally);
+            let moment = moment(&path, &told);
+            tally.tried(moment);
+            told.check(&Store::create(&path)?, &mut tally)?;
+        }
+    }
+    Ok(tally.row())
+}
+
+/// Starts a victim, kills it, and returns what it told.
+fn one_life(folder: &Path, store: &Path, random: &mut Random) -> Result<String> {
+    let said = folder.join("said");
+    let out = std::fs::File::create(&said)?;
+    let mut victim = Command::new(std::env::current_exe()?)
+        .args(["victim".as_ref(), store.as_os_str()])
+        .arg(random.next().to_string())
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting a victim")?;
+    std::thread::sleep(random.up_to(LONGEST_LIFE));
+    victim.kill()?;
+    let output = victim.wait_with_output()?;
+    if output.status.code().is_some() {
+        bail!("the victim ended by itself: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(std::fs::read_to_string(said)?)
+}
+
+/// What tells one moment of a kill from another: what was told last, and what lies about.
+fn moment(store: &Path, told: &Told) -> (String, Vec<(usize, u64)>) {
+    let folder = |folder: Folder| {
+        let files: Vec<u64> = std::fs::read_dir(store.join(folder.name()))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|file| file.metadata().map_or(0, |m| m.len()))
+            .collect();
+        (files.len(), files.iter().sum::<u64>() / 512)
+    };
+    (told.last.clone(), Folder::ALL.map(folder).to_vec())
+}
+
+/// Everything that the victims of one store have told.
+#[derive(Default)]
+struct Told {
+    /// Ids sort as their steps do.
+    saved: BTreeSet<String>,
+    damaged: HashSet<String>,
+    pinned: HashSet<String>,
+    last: String,
+    /// The newest good step at the last look, which the next victim has to resume from.
+    newest: Option<u64>,
+}
+
+impl Told {
+    fn hear(&mut self, lines: &str, tally: &mut Tally) {
+        for (what, id) in lines.lines().filter_map(|line| line.split_once(' ')) {
+            self.last = what.to_owned();
+            let id = id.to_owned();
+            match what {
+                "resumed" => {
+                    // A victim that was killed between announcing damage and doing it did none.
+                    let step = id.parse().unwrap_or(0);
+                    if self.damaged.remove(&layout::snapshot_id(step, None)) && Some(step) > self.newest {
+                        self.newest = Some(step);
+                    }
+                    let expected = self.newest.unwrap_or(0).to_string();
+                    tally.require(id == expected, || format!("resumed from step {id}, not from {expected}"));
+                }
+                "saved" => {
+                    // A step that was damaged and taken again has its name again.
+                    self.damaged.remove(&id);
+                    self.saved.insert(id);
+                }
+                "damaging" => drop(self.damaged.insert(id)),
+                "accepted" => tally.violation(format!("{id} was damaged, and verified all the same")),
+                "pinned" => drop(self.pinned.insert(id)),
+                "unpinning" => drop(self.pinned.remove(&id)),
+                _ => {}
+            }
+        }
+    }
+
+    fn check(&mut self, store: &Store, tally: &mut Tally) -> Result<()> {
+        let entries = store.entries()?;
+        for entry in &entries {
+            self.check_whole(entry, tally);
+        }
+        let good: Vec<&Entry> = entries.iter().filter(|e| e.healthy() && !self.damaged.contains(&e.id)).collect();
+        let verified: Vec<&&Entry> = good.iter().filter(|e| e.state == State::Verified).collect();
+        for id in self.saved.iter().filter(|id| !self.damaged.contains(*id)) {
+            if good.iter().any(|e| e.id == *id) {
+                continue;
+            }
+            let step = layout::step_of(id).unwrap_or(0);
+            let newer = verified.iter().filter(|e| e.step() > step).count();
+            let better = state::val_loss(step)
+                .is_none_or(|loss| verified.iter().any(|e| e.val_loss().is_some_and(|other| other <= loss)));
+            tally.require(newer >= 2, || format!("{id} was saved and is gone, with {newer} newer verified ones there"));
+            tally.require(better, || format!("{id} was the best and is gone"));
+            tally.require(!self.pinned.contains(id), || format!("{id} was pinned and is gone"));
+        }
+        self.check_newest(&good, tally);
+        Ok(())
+    }
+
+    /// Nothing partial is visible, and everything that is there is what was to be written.
+    fn check_whole(&self, entry: &Entry, tally: &mut Tally) {
+        if self.damaged.contains(&entry.id) {
+            return;
+        }
+        match Reader::open(&entry.path).and_then(|reader| reader.check_all(1, &|_| true).map(|()| reader)) {
+            Ok(reader) => {
+                let manifest = reader.manifest();
+                let expected = state::root(manifest.train.step, ELEMENTS);
+                tally.require(manifest.root == expected, || format!("{} is not the state of its step", entry.id));
+            }
+            Err(e) => tally.violation(format!("visible and not whole: {e}")),
+        }
+    }
+
+    /// The newest that was told is there, and the order agrees on which it is.
+    fn check_newest(&mut self, good: &[&Entry], tally: &mut Tally) {
+        let told = self.saved.iter().rfind(|id| !self.damaged.contains(*id)).and_then(|id| layout::step_of(id));
+        let newest = good.iter().map(|e| e.step()).max();
+        tally.require(newest >= told, || format!("step {told:?} was told, and {newest:?} is the newest"));
+        self.newest = newest;
+        let newest_by_order = good.first().map(|e| e.step());
+        tally.require(newest_by_order == newest, || format!("the order gives {newest_by_order:?}, not {newest:?}"));
+    }
+}

@@ -1,0 +1,209 @@
+//! The catalogue: what lies in a store, and which of it a name means.
+//!
+//! Invariant: nothing is kept; every answer is a look at the disk, and never one at half a rotation.
+
+use std::path::{Path, PathBuf};
+
+use super::layout::{self, Folder};
+use super::{Manifest, Receipt, Store, read};
+use crate::error::{Error, Result};
+use crate::os::fs::{self, Dir};
+
+/// A file in `snapshots/` (or, through [`Store::find`], elsewhere).
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub id: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub state: State,
+    pub pinned: bool,
+    /// Belongs to the store's run.
+    pub own: bool,
+    /// `None` where it cannot be read.
+    pub manifest: Option<Manifest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Whole and durable, not read back yet.
+    Committed,
+    /// Read back, and not changed since.
+    Verified,
+    /// Not even its manifest is whole.
+    Damaged(String),
+    /// The system could not read it: that says nothing about the file.
+    Unreadable(String),
+    /// Of a later format version, which this release cannot judge.
+    Newer(u64),
+}
+
+/// A file in `quarantine/`.
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub reason: String,
+}
+
+/// Looks at a store whose snapshots vanish each time; a rotation takes far longer than a look.
+const MOST_LOOKS: usize = 20;
+
+impl Entry {
+    /// Steps completed; 0 where the manifest cannot be read.
+    pub fn step(&self) -> u64 {
+        self.manifest.as_ref().map_or(0, |m| m.train.step)
+    }
+
+    pub fn seq(&self) -> u64 {
+        self.manifest.as_ref().map_or(0, |m| m.seq)
+    }
+
+    pub fn healthy(&self) -> bool {
+        self.manifest.as_ref().is_some_and(|m| m.healthy)
+    }
+
+    /// The validation loss, where it is of exactly this state.
+    pub fn val_loss(&self) -> Option<f64> {
+        let manifest = self.manifest.as_ref()?;
+        manifest.metrics.val_loss.filter(|_| manifest.metrics.val_step == Some(manifest.train.step))
+    }
+}
+
+impl Store {
+    /// All snapshots, newest first: the store's run by sequence number, then others, then those that cannot be read.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let run_id = self.run_id()?;
+        let pins = self.files(Folder::Pins)?;
+        let mut entries = self.look()?;
+        for entry in &mut entries {
+            entry.own = entry.manifest.as_ref().is_some_and(|m| Some(&m.run_id) == run_id.as_ref());
+            entry.pinned = pins.contains(&entry.id);
+        }
+        let order = |e: &Entry| {
+            (
+                e.own,
+                e.manifest.is_some(),
+                e.manifest.as_ref().filter(|_| !e.own).map(|m| m.created_at),
+                e.seq(),
+                e.id.clone(),
+            )
+        };
+        entries.sort_by_cached_key(|e| std::cmp::Reverse(order(e)));
+        Ok(entries)
+    }
+
+    /// What lies in `snapshots/`, in no order. During a rotation one look can come to the successor before it is verified,
+    /// and to the older snapshot after it is gone. So a look during which something went begins again.
+    fn look(&self) -> Result<Vec<Entry>> {
+        let snapshots = self.folder(Folder::Snapshots)?;
+        let receipts = self.dir.open_dir(Folder::Receipts.name())?;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let mut gone = false;
+            let mut entries = Vec::new();
+            for name in snapshots.files()? {
+                let Some(id) = layout::parse_snapshot_file(&name) else { continue };
+                let found =
+                    snapshots.stat(&name)?.map(|stat| entry(snapshots.join(&name), id, &stat, receipts.as_ref()));
+                match found {
+                    Some(entry) if entry.state == State::Verified || snapshots.stat(&name)?.is_some() => {
+                        entries.push(entry)
+                    }
+                    _ => gone = true,
+                }
+            }
+            if !gone || looks == MOST_LOOKS {
+                return Ok(entries);
+            }
+        }
+    }
+
+    pub fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        let Some(dir) = self.dir.open_dir(Folder::Quarantine.name())? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        let ours = |name: &String| !name.ends_with(".txt") && layout::parse_temporary_file(name).is_none();
+        for name in dir.files()?.into_iter().filter(ours) {
+            let reason = dir.read_small(&layout::reason_file(&name), 64 << 10)?.unwrap_or_default();
+            found.push(Quarantined {
+                path: dir.join(&name),
+                bytes: dir.stat(&name)?.map_or(0, |s| s.st_size as u64),
+                reason: String::from_utf8_lossy(&reason).trim().to_owned(),
+                name,
+            });
+        }
+        found.sort_by(|a, b| b.name.cmp(&a.name));
+        Ok(found)
+    }
+
+    /// `latest` (healthy, of the store's run, verified before committed), `best`, a step, an id, or a file's path.
+    pub fn find(&self, spec: &str) -> Result<Entry> {
+        let entries = self.entries()?;
+        let none = |what: &str| Error::NotFound(format!("the store {} has no {what}", self.path().display()));
+        let good = || entries.iter().filter(|e| e.own && e.healthy());
+        match spec {
+            "latest" => {
+                let verified = good().find(|e| e.state == State::Verified);
+                let latest = verified.or_else(|| good().next()).ok_or_else(|| none("healthy snapshot yet"))?;
+                self.require_readable_since(latest, &entries)?;
+                Ok(latest.clone())
+            }
+            "best" => good()
+                .filter_map(|e| Some((e.val_loss().filter(|l| l.is_finite())?, e)))
+                .min_by(|a, b| a.0.total_cmp(&b.0))
+                .map(|(_, e)| e.clone())
+                .ok_or_else(|| none("snapshot with a validation loss; see [train] eval_every")),
+            _ => {
+                let step = spec.parse::<u64>().ok();
+                let named =
+                    |e: &&Entry| e.id == spec || (step.is_some() && e.manifest.is_some() && step == Some(e.step()));
+                if let Some(entry) = entries.iter().find(named) {
+                    return Ok(entry.clone());
+                }
+                match Path::new(spec) {
+                    path if step.is_none() && path.is_file() => entry_at(path),
+                    _ => Err(none(&format!("snapshot {spec:?}; `ckptd list` shows what is there"))),
+                }
+            }
+        }
+    }
+
+    /// An older snapshot must not pass for the latest because the disk does not answer for a newer one.
+    fn require_readable_since(&self, latest: &Entry, entries: &[Entry]) -> Result<()> {
+        let newer = |e: &&Entry| layout::step_of(&e.id).is_some_and(|step| step > latest.step());
+        match entries.iter().filter(newer).find_map(|e| match &e.state {
+            State::Unreadable(reason) => Some((e, reason)),
+            _ => None,
+        }) {
+            Some((entry, reason)) => Err(Error::Other(format!(
+                "{} may be newer than {} and cannot be read now ({reason}); see to the disk, or name the snapshot",
+                entry.id, latest.id
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> Entry {
+    let (state, manifest) = match read::peek(&path) {
+        Err(Error::Damaged { reason, .. }) => (State::Damaged(reason), None),
+        Err(Error::Newer { version, .. }) => (State::Newer(version), None),
+        Err(e) => (State::Unreadable(e.to_string()), None),
+        Ok((manifest, file_hash)) => {
+            let receipt = receipts.and_then(|dir| Receipt::read(dir, id));
+            let covered = receipt.is_some_and(|r| r.covers(stat, &file_hash) && r.root == manifest.root);
+            (if covered { State::Verified } else { State::Committed }, Some(manifest))
+        }
+    };
+    Entry { id: id.to_owned(), path, bytes: stat.st_size as u64, state, pinned: false, own: false, manifest }
+}
+
+/// A snapshot that lies anywhere, by its path.
+fn entry_at(path: &Path) -> Result<Entry> {
+    let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
+    let (manifest, _) = read::peek(&path)?;
+    let bytes = fs::length(&fs::open_path(&path)?, &path)?;
+    let id = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Entry { id, path, bytes, state: State::Committed, pinned: false, own: false, manifest: Some(manifest) })
+}

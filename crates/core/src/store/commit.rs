@@ -1,0 +1,392 @@
+//! Writing a snapshot: encode in parallel, hash, write, sync, publish.
+//!
+//! Invariant: a name under `snapshots/` appears by rename, after the file's fsync and before the folders'. A step that
+//! fails ends the attempt: its file is removed and nothing is retried on it. Memory is bounded by a window of chunks,
+//! and a tensor's handle is dropped as soon as its last chunk is encoded.
+//! Deliberately not here: when to take a snapshot, and whether what was written can be read back (verify).
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::format::{self, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer, Unit};
+use super::{Store, layout};
+use crate::codec::{CHUNK_BYTES, Encoder, room};
+use crate::error::{Error, Result};
+use crate::os::block_writer::{BlockWriter, Starvation};
+use crate::os::fs::{self, Dir, SECTOR};
+use crate::pipeline::{Ended, Line};
+use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
+
+/// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
+const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
+/// Chunks that may be encoded ahead of the writer: two of its blocks, so that it finds the next one while it waits for
+/// the device, and some for each thread, since chunks are written in their order.
+const WINDOW: usize = 2 * crate::os::block_writer::BLOCK_BYTES / CHUNK_BYTES;
+const WINDOW_PER_THREAD: usize = 4;
+
+/// What a commit shares the machine with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A training that goes first.
+    Background,
+    /// Nothing in particular.
+    Alone,
+    /// Nothing, and a deadline comes nearer: a chunk that the device would wait for is stored as it is.
+    Hurried,
+}
+
+#[derive(Clone, Debug)]
+pub struct CommitOptions {
+    pub run_id: String,
+    pub seq: u64,
+    pub parent: Option<String>,
+    /// `[snapshot] level`.
+    pub level: u8,
+    /// Encoding threads, at least 1.
+    pub threads: usize,
+    pub pace: Pace,
+    /// Size of the snapshot before, to reserve room; 0 if unknown.
+    pub expected_bytes: u64,
+    /// Set by another thread to abandon the commit.
+    pub cancel: Arc<AtomicBool>,
+    /// Another thread's hand on the commit.
+    pub control: Arc<Control>,
+}
+
+/// Another thread's hand on a commit under way.
+#[derive(Debug, Default)]
+pub struct Control {
+    hurried: AtomicBool,
+    chunks: AtomicUsize,
+    written: AtomicUsize,
+}
+
+impl Control {
+    /// Gives a commit at low priority all processors at the usual one.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
+    }
+
+    /// The share of its chunks that is written.
+    pub fn fraction(&self) -> f64 {
+        let chunks = self.chunks.load(Ordering::Relaxed);
+        if chunks == 0 { 0.0 } else { self.written.load(Ordering::Relaxed) as f64 / chunks as f64 }
+    }
+}
+
+impl CommitOptions {
+    pub fn new(run_id: &str, seq: u64) -> CommitOptions {
+        CommitOptions {
+            run_id: run_id.into(),
+            seq,
+            parent: None,
+            level: 1,
+            threads: 1,
+            pace: Pace::Alone,
+            expected_bytes: 0,
+            cancel: Arc::default(),
+            control: Arc::default(),
+        }
+    }
+}
+
+/// What a commit made durable.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    pub id: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub raw_bytes: u64,
+    pub root: String,
+    pub healthy: bool,
+    /// From the first chunk to the last folder's sync.
+    pub write_ms: f64,
+}
+
+/// Writes `snapshot` to the store. When this returns, the snapshot is whole and durable under its final name; on an
+/// error it is not there. The caller holds the store's lock, itself or through its parent.
+pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Result<Committed> {
+    let started = Instant::now();
+    let staging = store.folder(layout::Folder::Staging)?;
+    let part = format!("{}.part", layout::snapshot_id(snapshot.train.step, Some(options.seq)));
+    staging.remove(&part)?;
+    let outcome = write_file(&staging, &part, snapshot, options).and_then(|(manifest, bytes)| {
+        let (id, path) = publish(store, &staging, &part, &manifest)?;
+        Ok((manifest, bytes, id, path))
+    });
+    if outcome.is_err() {
+        // The error that led here says more than one of this removal; the next start cleans the folder again.
+        let _ = staging.remove(&part);
+    }
+    let (manifest, bytes, id, path) = outcome?;
+    Ok(Committed {
+        id,
+        path,
+        bytes,
+        raw_bytes: manifest.raw_bytes,
+        root: manifest.root,
+        healthy: manifest.healthy,
+        write_ms: started.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
+/// Renames the finished file into place and makes that durable: the last step that can fail. Returns its id and path.
+fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(String, PathBuf)> {
+    let snapshots = store.folder(layout::Folder::Snapshots)?;
+    let mut id = layout::snapshot_id(manifest.train.step, None);
+    // The plain name can be taken, by an unhealthy snapshot of the same step for example: that one is not touched.
+    if snapshots.stat(&layout::snapshot_file(&id))?.is_some() {
+        id = layout::snapshot_id(manifest.train.step, Some(manifest.seq));
+    }
+    let name = layout::snapshot_file(&id);
+    staging.rename_new(part, &snapshots, &name)?;
+    let synced = snapshots.sync().and_then(|()| staging.sync());
+    if let Err(e) = synced {
+        // Not durable, so it must not be there either.
+        let _ = snapshots.remove(&name);
+        return Err(e);
+    }
+    Ok((id, snapshots.join(&name)))
+}
+
+/// Writes and syncs the whole file in staging. Returns its manifest and its length.
+fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOptions) -> Result<(Manifest, u64)> {
+    let path = staging.join(part);
+    let raw_bytes = check(&snapshot, &path)?;
+    let file = staging.create_file(part)?;
+    let mut out = BlockWriter::new(&file, path.clone())?;
+    let reserve = if options.expected_bytes > 0 { options.expected_bytes } else { raw_bytes / 4 * 3 };
+    fs::preallocate(&file, reserve, &path)?;
+    out.append(&format::head())?;
+
+    let Snapshot { tensors, train, metrics, provenance, files } = snapshot;
+    let (metas, mut bytes): (Vec<TensorMeta>, Vec<TensorBytes>) =
+        tensors.into_iter().map(|t| (t.meta, t.bytes)).unzip();
+    bytes.extend(files.iter().map(|f| f.bytes.clone() as TensorBytes));
+    let units = format::units(metas.iter(), files.iter().map(|f| f.bytes.len() as u64));
+    let (records, finite) = write_chunks(&mut out, &units, bytes, options)?;
+
+    let hash_of = |item: usize| {
+        let first = units.partition_point(|u| u.item < item);
+        let count = units[first..].iter().take_while(|u| u.item == item).count();
+        let chunks: Vec<format::Hash> = records[first..first + count].iter().map(|r| r.raw_hash).collect();
+        format::hex(&format::merge(&chunks))
+    };
+    let count = metas.len();
+    let tensors: Vec<TensorRecord> =
+        metas.into_iter().enumerate().map(|(i, meta)| TensorRecord { meta, hash: hash_of(i) }).collect();
+    let files = files.iter().enumerate().map(|(i, f)| FileRecord {
+        name: f.name.clone(),
+        bytes: f.bytes.len() as u64,
+        hash: hash_of(count + i),
+    });
+    let manifest = Manifest {
+        format: format::VERSION,
+        run_id: options.run_id.clone(),
+        seq: options.seq,
+        parent: options.parent.clone(),
+        created_at: jiff::Timestamp::now(),
+        root: format::root(&tensors, &train),
+        healthy: finite && metrics.train_loss.is_none_or(f64::is_finite),
+        raw_bytes,
+        chunk_bytes: CHUNK_BYTES as u64,
+        train,
+        metrics,
+        provenance,
+        files: files.collect(),
+        tensors,
+    };
+    let bytes = finish(out, &records, &manifest)?;
+    fs::sync_file(&file, &path)?;
+    fs::forget_cached(&file);
+    Ok((manifest, bytes))
+}
+
+/// Chunk table, manifest, trailer. Returns the file's length.
+fn finish(mut out: BlockWriter, records: &[ChunkRecord], manifest: &Manifest) -> Result<u64> {
+    let table = format::table_bytes(records);
+    let json = serde_json::to_vec(manifest)
+        .map_err(|e| Error::Other(format!("writing the manifest of {}: {e}", out.path().display())))?;
+    let trailer = Trailer::new(out.position(), &table, &json);
+    for part in [&table[..], &json, &trailer.to_bytes()] {
+        out.append(part)?;
+    }
+    out.finish()
+}
+
+/// The tensors' bytes in all, after checking that each has as many as its shape says.
+fn check(snapshot: &Snapshot, path: &std::path::Path) -> Result<u64> {
+    let mut total = 0u64;
+    for tensor in &snapshot.tensors {
+        let have = (*tensor.bytes).as_ref().len() as u64;
+        if tensor.meta.bytes() != Some(have) {
+            let label = tensor.meta.label();
+            return Err(Error::mismatch(path, format!("{label} has {have} bytes, not {:?}", tensor.meta.bytes())));
+        }
+        total = total.saturating_add(have);
+    }
+    match snapshot.files.iter().find(|f| !format::plain_name(&f.name)) {
+        Some(file) => Err(Error::mismatch(path, format!("{:?} is no name for a carried file", file.name))),
+        None => Ok(total),
+    }
+}
+
+/// A chunk that waits to be written.
+struct Encoded {
+    /// Its encoded bytes, and what is left of the memory that they were written to.
+    memory: Vec<u8>,
+    record: ChunkRecord,
+    finite: bool,
+}
+
+/// What the encoding threads and the writer share.
+struct Pipeline<'a> {
+    units: &'a [Unit],
+    /// The items' bytes; taken out when the last chunk of an item is encoded.
+    items: Vec<Mutex<Option<TensorBytes>>>,
+    left: Vec<AtomicUsize>,
+    starvation: Starvation,
+    line: Line<Encoded>,
+}
+
+/// Encodes all units on threads and appends them in order. Returns their records, and whether every parameter is
+/// finite.
+fn write_chunks(
+    out: &mut BlockWriter,
+    units: &[Unit],
+    items: Vec<TensorBytes>,
+    options: &CommitOptions,
+) -> Result<(Vec<ChunkRecord>, bool)> {
+    let threads = options.threads.clamp(1, units.len().max(1));
+    let mut left: Vec<usize> = vec![0; items.len()];
+    units.iter().for_each(|u| left[u.item] += 1);
+    options.control.chunks.store(units.len(), Ordering::Relaxed);
+    let pipeline = &Pipeline {
+        units,
+        items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
+        left: left.into_iter().map(AtomicUsize::new).collect(),
+        starvation: out.starvation(),
+        line: Line::new(units.len(), WINDOW + threads * WINDOW_PER_THREAD),
+    };
+    std::thread::scope(|scope| {
+        let spawn = |background: bool| scope.spawn(move || pipeline.encode(options, background));
+        let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.pace == Pace::Background)).collect();
+        // Whatever happens here, the threads must not wait for a writer that is gone.
+        let end = pipeline.line.end_on_drop();
+        // A thread that has lowered its priority may not raise it again; fresh ones take over what is left.
+        let outcome = pipeline.write(out, options, &mut || {
+            encoders.extend((0..processors()).map(|_| spawn(false)));
+        });
+        drop(end);
+        // Joined here, a thread that panicked fails this commit and nothing else; the writer has seen it.
+        encoders.into_iter().for_each(|encoder| drop(encoder.join()));
+        outcome
+    })
+}
+
+impl Pipeline<'_> {
+    fn write(
+        &self,
+        out: &mut BlockWriter,
+        options: &CommitOptions,
+        hurry: &mut dyn FnMut(),
+    ) -> Result<(Vec<ChunkRecord>, bool)> {
+        let mut records = Vec::with_capacity(self.units.len());
+        let (mut finite, mut hurried) = (true, false);
+        while records.len() < self.units.len() {
+            let chunk = loop {
+                if options.cancel.load(Ordering::Relaxed) {
+                    return Err(Error::Abandoned);
+                }
+                if !hurried && options.control.hurried.load(Ordering::Relaxed) {
+                    hurried = true;
+                    hurry();
+                }
+                match self.line.take(CONTROL_INTERVAL) {
+                    Ok(Some(chunk)) => break chunk,
+                    Ok(None) => {}
+                    Err(Ended) => return Err(Error::Other("an encoding thread died".into())),
+                }
+            };
+            out.append(&chunk.memory[..chunk.record.encoded as usize])?;
+            records.push(chunk.record);
+            finite &= chunk.finite;
+            options.control.written.store(records.len(), Ordering::Relaxed);
+            self.line.give_back(chunk.memory);
+        }
+        Ok((records, finite))
+    }
+
+    fn encode(&self, options: &CommitOptions, background: bool) {
+        if background {
+            low_priority();
+        }
+        let hurried = || options.control.hurried.load(Ordering::Relaxed);
+        let _end = self.line.end_on_panic();
+        let (mut encoder, mut storing) = (Encoder::new(options.level), Encoder::new(0));
+        while !(background && hurried())
+            && let Some((index, mut memory)) = self.line.next()
+        {
+            let unit = &self.units[index];
+            let item = self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
+            // An item is taken out only after its last chunk, which is this one or a later one.
+            let Some(item) = item else { return self.line.end() };
+            let whole = (*item).as_ref();
+            let raw = &whole[unit.offset as usize..unit.offset as usize + unit.bytes];
+            memory.resize(memory.len().max(room(unit.bytes)), 0);
+            let gives_way = (options.pace == Pace::Hurried || hurried()) && self.starvation.is_now();
+            let encoder = if gives_way { &mut storing } else { &mut encoder };
+            let length = encoder.encode(unit.context, raw, &mut memory);
+            let record = ChunkRecord {
+                encoded: length as u64,
+                encoded_hash: *blake3::hash(&memory[..length]).as_bytes(),
+                raw_hash: format::chunk_hash(raw, unit.offset, whole.len() == unit.bytes),
+            };
+            let finite = unit.context.role != Role::Param || all_finite(raw, unit.context.dtype);
+            drop(item);
+            if self.left[unit.item].fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).take();
+            }
+            self.line.put(index, Encoded { memory, record, finite });
+        }
+    }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Nice value of encoding threads beside a training: about a third of a processor that the training wants, too.
+///
+/// What a snapshot takes from the training is its processor time, whenever that is spent. At the lowest priority it was
+/// spent so late that a snapshot took longer to be durable than the interval to the next one.
+const BACKGROUND_NICE: i32 = 3;
+
+/// Puts the calling thread behind the training.
+pub fn low_priority() {
+    // Linux keeps a nice value for each thread. Refusal only means that the thread competes as an equal.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BACKGROUND_NICE);
+}
+
+fn all_finite(raw: &[u8], dtype: DType) -> bool {
+    // An exponent of all ones is an infinity or a NaN. No early exit: the loop vectorises.
+    let bad = match dtype {
+        DType::F32 => raw.chunks_exact(4).fold(false, |bad, b| {
+            let exponent = u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000;
+            bad | (exponent == 0x7f80_0000)
+        }),
+        DType::BF16 => {
+            raw.chunks_exact(2).fold(false, |bad, b| bad | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80))
+        }
+        DType::F16 => {
+            raw.chunks_exact(2).fold(false, |bad, b| bad | (u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00))
+        }
+        DType::F64 => raw.as_chunks().0.iter().fold(false, |bad, b| bad | !f64::from_le_bytes(*b).is_finite()),
+        _ => false,
+    };
+    !bad
+}
+
+const _: () = assert!(HEAD_BYTES < SECTOR);

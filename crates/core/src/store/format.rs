@@ -1,0 +1,422 @@
+//! The snapshot file: head, chunks, chunk table, manifest, trailer. `docs/format.md` describes it for other readers.
+//!
+//! Invariant: every byte is covered by a hash or compared with the only value it may have; every number read from a
+//! file is held against the file's size before anything is allocated for it.
+//! Deliberately not here: I/O (read, commit) and what is in a chunk (codec).
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+
+use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{CHUNK_BYTES, ChunkContext, MAX_OVERHEAD};
+use crate::error::{Error, Result};
+use crate::snapshot::{DType, Metrics, Provenance, Role, TensorMeta, TrainState};
+
+pub const VERSION: u32 = 1;
+const HEAD_MAGIC: [u8; 8] = *b"\x89CKPTD\r\n";
+const TRAILER_MAGIC: [u8; 8] = *b"ckptdEND";
+pub const HEAD_BYTES: usize = 16;
+pub const TRAILER_BYTES: usize = 152;
+pub const RECORD_BYTES: usize = 72;
+/// Largest manifest that is read.
+const MAX_MANIFEST: u64 = 256 << 20;
+/// Longest name of a tensor or a carried file.
+const MAX_NAME: usize = 1024;
+
+/// A BLAKE3 hash, or the chaining value of a subtree of one.
+pub type Hash = [u8; 32];
+
+/// Everything about a snapshot but its bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    pub run_id: String,
+    /// Counts the snapshots of a run, over all its sessions.
+    pub seq: u64,
+    /// `root` of the snapshot that the run resumed from or took before this one.
+    pub parent: Option<String>,
+    pub created_at: jiff::Timestamp,
+    /// Hash over the sorted tensors and the train state; see [`root`].
+    pub root: String,
+    /// Every parameter and the loss are finite.
+    pub healthy: bool,
+    /// Bytes of all tensors.
+    pub raw_bytes: u64,
+    /// Raw bytes of a chunk; the last one of a tensor or file may be shorter.
+    pub chunk_bytes: u64,
+    pub train: TrainState,
+    pub metrics: Metrics,
+    pub provenance: Provenance,
+    pub tensors: Vec<TensorRecord>,
+    pub files: Vec<FileRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    #[serde(flatten)]
+    pub meta: TensorMeta,
+    /// BLAKE3 of the raw bytes, as hex.
+    pub hash: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileRecord {
+    pub name: String,
+    pub bytes: u64,
+    /// BLAKE3 of the bytes, as hex.
+    pub hash: String,
+}
+
+/// What the chunk table says of one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRecord {
+    /// Bytes in the file.
+    pub encoded: u64,
+    /// BLAKE3 of these bytes.
+    pub encoded_hash: Hash,
+    /// BLAKE3 chaining value of the raw bytes at their offset in the tensor; see [`chunk_hash`].
+    pub raw_hash: Hash,
+}
+
+/// A piece of a tensor or of a carried file, in the order of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Unit {
+    /// Index in `tensors`, then on in `files`.
+    pub item: usize,
+    /// Offset of the piece in the item's raw bytes.
+    pub offset: u64,
+    pub bytes: usize,
+    pub context: ChunkContext,
+}
+
+/// Where the parts of a file lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trailer {
+    pub file_bytes: u64,
+    pub table: Range<u64>,
+    pub manifest: Range<u64>,
+    pub table_hash: Hash,
+    pub manifest_hash: Hash,
+}
+
+impl Manifest {
+    /// Number of chunks that the tensors and files make, found without listing them.
+    pub fn chunk_count(&self) -> u64 {
+        let sizes = self.tensors.iter().map(|t| t.meta.bytes().unwrap_or(0)).chain(self.files.iter().map(|f| f.bytes));
+        sizes.map(|bytes| bytes.div_ceil(CHUNK_BYTES as u64)).fold(0, u64::saturating_add)
+    }
+
+    /// The units of all tensors and files, in the order in which they stand in the file.
+    pub fn units(&self) -> Vec<Unit> {
+        units(self.tensors.iter().map(|t| &t.meta), self.files.iter().map(|f| f.bytes))
+    }
+}
+
+/// Cuts tensors and files at multiples of [`CHUNK_BYTES`]. Sizes must have been checked for overflow.
+pub fn units<'a>(tensors: impl Iterator<Item = &'a TensorMeta>, files: impl Iterator<Item = u64>) -> Vec<Unit> {
+    let tensors = tensors.map(|t| (t.bytes().unwrap_or(0), t.dtype, t.role, t.row_elements()));
+    let files = files.map(|bytes| (bytes, DType::U8, Role::Buffer, 0));
+    let mut units = Vec::new();
+    for (item, (total, dtype, role, row)) in tensors.chain(files).enumerate() {
+        for offset in (0..total).step_by(CHUNK_BYTES) {
+            let first = offset / dtype.size() as u64;
+            let bytes = (total - offset).min(CHUNK_BYTES as u64) as usize;
+            units.push(Unit { item, offset, bytes, context: ChunkContext { dtype, role, row, first } });
+        }
+    }
+    units
+}
+
+/// Hash of a chunk's raw bytes: the chaining value of its subtree in the BLAKE3 tree of the whole tensor (or, where the
+/// chunk is all of it, the tensor's hash). The position enters it, and [`merge`] makes the tensor's hash of them without
+/// a second pass over the bytes.
+pub fn chunk_hash(raw: &[u8], offset: u64, whole: bool) -> Hash {
+    match whole {
+        true => *blake3::hash(raw).as_bytes(),
+        false => blake3::Hasher::new().set_input_offset(offset).update(raw).finalize_non_root(),
+    }
+}
+
+/// The hash of a tensor from its chunks' hashes: plain BLAKE3 of all its bytes.
+pub fn merge(chunks: &[Hash]) -> Hash {
+    fn subtree(chunks: &[Hash]) -> Hash {
+        match chunks {
+            [one] => *one,
+            _ => {
+                let (left, right) = chunks.split_at(left_half(chunks.len()));
+                merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
+            }
+        }
+    }
+    match chunks {
+        [] => *blake3::hash(&[]).as_bytes(),
+        [one] => *one,
+        _ => {
+            let (left, right) = chunks.split_at(left_half(chunks.len()));
+            *merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash).as_bytes()
+        }
+    }
+}
+
+/// BLAKE3's left subtree: the largest power of two below `n`.
+fn left_half(n: usize) -> usize {
+    n.next_power_of_two() / 2
+}
+
+/// The identity of a training state: BLAKE3 over the tensors in the order of (role, name) and the train state. It does
+/// not depend on codec, chunking, time, run id or the number of interruptions.
+pub fn root(tensors: &[TensorRecord], train: &TrainState) -> String {
+    let mut sorted: Vec<&TensorRecord> = tensors.iter().collect();
+    sorted.sort_by(|a, b| (a.meta.role.name(), &a.meta.name).cmp(&(b.meta.role.name(), &b.meta.name)));
+    let mut hasher = blake3::Hasher::new_derive_key("ckptd 2026 root of a training state");
+    let mut text = |s: &str| {
+        hasher.update(&(s.len() as u64).to_le_bytes()).update(s.as_bytes());
+    };
+    for tensor in sorted {
+        text(tensor.meta.role.name());
+        text(&tensor.meta.name);
+        text(tensor.meta.dtype.name());
+        let shape: Vec<String> = tensor.meta.shape.iter().map(u64::to_string).collect();
+        text(&shape.join(","));
+        text(&tensor.hash);
+    }
+    // A struct of plain fields and a sorted map always serialises, and always to the same text.
+    text(&serde_json::to_string(train).unwrap_or_default());
+    hasher.finalize().to_hex().to_string()
+}
+
+pub fn hex(hash: &Hash) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+}
+
+pub fn head() -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    head[..8].copy_from_slice(&HEAD_MAGIC);
+    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    head
+}
+
+pub fn check_head(bytes: &[u8; HEAD_BYTES], path: &Path) -> Result<()> {
+    if bytes[..8] != HEAD_MAGIC {
+        return Err(Error::damaged(path, "does not begin as a ckptd snapshot"));
+    }
+    match *bytes == head() {
+        true => Ok(()),
+        false => Err(Error::damaged(path, "the head is damaged")),
+    }
+}
+
+/// Refuses a file of a later version, which is not damaged: its head and its trailer, whole by its own hash, agree on
+/// the version. Every version keeps to that much.
+pub fn check_version(head: &[u8; HEAD_BYTES], trailer: &[u8; TRAILER_BYTES], path: &Path) -> Result<()> {
+    let version = u64_at(trailer, 8);
+    let mut in_head = [0; 8];
+    in_head[..4].copy_from_slice(&head[8..12]);
+    let agree = head[..8] == HEAD_MAGIC && u64::from_le_bytes(in_head) == version;
+    let whole = trailer[..8] == TRAILER_MAGIC && hash_at(trailer, 112) == *blake3::hash(&trailer[..112]).as_bytes();
+    match agree && whole && version > u64::from(VERSION) {
+        true => Err(newer(path, version)),
+        false => Ok(()),
+    }
+}
+
+fn newer(path: &Path, version: u64) -> Error {
+    Error::Newer { path: path.to_path_buf(), version, known: VERSION }
+}
+
+pub fn table_bytes(records: &[ChunkRecord]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(records.len() * RECORD_BYTES);
+    for record in records {
+        bytes.extend_from_slice(&record.encoded.to_le_bytes());
+        bytes.extend_from_slice(&record.encoded_hash);
+        bytes.extend_from_slice(&record.raw_hash);
+    }
+    bytes
+}
+
+pub fn parse_table(bytes: &[u8]) -> Vec<ChunkRecord> {
+    let record =
+        |b: &[u8]| ChunkRecord { encoded: u64_at(b, 0), encoded_hash: hash_at(b, 8), raw_hash: hash_at(b, 40) };
+    bytes.chunks_exact(RECORD_BYTES).map(record).collect()
+}
+
+impl Trailer {
+    /// Of a file whose chunks end at `table_at`.
+    pub fn new(table_at: u64, table: &[u8], manifest: &[u8]) -> Trailer {
+        let manifest_at = table_at + table.len() as u64;
+        let end = manifest_at + manifest.len() as u64;
+        Trailer {
+            file_bytes: end + TRAILER_BYTES as u64,
+            table: table_at..manifest_at,
+            manifest: manifest_at..end,
+            table_hash: *blake3::hash(table).as_bytes(),
+            manifest_hash: *blake3::hash(manifest).as_bytes(),
+        }
+    }
+
+    pub fn to_bytes(&self) -> [u8; TRAILER_BYTES] {
+        let mut bytes = Vec::with_capacity(TRAILER_BYTES);
+        bytes.extend_from_slice(&TRAILER_MAGIC);
+        bytes.extend_from_slice(&u64::from(VERSION).to_le_bytes());
+        for number in [self.file_bytes, self.table.start, self.table.end, self.manifest.end] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.table_hash);
+        bytes.extend_from_slice(&self.manifest_hash);
+        let own = blake3::hash(&bytes);
+        bytes.extend_from_slice(own.as_bytes());
+        bytes.extend_from_slice(&TRAILER_MAGIC);
+        let mut fixed = [0; TRAILER_BYTES];
+        fixed[..bytes.len()].copy_from_slice(&bytes);
+        fixed
+    }
+
+    /// Parses and checks the last bytes of a file of `file_bytes`.
+    pub fn parse(bytes: &[u8; TRAILER_BYTES], file_bytes: u64, path: &Path) -> Result<Trailer> {
+        let damaged = |reason: &str| Err(Error::damaged(path, reason));
+        if bytes[..8] != TRAILER_MAGIC {
+            return damaged("does not end as a ckptd snapshot; it was cut, or is not one");
+        }
+        let trailer = Trailer {
+            file_bytes: u64_at(bytes, 16),
+            table: u64_at(bytes, 24)..u64_at(bytes, 32),
+            manifest: u64_at(bytes, 32)..u64_at(bytes, 40),
+            table_hash: hash_at(bytes, 48),
+            manifest_hash: hash_at(bytes, 80),
+        };
+        if *bytes != trailer.to_bytes() {
+            return damaged("the trailer is damaged");
+        }
+        let contiguous = trailer.file_bytes == file_bytes
+            && HEAD_BYTES as u64 <= trailer.table.start
+            && trailer.table.start <= trailer.table.end
+            && trailer.table.end <= trailer.manifest.end
+            && trailer.manifest.end.checked_add(TRAILER_BYTES as u64) == Some(file_bytes)
+            && (trailer.table.end - trailer.table.start).is_multiple_of(RECORD_BYTES as u64)
+            && trailer.manifest.end - trailer.manifest.start <= MAX_MANIFEST;
+        match contiguous {
+            true => Ok(trailer),
+            false => damaged(&format!("the file has {file_bytes} bytes, which is not what its trailer says")),
+        }
+    }
+}
+
+/// Parses and checks a manifest against itself and its file: names, sizes, counts.
+pub fn parse_manifest(bytes: &[u8], path: &Path) -> Result<Manifest> {
+    let manifest: Manifest =
+        serde_json::from_slice(bytes).map_err(|e| Error::damaged(path, format!("the manifest does not parse: {e}")))?;
+    let damaged = |reason: String| Err(Error::damaged(path, reason));
+    if manifest.format > VERSION {
+        return Err(newer(path, manifest.format.into()));
+    }
+    if manifest.format != VERSION || manifest.chunk_bytes != CHUNK_BYTES as u64 {
+        return damaged(format!("format {} with chunks of {} is not known", manifest.format, manifest.chunk_bytes));
+    }
+    let mut names = HashSet::new();
+    let mut raw = 0u64;
+    for tensor in &manifest.tensors {
+        let meta = &tensor.meta;
+        if meta.name.len() > MAX_NAME || meta.shape.len() > 16 || !names.insert((Some(meta.role), meta.name.as_str())) {
+            return damaged(format!("{} stands twice in the manifest, or its name or shape is absurd", meta.label()));
+        }
+        match meta.bytes().and_then(|bytes| raw.checked_add(bytes)) {
+            Some(sum) => raw = sum,
+            None => return damaged(format!("the shape of {} overflows", meta.label())),
+        }
+    }
+    for file in &manifest.files {
+        if !plain_name(&file.name) || !names.insert((None, file.name.as_str())) {
+            return damaged(format!("{:?} is no name for a carried file", file.name));
+        }
+    }
+    if raw != manifest.raw_bytes || raw > i64::MAX as u64 {
+        return damaged(format!("the tensors have {raw} bytes, the manifest says {}", manifest.raw_bytes));
+    }
+    Ok(manifest)
+}
+
+/// A file name that can be written anywhere without leaving the folder.
+pub fn plain_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+}
+
+/// Holds the chunk table against the manifest: number and lengths of chunks, tensors' hashes, root.
+pub fn check_table(manifest: &Manifest, records: &[ChunkRecord], trailer: &Trailer, path: &Path) -> Result<Vec<Unit>> {
+    let damaged = |reason: String| Err(Error::damaged(path, reason));
+    if manifest.chunk_count() != records.len() as u64 {
+        return damaged(format!("{} chunks in the table, {} in the manifest", records.len(), manifest.chunk_count()));
+    }
+    let units = manifest.units();
+    let end = records.iter().try_fold(HEAD_BYTES as u64, |at, r| at.checked_add(r.encoded));
+    if end != Some(trailer.table.start) {
+        return damaged("the chunks' lengths do not add up to the file".into());
+    }
+    if units.iter().zip(records).any(|(u, r)| r.encoded == 0 || r.encoded > (u.bytes + MAX_OVERHEAD) as u64) {
+        return damaged("a chunk is longer than its codec can make it".into());
+    }
+    let mut start = 0;
+    let items = manifest.tensors.iter().map(|t| (t.meta.label(), &t.hash));
+    for (item, (label, hash)) in items.chain(manifest.files.iter().map(|f| (f.name.clone(), &f.hash))).enumerate() {
+        let count = units[start..].iter().take_while(|u| u.item == item).count();
+        let chunks: Vec<Hash> = records[start..start + count].iter().map(|r| r.raw_hash).collect();
+        if hex(&merge(&chunks)) != *hash {
+            return damaged(format!("the chunks' hashes of {label} do not make its hash"));
+        }
+        start += count;
+    }
+    if root(&manifest.tensors, &manifest.train) != manifest.root {
+        return damaged("root is not the hash of the tensors and the train state".into());
+    }
+    Ok(units)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(number)
+}
+
+fn hash_at(bytes: &[u8], at: usize) -> Hash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(&bytes[at..at + 32]);
+    hash
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chunks_of_a_tensor_make_its_plain_blake3() {
+        let bytes: Vec<u8> = (0..5 * CHUNK_BYTES + 17).map(|i| ((i * 31) >> 3) as u8).collect();
+        for len in [0, 1, 1024, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 3 * CHUNK_BYTES + 5, bytes.len()] {
+            let raw = &bytes[..len];
+            let chunks: Vec<Hash> = raw
+                .chunks(CHUNK_BYTES)
+                .enumerate()
+                .map(|(i, c)| chunk_hash(c, (i * CHUNK_BYTES) as u64, len <= CHUNK_BYTES))
+                .collect();
+            assert_eq!(merge(&chunks), *blake3::hash(raw).as_bytes(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_later_version_is_named_where_head_and_whole_trailer_agree_on_it_and_is_damage_where_not() {
+        let trailer = Trailer::new(HEAD_BYTES as u64, &[], b"{}");
+        let (mut head, mut bytes, path) = (head(), trailer.to_bytes(), Path::new("x"));
+        assert_eq!(Trailer::parse(&bytes, trailer.file_bytes, path).unwrap(), trailer);
+        head[8] = 9;
+        check_version(&head, &bytes, path).unwrap();
+        bytes[8] = 9;
+        check_version(&head, &bytes, path).unwrap();
+        let own = blake3::hash(&bytes[..112]);
+        bytes[112..144].copy_from_slice(own.as_bytes());
+        let error = check_version(&head, &bytes, path).unwrap_err();
+        assert!(matches!(error, Error::Newer { version: 9, .. }) && error.to_string().contains("format 9"), "{error}");
+        assert!(check_head(&head, path).is_err() && Trailer::parse(&bytes, trailer.file_bytes, path).is_err());
+    }
+}

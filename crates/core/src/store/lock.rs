@@ -1,0 +1,176 @@
+//! One writer a store.
+//!
+//! Invariant: the lock is the kernel's (flock on an open file), so that it ends with its holders, however they end. The
+//! worker inherits it: a store whose agent was killed stays locked until the worker has committed its last snapshot.
+//! What the file says of the holder, and of how its session ended, is for messages only. It has one length, so that it
+//! can be written over on a disk that is full.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Store, layout};
+use crate::error::{Error, Result};
+use crate::os::fs::{self, Dir};
+
+/// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
+pub const SESSION: &str = "ckptd run";
+
+/// Held until it is dropped here and in every child that was started meanwhile.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+    holder: Holder,
+}
+
+/// Length of the file's content, the rest blanks.
+const LOCK_BYTES: usize = 4096;
+/// Characters of a problem; a longer one is cut.
+const MAX_PROBLEM: usize = 1500;
+
+/// Who took the lock.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Holder {
+    pub pid: u32,
+    /// Start time of that process in clock ticks since boot, so that a reused process id is not taken for it.
+    pub started: u64,
+    pub who: String,
+    /// How its session ended; `None` while it runs, and after an end that it could not tell.
+    #[serde(default)]
+    pub ended: Option<Ending>,
+}
+
+/// How a session ended, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// What it failed with; `None`: it ended as it should.
+    pub problem: Option<String>,
+}
+
+/// What is known of the session that had the store last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LastSession {
+    /// There was none, it still runs, or another command had the store since.
+    Unknown,
+    Ended(Ending),
+    /// It is gone without a word: killed, or the machine went down.
+    Killed {
+        pid: u32,
+    },
+}
+
+impl Lock {
+    pub(super) fn take(dir: &Dir, who: &str) -> Result<Lock> {
+        let path = dir.join(layout::LOCK);
+        let file = loop {
+            let file = dir.open_lock(layout::LOCK)?;
+            if !fs::try_lock(&file, &path)? {
+                return Err(held(&file, dir));
+            }
+            let stat = fs::look(&file, &path)?;
+            let named = dir.stat(layout::LOCK)?.is_some_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
+            match (named, stat.st_nlink) {
+                (true, 1) => break file,
+                // A hard link, planted or made by a backup: what is written here would change the other name's file.
+                (true, _) => dir.remove(layout::LOCK)?,
+                // The name went to another file meanwhile, and with it the lock.
+                (false, _) => {}
+            }
+        };
+        let holder = Holder::this(who);
+        let lock = Lock { file, path, holder };
+        lock.write();
+        Ok(lock)
+    }
+
+    /// Leaves word of how the session ended.
+    pub fn ended(&mut self, problem: Option<String>) {
+        let problem = problem.map(|problem| problem.chars().take(MAX_PROBLEM).collect());
+        self.holder.ended = Some(Ending { problem });
+        self.write();
+    }
+
+    /// The content serves messages only, so a failure to write it is none to lock.
+    fn write(&self) {
+        let mut text = serde_json::to_vec(&self.holder).unwrap_or_default();
+        text.resize(text.len().max(LOCK_BYTES), b' ');
+        let length = text.len() as u64;
+        let _ = fs::write_all_at(&self.file, &text, 0, &self.path)
+            .and_then(|()| fs::truncate(&self.file, length, &self.path));
+    }
+}
+
+impl Store {
+    /// What became of the session that had the store last.
+    pub fn last_session(&self) -> Result<LastSession> {
+        let text = self.dir.read_small(layout::LOCK, 4 * LOCK_BYTES as u64)?.unwrap_or_default();
+        let holder = serde_json::from_slice::<Holder>(&text).ok();
+        Ok(match holder.filter(|holder| holder.who.starts_with(SESSION)) {
+            Some(Holder { ended: Some(ending), .. }) => LastSession::Ended(ending),
+            Some(holder) if !holder.alive() => LastSession::Killed { pid: holder.pid },
+            _ => LastSession::Unknown,
+        })
+    }
+
+    /// The processes that have the lock file open, as far as this process may see them.
+    pub fn lock_holders(&self) -> Vec<u32> {
+        let Ok(Some(lock)) = self.dir.stat(layout::LOCK) else { return Vec::new() };
+        let is_lock = |path: &std::path::Path| {
+            std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (lock.st_dev, lock.st_ino))
+        };
+        let folder = |path: &std::path::Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+        folder("/proc".as_ref())
+            .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path().join("fd"))))
+            .filter(|(_, files)| folder(files).any(|file| is_lock(&file.path())))
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+}
+
+fn held(file: &File, dir: &Dir) -> Error {
+    let mut text = vec![0; 2 * LOCK_BYTES];
+    let length = fs::read_at(file, &mut text, 0, false, &dir.join(layout::LOCK)).unwrap_or(0);
+    let path = dir.path().to_path_buf();
+    match serde_json::from_slice::<Holder>(&text[..length]) {
+        Ok(holder) => {
+            let alive = holder.alive();
+            let who =
+                if alive { holder.who } else { format!("{}, which is gone; its worker still commits", holder.who) };
+            Error::Locked { path, pid: holder.pid, holder: who, alive }
+        }
+        Err(_) => Error::Locked { path, pid: 0, holder: "unknown".into(), alive: true },
+    }
+}
+
+impl Holder {
+    /// This process, as a holder.
+    fn this(who: &str) -> Holder {
+        let pid = std::process::id();
+        Holder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into(), ended: None }
+    }
+
+    /// Whether the process that took the lock still runs.
+    pub fn alive(&self) -> bool {
+        start_ticks(self.pid) == Some(self.started)
+    }
+}
+
+/// Whether what a process of this id wrote is a leftover: it is gone, as far as this process may see, or it is this
+/// process, which has just started and in a container often gets the number of the one before.
+pub(super) fn is_over(pid: u32) -> bool {
+    pid == std::process::id() || start_ticks(pid).is_none()
+}
+
+/// Field 22 of /proc/PID/stat; `None` for a process that is gone or a zombie.
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the fields after it are plain.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}

@@ -1,0 +1,407 @@
+//! Reading a snapshot: whole or in parts, always verified, in parallel, straight into the tensors' memory.
+//!
+//! Invariant: no byte of a tensor leaves this module before the hash of its chunk matched.
+//! Deliberately not here: which snapshot to read (mod), what a failure means for the file (verify, mod).
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use memmap2::MmapMut;
+
+use super::format::{self, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES, TRAILER_BYTES, Trailer, Unit};
+use crate::codec::{self, Decoder};
+use crate::error::{Error, Result};
+use crate::os::fs::{self, SECTOR};
+use crate::snapshot::{CarriedFile, Snapshot, Tensor};
+
+/// Encoded bytes that one thread reads at a time.
+const BATCH_BYTES: u64 = 4 << 20;
+/// Chunks of a [`Piece`], few enough to stay in a processor's cache until they are written elsewhere.
+const PIECE_CHUNKS: usize = 2;
+
+/// An open snapshot whose trailer, manifest and chunk table are whole and agree.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    file: File,
+    direct: bool,
+    trailer: Trailer,
+    manifest: Manifest,
+    records: Vec<ChunkRecord>,
+    units: Vec<Unit>,
+    /// Where each chunk begins in the file.
+    starts: Vec<u64>,
+}
+
+/// How a chunk is stored, for `inspect`.
+#[derive(Clone, Debug)]
+pub struct ChunkStat {
+    /// Index in `tensors`, then on in `files`.
+    pub item: usize,
+    pub coding: &'static str,
+    pub raw: u64,
+    pub encoded: u64,
+}
+
+/// A run of an item's chunks, for those who read it bit by bit.
+pub struct Piece {
+    chunks: Range<usize>,
+    /// How many it has, decoded.
+    pub bytes: usize,
+}
+
+/// Chunks that lie one after the other in the file, each with the memory that wants its raw bytes, if any.
+type Batch<'a> = Vec<(usize, Option<&'a mut [u8]>)>;
+
+/// The manifest alone, checked against the trailer and itself, and the hash that stands for the whole file.
+pub fn peek(path: &Path) -> Result<(Manifest, format::Hash)> {
+    let file = fs::open_path(path)?;
+    let (manifest, trailer) = read_manifest(&file, path)?;
+    Ok((manifest, *blake3::hash(&trailer.to_bytes()).as_bytes()))
+}
+
+fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trailer)> {
+    let size = fs::length(file, path)?;
+    if size < (HEAD_BYTES + TRAILER_BYTES) as u64 {
+        return Err(Error::damaged(path, format!("{size} bytes are too few for a snapshot; it was cut")));
+    }
+    let mut head = [0; HEAD_BYTES];
+    fs::read_exact_at(file, &mut head, 0, path)?;
+    let mut trailer = [0; TRAILER_BYTES];
+    fs::read_exact_at(file, &mut trailer, size - TRAILER_BYTES as u64, path)?;
+    format::check_version(&head, &trailer, path)?;
+    format::check_head(&head, path)?;
+    let trailer = Trailer::parse(&trailer, size, path)?;
+    let mut manifest = vec![0; (trailer.manifest.end - trailer.manifest.start) as usize];
+    fs::read_exact_at(file, &mut manifest, trailer.manifest.start, path)?;
+    if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {
+        return Err(Error::damaged(path, "the manifest does not match its hash"));
+    }
+    Ok((format::parse_manifest(&manifest, path)?, trailer))
+}
+
+impl Reader {
+    /// Opens for a restore, through the page cache.
+    pub fn open(path: &Path) -> Result<Reader> {
+        Reader::with_file(path, fs::open_path(path)?, false)
+    }
+
+    /// Opens for a verification or a restore: what is read comes from the device.
+    pub fn open_past_cache(path: &Path) -> Result<Reader> {
+        fs::forget_cached(&fs::open_path(path)?);
+        let metadata = Reader::with_file(path, fs::open_path(path)?, false)?;
+        let (mut file, mut direct) = fs::open_past_cache(path)?;
+        if direct {
+            // Some file systems take the flag and refuse the read.
+            let mut sector = fs::transfer_memory(SECTOR, path)?;
+            if fs::read_at(&file, &mut sector, 0, true, path).is_err() {
+                (file, direct) = (fs::open_path(path)?, false);
+                fs::forget_cached(&file);
+            }
+        }
+        Ok(Reader { file, direct, ..metadata })
+    }
+
+    fn with_file(path: &Path, file: File, direct: bool) -> Result<Reader> {
+        let (manifest, trailer) = read_manifest(&file, path)?;
+        let mut table = vec![0; (trailer.table.end - trailer.table.start) as usize];
+        fs::read_exact_at(&file, &mut table, trailer.table.start, path)?;
+        if *blake3::hash(&table).as_bytes() != trailer.table_hash {
+            return Err(Error::damaged(path, "the chunk table does not match its hash"));
+        }
+        debug_assert_eq!(table.len() % RECORD_BYTES, 0);
+        let records = format::parse_table(&table);
+        let units = format::check_table(&manifest, &records, &trailer, path)?;
+        let mut at = HEAD_BYTES as u64;
+        let starts = records
+            .iter()
+            .map(|record| {
+                let start = at;
+                at += record.encoded;
+                start
+            })
+            .collect();
+        Ok(Reader { path: path.to_path_buf(), file, direct, trailer, manifest, records, units, starts })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn file_bytes(&self) -> u64 {
+        self.trailer.file_bytes
+    }
+
+    /// The hash that stands for the whole file: that of its trailer, which hashes all the rest.
+    pub fn file_hash(&self) -> format::Hash {
+        *blake3::hash(&self.trailer.to_bytes()).as_bytes()
+    }
+
+    /// The raw bytes of tensor `index` of the manifest.
+    pub fn read_tensor(&self, index: usize) -> Result<Vec<u8>> {
+        let record = self.manifest.tensors.get(index);
+        let bytes = record.and_then(|t| t.meta.bytes()).ok_or_else(|| self.no_item(index))?;
+        self.read_item(index, bytes)
+    }
+
+    /// A carried file by its name.
+    pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        match self.manifest.files.iter().position(|f| f.name == name) {
+            Some(i) => self.read_item(self.manifest.tensors.len() + i, self.manifest.files[i].bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn read_item(&self, item: usize, bytes: u64) -> Result<Vec<u8>> {
+        let mut raw = vec![0; bytes as usize];
+        self.read_into(vec![(item, &mut raw)], 1)?;
+        Ok(raw)
+    }
+
+    /// Decodes items (tensors by their index, then files) straight into the given memory, whose lengths must be the
+    /// items' own, on `threads` threads. On an error the memory holds no defined content.
+    pub fn read_into(&self, wanted: Vec<(usize, &mut [u8])>, threads: usize) -> Result<()> {
+        let mut places: Vec<Option<&mut [u8]>> = Vec::new();
+        places.resize_with(self.units.len(), || None);
+        for (item, memory) in wanted {
+            let range = self.units_of(item);
+            let total: u64 = self.units[range.clone()].iter().map(|u| u.bytes as u64).sum();
+            if total != memory.len() as u64 {
+                return Err(Error::mismatch(
+                    &self.path,
+                    format!("item {item} has {total} bytes, not {}", memory.len()),
+                ));
+            }
+            for (place, piece) in places[range].iter_mut().zip(memory.chunks_mut(codec::CHUNK_BYTES)) {
+                *place = Some(piece);
+            }
+        }
+        let pieces = places.into_iter().enumerate().filter(|(_, place)| place.is_some()).collect();
+        self.scan(self.batches(pieces), threads, &|_| true)
+    }
+
+    /// An item (tensors by their index, then files) in pieces, in their order; one without bytes has none.
+    pub fn pieces(&self, item: usize) -> Vec<Piece> {
+        let units = self.units_of(item);
+        let piece = |first: usize| {
+            let chunks = first..units.end.min(first + PIECE_CHUNKS);
+            let bytes = self.units[chunks.clone()].iter().map(|u| u.bytes).sum();
+            Piece { chunks, bytes }
+        };
+        units.clone().step_by(PIECE_CHUNKS).map(piece).collect()
+    }
+
+    fn units_of(&self, item: usize) -> Range<usize> {
+        let until = |item: usize| self.units.partition_point(|u| u.item < item);
+        until(item)..until(item + 1)
+    }
+
+    /// For one thread that reads pieces.
+    pub fn piece_reader(&self) -> PieceReader<'_> {
+        PieceReader(self.begin())
+    }
+
+    fn begin(&self) -> Scan<'_> {
+        Scan { reader: self, buffer: None, decoder: Decoder::new(), scratch: Vec::new() }
+    }
+
+    /// Reads and checks every chunk; `progress` is told the encoded bytes done and may end it by returning false.
+    pub fn check_all(&self, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
+        let pieces = (0..self.units.len()).map(|i| (i, None)).collect();
+        self.scan(self.batches(pieces), threads, progress)
+    }
+
+    /// Everything, in memory.
+    pub fn read_snapshot(&self) -> Result<Snapshot> {
+        let Manifest { tensors, files, .. } = &self.manifest;
+        let items = 0..tensors.len() + files.len();
+        let mut raw: Vec<Vec<u8>> = items.map(|item| vec![0; self.item_bytes(item) as usize]).collect();
+        self.read_into(raw.iter_mut().map(Vec::as_mut_slice).enumerate().collect(), 1)?;
+        let mut raw = raw.into_iter();
+        let tensors = tensors.iter().zip(&mut raw).map(|(t, raw)| Tensor::new(t.meta.clone(), raw)).collect();
+        let files = files.iter().zip(raw).map(|(file, raw)| CarriedFile { name: file.name.clone(), bytes: raw.into() });
+        Ok(Snapshot {
+            tensors,
+            files: files.collect(),
+            train: self.manifest.train.clone(),
+            metrics: self.manifest.metrics.clone(),
+            provenance: self.manifest.provenance.clone(),
+        })
+    }
+
+    /// How each chunk is stored. Reads one byte of each.
+    pub fn chunk_stats(&self) -> Result<Vec<ChunkStat>> {
+        let stat = |i: usize| {
+            let mut first = [0];
+            fs::read_exact_at(&self.file, &mut first, self.starts[i], &self.path)?;
+            let coding = codec::coding_of(&first).unwrap_or("unknown");
+            let (unit, record) = (&self.units[i], &self.records[i]);
+            Ok(ChunkStat { item: unit.item, coding, raw: unit.bytes as u64, encoded: record.encoded })
+        };
+        (0..self.units.len()).map(stat).collect()
+    }
+
+    /// Joins pieces that follow one another in the file into reads of about [`BATCH_BYTES`].
+    fn batches<'a>(&self, pieces: Batch<'a>) -> Vec<Batch<'a>> {
+        let mut batches: Vec<Batch> = Vec::new();
+        let mut bytes = 0;
+        for (index, place) in pieces {
+            let encoded = self.records[index].encoded;
+            match batches.last_mut().filter(|b| b.last().is_some_and(|(last, _)| last + 1 == index)) {
+                Some(batch) if bytes + encoded <= BATCH_BYTES => {
+                    batch.push((index, place));
+                    bytes += encoded;
+                }
+                _ => {
+                    batches.push(vec![(index, place)]);
+                    bytes = encoded;
+                }
+            }
+        }
+        batches
+    }
+
+    fn scan(&self, batches: Vec<Batch<'_>>, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
+        let threads = threads.clamp(1, batches.len().max(1));
+        let queue = Mutex::new(batches.into_iter());
+        let failed = AtomicBool::new(false);
+        let done = AtomicU64::new(0);
+        let work = || -> Result<()> {
+            let mut scan = self.begin();
+            while !failed.load(Ordering::Relaxed) {
+                // A poisoned queue is still a queue: whoever panicked took only its own batch.
+                let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
+                let Some(batch) = next else { break };
+                let bytes: u64 = batch.iter().map(|(i, _)| self.records[*i].encoded).sum();
+                scan.batch(batch).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+                if !progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes) {
+                    failed.store(true, Ordering::Relaxed);
+                    return Err(Error::Other(format!("reading {} was called off", self.path.display())));
+                }
+            }
+            Ok(())
+        };
+        if threads == 1 {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            // Every thread is joined; the first error counts.
+            let results: Vec<Result<()>> = handles
+                .into_iter()
+                .map(|h| {
+                    let died = |_| Err(Error::Other(format!("reading {}: a thread died", self.path.display())));
+                    h.join().unwrap_or_else(died)
+                })
+                .collect();
+            results.into_iter().collect()
+        })
+    }
+
+    fn no_item(&self, index: usize) -> Error {
+        Error::mismatch(&self.path, format!("has no tensor number {index}"))
+    }
+}
+
+/// Reads pieces on one thread, with the memory that it takes.
+pub struct PieceReader<'a>(Scan<'a>);
+
+impl PieceReader<'_> {
+    /// Decodes `piece` to `raw`, which has as many bytes. On an error it holds no defined content.
+    pub fn read(&mut self, piece: &Piece, raw: &mut [u8]) -> Result<()> {
+        let places = raw.chunks_mut(codec::CHUNK_BYTES).map(Some);
+        self.0.batch(piece.chunks.clone().zip(places).collect())
+    }
+}
+
+/// One thread of a scan, with its memory.
+struct Scan<'a> {
+    reader: &'a Reader,
+    buffer: Option<MmapMut>,
+    decoder: Decoder,
+    scratch: Vec<u8>,
+}
+
+impl Scan<'_> {
+    fn batch(&mut self, batch: Batch<'_>) -> Result<()> {
+        let reader = self.reader;
+        let (Some(first), Some(last)) = (batch.first().map(|b| b.0), batch.last().map(|b| b.0)) else { return Ok(()) };
+        let from = reader.starts[first];
+        let until = reader.starts[last] + reader.records[last].encoded;
+        let sector = SECTOR as u64;
+        let (read_from, read_until) = match reader.direct {
+            true => (from / sector * sector, until.next_multiple_of(sector)),
+            false => (from, until),
+        };
+        let length = (read_until - read_from) as usize;
+        let mut buffer = match self.buffer.take().filter(|b| b.len() >= length) {
+            Some(buffer) => buffer,
+            None => fs::transfer_memory(length.next_multiple_of(SECTOR).max(SECTOR), &reader.path)?,
+        };
+        let got = fs::read_at(&reader.file, &mut buffer[..length], read_from, reader.direct, &reader.path)?;
+        if (got as u64) < until - read_from {
+            return Err(Error::damaged(&reader.path, format!("the file ends within its data after byte {read_from}")));
+        }
+        for (index, place) in batch {
+            let start = (reader.starts[index] - read_from) as usize;
+            let encoded = &buffer[start..start + reader.records[index].encoded as usize];
+            self.chunk(index, encoded, place)?;
+        }
+        self.buffer = Some(buffer);
+        Ok(())
+    }
+
+    fn chunk(&mut self, index: usize, encoded: &[u8], place: Option<&mut [u8]>) -> Result<()> {
+        let (unit, record) = (&self.reader.units[index], &self.reader.records[index]);
+        if *blake3::hash(encoded).as_bytes() != record.encoded_hash {
+            return Err(self.damaged(index, "does not match its hash"));
+        }
+        let raw = match place {
+            Some(place) => place,
+            None => {
+                self.scratch.resize(unit.bytes, 0);
+                &mut self.scratch[..]
+            }
+        };
+        let outcome = self.decoder.decode(unit.context, encoded, raw);
+        let whole = self.reader.item_bytes(unit.item) == unit.bytes as u64;
+        let hash = format::chunk_hash(raw, unit.offset, whole);
+        match outcome {
+            Err(e) => Err(self.damaged(index, &format!("does not decode: {e}"))),
+            Ok(()) if hash != record.raw_hash => Err(self.damaged(index, "decodes to other bytes than were saved")),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn damaged(&self, index: usize, what: &str) -> Error {
+        let unit = &self.reader.units[index];
+        let name = self.reader.item_name(unit.item);
+        let at = self.reader.starts[index];
+        Error::damaged(&self.reader.path, format!("the chunk of {name} at byte {at} {what}"))
+    }
+}
+
+impl Reader {
+    fn item_bytes(&self, item: usize) -> u64 {
+        let tensors = &self.manifest.tensors;
+        match tensors.get(item) {
+            Some(tensor) => tensor.meta.bytes().unwrap_or(0),
+            None => self.manifest.files[item - tensors.len()].bytes,
+        }
+    }
+
+    fn item_name(&self, item: usize) -> String {
+        let tensors = &self.manifest.tensors;
+        match tensors.get(item) {
+            Some(tensor) => tensor.meta.label(),
+            None => format!("file {}", self.manifest.files[item - tensors.len()].name),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Small JSON documents at the top of a store: the job that ran there last, and the sessions so far.
+//!
+//! Invariant: a record is replaced durably and whole. One that another release wrote and this one does not understand
+//! reads as absent: records only make plans and messages better. Deliberately not here: what stands in them.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Store, layout};
+use crate::error::{Error, Result};
+
+/// Which record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The config of the job that ran in the store last, so that its retention and its status socket are known without
+    /// its file.
+    Job,
+    /// The sessions so far, and what they taught about costs.
+    Sessions,
+}
+
+impl Record {
+    const fn file(self) -> &'static str {
+        match self {
+            Record::Job => layout::JOB,
+            Record::Sessions => layout::SESSIONS,
+        }
+    }
+
+    /// Largest record that is read, in bytes.
+    const fn max_bytes(self) -> u64 {
+        match self {
+            Record::Job => 1 << 20,
+            Record::Sessions => 4 << 20,
+        }
+    }
+}
+
+impl Store {
+    /// The record as it was written last; `None` where there is none, or none that this release understands. Fails where
+    /// the file is there and cannot be read.
+    pub fn read_record<T: DeserializeOwned>(&self, record: Record) -> Result<Option<T>> {
+        let json = self.dir.read_small(record.file(), record.max_bytes())?;
+        Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
+    }
+
+    /// Replaces the record durably; the caller holds the lock.
+    pub fn write_record<T: Serialize>(&self, record: Record, value: &T) -> Result<()> {
+        let json = match record {
+            // People read the job; the sessions are many.
+            Record::Job => serde_json::to_vec_pretty(value),
+            Record::Sessions => serde_json::to_vec(value),
+        };
+        let json = json.map_err(|e| Error::Other(format!("writing {}: {e}", record.file())))?;
+        self.dir.write_durably(record.file(), &json)
+    }
+}

@@ -1,0 +1,175 @@
+//! What ckptd does with a store, without a training: start, resume, save, verify, pin, quarantine, rotate.
+//!
+//! Invariant: nothing is announced before the store said that it is done, and nothing that takes a promise back begins
+//! before it was announced.
+
+use std::path::Path;
+
+use ckptd_core::config::Retention;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::{CommitOptions, Entry, Lock, State, Store, commit, layout};
+use jiff::Timestamp;
+
+use crate::ledger::Ack;
+use crate::states;
+
+/// A driven store, its lock held.
+pub struct Session {
+    store: Store,
+    _lock: Lock,
+    run: String,
+    seed: u64,
+    next_seq: u64,
+}
+
+pub fn policy() -> Retention {
+    Retention { keep_last: 2, keep_best: 1, ..Retention::default() }
+}
+
+impl Session {
+    /// What `ckptd run` does before it trains.
+    pub fn start(path: &Path, seed: u64, say: &mut dyn FnMut(Ack)) -> Result<Session> {
+        let store = Store::create(path)?;
+        let lock = store.lock("the exerciser")?;
+        store.clean_staging()?;
+        let run = match store.run_id()? {
+            Some(run) => run,
+            None => {
+                let run = format!("run-{seed}");
+                store.set_run_id(&run)?;
+                run
+            }
+        };
+        say(Ack::Started { run: run.clone() });
+        let mut told = Vec::new();
+        let chosen = store.choose_resume(1, &mut |line| told.push(line))?;
+        // What the system does not hand out now may be passed over, as long as that is said.
+        for line in told.iter().filter(|line| line.contains(" cannot be ")) {
+            let step = line.split(' ').next().and_then(layout::step_of);
+            step.into_iter().for_each(|step| say(Ack::PassedOver { seq: step / states::step_of(1) }));
+        }
+        say(Ack::Resumed { seq: chosen.map(|chosen| chosen.entry.seq()) });
+        let next_seq = store.next_seq()?;
+        Ok(Session { store, _lock: lock, run, seed, next_seq })
+    }
+
+    /// One snapshot and what follows it. A failure ends the part that it hit, is announced, and nothing else.
+    pub fn round(&mut self, say: &mut dyn FnMut(Ack)) {
+        let seq = self.next_seq;
+        say(Ack::Saving { seq });
+        let options = CommitOptions::new(&self.run, seq);
+        match commit(&self.store, states::snapshot(self.seed, seq), &options) {
+            Ok(committed) => say(Ack::Committed { seq, id: committed.id }),
+            Err(e) => return say(failed("saving", Some(seq), &e)),
+        }
+        self.next_seq += 1;
+        // Every third snapshot is read back only with the next one, as if the keeper were behind.
+        if !seq.is_multiple_of(3) {
+            self.attempt("verifying", say, Session::verify_all);
+        }
+        if seq % 6 == 1 {
+            self.attempt("pinning", say, |session, say| session.pin(seq, say));
+        }
+        if seq % 6 == 5 {
+            self.attempt("unpinning", say, Session::unpin_all);
+        }
+        if seq % 7 == 6 {
+            self.attempt("quarantining", say, Session::discard);
+        }
+        self.attempt("rotating", say, Session::rotate);
+    }
+
+    fn attempt(
+        &mut self,
+        doing: &'static str,
+        say: &mut dyn FnMut(Ack),
+        work: impl FnOnce(&mut Session, &mut dyn FnMut(Ack)) -> Result<()>,
+    ) {
+        if let Err(e) = work(self, say) {
+            say(failed(doing, None, &e));
+        }
+    }
+
+    fn verify_all(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
+        for entry in self.store.entries()?.iter().filter(|e| e.own && e.state == State::Committed) {
+            say(Ack::Verifying { seq: entry.seq() });
+            match self.store.verify(entry, 1, &|_| true) {
+                Ok(_) => say(Ack::Verified { seq: entry.seq() }),
+                Err(Error::Damaged { reason, .. }) => {
+                    self.store.quarantine(entry, &reason)?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn pin(&mut self, seq: u64, say: &mut dyn FnMut(Ack)) -> Result<()> {
+        let entry = self.own(|e| e.seq() == seq)?;
+        if let Some(entry) = entry {
+            self.store.pin(&entry)?;
+            say(Ack::Pinned { seq, id: entry.id });
+        }
+        Ok(())
+    }
+
+    fn unpin_all(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
+        while let Some(entry) = self.own(|e| e.pinned)? {
+            say(Ack::Unpinning { seq: entry.seq() });
+            self.store.unpin(&entry)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the newest but one aside, as if a worker could not load it.
+    fn discard(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
+        let newest = self.own(|e| e.state == State::Verified)?.map(|e| e.seq());
+        if let Some(entry) = self.own(|e| e.state == State::Verified && Some(e.seq()) != newest)? {
+            let (seq, id) = (entry.seq(), entry.id.clone());
+            say(Ack::Discarding { seq });
+            self.store.quarantine(&entry, "a drill")?;
+            say(Ack::Discarded { seq, id });
+        }
+        Ok(())
+    }
+
+    fn rotate(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
+        let plan = self.store.plan(&policy(), Timestamp::now())?;
+        let deleted = plan.iter().filter(|v| !v.keep).filter_map(|v| layout::step_of(&v.id));
+        say(Ack::Rotating { seqs: deleted.map(|step| step / states::step_of(1)).collect() });
+        self.store.apply(&plan)?;
+        say(Ack::Rotated);
+        Ok(())
+    }
+
+    /// The newest snapshot of the run that `wanted` says yes to.
+    fn own(&self, wanted: impl Fn(&Entry) -> bool) -> Result<Option<Entry>> {
+        Ok(self.store.entries()?.into_iter().find(|e| e.own && e.manifest.is_some() && wanted(e)))
+    }
+}
+
+/// A whole session; what ended it is announced.
+pub fn session(path: &Path, seed: u64, rounds: u32, say: &mut dyn FnMut(Ack)) {
+    match Session::start(path, seed, say) {
+        Ok(mut session) => {
+            (0..rounds).for_each(|_| session.round(say));
+            say(Ack::Ended);
+        }
+        Err(e) => say(failed("starting", None, &e)),
+    }
+}
+
+fn failed(doing: &str, seq: Option<u64>, error: &Error) -> Ack {
+    Ack::Failed { doing: doing.into(), seq, error: error.to_string() }
+}
+
+/// What a start finds in a store; ends before anything new is saved.
+pub fn recover(path: &Path, seed: u64) -> Result<Option<u64>> {
+    let mut resumed = None;
+    Session::start(path, seed, &mut |ack| {
+        if let Ack::Resumed { seq } = ack {
+            resumed = seq;
+        }
+    })?;
+    Ok(resumed)
+}

@@ -1,0 +1,175 @@
+//! What is put between the store and the file system: one hook that writes down what happens, one that makes it fail.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ckptd_core::os::faults::{Answer, Call, Hook, Place, set_hook};
+use rustix::io::Errno;
+
+use crate::ledger::Ack;
+
+/// A call that succeeded and changed something, or an announcement between two calls.
+#[derive(Clone, Debug)]
+pub enum Op {
+    MakeFolder(PathBuf),
+    Create(PathBuf),
+    Write(PathBuf, u64, Vec<u8>),
+    Truncate(PathBuf, u64),
+    Sync(PathBuf),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+    Ack(Ack),
+}
+
+/// The operations of one thread, in order.
+#[derive(Clone, Default)]
+pub struct Recording(Arc<Mutex<Vec<Op>>>);
+
+impl Recording {
+    fn ops(&self) -> MutexGuard<'_, Vec<Op>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Runs `work` with every call written down; `work` announces through the function that it gets.
+    pub fn of(work: impl FnOnce(&mut dyn FnMut(Ack))) -> Vec<Op> {
+        let recording = Recording::default();
+        set_hook(Some(Box::new(recording.clone())));
+        work(&mut |ack| recording.ops().push(Op::Ack(ack)));
+        set_hook(None);
+        std::mem::take(&mut *recording.ops())
+    }
+}
+
+impl Hook for Recording {
+    fn before(&mut self, _: Call<'_>) -> Answer {
+        Answer::Go
+    }
+
+    fn after(&mut self, call: Call<'_>, outcome: rustix::io::Result<usize>) {
+        let Ok(written) = outcome else { return };
+        let op = match call {
+            Call::MakeFolder(place) => Op::MakeFolder(path(place)),
+            Call::Create(place) | Call::OpenOrCreate(place) => Op::Create(path(place)),
+            Call::Write(place, offset, bytes) => Op::Write(path(place), offset, bytes[..written].to_vec()),
+            Call::Truncate(place, bytes) => Op::Truncate(path(place), bytes),
+            Call::Sync(place) | Call::SyncFolder(place) => Op::Sync(path(place)),
+            Call::Rename(from, to) => Op::Rename(path(from), path(to)),
+            Call::Remove(place) => Op::Remove(path(place)),
+            Call::OpenFolder(_) | Call::List(_) | Call::Look(_) | Call::Open(_) | Call::Read(..) => return,
+            Call::Reserve(..) | Call::Flags(_) | Call::Lock(_) => return,
+        };
+        self.ops().push(op);
+    }
+}
+
+pub fn path(place: Place<'_>) -> PathBuf {
+    if place.1.is_empty() { place.0.to_path_buf() } else { place.0.join(place.1) }
+}
+
+/// What befalls a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// This call fails.
+    Once(Errno),
+    /// This call and every later one fails.
+    FromThen(Errno),
+    /// From this call on nothing that takes room succeeds.
+    Full(Errno),
+    /// This write, if it is one, takes one sector or half of what it should.
+    Short,
+    /// SIGKILL before the call.
+    KillBefore,
+    /// SIGKILL after the call.
+    KillAfter,
+}
+
+/// Counts calls and lets the `at`-th one (from 0) meet its fault.
+pub struct Injector {
+    pub at: u64,
+    pub fault: Option<Fault>,
+    pub seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub calls: u64,
+    /// Calls of each kind that succeeded.
+    pub kinds: BTreeMap<String, u64>,
+    /// The call that was hit.
+    pub hit: Option<String>,
+}
+
+impl Injector {
+    pub fn install(at: u64, fault: Option<Fault>) -> Arc<Mutex<Seen>> {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        set_hook(Some(Box::new(Injector { at, fault, seen: seen.clone() })));
+        seen
+    }
+}
+
+impl Hook for Injector {
+    fn before(&mut self, call: Call<'_>) -> Answer {
+        let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
+        let now = seen.calls;
+        seen.calls += 1;
+        let Some(fault) = self.fault.filter(|_| now >= self.at) else { return Answer::Go };
+        let exact = now == self.at;
+        let answer = match (fault, call) {
+            (Fault::Once(errno), _) if exact => Answer::Fail(errno),
+            (Fault::FromThen(errno), _) => Answer::Fail(errno),
+            (Fault::Full(errno), Call::Write(..) | Call::Reserve(..) | Call::Create(_)) => Answer::Fail(errno),
+            (Fault::Full(errno), Call::OpenOrCreate(_) | Call::MakeFolder(_)) => Answer::Fail(errno),
+            (Fault::Short, Call::Write(_, _, bytes)) if exact && bytes.len() > 1 => {
+                Answer::Short(if bytes.len() > 4096 { 4096 } else { bytes.len() / 2 })
+            }
+            (Fault::KillBefore, _) if exact => kill(),
+            _ => Answer::Go,
+        };
+        if answer != Answer::Go && seen.hit.is_none() {
+            seen.hit = Some(name(call));
+        }
+        answer
+    }
+
+    fn after(&mut self, call: Call<'_>, outcome: rustix::io::Result<usize>) {
+        let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
+        if self.fault == Some(Fault::KillAfter) && seen.calls == self.at + 1 {
+            kill();
+        }
+        if outcome.is_ok() {
+            *seen.kinds.entry(kind(call)).or_default() += 1;
+        }
+    }
+}
+
+fn kill() -> Answer {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    Answer::Go
+}
+
+fn kind(call: Call<'_>) -> String {
+    let text = match call {
+        // Its bytes need not be spelled.
+        Call::Write(..) => "Write".to_owned(),
+        _ => format!("{call:?}"),
+    };
+    text.split('(').next().unwrap_or_default().to_owned()
+}
+
+/// The call in words: what, and the last two names of where.
+fn name(call: Call<'_>) -> String {
+    let what = kind(call);
+    let place = match call {
+        Call::OpenFolder(p) | Call::MakeFolder(p) | Call::List(p) | Call::Look(p) | Call::Open(p) => p,
+        Call::OpenOrCreate(p) | Call::Create(p) | Call::Read(p, _) | Call::Write(p, ..) | Call::Reserve(p, _) => p,
+        Call::Truncate(p, _) | Call::Flags(p) | Call::Lock(p) | Call::Sync(p) | Call::SyncFolder(p) => p,
+        Call::Rename(_, p) | Call::Remove(p) => p,
+    };
+    format!("{what} {}", tail(&path(place)))
+}
+
+fn tail(path: &Path) -> String {
+    let parts: Vec<_> = path.iter().rev().take(2).map(|p| p.to_string_lossy().into_owned()).collect();
+    parts.into_iter().rev().collect::<Vec<_>>().join("/")
+}

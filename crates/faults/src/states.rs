@@ -1,0 +1,108 @@
+//! Small training states that are a pure function of (seed, sequence number), so that every byte that comes back can be
+//! compared without having kept it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ckptd_core::snapshot::{CarriedFile, DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+
+/// SplitMix64.
+#[derive(Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn of(parts: &[u64]) -> Random {
+        let mut random = Random(0x9e37_79b9);
+        for part in parts {
+            random = Random(random.next() ^ part);
+        }
+        random
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+}
+
+/// Optimiser steps of the state with this sequence number.
+pub fn step_of(seq: u64) -> u64 {
+    seq * 10
+}
+
+/// Every fifth state is unhealthy.
+pub fn healthy(seq: u64) -> bool {
+    seq % 5 != 4
+}
+
+/// Every other state was evaluated.
+pub fn val_loss(seed: u64, seq: u64) -> Option<f64> {
+    seq.is_multiple_of(2).then(|| 1.0 + Random::of(&[seed, seq, 1]).below(4000) as f64 / 1000.0)
+}
+
+/// The tensors of a GPT-2 of one layer, so that it can be exported and imported like a real one.
+const GPT2: [(&str, &[u64]); 16] = [
+    ("transformer.wte.weight", &[40, 12]),
+    ("transformer.wpe.weight", &[16, 12]),
+    ("transformer.h.0.ln_1.weight", &[12]),
+    ("transformer.h.0.ln_1.bias", &[12]),
+    ("transformer.h.0.attn.c_attn.weight", &[12, 36]),
+    ("transformer.h.0.attn.c_attn.bias", &[36]),
+    ("transformer.h.0.attn.c_proj.weight", &[12, 12]),
+    ("transformer.h.0.attn.c_proj.bias", &[12]),
+    ("transformer.h.0.ln_2.weight", &[12]),
+    ("transformer.h.0.ln_2.bias", &[12]),
+    ("transformer.h.0.mlp.c_fc.weight", &[12, 48]),
+    ("transformer.h.0.mlp.c_fc.bias", &[48]),
+    ("transformer.h.0.mlp.c_proj.weight", &[48, 12]),
+    ("transformer.h.0.mlp.c_proj.bias", &[12]),
+    ("transformer.ln_f.weight", &[12]),
+    ("transformer.ln_f.bias", &[12]),
+];
+const CONFIG: &str =
+    r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 12, "n_layer": 1, "n_head": 2}"#;
+
+pub fn snapshot(seed: u64, seq: u64) -> Snapshot {
+    let mut random = Random::of(&[seed, seq, 2]);
+    let mut tensors = Vec::new();
+    for role in [Role::Param, Role::ExpAvg, Role::ExpAvgSq] {
+        for (name, shape) in GPT2 {
+            let meta = TensorMeta { role, name: name.into(), dtype: DType::F32, shape: shape.to_vec() };
+            let value = |random: &mut Random| (random.next() as u32 >> 8) as f32 / (1 << 24) as f32 - 0.5;
+            let bytes = (0..shape.iter().product()).flat_map(|_: u64| value(&mut random).to_le_bytes()).collect();
+            tensors.push(Tensor::new(meta, bytes));
+        }
+    }
+    let step = step_of(seq);
+    let settings = BTreeMap::from([("seed".to_owned(), seed.to_string())]);
+    Snapshot {
+        tensors,
+        train: TrainState { step, tokens_seen: step * 64, position: step % 7, settings, ..TrainState::default() },
+        metrics: Metrics {
+            train_loss: Some(if healthy(seq) { 2.0 } else { f64::NAN }),
+            val_loss: val_loss(seed, seq),
+            val_step: val_loss(seed, seq).map(|_| step),
+            probe: None,
+        },
+        provenance: Provenance::default(),
+        files: vec![CarriedFile { name: "config.json".into(), bytes: Arc::new(CONFIG.into()) }],
+    }
+}
+
+/// Whether two states are the same to the bit.
+pub fn equal(a: &Snapshot, b: &Snapshot) -> bool {
+    let tensor = |(a, b): (&Tensor, &Tensor)| a.meta == b.meta && (*a.bytes).as_ref() == (*b.bytes).as_ref();
+    let file = |(a, b): (&CarriedFile, &CarriedFile)| a.name == b.name && a.bytes == b.bytes;
+    a.train == b.train
+        && a.tensors.len() == b.tensors.len()
+        && a.files.len() == b.files.len()
+        && a.tensors.iter().zip(&b.tensors).all(tensor)
+        && a.files.iter().zip(&b.files).all(file)
+}

@@ -1,0 +1,185 @@
+//! Every call meets every fault: once, from then on, as a full disk, as a short write, as SIGKILL.
+
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use ckptd_core::os::faults::set_hook;
+use rustix::io::Errno;
+
+use crate::campaign::{Row, Scratch, add, each, guarded};
+use crate::hooks::{Fault, Injector};
+use crate::ledger::{Ack, Ledger};
+use crate::{drive, prepare};
+
+/// How much of it is tried.
+pub struct Effort {
+    pub rounds: u32,
+    /// Every so many-th call.
+    pub stride: u64,
+    /// Ends after the first violation.
+    pub first: bool,
+}
+
+const FAULTS: [(&str, Fault); 7] = [
+    ("EIO", Fault::Once(Errno::IO)),
+    ("ENOSPC", Fault::Once(Errno::NOSPC)),
+    ("EDQUOT", Fault::Once(Errno::DQUOT)),
+    ("EINTR", Fault::Once(Errno::INTR)),
+    ("a short write", Fault::Short),
+    ("EIO from then on", Fault::FromThen(Errno::IO)),
+    ("a full disk from then on", Fault::Full(Errno::NOSPC)),
+];
+
+/// A store before its session.
+fn lay(store: &Path, seed: u64, past: bool) -> Result<Vec<Ack>> {
+    if past { prepare::past(store, seed) } else { Ok(Vec::new()) }
+}
+
+/// Calls that a session makes.
+fn count(below: &Path, seed: u64, past: bool, rounds: u32) -> Result<u64> {
+    let scratch = Scratch::new(below);
+    let store = scratch.empty()?.join("store");
+    lay(&store, seed, past)?;
+    let seen = Injector::install(0, None);
+    drive::session(&store, seed, rounds, &mut |_| ());
+    set_hook(None);
+    let calls = seen.lock().unwrap_or_else(|e| e.into_inner()).calls;
+    Ok(calls)
+}
+
+/// Errors, in this process.
+pub fn errors(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (name, fault) in FAULTS {
+        let row = Mutex::new(Row::new(&format!("every call: {name}"), seed));
+        for past in [false, true] {
+            let calls = count(below, seed, past, effort.rounds)?;
+            each(calls.div_ceil(effort.stride), |i| {
+                if effort.first && violated(&row) {
+                    return;
+                }
+                let at = (i * effort.stride + seed % effort.stride).min(calls - 1);
+                let scratch = Scratch::new(below);
+                let mut hit = None;
+                let broken = guarded(|| {
+                    one_error(&scratch, seed, past, effort.rounds, at, fault, &mut hit)
+                        .unwrap_or_else(|e| vec![format!("{e:#}")])
+                });
+                if let Some(hit) = hit {
+                    add(&row, || format!("call {at} ({hit}){}", if past { " after a crash" } else { "" }), broken);
+                }
+            });
+        }
+        rows.push(row.into_inner().unwrap_or_else(|e| e.into_inner()));
+        if effort.first && rows.iter().any(|row| row.violations > 0) {
+            break;
+        }
+    }
+    Ok(rows)
+}
+
+fn violated(row: &Mutex<Row>) -> bool {
+    row.lock().unwrap_or_else(|e| e.into_inner()).violations > 0
+}
+
+fn one_error(
+    scratch: &Scratch,
+    seed: u64,
+    past: bool,
+    rounds: u32,
+    at: u64,
+    fault: Fault,
+    hit: &mut Option<String>,
+) -> Result<Vec<String>> {
+    let store = scratch.empty()?.join("store");
+    let mut ledger = Ledger::of(seed, &lay(&store, seed, past)?);
+    let seen = Injector::install(at, Some(fault));
+    let mut ended = false;
+    drive::session(&store, seed, rounds, &mut |ack| {
+        ended |= ack == Ack::Ended;
+        ledger.note(&ack);
+    });
+    set_hook(None);
+    *hit = seen.lock().unwrap_or_else(|e| e.into_inner()).hit.take();
+    let once = matches!(fault, Fault::Once(_) | Fault::Short);
+    let mut broken = ledger.check(&store, once, true);
+    let harmless = matches!(fault, Fault::Once(Errno::INTR) | Fault::Short);
+    if harmless && !ledger.errors.is_empty() {
+        broken.push(format!("it was not taken in stride: {}", ledger.errors[0]));
+    }
+    if !harmless && ledger.errors.is_empty() && hit.as_deref().is_some_and(|call| must_be_told(call, fault)) {
+        broken.push("nobody was told".into());
+    }
+    if !ended && ledger.errors.is_empty() {
+        broken.push("the session ended without a word".into());
+    }
+    let text = scratch.path().to_string_lossy();
+    broken
+        .extend(ledger.errors.iter().filter(|e| !e.contains(&*text)).map(|e| format!("an error without a path: {e}")));
+    Ok(broken)
+}
+
+/// Calls whose failure leaves something undone that the caller asked for. The lock's text, a receipt on a full disk and
+/// a quarantined file's reason on one are what the store may do without.
+fn must_be_told(call: &str, fault: Fault) -> bool {
+    let changes = ["Create ", "Write ", "Truncate ", "Sync ", "SyncFolder ", "Rename ", "MakeFolder "];
+    let full = matches!(fault, Fault::Once(Errno::NOSPC | Errno::DQUOT) | Fault::Full(_));
+    let luxury = ["receipts", "reason.txt", "SyncFolder store/quarantine"].iter().any(|what| call.contains(what));
+    changes.iter().any(|change| call.starts_with(change)) && !call.contains("ckptd.lock") && !(full && luxury)
+}
+
+/// SIGKILL before and after every call, on processes.
+pub fn kills(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
+    let row = Mutex::new(Row::new("every call: SIGKILL", seed));
+    for past in [false, true] {
+        let calls = count(below, seed, past, effort.rounds)?;
+        each(calls.div_ceil(effort.stride) * 2, |i| {
+            let at = (i / 2 * effort.stride + seed % effort.stride).min(calls - 1);
+            let when = if i % 2 == 0 { "--kill-before" } else { "--kill-after" };
+            let scratch = Scratch::new(below);
+            let broken = guarded(|| {
+                one_kill(&scratch, seed, past, effort.rounds, at, when).unwrap_or_else(|e| vec![format!("{e:#}")])
+            });
+            add(&row, || format!("{when} {at}{}", if past { " after a crash" } else { "" }), broken);
+        });
+    }
+    Ok(vec![row.into_inner().unwrap_or_else(|e| e.into_inner())])
+}
+
+fn one_kill(scratch: &Scratch, seed: u64, past: bool, rounds: u32, at: u64, when: &str) -> Result<Vec<String>> {
+    let store = scratch.empty()?.join("store");
+    let mut lines = String::new();
+    if past {
+        // Every lock is taken by a process of its own: an open one would be inherited by the next child.
+        let made =
+            Command::new(std::env::current_exe()?).arg("past").arg(&store).args(["--seed", &seed.to_string()]).output();
+        lines += &String::from_utf8(made?.stdout)?;
+    }
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("session")
+        .arg(&store)
+        .args(["--seed", &seed.to_string(), "--rounds", &rounds.to_string(), when, &at.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdout.take().context("no stdout")?.read_to_string(&mut lines)?;
+    let status = child.wait()?;
+    let announced = store.with_file_name("announced");
+    std::fs::write(&announced, lines)?;
+    let check = Command::new(std::env::current_exe()?)
+        .arg("check")
+        .args([&store, &announced])
+        .args(["--seed", &seed.to_string(), "--go-on"])
+        .output()?;
+    let mut broken: Vec<String> = String::from_utf8_lossy(&check.stdout).lines().map(String::from).collect();
+    if !check.status.success() && broken.is_empty() {
+        broken.push(format!("the check ended with {}: {}", check.status, String::from_utf8_lossy(&check.stderr)));
+    }
+    if status.signal() != Some(9) {
+        broken.push(format!("it was not killed: {status}"));
+    }
+    Ok(broken)
+}

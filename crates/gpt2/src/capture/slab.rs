@@ -1,0 +1,152 @@
+//! The memory of a state: one anonymous mapping per set of homes, in huge pages once the training runs.
+//!
+//! Not from the beginning: a fault that has to find and clear a huge page is what a restore would wait for, seconds of it
+//! on a machine whose memory is full of cached files or was given back to its host.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use ckptd_core::{Error, Result};
+use memmap2::{Advice, MmapMut};
+
+/// Homes begin at multiples of this, so that vectors and cache lines are aligned.
+const ALIGN: usize = 64;
+const HUGE_PAGE: usize = 2 << 20;
+const PAGE: usize = 4096;
+
+/// One mapping, cut into homes.
+pub struct Slab {
+    /// Owns the mapping; its bytes are accessed through `base`.
+    map: MmapMut,
+    base: *mut u8,
+    bytes: usize,
+    /// Everything below this offset is faulted in.
+    faulted: AtomicUsize,
+}
+
+// SAFETY: `base` points into the mapping that the slab owns; what lies in it is accessed through homes.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+/// The memory of one tensor. Who may write it is ruled by its `Arc`: only who holds the sole one, or the update
+/// that the module above serialises.
+pub struct Home {
+    slab: Arc<Slab>,
+    offset: usize,
+    length: usize,
+}
+
+impl Slab {
+    /// Zeroed homes of these lengths in bytes. Their pages are not faulted in yet.
+    // The list is the slab: nobody needs it without its homes.
+    #[allow(clippy::new_ret_no_self)]
+    pub fn new(lengths: &[usize]) -> Result<Vec<Home>> {
+        let mut offsets = Vec::with_capacity(lengths.len());
+        let mut bytes = 0usize;
+        for &length in lengths {
+            offsets.push(bytes);
+            bytes = bytes.checked_add(length).and_then(|end| end.checked_next_multiple_of(ALIGN)).unwrap_or(usize::MAX);
+        }
+        let mapped = MmapMut::map_anon(bytes.saturating_add(HUGE_PAGE));
+        let mut map = mapped.map_err(|e| Error::Other(format!("no memory for a state of {bytes} bytes: {e}")))?;
+        let start = map.as_mut_ptr();
+        let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
+        let slab = Arc::new(Slab { map, base, bytes, faulted: AtomicUsize::new(0) });
+        let homes = offsets.into_iter().zip(lengths);
+        Ok(homes.map(|(offset, &length)| Home { slab: slab.clone(), offset, length }).collect())
+    }
+
+    /// Faults in `[from, to)` without changing its contents, also while others write there.
+    fn fault_in(&self, from: usize, to: usize) {
+        let from = from / PAGE * PAGE;
+        let start = self.base as usize - self.map.as_ptr() as usize;
+        if self.map.advise_range(Advice::PopulateWrite, start + from, to - from).is_ok() {
+            return;
+        }
+        // Kernels before 5.14: replacing a byte by itself takes its page for writing, whoever else writes beside it.
+        for offset in (from..to).step_by(PAGE) {
+            // SAFETY: the offset lies in the mapping, and is only accessed atomically here.
+            let byte = unsafe { AtomicU8::from_ptr(self.base.add(offset)) };
+            let value = byte.load(Ordering::Relaxed);
+            let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Where huge pages begin, or would.
+    fn huge_pages(&self) -> impl Iterator<Item = usize> + use<> {
+        (0..self.bytes).step_by(HUGE_PAGE)
+    }
+
+    /// Puts a huge page in the place of small ones, contents and all, also while others read and write there. Where
+    /// the kernel has none left, the small ones stay: a few percent slower. `None` where there is nothing more to do: at
+    /// the end, and before Linux 6.1.
+    fn collapse(&self, from: usize) -> Option<()> {
+        if from + HUGE_PAGE > self.bytes {
+            return None;
+        }
+        // SAFETY: the range lies in the mapping; its contents and addresses stay the same.
+        let done = unsafe { libc::madvise(self.base.add(from).cast(), HUGE_PAGE, libc::MADV_COLLAPSE) };
+        (done == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL)).then_some(())
+    }
+}
+
+impl Home {
+    pub fn slab(&self) -> Arc<Slab> {
+        self.slab.clone()
+    }
+
+    pub fn elements(&self) -> usize {
+        self.length / 4
+    }
+
+    pub fn floats(&self) -> *mut f32 {
+        // Within the mapping, whose base is aligned.
+        self.slab.base.wrapping_add(self.offset).cast()
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: within the mapping, which lives as long as the home; a home that others hold is not written.
+        unsafe { std::slice::from_raw_parts(self.floats().cast(), self.length) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: within the mapping; homes do not overlap, and this one is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.floats().cast(), self.length) }
+    }
+
+    /// Takes the page faults now that the background has not come to yet.
+    pub fn fault_in(&self) {
+        let end = self.offset + self.length;
+        if self.slab.faulted.load(Ordering::Acquire) < end {
+            self.slab.fault_in(self.offset, end);
+        }
+    }
+}
+
+/// Faults the pages of `spare` in, and then makes those of both huge ones, on a thread of lower priority, so that the
+/// training thread need not wait for either. Ends early once `unwanted`.
+pub fn settle_in_background(spare: Arc<Slab>, current: Arc<Slab>, unwanted: impl Fn() -> bool + Send + 'static) {
+    let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
+        lower_priority();
+        for from in spare.huge_pages().take_while(|_| !unwanted()) {
+            let to = (from + HUGE_PAGE).min(spare.bytes);
+            spare.fault_in(from, to);
+            spare.faulted.store(to, Ordering::Release);
+        }
+        for slab in [&current, &spare] {
+            slab.huge_pages().take_while(|_| !unwanted()).try_for_each(|from| slab.collapse(from));
+        }
+    });
+    // Without the thread the faults fall on the first snapshot's update: slower, not wrong.
+    drop(spawned);
+}
+
+/// On Linux a nice value is a thread's own.
+fn lower_priority() {
+    // SAFETY: plain system calls on the calling thread.
+    unsafe {
+        let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
+        libc::setpriority(libc::PRIO_PROCESS, thread, 5);
+    }
+}

@@ -1,0 +1,269 @@
+//! Which text files a job names, in an order that is the same everywhere, and the hashes of their contents.
+//!
+//! Invariant: a hash is believed without reading the file only while the file's stamp is the one it had when it was
+//! read, and had then settled (see [`Stamp::is_settled`]). Deliberately not here: what is in the files (text).
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
+
+use ckptd_core::{Error, Result};
+use globset::{GlobBuilder, GlobMatcher};
+use serde::{Deserialize, Serialize};
+use walkdir::WalkDir;
+
+use crate::tokens::{Progress, Stamp, recall, remember};
+
+/// What a folder is searched for.
+const ENDINGS: [&str; 2] = ["txt", "md"];
+
+/// The files that `entries` (`[data] text`: files, folders and globs) name: the entries in their order, within an
+/// entry by path, each file once. Hidden files and folders are passed over unless they are spelled out.
+pub fn find(entries: &[String]) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for entry in entries {
+        let mut found = matches(entry)?;
+        if found.is_empty() {
+            return Err(Error::Config(format!(
+                "[data] text: {entry} matches no file; name a file, a folder (searched for *.txt and *.md) or a glob \
+                 such as data/**/*.txt"
+            )));
+        }
+        found.sort();
+        files.extend(found.into_iter().filter(|path| seen.insert(path.clone())));
+    }
+    Ok(files)
+}
+
+fn matches(entry: &str) -> Result<Vec<PathBuf>> {
+    let (base, pattern) = split_glob(Path::new(entry));
+    if pattern.as_os_str().is_empty() {
+        return match base.metadata() {
+            Ok(metadata) if metadata.is_dir() => walk(&base, usize::MAX, false, |relative| {
+                relative.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
+            }),
+            Ok(_) => Ok(vec![base]),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(Error::io("reading", base, e)),
+        };
+    }
+    let pattern = pattern.to_string_lossy().into_owned();
+    let matcher = compile(&pattern)?;
+    // A glob without ** reaches no deeper than it has parts; braces may hold further ones.
+    let is_deep = pattern.contains("**") || pattern.contains('{');
+    let depth = if is_deep { usize::MAX } else { pattern.split('/').count() };
+    let hidden = pattern.split('/').any(|part| part.starts_with('.'));
+    walk(&base, depth, hidden, |relative| matcher.is_match(relative))
+}
+
+/// The part of `entry` that is meant literally, and the glob that follows it. A part that exists as it is spelled is
+/// meant literally, so that a folder may be called `[old]`.
+fn split_glob(entry: &Path) -> (PathBuf, PathBuf) {
+    let mut base = PathBuf::new();
+    let mut parts = entry.components();
+    loop {
+        let rest = parts.as_path().to_path_buf();
+        let Some(part) = parts.next() else { return (base, PathBuf::new()) };
+        let next = base.join(part);
+        let is_plain = match part {
+            Component::Normal(name) => !name.as_bytes().iter().any(|byte| b"*?[]{}".contains(byte)) || next.exists(),
+            _ => true,
+        };
+        if !is_plain {
+            return (base, rest);
+        }
+        base = next;
+    }
+}
+
+fn compile(pattern: &str) -> Result<GlobMatcher> {
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+    Ok(glob.map_err(|e| Error::Config(format!("[data] text: {pattern} is not a glob: {e}")))?.compile_matcher())
+}
+
+/// The plain files under `base` whose path relative to it is wanted.
+fn walk(base: &Path, depth: usize, hidden: bool, wanted: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+    let is_hidden = |name: &std::ffi::OsStr| name.as_bytes().starts_with(b".");
+    let entries = WalkDir::new(base).min_depth(1).max_depth(depth).follow_links(true).into_iter();
+    let mut files = Vec::new();
+    for entry in entries.filter_entry(|entry| hidden || entry.depth() == 0 || !is_hidden(entry.file_name())) {
+        match entry {
+            Ok(entry) => {
+                // Every entry lies under the base.
+                let relative = entry.path().strip_prefix(base).unwrap_or(entry.path());
+                if entry.file_type().is_file() && wanted(relative) {
+                    files.push(entry.into_path());
+                }
+            }
+            Err(e) => {
+                let path = e.path().unwrap_or(base).to_path_buf();
+                let error = std::io::Error::from(e);
+                // A link to nothing, or a base that is not there: no file of this name.
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    return Err(Error::io("searching", path, error));
+                }
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A text file and the BLAKE3 of its contents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub hash: blake3::Hash,
+}
+
+/// What is remembered of one file, in the order of the paths that name the document.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Seen {
+    /// None: it had changed too recently to be recognised.
+    stamp: Option<Stamp>,
+    blake3: String,
+}
+
+/// Hashes `paths`, except those that are unchanged since `cache` last saw this list of paths.
+pub fn digest(paths: Vec<PathBuf>, cache: &Path, progress: &mut Progress) -> Result<Vec<Source>> {
+    let mut name = blake3::Hasher::new();
+    for path in &paths {
+        name.update(path.as_os_str().as_bytes()).update(&[0]);
+    }
+    let memory = cache.join(format!("seen-{}.json", &name.finalize().to_hex()[..16]));
+    let before: Vec<Seen> = recall(&memory).filter(|seen: &Vec<Seen>| seen.len() == paths.len()).unwrap_or_default();
+
+    let total = paths.len();
+    let mut sources = Vec::with_capacity(total);
+    let mut seen = Vec::with_capacity(total);
+    let mut has_news = false;
+    for (i, path) in paths.into_iter().enumerate() {
+        let now = SystemTime::now();
+        let metadata = path.metadata().map_err(|e| Error::io("reading", &path, e))?;
+        let known = before.get(i).filter(|seen| seen.stamp.as_ref() == Some(&Stamp::of(&metadata)));
+        let (stamp, hash) = match known.and_then(|seen| blake3::Hash::from_hex(&seen.blake3).ok()) {
+            Some(hash) => (Stamp::of(&metadata), hash),
+            None => {
+                has_news = true;
+                hash_file(&path, &mut |share| progress("reading text", Some((i as f64 + share) / total as f64)))?
+            }
+        };
+        let is_settled = stamp.is_settled(now);
+        sources.push(Source { path, bytes: stamp.bytes, hash });
+        seen.push(Seen { stamp: is_settled.then_some(stamp), blake3: hash.to_hex().to_string() });
+    }
+    if has_news {
+        remember(&memory, &seen)?;
+    }
+    Ok(sources)
+}
+
+fn hash_file(path: &Path, progress: &mut dyn FnMut(f64)) -> Result<(Stamp, blake3::Hash)> {
+    let fail = |e| Error::io("reading", path, e);
+    let mut file = File::open(path).map_err(fail)?;
+    let stamp = Stamp::of(&file.metadata().map_err(fail)?);
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        progress((hasher.count() as f64 / stamp.bytes.max(1) as f64).min(1.0));
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => hasher.update(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(fail(e)),
+        };
+    }
+    if Stamp::of(&file.metadata().map_err(fail)?) != stamp {
+        return Err(changed(path));
+    }
+    Ok((stamp, hasher.finalize()))
+}
+
+pub fn changed(path: &Path) -> Error {
+    Error::Other(format!("{} changed while it was being read; start again when it is complete", path.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn tree(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, name).unwrap();
+        }
+        folder
+    }
+
+    fn found(folder: &Path, entries: &[&str]) -> Vec<String> {
+        let entries: Vec<String> = entries.iter().map(|e| folder.join(e).to_string_lossy().into_owned()).collect();
+        let files = find(&entries).unwrap();
+        files.iter().map(|path| path.strip_prefix(folder).unwrap().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn files_folders_and_globs_name_files_in_one_order_each_once() {
+        let folder = tree(&["a/2.txt", "a/10.txt", "a/b/c/3.md", "a/b/4.rs", "a/.hidden/5.txt", "[x]/6.txt", "7.txt"]);
+        let found = |entries: &[&str]| found(folder.path(), entries);
+        assert_eq!(found(&["a"]), ["a/10.txt", "a/2.txt", "a/b/c/3.md"]);
+        assert_eq!(found(&["7.txt", "a/*.txt", "a"]), ["7.txt", "a/10.txt", "a/2.txt", "a/b/c/3.md"]);
+        assert_eq!(found(&["**/*.txt"]), ["7.txt", "[x]/6.txt", "a/10.txt", "a/2.txt"]);
+        assert_eq!(found(&["a/b/**"]), ["a/b/4.rs", "a/b/c/3.md"]);
+        assert_eq!(found(&["[x]/*.txt"]), ["[x]/6.txt"]);
+        assert_eq!(found(&["a/[0-2].{txt,md}"]), ["a/2.txt"]);
+        assert_eq!(found(&["a/.hidden/*"]), ["a/.hidden/5.txt"]);
+        assert_eq!(found(&["a/*/../../7.txt", "7.txt"].map(|e| e.trim_start_matches("a/*/../../"))), ["7.txt"]);
+    }
+
+    #[test]
+    fn an_entry_that_matches_nothing_is_an_error_that_names_it() {
+        let folder = tree(&["a/b.rs"]);
+        for entry in ["a", "a/*.txt", "missing.txt", "missing/**/*.txt"] {
+            let entry = folder.path().join(entry).to_string_lossy().into_owned();
+            let error = find(std::slice::from_ref(&entry)).unwrap_err();
+            assert_eq!(error.exit_code(), 78);
+            assert!(error.to_string().contains(&format!("{entry} matches no file")), "{error}");
+        }
+        assert!(find(&["/x/[".into()]).unwrap_err().to_string().contains("is not a glob"));
+    }
+
+    #[test]
+    fn an_unchanged_file_is_not_read_again_and_a_changed_one_is() {
+        let folder = tree(&["a.txt", "b.txt"]);
+        let cache = tempfile::tempdir().unwrap();
+        let paths = [folder.path().join("a.txt"), folder.path().join("b.txt")];
+        // What the cache remembers is made to look settled, which takes two seconds otherwise.
+        let settle = || {
+            let memory = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+            let mut seen: Vec<Seen> = recall(&memory).unwrap();
+            for (seen, path) in seen.iter_mut().zip(&paths) {
+                seen.stamp = Some(Stamp::of(&path.metadata().unwrap()));
+            }
+            remember(&memory, &seen).unwrap();
+        };
+        let read = || {
+            let mut reads = 0;
+            let sources = digest(paths.to_vec(), cache.path(), &mut |_, _| reads += 1).unwrap();
+            assert_eq!(sources[1].hash, blake3::hash(&std::fs::read(&paths[1]).unwrap()));
+            reads
+        };
+        assert!(read() > 0);
+        assert!(read() > 0, "a file that changed a moment ago is read again");
+        settle();
+        assert_eq!(read(), 0);
+        // The same size and the same modification time, but other contents.
+        let modified = paths[1].metadata().unwrap().modified().unwrap();
+        std::fs::write(&paths[1], "c.txt").unwrap();
+        File::options().write(true).open(&paths[1]).unwrap().set_modified(modified).unwrap();
+        assert!(read() > 0);
+        assert!(SystemTime::now() > modified + Duration::ZERO);
+    }
+}

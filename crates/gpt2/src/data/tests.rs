@@ -1,0 +1,333 @@
+//! The whole way from text to tokens, on real files.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ckptd_core::config::{Data, Train};
+
+use super::order::{Cursor, EvalBatches, TrainBatches};
+use super::*;
+
+/// A folder with a text, a cache and the settings to read one into the other.
+struct Job {
+    folder: tempfile::TempDir,
+    data: Data,
+    train: Train,
+    vocab_size: u64,
+    threads: usize,
+}
+
+impl Job {
+    fn new(text: &str) -> Job {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.txt"), text).unwrap();
+        let data = Data {
+            text: vec![folder.path().join("a.txt").to_string_lossy().into_owned()],
+            cache: folder.path().join("cache"),
+            validation: 0.1,
+            ..Data::default()
+        };
+        let train = Train { batch_size: 2, sequence_length: 8, ..Train::default() };
+        Job { folder, data, train, vocab_size: 300, threads: 2 }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// GPT-2's file form: 256 byte tokens, three merges, the end-of-text token last.
+    fn with_gpt2_files(mut self) -> Job {
+        let mut letters: Vec<char> =
+            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+        letters.sort_unstable();
+        let tokens =
+            letters.iter().map(char::to_string).chain(["th", "the", "Ġthe", "<|endoftext|>"].map(String::from));
+        let vocab: serde_json::Map<String, serde_json::Value> =
+            tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
+        std::fs::create_dir(self.path("gpt2")).unwrap();
+        std::fs::write(self.path("gpt2/vocab.json"), serde_json::to_string(&vocab).unwrap()).unwrap();
+        std::fs::write(self.path("gpt2/merges.txt"), "#version: 0.2\nt h\nth e\nĠ the\n").unwrap();
+        self.data.tokenizer = Some(self.path("gpt2"));
+        self
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request {
+            data: &self.data,
+            train: &self.train,
+            model_folder: None,
+            vocab_size: self.vocab_size,
+            threads: self.threads,
+        }
+    }
+
+    /// The dataset and the stages it took.
+    fn open(&self) -> Result<(Dataset, Vec<String>)> {
+        let mut stages: Vec<String> = Vec::new();
+        let dataset = open(&self.request(), &mut |stage, _| stages.push(stage.to_owned()))?;
+        stages.dedup();
+        Ok((dataset, stages))
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        let (dataset, _) = self.open().unwrap();
+        dataset.train.ids(0..dataset.train.len()).chain(dataset.val.ids(0..dataset.val.len())).collect()
+    }
+
+    fn error(&self) -> String {
+        let error = self.open().map(|_| ()).unwrap_err();
+        assert_eq!(error.exit_code(), 78, "{error}");
+        error.to_string()
+    }
+
+    fn cached(&self, beginning: &str, ending: &str) -> PathBuf {
+        let entries = std::fs::read_dir(&self.data.cache).unwrap().map(|entry| entry.unwrap().path());
+        let is_it = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.starts_with(beginning) && name.ends_with(ending)
+        };
+        let mut found: Vec<PathBuf> = entries.filter(is_it).collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+}
+
+fn story() -> String {
+    (0..400).map(|i| format!("the cat {i} and the other\n\tsaw {} of them;  it's fine\n", i * i)).collect()
+}
+
+#[test]
+fn gpt2_files_give_gpt2_ids_and_documents_are_joined_with_the_end_of_text() {
+    let mut job = Job::new("").with_gpt2_files();
+    job.train = Train { batch_size: 1, sequence_length: 2, eval_every: 0, ..Train::default() };
+    std::fs::create_dir(job.path("texts")).unwrap();
+    for (name, text) in [("a.txt", "the thé"), ("empty.txt", ""), ("z.md", "the<|endoftext|>the"), ("z.rs", "no text")]
+    {
+        std::fs::write(job.path("texts").join(name), text).unwrap();
+    }
+    job.data.text = vec![job.path("texts").to_string_lossy().into_owned()];
+    let vocab: std::collections::BTreeMap<String, u32> = recall(&job.path("gpt2/vocab.json")).unwrap();
+    let tokens = ["the", "Ġ", "th", "Ã", "©", "<|endoftext|>", "the", "<|endoftext|>", "the"];
+    assert_eq!(job.ids(), tokens.map(|token| vocab[token]));
+    let (dataset, _) = job.open().unwrap();
+    assert_eq!((dataset.eot, dataset.vocab_size), (Some(259), 260));
+
+    std::fs::write(job.path("carried.json"), dataset.tokenizer_json.unwrap()).unwrap();
+    job.data.tokenizer = Some(job.path("carried.json"));
+    assert_eq!(job.open().unwrap().0.content_hash, dataset.content_hash, "the carried tokenizer is the same one");
+}
+
+#[test]
+fn text_in_blocks_and_by_words_has_the_ids_of_the_whole_text_with_any_number_of_threads() {
+    let text = story().repeat(12) + &" \n\n\t é\u{a0}— don't 12,5 the<|endoftext|>".repeat(4000);
+    let mut job = Job::new(&text).with_gpt2_files();
+    let one = job.ids();
+    (job.threads, job.data.cache) = (5, job.path("other cache"));
+    assert_eq!(job.ids(), one);
+    let json = job.open().unwrap().0.tokenizer_json.unwrap();
+    let whole = tokenizers::Tokenizer::from_bytes(json).unwrap().encode_fast(text.as_str(), false).unwrap();
+    assert!(text.len() > 5 * text::BLOCK_BYTES);
+    assert_eq!(whole.get_ids(), one);
+}
+
+#[test]
+fn a_second_opening_tokenizes_nothing_and_a_changed_text_is_tokenized_anew() {
+    let job = Job::new(&story()).with_gpt2_files();
+    let (first, stages) = job.open().unwrap();
+    assert_eq!(stages, ["reading text", "tokenizing"]);
+    let (second, stages) = job.open().unwrap();
+    assert!(!stages.contains(&"tokenizing".to_owned()), "{stages:?}");
+    assert_eq!(first.content_hash, second.content_hash);
+    let modified = job.path("a.txt").metadata().unwrap().modified().unwrap();
+    std::fs::write(job.path("a.txt"), story().replace("cat", "dog")).unwrap();
+    std::fs::File::options().write(true).open(job.path("a.txt")).unwrap().set_modified(modified).unwrap();
+    let (third, stages) = job.open().unwrap();
+    assert!(stages.contains(&"tokenizing".to_owned()), "{stages:?}");
+    assert_ne!(third.content_hash, first.content_hash);
+}
+
+#[test]
+fn a_damaged_cache_is_made_again_and_never_believed() {
+    let job = Job::new(&story()).with_gpt2_files();
+    let ids = job.ids();
+    let path = job.cached("tokens-", ".bin");
+    let whole = std::fs::read(&path).unwrap();
+    let mut flipped = whole.clone();
+    flipped[100] ^= 1;
+    for damaged in [&flipped[..], &whole[..whole.len() / 2], &whole[..7], b""] {
+        std::fs::write(&path, damaged).unwrap();
+        assert_eq!(job.ids(), ids);
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+    }
+    std::fs::write(path.with_extension("json"), "{").unwrap();
+    assert_eq!(job.ids(), ids);
+}
+
+#[test]
+fn a_tokenizer_is_trained_to_the_vocabulary_and_the_same_in_every_process() {
+    const PRINT: &str = "CKPTD_TEST_PRINTS_TOKENIZER";
+    let mut job = Job::new(&story());
+    job.vocab_size = 400;
+    job.threads = 4;
+    let (dataset, _) = job.open().unwrap();
+    let hash = hex(blake3::hash(dataset.tokenizer_json.as_ref().unwrap()));
+    if std::env::var_os(PRINT).is_some() {
+        println!("tokenizer {hash}");
+        return;
+    }
+    assert!((257..=400).contains(&dataset.vocab_size), "{}", dataset.vocab_size);
+    assert!(dataset.vocab_size > 300 && dataset.eot == Some(0));
+    // Every process has hash maps of its own order.
+    for _ in 0..3 {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--nocapture", "a_tokenizer_is_trained_to_the_vocabulary_and_the_same_in_every_process"])
+            .env(PRINT, "1")
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.contains(&format!("tokenizer {hash}")), "{output}");
+    }
+    job.vocab_size = 256;
+    assert!(job.error().contains("at least 257"));
+}
+
+#[test]
+fn processes_that_fill_one_cache_at_once_all_get_the_same_tokens() {
+    let job = Job::new(&story().repeat(20));
+    let hashes: Vec<(String, Vec<u32>)> = std::thread::scope(|scope| {
+        let open = || {
+            let dataset = job.open().unwrap().0;
+            (dataset.content_hash, dataset.val.ids(0..dataset.val.len()).collect())
+        };
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]));
+    job.cached("tokens-", ".bin");
+    let left = std::fs::read_dir(&job.data.cache).unwrap();
+    assert!(left.flatten().all(|entry| !entry.file_name().to_string_lossy().starts_with(".tmp-")));
+}
+
+#[test]
+fn a_killed_tokenizing_leaves_nothing_that_counts() {
+    const WORK: &str = "CKPTD_TEST_CACHE";
+    let mut job = Job::new(&story().repeat(60));
+    if let Some(cache) = std::env::var_os(WORK) {
+        job.data.cache = cache.into();
+        println!("working");
+        let _ = job.open();
+        return;
+    }
+    for delay_ms in [0, 5, 20, 50, 100] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--nocapture", "a_killed_tokenizing_leaves_nothing_that_counts"])
+            .env(WORK, &job.data.cache)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("working") {
+            line.clear();
+            assert!(std::io::BufRead::read_line(&mut output, &mut line).unwrap() > 0);
+        }
+        // Not a wait for anything: the kill falls at another moment each time.
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let ids = job.ids();
+    job.data.cache = job.path("fresh cache");
+    assert_eq!(ids, job.ids());
+}
+
+#[test]
+fn a_token_file_is_used_as_it_is_and_its_hash_is_its_identity() {
+    let mut job = Job::new("");
+    let path = job.path("t.bin");
+    let bytes: Vec<u8> = (0..400u16).flat_map(|i| (i % 300).to_le_bytes()).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    (job.data.text, job.data.tokens) = (Vec::new(), Some(path.clone()));
+    let (dataset, _) = job.open().unwrap();
+    assert_eq!(dataset.content_hash, hex(blake3::hash(&bytes)));
+    assert_eq!((dataset.train.len(), dataset.val.len()), (360, 40));
+    assert_eq!(dataset.val.ids(0..2).collect::<Vec<_>>(), [60, 61]);
+    assert_eq!((dataset.eot, dataset.tokenizer_json, dataset.vocab_size), (None, None, 300));
+
+    job.vocab_size = 299;
+    assert!(job.error().contains("token id 299 at position 299 is beyond the model's vocabulary (vocab_size 299)"));
+    job.vocab_size = 70_000;
+    assert_eq!(job.open().map(|(d, _)| d.train.len()).ok(), None, "as uint32 the ids are too large");
+    std::fs::write(&path, &bytes[..799]).unwrap();
+    assert!(job.error().contains("799 bytes are no whole number of 4-byte ids"));
+    job.data.tokens = Some(job.path("missing.bin"));
+    assert!(job.error().contains("missing.bin does not exist"));
+}
+
+#[test]
+fn too_little_text_says_how_much_there_is_how_much_is_needed_and_what_to_change() {
+    let mut job = Job::new(&"xy".repeat(100)).with_gpt2_files();
+    job.train.batch_size = 30;
+    let error = job.error();
+    assert!(error.contains("180 tokens to train on") && error.contains("needs 241"), "{error}");
+    assert!(error.contains("[train] batch_size 30 x sequence_length 8 + 1"), "{error}");
+    job.train.batch_size = 10;
+    let error = job.error();
+    assert!(
+        error.contains("[data] validation: 0.1 of 200 tokens is 20") && error.contains("eval_every = 0"),
+        "{error}"
+    );
+    job.train.eval_every = 0;
+    job.open().unwrap();
+}
+
+#[test]
+fn a_tokenizer_that_is_missing_or_invalid_is_refused_by_name() {
+    let mut job = Job::new(&story());
+    std::fs::write(job.path("bad.json"), "{\"model\": 1}").unwrap();
+    job.data.tokenizer = Some(job.path("bad.json"));
+    assert!(job.error().contains("bad.json: not a tokenizer.json"), "{}", job.error());
+    job.data.tokenizer = Some(job.path("nowhere"));
+    assert!(job.error().contains("nowhere is neither a tokenizer.json nor a folder"), "{}", job.error());
+    let mut job = Job::new(&story()).with_gpt2_files();
+    job.vocab_size = 100;
+    assert!(job.error().contains("is beyond the model's vocabulary (vocab_size 100)"));
+}
+
+#[test]
+fn bytes_that_are_no_text_are_reported_once() {
+    let job = Job::new("").with_gpt2_files();
+    std::fs::write(job.path("a.txt"), [story().as_bytes(), b"\xff\xfe"].concat()).unwrap();
+    let notes = job.open().unwrap().0.notes;
+    assert!(notes.len() == 1 && notes[0].starts_with("2 bytes that are no UTF-8"), "{notes:?}");
+    assert!(job.open().unwrap().0.notes.is_empty());
+}
+
+#[test]
+fn batches_hold_windows_and_their_shift_and_go_on_past_an_epoch_end() {
+    let mut job = Job::new(&story()).with_gpt2_files();
+    job.data.validation = 0.3;
+    let (dataset, _) = job.open().unwrap();
+    let batches = TrainBatches::new(dataset.train.clone(), 8, 1337);
+    let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+    let last = batches.sampler().samples_per_epoch() - 1;
+    let next = batches.fill(Cursor { epoch: 4, position: last }, 3, &mut inputs, &mut targets);
+    assert_eq!(next, Cursor { epoch: 5, position: 2 });
+    let places = [(4, last), (5, 0), (5, 1)];
+    for (row, (epoch, position)) in places.into_iter().enumerate() {
+        let window: Vec<i64> = dataset.train.ids(batches.sampler().window(epoch, position)).map(i64::from).collect();
+        assert_eq!(inputs[row * 8..(row + 1) * 8], window[..8]);
+        assert_eq!(targets[row * 8..(row + 1) * 8], window[1..]);
+    }
+
+    let eval = EvalBatches::new(dataset.val.clone(), 8, 2, 5);
+    assert_eq!(eval.len(), 5);
+    eval.fill(4, &mut inputs, &mut targets);
+    let windows = (dataset.val.len() - 1) / 8;
+    let start = 9 * windows / 10 * 8;
+    assert_eq!(inputs[8..], dataset.val.ids(start..start + 8).map(i64::from).collect::<Vec<_>>());
+    assert_eq!(targets[8..], dataset.val.ids(start + 1..start + 9).map(i64::from).collect::<Vec<_>>());
+    assert_eq!(EvalBatches::new(dataset.val.slice(0..34), 8, 2, 5).len(), 2, "only full batches");
+    assert!(EvalBatches::new(dataset.val.slice(0..16), 8, 2, 5).is_empty());
+}

@@ -1,0 +1,99 @@
+//! The worker's side of the protocol: events out, commands in.
+//!
+//! Invariant: sending an event never waits for whoever reads them, so that neither a slow agent nor a stopped terminal
+//! holds up the training. Deliberately not here: what commands do (`main`).
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use ckptd_core::protocol::{self, Command, Event, Level, MAX_LINE};
+
+/// The thread that writes events.
+pub const THREAD: &str = "events";
+
+/// Sends events; clones go to other threads.
+#[derive(Clone)]
+pub struct Events {
+    sender: Sender<Message>,
+}
+
+enum Message {
+    Event(Event),
+    /// Everything sent before is written.
+    Flush(Sender<()>),
+}
+
+/// How long the last events may take to leave when the process ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+impl Events {
+    /// Events that leave as lines on standard output.
+    pub fn to_stdout() -> std::io::Result<Events> {
+        let (sender, receiver) = channel();
+        std::thread::Builder::new().name(THREAD.into()).spawn(move || write_all(receiver))?;
+        Ok(Events { sender })
+    }
+
+    pub fn send(&self, event: Event) {
+        // The writer lives as long as the process: it drops what nobody reads.
+        let _ = self.sender.send(Message::Event(event));
+    }
+
+    pub fn log(&self, level: Level, message: impl Into<String>) {
+        self.send(Event::Log { level, message: message.into() });
+    }
+
+    /// Waits until everything sent so far has left, up to a few seconds.
+    pub fn flush(&self) {
+        let (done, wait) = channel();
+        if self.sender.send(Message::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(LAST_WORDS);
+        }
+    }
+}
+
+fn write_all(messages: Receiver<Message>) {
+    let mut out = std::io::stdout();
+    for message in messages {
+        match message {
+            // A closed pipe means that the agent is gone, which the commands' side notices and acts on.
+            Message::Event(event) => drop(out.write_all(protocol::line(&event).as_bytes()).and_then(|()| out.flush())),
+            Message::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+/// The next line of at most [`MAX_LINE`] bytes; `None` at the end of the input.
+fn next_line(input: &mut impl BufRead) -> Result<Option<String>, String> {
+    let mut line = Vec::new();
+    let read = input.by_ref().take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line);
+    match read {
+        Err(e) => Err(format!("reading commands: {e}")),
+        Ok(0) => Ok(None),
+        Ok(n) if n > MAX_LINE => Err(format!("a command of more than {MAX_LINE} bytes")),
+        Ok(_) => String::from_utf8(line).map(Some).map_err(|_| "a command that is not UTF-8".into()),
+    }
+}
+
+/// Commands from standard input, blank lines passed over.
+pub struct Commands {
+    input: BufReader<std::io::Stdin>,
+}
+
+impl Commands {
+    pub fn from_stdin() -> Commands {
+        Commands { input: BufReader::new(std::io::stdin()) }
+    }
+
+    /// The next command; `None` when the agent is gone.
+    pub fn next_command(&mut self) -> Result<Option<Command>, String> {
+        loop {
+            match next_line(&mut self.input)? {
+                None => return Ok(None),
+                Some(line) if line.trim().is_empty() => {}
+                Some(line) => return protocol::parse(line.trim()).map(Some),
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Where the parameters' first values come from: GPT-2's scaled initialisation, or the tensors of a checkpoint.
+//!
+//! Invariant: either every parameter is filled exactly once, or the error names the tensors that do not fit.
+//! Deliberately not here: reading files (`ckptd_interop`).
+
+use std::collections::BTreeMap;
+
+use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta};
+use ckptd_core::{Error, Result};
+use half::{bf16, f16};
+use tch::{Device, Kind};
+
+use super::Gpt2Config;
+use crate::capture::Destination;
+use crate::device::Context;
+
+/// The prefix that GPT2LMHeadModel's names have over GPT2Model's.
+const PREFIX: &str = "transformer.";
+const WTE: &str = "transformer.wte.weight";
+const LM_HEAD: &str = "lm_head.weight";
+
+/// GPT-2's initialisation (transformers' `_init_weights`): weights from N(0, initializer_range), those of `c_proj`,
+/// which feed the residual stream, narrower by sqrt(2 n_layer); layer norms one, biases zero. A pure function of
+/// the seed and each tensor's name. It reseeds libtorch's generator.
+pub fn random(config: &Gpt2Config, seed: u64, destinations: &mut [Destination<'_>]) -> Result<()> {
+    let range = config.initializer_range;
+    for Destination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
+        if !meta.name.ends_with(".weight") {
+            bytes.fill(0);
+        } else if meta.shape.len() < 2 {
+            bytes.chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&1f32.to_le_bytes()));
+        } else {
+            let scaled = meta.name.ends_with(".c_proj.weight");
+            let std = if scaled { range / (2.0 * config.n_layer as f64).sqrt() } else { range };
+            tch::manual_seed(tensor_seed(seed, &meta.name));
+            let size = [(bytes.len() / 4) as i64];
+            // SAFETY: the view ends before the borrow of `bytes` does, and mappings are aligned to 64 bytes.
+            let view = unsafe { tch::Tensor::f_from_blob(bytes.as_ptr(), &size, &[], Kind::Float, Device::Cpu) };
+            let mut view = view.context(format_args!("the initialisation of {}", meta.name))?;
+            let _ = view.f_normal_(0.0, std).context(format_args!("the initialisation of {}", meta.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// A seed of its own for each tensor, so that the values do not depend on the order of the tensors.
+fn tensor_seed(seed: u64, name: &str) -> i64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"ckptd-gpt2 initialisation").update(&seed.to_le_bytes()).update(name.as_bytes());
+    let hash = hasher.finalize();
+    hash.as_bytes().iter().take(8).fold(0u64, |seed, &byte| seed << 8 | u64::from(byte)) as i64
+}
+
+/// Fills the parameters from a checkpoint's tensors: float32, float16 or bfloat16, named as GPT2LMHeadModel or
+/// GPT2Model name them. The causal masks that older checkpoints carry and a tied lm_head are passed over.
+///
+/// # Errors
+/// [`Error::Config`] that names every missing, extra, doubled, misshapen or untied tensor. `origin` names the
+/// checkpoint in it.
+pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [Destination<'_>]) -> Result<()> {
+    let mut faults = Vec::new();
+    let mut given: BTreeMap<String, &Tensor> = BTreeMap::new();
+    for tensor in tensors {
+        let name = canonical(&tensor.meta.name);
+        if !is_mask(&name) && given.insert(name.clone(), tensor).is_some() {
+            faults.push(format!("{name} is there twice"));
+        }
+    }
+    let tied = !destinations.iter().any(|d| d.meta.name == LM_HEAD);
+    if let Some(head) = given.get(LM_HEAD).filter(|_| tied)
+        && !given.get(WTE).is_some_and(|wte| same_values(head, wte))
+    {
+        faults.push(format!("{LM_HEAD} differs from {WTE} although the config ties them (tie_word_embeddings)"));
+    }
+    for Destination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
+        match given.remove(&meta.name) {
+            None => faults.push(format!("{} is missing", meta.name)),
+            Some(tensor) => faults.extend(copy(tensor, meta, bytes).err()),
+        }
+    }
+    faults.extend(
+        given.keys().filter(|name| !tied || *name != LM_HEAD).map(|name| format!("{name} is not part of the model")),
+    );
+    match faults.len() {
+        0 => Ok(()),
+        n => {
+            const SHOWN: usize = 8;
+            let more = if n > SHOWN { format!("; and {} more", n - SHOWN) } else { String::new() };
+            faults.truncate(SHOWN);
+            Err(Error::Config(format!("{origin} does not fit its config.json: {}{more}", faults.join("; "))))
+        }
+    }
+}
+
+fn canonical(name: &str) -> String {
+    if name == LM_HEAD || name.starts_with(PREFIX) { name.to_owned() } else { format!("{PREFIX}{name}") }
+}
+
+/// `transformer.h.<n>.attn.bias` and `.masked_bias`: constants that transformers once saved as buffers.
+fn is_mask(name: &str) -> bool {
+    let layer = name.strip_prefix("transformer.h.").and_then(|rest| rest.split_once('.'));
+    layer.is_some_and(|(n, rest)| n.parse::<u32>().is_ok() && matches!(rest, "attn.bias" | "attn.masked_bias"))
+}
+
+fn same_values(a: &Tensor, b: &Tensor) -> bool {
+    a.meta.shape == b.meta.shape && a.meta.dtype == b.meta.dtype && (*a.bytes).as_ref() == (*b.bytes).as_ref()
+}
+
+fn copy(tensor: &Tensor, meta: &TensorMeta, destination: &mut [u8]) -> Result<(), String> {
+    let TensorMeta { name, shape, .. } = meta;
+    if tensor.meta.shape != *shape {
+        return Err(format!("{name} has the shape {:?}, expected {shape:?}", tensor.meta.shape));
+    }
+    let source: &[u8] = (*tensor.bytes).as_ref();
+    let dtype = tensor.meta.dtype;
+    if source.len() / dtype.size() != destination.len() / 4 {
+        return Err(format!("{name} has {} bytes, which is not its shape's {dtype}", source.len()));
+    }
+    let narrow = |to_f32: fn([u8; 2]) -> f32, destination: &mut [u8]| {
+        for (value, bytes) in destination.chunks_exact_mut(4).zip(source.chunks_exact(2)) {
+            value.copy_from_slice(&to_f32([bytes[0], bytes[1]]).to_le_bytes());
+        }
+    };
+    match dtype {
+        DType::F32 => destination.copy_from_slice(source),
+        DType::F16 => narrow(|b| f16::from_le_bytes(b).to_f32(), destination),
+        DType::BF16 => narrow(|b| bf16::from_le_bytes(b).to_f32(), destination),
+        _ => return Err(format!("{name} is {dtype}; F32, F16 and BF16 can be loaded")),
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! `ckptd-gpt2`: trains GPT-2 and commits snapshots, as ckptd's worker or alone.
+//!
+//! As a worker it says hello, waits for `start`, prepares the job, and trains on the main thread, while another thread
+//! obeys commands. An end, by command or because the agent is gone, does not wait for the step: the newest completed
+//! state is made durable and the process exits.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use ckptd_core::config::{Config, Every};
+use ckptd_core::protocol::{Command, Event, Failure, Level, Start, VERSION};
+use ckptd_core::store::{Pace, Store};
+use ckptd_core::{Error, Result};
+use ckptd_gpt2::events::{Commands, Events};
+use ckptd_gpt2::job::Job;
+use ckptd_gpt2::snapshots::{Policy, Settings, Snapshots};
+use ckptd_gpt2::train::Training;
+use ckptd_gpt2::{COMMANDS_THREAD, device, generate, probe};
+use clap::{Parser, Subcommand};
+
+/// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Train this job alone, without the daemon: resume, snapshot, print events; nothing is verified or rotated.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Let a snapshot, or any other model, go on with a text.
+    Generate(generate::GenerateArguments),
+    /// Write the logits of a model for a batch of tokens.
+    Logits(probe::LogitsArguments),
+    /// Say how the answers of a model are spread, and how far they are from another one's (for `ckptd check`).
+    Probe(probe::ProbeArguments),
+}
+
+fn main() -> ExitCode {
+    device::settle_openmp();
+    device::tune_malloc();
+    ckptd_core::os::fs::refuse_size_limit_signal();
+    let arguments = Arguments::parse();
+    if let Some(task) = arguments.task {
+        let done = match task {
+            Task::Generate(arguments) => generate::generate(&arguments),
+            Task::Logits(arguments) => probe::logits(&arguments),
+            Task::Probe(arguments) => probe::probe(&arguments),
+        };
+        return match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("ckptd-gpt2: {e}");
+                ExitCode::from(e.exit_code())
+            }
+        };
+    }
+    let events = match Events::to_stdout() {
+        Ok(events) => events,
+        Err(e) => {
+            eprintln!("ckptd-gpt2: starting a thread: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match arguments.config {
+        Some(path) => run(&events, || alone(&path)),
+        None => {
+            let accepts = vec!["configure".to_owned()];
+            let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
+            events.send(Event::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
+            run(&events, wait_for_start)
+        }
+    };
+    events.flush();
+    // libtorch's threads may be at work on something that nobody waits for.
+    std::process::exit(code);
+}
+
+/// Where the orders come from.
+enum Orders {
+    Agent(Commands),
+    /// Nobody: the session ends when the training does. The lock is held for as long as this lives.
+    Alone {
+        _lock: ckptd_core::store::Lock,
+    },
+}
+
+fn run(events: &Events, start: impl FnOnce() -> Result<(Start, Orders)>) -> i32 {
+    let outcome = start().and_then(|(start, orders)| train(start, orders, events));
+    let Err(error) = outcome else { return 0 };
+    let failure = match &error {
+        Error::Config(_) | Error::NotFound(_) => Failure::Config,
+        Error::Damaged { .. } => Failure::Damaged,
+        Error::Mismatch { .. } => Failure::Mismatch,
+        _ => Failure::Other,
+    };
+    events.send(Event::Failed { failure, what: error.to_string() });
+    i32::from(error.exit_code())
+}
+
+fn wait_for_start() -> Result<(Start, Orders)> {
+    let mut commands = Commands::from_stdin();
+    match commands.next_command() {
+        Ok(Some(Command::Start(start))) if start.protocol == VERSION => Ok((*start, Orders::Agent(commands))),
+        Ok(Some(Command::Start(start))) => {
+            Err(Error::Other(format!("the agent speaks protocol {}, this worker {VERSION}", start.protocol)))
+        }
+        Ok(Some(_)) => Err(Error::Other("the first command must be start".into())),
+        Ok(None) => Err(Error::Other("standard input ended before a start command; see --help".into())),
+        Err(what) => Err(Error::Other(what)),
+    }
+}
+
+/// What an agent would have said.
+fn alone(path: &std::path::Path) -> Result<(Start, Orders)> {
+    let config = Config::load(path)?;
+    let store = Store::create(&config.job.store)?;
+    let lock = store.lock("ckptd-gpt2 alone")?;
+    store.clean_staging()?;
+    let chosen = store.choose_resume(2, &mut |line| eprintln!("ckptd-gpt2: {line}"))?;
+    let run_id = match store.run_id()? {
+        Some(run_id) => run_id,
+        None => new_run_id(&config),
+    };
+    store.set_run_id(&run_id)?;
+    let next_seq = store.next_seq()?;
+    let resume = chosen.map(|c| c.entry.path);
+    let start = Start { protocol: VERSION, config, run_id, next_seq, resume, accept_changes: false };
+    Ok((start, Orders::Alone { _lock: lock }))
+}
+
+fn new_run_id(config: &Config) -> String {
+    let now = std::time::SystemTime::now();
+    let seed = format!("{now:?} {} {}", std::process::id(), config.job.store.display());
+    blake3::hash(seed.as_bytes()).to_hex()[..32].to_owned()
+}
+
+/// Prepares and trains. Returns when the training is complete; an end by command leaves the process from within.
+fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
+    let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
+    let taker: Arc<OnceLock<Snapshots>> = Arc::default();
+    let policy: Arc<Policy> = Arc::default();
+    let asked = &start.config.snapshot;
+    policy.set(asked.every_steps, asked.level, asked.encode_threads);
+    let interval = start.config.snapshot.every;
+    let own_timer = start.config.snapshot.every_steps.is_none();
+    let _lock = match orders {
+        Orders::Agent(commands) => {
+            obey(commands, taker.clone(), policy.clone(), events.clone())?;
+            None
+        }
+        Orders::Alone { _lock } => {
+            if let (Every::Interval(interval), true) = (interval, own_timer) {
+                let taker = taker.clone();
+                spawn("timer", move || {
+                    loop {
+                        std::thread::sleep(interval);
+                        if let Some(snapshots) = taker.get() {
+                            snapshots.take("interval");
+                        }
+                    }
+                })?;
+            }
+            Some(_lock)
+        }
+    };
+    let job = Job::open(start, events)?;
+    let settings = Settings {
+        store: Store::open(&job.config.job.store)?,
+        run_id,
+        next_seq,
+        resumed: job.resumed.clone(),
+        files: job.files.clone(),
+        provenance: job.provenance.clone(),
+        probe: job.config.snapshot.probe.then(|| job.prober()),
+    };
+    let snapshots = Snapshots::new(job.state.capturer(), settings, policy, events.clone())?;
+    let (train, _) = job.state.train();
+    events.send(Event::Ready {
+        step: train.step,
+        total_steps: job.config.train.steps,
+        parameters: job.model.config().parameter_count(),
+        state_bytes: job.state.capturer().memory().state,
+        resumed: job.resumed.as_ref().map(|(train, _)| format!("step {}", train.step)),
+        device: device::name(job.device),
+        threads: job.threads as u64,
+    });
+    // From here on an order to stop has a state to save.
+    let _ = taker.set(snapshots.clone());
+    let step = Training::new(job, events.clone(), snapshots.clone()).run()?;
+    snapshots.take_last("final", Pace::Alone, None)?;
+    events.send(Event::Done { step, finished: true });
+    Ok(())
+}
+
+/// Obeys the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
+fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Policy>, events: Events) -> Result<()> {
+    spawn(COMMANDS_THREAD, move || {
+        let (save, reason, within) = loop {
+            match commands.next_command() {
+                Ok(Some(Command::Snapshot { reason })) => match taker.get() {
+                    Some(snapshots) => drop(snapshots.take(&reason)),
+                    None => events.log(Level::Info, "no snapshot yet: the training has not begun"),
+                },
+                Ok(Some(Command::Configure { every_steps, level, encode_threads })) => {
+                    policy.set(every_steps, level, encode_threads);
+                }
+                Ok(Some(Command::Stop { snapshot, reason, within_ms })) => {
+                    break (snapshot, reason, within_ms.map(Duration::from_millis));
+                }
+                Ok(Some(Command::Start(_))) => events.log(Level::Warn, "a second start was ignored"),
+                Ok(None) => break (true, "the agent is gone".to_owned(), None),
+                Err(what) => events.log(Level::Warn, what),
+            }
+        };
+        let mut code = 0;
+        if let Some(snapshots) = taker.get() {
+            snapshots.end_training();
+        }
+        if let (true, Some(snapshots)) = (save, taker.get()) {
+            // The failure was told as an event.
+            code = i32::from(snapshots.take_last(&reason, Pace::Hurried, within).is_err());
+        }
+        let step = taker.get().map_or(0, Snapshots::step);
+        events.send(Event::Done { step, finished: false });
+        events.flush();
+        // Not exit: its handlers would tear libtorch down under the step that is being computed.
+        // SAFETY: _exit has no preconditions.
+        unsafe { libc::_exit(code) }
+    })
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(body);
+    spawned.map(drop).map_err(|e| Error::Other(format!("starting the thread for {name}: {e}")))
+}

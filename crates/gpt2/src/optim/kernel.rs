@@ -1,0 +1,227 @@
+//! The update on the CPU: one pass over the memory of parameters, moments and gradients, on all of the job's threads.
+//!
+//! The same generic code is compiled for AVX-512, AVX2 and the baseline, and chosen at run time. Rust contracts no
+//! multiplication and addition, division and square root are exact to rounding, and so all of them give the same bits.
+
+use ckptd_core::{Error, Result};
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::Coefficients;
+use crate::capture::Span;
+
+/// Elements of a block: its four or seven streams of 64 KiB fit the second-level cache.
+const BLOCK: usize = 16 * 1024;
+
+/// Independent partial sums of a block's norm.
+const LANES: usize = 16;
+
+/// A part of one tensor: where its parameter and moments are read and written, its gradient, its figures.
+pub struct Block<'a> {
+    state: [Option<Span>; 3],
+    gradient: &'a [f32],
+    coefficients: Coefficients,
+}
+
+impl<'a> Block<'a> {
+    /// The blocks of a tensor: `state` is its parameter and its moments, as many as the rule has.
+    pub fn split(
+        state: [Option<Span>; 3],
+        gradient: &'a [f32],
+        coefficients: Coefficients,
+    ) -> Result<impl Iterator<Item = Block<'a>>> {
+        if state.iter().flatten().any(|span| span.elements != gradient.len()) {
+            return Err(Error::Other("a gradient is not of its parameter's size".into()));
+        }
+        let part = move |index: usize, gradient: &'a [f32]| {
+            let offset = index * BLOCK;
+            let state = state.map(|span| {
+                span.map(|span| Span {
+                    source: span.source.wrapping_add(offset),
+                    target: span.target.wrapping_add(offset),
+                    elements: gradient.len(),
+                })
+            });
+            Block { state, gradient, coefficients }
+        };
+        Ok(gradient.chunks(BLOCK).enumerate().map(move |(index, gradient)| part(index, gradient)))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Width {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Baseline,
+}
+
+pub struct Kernels {
+    pool: ThreadPool,
+    width: Width,
+}
+
+impl Kernels {
+    pub fn new(threads: usize) -> Result<Kernels> {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("ckptd-update-{n}")).build();
+        let pool = pool.map_err(|e| Error::Other(format!("starting {threads} threads for the update: {e}")))?;
+        Ok(Kernels { pool, width: Width::best() })
+    }
+
+    /// The square root of the sum of squares over all tensors.
+    pub fn norm(&self, tensors: &[&[f32]]) -> f64 {
+        let blocks: Vec<&[f32]> = tensors.iter().flat_map(|tensor| tensor.chunks(BLOCK)).collect();
+        let sums: Vec<f64> = self.pool.install(|| blocks.par_iter().map(|block| self.width.squares(block)).collect());
+        sums.iter().sum::<f64>().sqrt()
+    }
+
+    pub fn update(&self, blocks: &[Block<'_>]) {
+        self.pool.install(|| blocks.par_iter().for_each(|block| self.width.update(block)));
+    }
+}
+
+impl Width {
+    fn best() -> Width {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Width::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") {
+                return Width::Avx2;
+            }
+        }
+        Width::Baseline
+    }
+
+    fn squares(self, values: &[f32]) -> f64 {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `best` has found the instructions.
+            Width::Avx512 => unsafe { squares_avx512(values) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Width::Avx2 => unsafe { squares_avx2(values) },
+            Width::Baseline => squares(values),
+        }
+    }
+
+    fn update(self, block: &Block<'_>) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `best` has found the instructions.
+            Width::Avx512 => unsafe { update_avx512(block) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Width::Avx2 => unsafe { update_avx2(block) },
+            Width::Baseline => update(block),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
+fn squares_avx512(values: &[f32]) -> f64 {
+    squares(values)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn squares_avx2(values: &[f32]) -> f64 {
+    squares(values)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
+fn update_avx512(block: &Block<'_>) {
+    update(block);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn update_avx2(block: &Block<'_>) {
+    update(block);
+}
+
+/// The sum of squares, as [`LANES`] interleaved sums of doubles that are added up at the end.
+#[inline(always)]
+fn squares(values: &[f32]) -> f64 {
+    let mut sums = [0f64; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (sum, &value) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(value) * f64::from(value);
+        }
+    }
+    for (sum, &value) in sums.iter_mut().zip(rest) {
+        *sum += f64::from(value) * f64::from(value);
+    }
+    sums.iter().sum()
+}
+
+#[inline(always)]
+fn update(block: &Block<'_>) {
+    match (block.coefficients, block.state) {
+        (Coefficients::Sgd { lr, momentum, decay, scale }, [Some(p), None, None]) => {
+            let _ = momentum;
+            each(block.gradient, [p], |g, [p]| [p - lr * (g * scale + decay * p)]);
+        }
+        (Coefficients::Sgd { lr, momentum, decay, scale }, [Some(p), Some(b), None]) => {
+            each(block.gradient, [p, b], |g, [p, b]| {
+                let b = momentum * b + (g * scale + decay * p);
+                [p - lr * b, b]
+            });
+        }
+        (
+            Coefficients::AdamW { keep, beta1, beta2, step_size, root_scale, eps, scale },
+            [Some(p), Some(m), Some(v)],
+        ) => {
+            let (rest1, rest2) = (1.0 - beta1, 1.0 - beta2);
+            each(block.gradient, [p, m, v], |g, [p, m, v]| {
+                let g = g * scale;
+                let m = beta1 * m + rest1 * g;
+                let v = beta2 * v + rest2 * (g * g);
+                [p * keep - step_size * (m / (v.sqrt() * root_scale + eps)), m, v]
+            });
+        }
+        // `Optimizer` pairs each rule with its moments.
+        _ => {}
+    }
+}
+
+/// Runs `rule` on every element: from the gradient and the N values of the state to the N new ones.
+///
+/// Each group of [`LANES`] elements is read as a whole before it is written, so that the compiler may use vectors
+/// although source and target may be the same.
+#[inline(always)]
+fn each<const N: usize>(gradient: &[f32], spans: [Span; N], rule: impl Fn(f32, [f32; N]) -> [f32; N]) {
+    let (groups, rest) = gradient.as_chunks::<LANES>();
+    for (index, gradients) in groups.iter().enumerate() {
+        let mut values = [[0f32; LANES]; N];
+        for (values, span) in values.iter_mut().zip(&spans) {
+            // SAFETY: every span has as many elements as the gradient, and this block has them to itself.
+            *values = unsafe { span.source.cast::<[f32; LANES]>().add(index).read() };
+        }
+        for (lane, &g) in gradients.iter().enumerate() {
+            let new = rule(g, std::array::from_fn(|n| values[n][lane]));
+            for (values, new) in values.iter_mut().zip(new) {
+                values[lane] = new;
+            }
+        }
+        for (values, span) in values.iter().zip(&spans) {
+            // SAFETY: as above.
+            unsafe { span.target.cast::<[f32; LANES]>().add(index).write(*values) };
+        }
+    }
+    for (index, &g) in (groups.len() * LANES..).zip(rest) {
+        // SAFETY: as above.
+        unsafe {
+            let new = rule(g, spans.map(|span| *span.source.add(index)));
+            for (span, value) in spans.iter().zip(new) {
+                *span.target.add(index) = value;
+            }
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Token files: little-endian u16 or u32 ids and nothing else, memory-mapped to read, whole or absent when written.
+//!
+//! Invariant: what is known about a file ([`Facts`]) was read from exactly these bytes. It is remembered beside the
+//! cache and believed without another look only while the file's [`Stamp`] is the same.
+//! Deliberately not here: where ids come from and what they mean (data).
+
+use std::fs::{File, Metadata, Permissions};
+use std::io::{BufWriter, Write};
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ckptd_core::{Error, Result};
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tempfile::NamedTempFile;
+
+/// Told the stage and, where known, how much of it is done (0 to 1).
+pub type Progress<'a> = dyn FnMut(&str, Option<f64>) + 'a;
+
+/// Unfinished files in a cache folder begin with it.
+const TEMPORARY: &str = ".tmp-";
+
+/// A file changed less than this ago may change again without a new time stamp, so its stamp proves nothing.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+
+/// Bytes of one id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Width {
+    U16,
+    U32,
+}
+
+impl Width {
+    /// u16 while every id of the vocabulary fits, else u32.
+    pub fn for_vocab(vocab_size: u64) -> Width {
+        if vocab_size <= 1 << 16 { Width::U16 } else { Width::U32 }
+    }
+
+    pub const fn bytes(self) -> usize {
+        match self {
+            Width::U16 => 2,
+            Width::U32 => 4,
+        }
+    }
+}
+
+/// A run of tokens in a memory-mapped file. Clones share the mapping; the operating system keeps of the file in
+/// memory what is read often. A file that somebody shortens while it is mapped ends the process with SIGBUS.
+#[derive(Clone, Debug)]
+pub struct TokenView {
+    map: Arc<Mmap>,
+    width: Width,
+    start: usize,
+    len: usize,
+}
+
+impl TokenView {
+    /// The whole of `path`, and the stamp of the file that was opened.
+    pub fn open(path: &Path, width: Width) -> Result<(TokenView, Stamp)> {
+        let file = File::open(path).map_err(|e| Error::io("opening token file", path, e))?;
+        let metadata = file.metadata().map_err(|e| Error::io("reading", path, e))?;
+        if !metadata.is_file() {
+            return Err(Error::Config(format!("token file {}: it is not a plain file", path.display())));
+        }
+        let bytes = metadata.len();
+        if bytes % width.bytes() as u64 != 0 {
+            return Err(Error::Config(format!(
+                "token file {}: {bytes} bytes are no whole number of {}-byte ids; the model's vocabulary decides \
+                 the width: little-endian uint16 up to 65,536 entries, else uint32",
+                path.display(),
+                width.bytes(),
+            )));
+        }
+        // SAFETY: the mapping is read only. Bytes that another process changes underneath are read as other ids,
+        // which are checked where they matter; a file shortened underneath raises SIGBUS, as documented above.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping token file", path, e))?;
+        let len = map.len() / width.bytes();
+        Ok((TokenView { map: Arc::new(map), width, start: 0, len }, Stamp::of(&metadata)))
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The tokens in `range`, which lies within [`TokenView::len`].
+    pub fn slice(&self, range: Range<usize>) -> TokenView {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} tokens", self.len);
+        TokenView { start: self.start + range.start, len: range.len(), ..self.clone() }
+    }
+
+    /// The ids in `range`, which lies within [`TokenView::len`].
+    pub fn ids(&self, range: Range<usize>) -> impl Iterator<Item = u32> + '_ {
+        let size = self.width.bytes();
+        self.bytes(range).chunks_exact(size).map(move |id| match *id {
+            [a, b] => u32::from(u16::from_le_bytes([a, b])),
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+            _ => unreachable!("an id has 2 or 4 bytes"),
+        })
+    }
+
+    /// Reads every token of the view.
+    pub fn scan(&self, progress: &mut Progress) -> Facts {
+        const CHUNK: usize = 4 << 20;
+        let mut survey = Survey::default();
+        for start in (0..self.len).step_by(CHUNK) {
+            progress("checking tokens", Some(start as f64 / self.len as f64));
+            let range = start..(start + CHUNK).min(self.len);
+            survey.hasher.update(self.bytes(range.clone()));
+            survey.count(self.ids(range));
+        }
+        survey.facts()
+    }
+
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} tokens", self.len);
+        let size = self.width.bytes();
+        &self.map[(self.start + range.start) * size..(self.start + range.end) * size]
+    }
+}
+
+/// What a full reading of a token file found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// BLAKE3 of the file, as hex.
+    pub blake3: String,
+    pub tokens: u64,
+    /// Largest id, and where it stands first.
+    pub max_id: u32,
+    pub max_at: u64,
+}
+
+#[derive(Default)]
+struct Survey {
+    hasher: blake3::Hasher,
+    tokens: u64,
+    max: Option<(u32, u64)>,
+}
+
+impl Survey {
+    fn count(&mut self, ids: impl Iterator<Item = u32>) {
+        for id in ids {
+            if self.max.is_none_or(|(max, _)| id > max) {
+                self.max = Some((id, self.tokens));
+            }
+            self.tokens += 1;
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let (max_id, max_at) = self.max.unwrap_or_default();
+        Facts { blake3: self.hasher.finalize().to_hex().to_string(), tokens: self.tokens, max_id, max_at }
+    }
+}
+
+/// Writes a token file; nothing stands at its path before [`TokenWriter::finish`].
+pub struct TokenWriter {
+    file: BufWriter<NamedTempFile>,
+    width: Width,
+    survey: Survey,
+    bytes: Vec<u8>,
+}
+
+impl TokenWriter {
+    /// Starts a file in `folder`.
+    pub fn create(folder: &Path, width: Width) -> Result<TokenWriter> {
+        let file = BufWriter::with_capacity(1 << 20, temporary(folder)?);
+        Ok(TokenWriter { file, width, survey: Survey::default(), bytes: Vec::new() })
+    }
+
+    /// Appends `ids`, each of which fits the width.
+    pub fn push(&mut self, ids: &[u32]) -> Result<()> {
+        self.bytes.clear();
+        match self.width {
+            Width::U16 => self.bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+            Width::U32 => self.bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+        }
+        debug_assert!(self.width == Width::U32 || ids.iter().all(|&id| id <= u32::from(u16::MAX)));
+        self.survey.hasher.update(&self.bytes);
+        self.survey.count(ids.iter().copied());
+        self.file.write_all(&self.bytes).map_err(|e| Error::io("writing", self.file.get_ref().path(), e))
+    }
+
+    /// Makes the file durable and gives it its name, in the place of any other.
+    pub fn finish(self, path: &Path) -> Result<Facts> {
+        let facts = self.survey.facts();
+        let file = self.file.into_inner().map_err(|e| Error::io("writing", path, e.into_error()))?;
+        persist(file, path)?;
+        Ok(facts)
+    }
+}
+
+/// What tells, without reading it, that a file is still the one that was read: any write, replacement or reset time
+/// stamp changes one of these. The change time cannot be set by a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    pub bytes: u64,
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds since 1970.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub fn of(metadata: &Metadata) -> Stamp {
+        Stamp {
+            bytes: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether the file had rested for long enough at `now` that a later change must show in its stamp. Asked at the
+    /// time of reading; a stamp that has not settled is not remembered, as git does with its index.
+    pub fn is_settled(&self, now: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.modified.max(self.changed);
+        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else { return false };
+        now.duration_since(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds))
+            .is_ok_and(|age| age >= SETTLED_AFTER)
+    }
+}
+
+/// The JSON document at `path`, or `None` where there is none that can be read: what is remembered is worth nothing
+/// but time.
+pub fn recall<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// Writes `value` as a JSON document to `path`.
+pub fn remember<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let json = serde_json::to_vec(value).map_err(|e| Error::Other(format!("writing {}: {e}", path.display())))?;
+    write_whole(path, &json)
+}
+
+/// Writes `bytes` to `path`, whole or not at all, also when two processes do it at once.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = temporary(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(bytes).map_err(|e| Error::io("writing", path, e))?;
+    persist(file, path)
+}
+
+/// Makes the cache folder, and clears it of what killed processes left unfinished.
+pub fn prepare_cache(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating cache folder", folder, e))?;
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io("reading cache folder", folder, e))?;
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY)) {
+        // Whoever writes a temporary file holds a lock on it. A young one may not be locked yet.
+        let is_young = entry.metadata().ok().and_then(|m| m.modified().ok()).is_none_or(|modified| {
+            SystemTime::now().duration_since(modified).is_ok_and(|age| age < Duration::from_secs(60))
+        });
+        let is_free = || File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+        if !is_young && is_free() {
+            // Another process may have been quicker.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// A locked temporary file in `folder`, removed when dropped.
+fn temporary(folder: &Path) -> Result<NamedTempFile> {
+    let file = tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        // As any new file, less the umask: a cache may be shared.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(|e| Error::io("creating a file in", folder, e))?;
+    // A file system without locks only loses the clearing of left-overs.
+    let _ = file.as_file().try_lock();
+    Ok(file)
+}
+
+fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
+    file.as_file().sync_all().map_err(|e| Error::io("syncing", path, e))?;
+    file.persist(path).map_err(|e| Error::io("renaming to", path, e.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, width: Width, ids: &[u32]) -> (std::path::PathBuf, Facts) {
+        let path = folder.join("tokens.bin");
+        let mut writer = TokenWriter::create(folder, width).unwrap();
+        for part in ids.chunks(3) {
+            writer.push(part).unwrap();
+        }
+        assert!(!path.exists(), "a half file has no name");
+        let facts = writer.finish(&path).unwrap();
+        (path, facts)
+    }
+
+    #[test]
+    fn ids_come_back_as_written_and_the_facts_are_those_of_the_file() {
+        for (width, ids) in [(Width::U16, vec![3, 65535, 0, 65535, 9]), (Width::U32, vec![70_000, 1, u32::MAX, 2])] {
+            let folder = tempfile::tempdir().unwrap();
+            let (path, facts) = write(folder.path(), width, &ids);
+            let (view, stamp) = TokenView::open(&path, width).unwrap();
+            assert_eq!(stamp.bytes as usize, ids.len() * width.bytes());
+            assert_eq!(view.ids(0..view.len()).collect::<Vec<_>>(), ids);
+            assert_eq!(view.slice(1..4).slice(1..2).ids(0..1).collect::<Vec<_>>(), ids[2..3]);
+            assert_eq!(view.scan(&mut |_, _| ()), facts);
+            assert_eq!(facts.blake3, blake3::hash(&std::fs::read(&path).unwrap()).to_hex().as_str());
+            assert_eq!(facts.max_at, if width == Width::U16 { 1 } else { 2 });
+        }
+    }
+
+    #[test]
+    fn a_file_of_odd_length_is_refused_and_an_empty_one_has_no_tokens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.bin");
+        std::fs::write(&path, [1, 2, 3]).unwrap();
+        let error = TokenView::open(&path, Width::U16).unwrap_err();
+        assert_eq!(error.exit_code(), 78);
+        assert!(error.to_string().contains("3 bytes are no whole number of 2-byte ids"), "{error}");
+        std::fs::write(&path, []).unwrap();
+        assert!(TokenView::open(&path, Width::U16).unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_stamp_settles_two_seconds_after_the_last_change() {
+        let file = NamedTempFile::new().unwrap();
+        let stamp = Stamp::of(&file.as_file().metadata().unwrap());
+        let now = SystemTime::now();
+        assert!(!stamp.is_settled(now));
+        assert!(!stamp.is_settled(now - Duration::from_secs(3600)), "a file from the future");
+        assert!(stamp.is_settled(now + Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_cache_is_cleared_of_old_left_overs_but_not_of_files_being_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let writing = temporary(folder.path()).unwrap();
+        let (left, young) = (folder.path().join(".tmp-left"), folder.path().join(".tmp-young"));
+        for path in [&left, &young] {
+            std::fs::write(path, "x").unwrap();
+        }
+        let old = SystemTime::now() - Duration::from_secs(120);
+        File::options().write(true).open(&left).unwrap().set_modified(old).unwrap();
+        writing.as_file().set_modified(old).unwrap();
+        prepare_cache(folder.path()).unwrap();
+        assert!(!left.exists() && young.exists() && writing.path().exists());
+    }
+}

@@ -1,0 +1,165 @@
+//! The training loop, from the first step that is missing to the last.
+//!
+//! Invariant: what a step computes is a function of the state and the settings alone: randomness comes from (seed,
+//! step, micro-batch), the data order from (seed, epoch, position). A run that was interrupted anywhere ends in the
+//! same bits. Deliberately not here: preparing (`job`), snapshots (`snapshots`), stopping (`main`).
+
+use std::time::Instant;
+
+use ckptd_core::protocol::Event;
+use ckptd_core::{Error, Result, schedule};
+
+use crate::data::order::{Cursor, EvalBatches, TrainBatches};
+use crate::events::Events;
+use crate::gpt2::{Batch, Gradients};
+use crate::job::Job;
+use crate::optim::Step;
+use crate::rng;
+use crate::snapshots::Snapshots;
+
+/// A training under way.
+pub struct Training {
+    job: Job,
+    batches: TrainBatches,
+    eval_batches: EvalBatches,
+    gradients: Gradients,
+    inputs: Vec<i64>,
+    targets: Vec<i64>,
+    events: Events,
+    snapshots: Snapshots,
+}
+
+impl Training {
+    pub fn new(job: Job, events: Events, snapshots: Snapshots) -> Training {
+        let train = &job.config.train;
+        let batches = TrainBatches::new(job.data.train.clone(), train.sequence_length, job.config.job.seed);
+        let eval_batches =
+            EvalBatches::new(job.data.val.clone(), train.sequence_length, train.batch_size, train.eval_batches);
+        Training {
+            job,
+            batches,
+            eval_batches,
+            gradients: Gradients::default(),
+            inputs: Vec::new(),
+            targets: Vec::new(),
+            events,
+            snapshots,
+        }
+    }
+
+    /// Trains to the last step. Returns how many steps are completed.
+    pub fn run(&mut self) -> Result<u64> {
+        let steps = self.job.config.train.steps;
+        // A snapshot may have been taken between a step and its evaluation.
+        self.evaluate_if_due()?;
+        loop {
+            let step = self.job.state.train().0.step;
+            if step >= steps {
+                return Ok(step);
+            }
+            self.advance(step)?;
+        }
+    }
+
+    /// The step after `step`, and what falls due with it: an evaluation, a snapshot.
+    pub fn advance(&mut self, step: u64) -> Result<()> {
+        self.step(step)?;
+        self.evaluate_if_due()?;
+        if self.snapshots.is_due(step + 1) && step + 1 < self.job.config.train.steps {
+            self.snapshots.take_between_steps("interval");
+        }
+        Ok(())
+    }
+
+    /// One update, from the mean gradient over its micro-batches.
+    fn step(&mut self, step: u64) -> Result<()> {
+        let began = Instant::now();
+        let Job { config, device, model, state, optimizer, .. } = &mut self.job;
+        let train = &config.train;
+        let micro_batches = train.grad_accumulation;
+        let (saved, _) = state.train();
+        let mut cursor = Cursor { epoch: saved.epoch, position: saved.position };
+        let mut loss = 0.0;
+        self.gradients.clear();
+        for micro_batch in 0..micro_batches {
+            self.snapshots.pause_if_ending();
+            cursor = self.batches.fill(cursor, train.batch_size, &mut self.inputs, &mut self.targets);
+            let batch = Batch::new(&self.inputs, &self.targets, train.batch_size as usize, *device)?;
+            tch::manual_seed(rng::seed_for(config.job.seed, step, micro_batch, "dropout"));
+            let weight = 1.0 / micro_batches as f64;
+            loss += weight * model.loss_and_grads(state.params(), &batch, weight, &mut self.gradients)?;
+            if micro_batches > 1 {
+                self.events.send(Event::Alive { step, micro_batch });
+            }
+        }
+        let learning_rate = schedule::learning_rate(train, step);
+        if !loss.is_finite() {
+            return Err(self.diverged(step, loss, learning_rate));
+        }
+        let tokens = micro_batches * train.batch_size * train.sequence_length;
+        let figures = Step { number: step + 1, learning_rate };
+        let norm = optimizer.step(state, self.gradients.tensors(), figures, |train, metrics| {
+            train.step = step + 1;
+            train.tokens_seen += tokens;
+            train.epoch = cursor.epoch;
+            train.position = cursor.position;
+            metrics.train_loss = Some(loss);
+        })?;
+        let step_ms = began.elapsed().as_secs_f64() * 1e3;
+        let grad_norm = Some(norm).filter(|n| n.is_finite());
+        self.events.send(Event::Step { step: step + 1, loss, learning_rate, grad_norm, step_ms, tokens });
+        Ok(())
+    }
+
+    /// Keeps the state for a post-mortem; training on would only spoil the weights.
+    fn diverged(&mut self, step: u64, loss: f64, learning_rate: f64) -> Error {
+        self.job.state.edit(|_, metrics| metrics.train_loss = Some(loss));
+        // A failure to save was told as an event; the error that matters is the loss.
+        let _ = self.snapshots.take_post_mortem();
+        Error::Other(format!(
+            "the loss is {loss} in step {} (learning rate {learning_rate:.3e}); lower [train] learning_rate, \
+             or look for bad data near this step",
+            step + 1
+        ))
+    }
+
+    fn evaluate_if_due(&mut self) -> Result<()> {
+        let (saved, _) = self.job.state.train();
+        let (step, train) = (saved.step, &self.job.config.train);
+        let due = train.eval_every > 0 && (step.is_multiple_of(train.eval_every) || step == train.steps);
+        if !due || step == 0 || saved.last_eval_step == step {
+            return Ok(());
+        }
+        let val_loss = self.evaluate()?;
+        let best = val_loss.is_finite() && saved.best_val_loss.is_none_or(|best| val_loss < best);
+        self.job.state.edit(|train, metrics| {
+            train.last_eval_step = step;
+            if best {
+                train.best_val_loss = Some(val_loss);
+            }
+            metrics.val_loss = Some(val_loss);
+            metrics.val_step = Some(step);
+        });
+        self.events.send(Event::Eval { step, val_loss, best });
+        if best && step < self.job.config.train.steps {
+            self.snapshots.take_between_steps("best validation loss");
+        }
+        Ok(())
+    }
+
+    /// Mean loss over the validation batches, in nats a token.
+    fn evaluate(&mut self) -> Result<f64> {
+        let batches = self.eval_batches.len();
+        let mut sum = 0.0;
+        for index in 0..batches {
+            self.snapshots.pause_if_ending();
+            self.eval_batches.fill(index, &mut self.inputs, &mut self.targets);
+            let rows = self.job.config.train.batch_size as usize;
+            let batch = Batch::new(&self.inputs, &self.targets, rows, self.job.device)?;
+            sum += self.job.model.loss(self.job.state.params(), &batch)?;
+            let fraction = Some((index + 1) as f64 / batches as f64);
+            self.events.send(Event::Progress { stage: "evaluating".into(), fraction });
+        }
+        Ok(sum / batches as f64)
+    }
+}

@@ -1,0 +1,122 @@
+//! A model to ask, not to train: its shape and parameters, from a snapshot or from anything that can be imported.
+//!
+//! Deliberately not here: the training state with its moments (`capture`, `job`).
+
+use std::path::{Path, PathBuf};
+
+use ckptd_core::config::Config;
+use ckptd_core::snapshot::{CarriedFile, Role, TensorMeta};
+use ckptd_core::store::{Reader, Store};
+use ckptd_core::{Error, Result};
+use ckptd_interop::progress::Silent;
+use ckptd_interop::{hf, import};
+use tch::{Device, Kind, Tensor};
+
+use crate::capture::Destination;
+use crate::device::Context;
+use crate::gpt2::{Gpt2Config, init};
+
+pub struct Weights {
+    pub config: Gpt2Config,
+    /// In the order of [`Gpt2Config::parameters`], on the CPU.
+    pub params: Vec<Tensor>,
+    /// The small files that came with them: config.json, tokenizer.json.
+    pub files: Vec<CarriedFile>,
+    /// The steps that they were trained for, where that is known.
+    pub step: Option<u64>,
+    /// The hash of the answers that the snapshot holds; see [`crate::probe`].
+    pub probe: Option<String>,
+    /// The threads that it was trained with.
+    pub threads: Option<usize>,
+}
+
+/// The file of the snapshot `spec` in `store`, a store's folder or a job file.
+pub fn find(store: &Path, spec: &str) -> Result<PathBuf> {
+    let folder = match store.is_dir() {
+        true => store.to_path_buf(),
+        false => Config::load(store)?.job.store,
+    };
+    Ok(Store::open(&folder)?.find(spec)?.path)
+}
+
+/// Opens the model at `path`: a snapshot, a model folder, a `.pt` or safetensors file, a bundle.
+pub fn open(path: &Path, threads: usize) -> Result<Weights> {
+    match import::is_snapshot(path)? {
+        true => from_snapshot(path, threads),
+        false => from_others(path),
+    }
+}
+
+fn from_snapshot(path: &Path, threads: usize) -> Result<Weights> {
+    let reader = Reader::open(path)?;
+    let mut files = Vec::new();
+    for record in &reader.manifest().files {
+        let bytes = reader.read_file(&record.name)?.unwrap_or_default();
+        files.push(CarriedFile { name: record.name.clone(), bytes: bytes.into() });
+    }
+    let (config, params) = fill(&files, path, |destinations| {
+        let tensors = &reader.manifest().tensors;
+        let mut wanted = Vec::with_capacity(destinations.len());
+        for destination in destinations {
+            let index = tensors.iter().position(|tensor| tensor.meta == *destination.meta);
+            let missing =
+                || Error::mismatch(path, format!("{} does not fit its config.json", destination.meta.label()));
+            wanted.push((index.ok_or_else(missing)?, &mut *destination.bytes));
+        }
+        reader.read_into(wanted, threads.max(1))
+    })?;
+    let manifest = reader.manifest();
+    Ok(Weights {
+        config,
+        params,
+        files,
+        step: Some(manifest.train.step),
+        probe: manifest.metrics.probe.clone(),
+        threads: manifest.train.settings.get("threads").and_then(|threads| threads.parse().ok()),
+    })
+}
+
+fn from_others(path: &Path) -> Result<Weights> {
+    // A bundle is unpacked there, for as long as it is read.
+    let scratch = std::env::temp_dir().join(format!("ckptd-gpt2-{}", std::process::id()));
+    let mut loaded = import::load(path, &scratch, None, &Silent)?;
+    loaded.snapshot.tensors.retain(|tensor| matches!(tensor.meta.role, Role::Param | Role::Buffer));
+    let files = std::mem::take(&mut loaded.snapshot.files);
+    let origin = path.display().to_string();
+    let tensors = &loaded.snapshot.tensors;
+    let (config, params) = fill(&files, path, |destinations| init::from_tensors(tensors, &origin, destinations))?;
+    let step = Some(loaded.snapshot.train.step).filter(|&step| step > 0);
+    Ok(Weights { config, params, files, step, probe: None, threads: None })
+}
+
+/// Parameters of the shape that the carried config.json describes, filled by `fill`.
+fn fill(
+    files: &[CarriedFile],
+    origin: &Path,
+    fill: impl FnOnce(&mut [Destination<'_>]) -> Result<()>,
+) -> Result<(Gpt2Config, Vec<Tensor>)> {
+    let json = files.iter().find(|file| file.name == hf::CONFIG).ok_or_else(|| {
+        Error::mismatch(origin, "it has no config.json, so that the model's shape is not known; import it with --model")
+    })?;
+    let name = format!("{}: config.json", origin.display());
+    let config = Gpt2Config::from_json(&String::from_utf8_lossy(&json.bytes), &name)?;
+    let metas = config.parameters();
+    let params: Vec<Tensor> = metas.iter().map(zeros).collect::<Result<_>>()?;
+    let mut destinations: Vec<Destination> =
+        metas.iter().zip(&params).map(|(meta, tensor)| memory(meta, tensor)).collect();
+    fill(&mut destinations)?;
+    drop(destinations);
+    Ok((config, params))
+}
+
+fn zeros(meta: &TensorMeta) -> Result<Tensor> {
+    let shape: Vec<i64> = meta.shape.iter().map(|&d| d as i64).collect();
+    Tensor::f_zeros(shape.as_slice(), (Kind::Float, Device::Cpu)).context(format_args!("allocating {}", meta.name))
+}
+
+fn memory<'a>(meta: &'a TensorMeta, tensor: &'a Tensor) -> Destination<'a> {
+    let bytes = 4 * tensor.numel();
+    // SAFETY: a contiguous float32 tensor of the CPU, which nobody else has seen and which outlives the borrow.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), bytes) };
+    Destination { meta, bytes }
+}

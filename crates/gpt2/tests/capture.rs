@@ -1,0 +1,248 @@
+//! Captures at random moments are whole, whatever the training does meanwhile.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ckptd_core::config::{Config, Optimizer as Kind, Train};
+use ckptd_core::snapshot::{DType, Role, TensorMeta, TrainState};
+use ckptd_gpt2::capture::{Capture, State};
+use ckptd_gpt2::optim::{Optimizer, Step};
+
+const CAPTURES: u64 = 150;
+
+/// A generator that is good enough to choose moments and values.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 11) % n
+    }
+}
+
+fn metas() -> Vec<TensorMeta> {
+    let shapes: [&[u64]; 6] = [&[300, 170], &[1], &[64, 64], &[5_000], &[17], &[3, 5, 7]];
+    let meta = |i: usize| TensorMeta {
+        role: Role::Param,
+        name: format!("tensor.{i}"),
+        dtype: DType::F32,
+        shape: shapes[i % shapes.len()].to_vec(),
+    };
+    (0..24).map(meta).collect()
+}
+
+fn state(optimizer: &Optimizer) -> State {
+    let train = TrainState {
+        step: 0,
+        tokens_seen: 0,
+        epoch: 0,
+        position: 0,
+        last_eval_step: 0,
+        best_val_loss: None,
+        settings: Default::default(),
+    };
+    let mut state = State::new(&metas(), optimizer.roles(), tch::Device::Cpu, train).unwrap();
+    let fill = |destinations: &mut [ckptd_gpt2::capture::Destination<'_>]| {
+        let mut random = Random(7);
+        for destination in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
+            for value in destination.bytes.chunks_exact_mut(4) {
+                value.copy_from_slice(&(random.below(2000) as f32 / 1000.0 - 1.0).to_le_bytes());
+            }
+        }
+        Ok(())
+    };
+    state.fill(fill).unwrap();
+    state
+}
+
+fn optimizer(kind: Kind) -> Optimizer {
+    let train = Train { optimizer: kind, momentum: 0.9, grad_clip: 1.0, ..Config::default().train };
+    Optimizer::new(&train, 2).unwrap()
+}
+
+fn gradients(step: u64) -> Vec<tch::Tensor> {
+    let mut random = Random(step * 977 + 1);
+    let gradient = |meta: TensorMeta| {
+        let shift = random.below(1000) as f32;
+        let values: Vec<f32> = (0..meta.elements().unwrap()).map(|i| ((i as f32 + shift) * 0.37).sin()).collect();
+        let shape: Vec<i64> = meta.shape.iter().map(|&d| d as i64).collect();
+        tch::Tensor::from_slice(&values).view(shape.as_slice())
+    };
+    metas().into_iter().map(gradient).collect()
+}
+
+fn update(state: &mut State, optimizer: &Optimizer, gradients: &[tch::Tensor]) {
+    let step = state.train().0.step + 1;
+    let figures = Step { number: step, learning_rate: 1e-2 };
+    let advance = |train: &mut TrainState, metrics: &mut ckptd_core::snapshot::Metrics| {
+        train.step = step;
+        train.tokens_seen = 100 * step;
+        metrics.train_loss = Some(step as f64);
+    };
+    optimizer.step(state, gradients, figures, advance).unwrap();
+}
+
+/// Every tensor's bytes, copied.
+fn copy(capture: &Capture) -> Vec<Vec<u8>> {
+    capture.tensors.iter().map(|tensor| (*tensor.bytes).as_ref().to_vec()).collect()
+}
+
+#[test]
+fn a_capture_at_any_moment_equals_a_full_copy_made_at_the_same_cut() {
+    for kind in [Kind::Adamw, Kind::Sgd] {
+        stress(kind);
+    }
+}
+
+/// A twin that nobody captures concurrently takes every update first, and a full copy of it is kept. Meanwhile two
+/// threads capture the real state at random moments and compare tensor by tensor, late and in random order.
+fn stress(kind: Kind) {
+    let optimizer = optimizer(kind);
+    let (mut real, mut twin) = (state(&optimizer), state(&optimizer));
+    let twins_capturer = twin.capturer();
+    let first = copy(&twins_capturer.capture().unwrap().unwrap());
+    let copies = Mutex::new(HashMap::from([(0, first)]));
+    let ending = AtomicBool::new(false);
+    let compared = AtomicU64::new(0);
+    let capturer = real.capturer();
+
+    thread::scope(|scope| {
+        let threads = [3, 5].map(|seed| {
+            let (capturer, copies, ending, compared) = (capturer.clone(), &copies, &ending, &compared);
+            scope.spawn(move || {
+                let mut random = Random(seed);
+                while !ending.load(Ordering::Relaxed) {
+                    pause(&mut random, 1500);
+                    if let Some(capture) = capturer.capture().unwrap() {
+                        compare(capture, copies, &mut random);
+                        compared.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            })
+        });
+        for step in 1.. {
+            // A thread that found a difference has panicked; the scope reports it.
+            if compared.load(Ordering::Relaxed) >= CAPTURES || threads.iter().any(|thread| thread.is_finished()) {
+                break;
+            }
+            let gradients = gradients(step);
+            update(&mut twin, &optimizer, &gradients);
+            let copied = copy(&twins_capturer.capture().unwrap().unwrap());
+            let mut kept = copies.lock().unwrap();
+            kept.insert(step, copied);
+            kept.retain(|&old, _| old + 50 > step);
+            drop(kept);
+            update(&mut real, &optimizer, &gradients);
+        }
+        ending.store(true, Ordering::Relaxed);
+    });
+
+    let memory = capturer.memory();
+    assert!(memory.extra_peak > 0, "no update had to leave a captured tensor alone");
+    assert!(memory.extra_peak <= memory.state, "{memory:?}");
+    assert_eq!(memory.extra, 0, "every handle is dropped: {memory:?}");
+}
+
+fn compare(capture: Capture, copies: &Mutex<HashMap<u64, Vec<Vec<u8>>>>, random: &mut Random) {
+    let step = capture.train.step;
+    assert_eq!(capture.train.tokens_seen, 100 * step);
+    assert_eq!(capture.metrics.train_loss.unwrap_or(0.0), step as f64);
+    let expected = copies.lock().unwrap()[&step].clone();
+    let mut tensors: Vec<_> = capture.tensors.into_iter().zip(expected).collect();
+    assert_eq!(tensors.len() % 24, 0);
+    while !tensors.is_empty() {
+        let (tensor, expected) = tensors.swap_remove(random.below(tensors.len() as u64) as usize);
+        pause(random, 100);
+        assert!((*tensor.bytes).as_ref() == expected, "step {step}: {} is not what it was", tensor.meta.label());
+    }
+}
+
+/// Up to so many microseconds, now and then much longer.
+fn pause(random: &mut Random, most_us: u64) {
+    let factor = if random.below(100) == 0 { 20 } else { 1 };
+    let until = Instant::now() + Duration::from_micros(random.below(most_us * factor));
+    while Instant::now() < until {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_second_capture_waits_until_the_first_is_dropped() {
+    let optimizer = optimizer(Kind::Adamw);
+    let mut state = state(&optimizer);
+    let capturer = state.capturer();
+    let mut capture = capturer.capture().unwrap().unwrap();
+    assert!(capturer.capture().unwrap().is_none());
+    assert!(state.fill(|_| Ok(())).is_err(), "a captured state is not refilled");
+    for step in 1..4 {
+        update(&mut state, &optimizer, &gradients(step));
+    }
+    // One handle keeps the snapshot in flight; the rest of it is given back.
+    let last = capture.tensors.pop().unwrap();
+    let meter = capture.stall_meter();
+    drop(capture);
+    assert!(capturer.capture().unwrap().is_none());
+    let memory = capturer.memory();
+    assert_eq!(memory.extra, last.meta.bytes().unwrap());
+    assert_eq!(memory.extra_peak, memory.state);
+    drop(last);
+    assert!(capturer.capture().unwrap().is_some());
+    assert!(meter.stall() < Duration::from_millis(500));
+}
+
+#[test]
+fn an_update_that_fails_half_way_leaves_no_state_to_capture() {
+    let optimizer = optimizer(Kind::Adamw);
+    let mut state = state(&optimizer);
+    let capturer = state.capturer();
+    let failed =
+        state.update(|_| Err::<(), _>(ckptd_core::Error::Other("out of memory".into())), |train, _| train.step = 1);
+    assert!(failed.is_err());
+    assert_eq!(state.train().0.step, 0);
+    assert!(capturer.capture().is_err());
+    assert!(optimizer.step(&mut state, &gradients(1), Step { number: 1, learning_rate: 0.1 }, |_, _| ()).is_err());
+}
+
+#[test]
+fn the_parameters_follow_their_tensors_to_another_home() {
+    let optimizer = optimizer(Kind::Adamw);
+    let mut state = state(&optimizer);
+    let capturer = state.capturer();
+    for step in 1..6 {
+        let held = if step % 2 == 0 { capturer.capture().unwrap() } else { None };
+        update(&mut state, &optimizer, &gradients(step));
+        drop(held);
+        let now = capturer.capture().unwrap().unwrap();
+        for (leaf, tensor) in state.params().iter().zip(&now.tensors) {
+            assert!(leaf.requires_grad());
+            let mut bytes = vec![0; 4 * leaf.numel()];
+            leaf.detach().copy_data_u8(&mut bytes, leaf.numel());
+            assert!(bytes == (*tensor.bytes).as_ref(), "step {step}: {}", tensor.meta.name);
+        }
+    }
+}
+
+#[test]
+fn gradients_that_do_not_fit_are_refused_before_anything_changes() {
+    let optimizer = optimizer(Kind::Adamw);
+    let mut state = state(&optimizer);
+    let step = Step { number: 1, learning_rate: 0.1 };
+    let mut wrong = gradients(1);
+    wrong[2] = tch::Tensor::zeros([64, 65], (tch::Kind::Float, tch::Device::Cpu));
+    let error = optimizer.step(&mut state, &wrong, step, |_, _| ()).unwrap_err();
+    assert!(error.to_string().contains("tensor.2"), "{error}");
+    wrong[2] = tch::Tensor::zeros([64, 64], (tch::Kind::Double, tch::Device::Cpu));
+    assert!(optimizer.step(&mut state, &wrong, step, |_, _| ()).is_err());
+    assert!(optimizer.step(&mut state, &wrong[1..], step, |_, _| ()).is_err());
+    update(&mut state, &optimizer, &gradients(1));
+}

@@ -1,0 +1,144 @@
+//! The model and the optimisers agree with transformers and PyTorch on the same weights and tokens.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ckptd_core::config::{Config, Optimizer as Kind, Train};
+use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta, TrainState};
+use ckptd_gpt2::capture::State;
+use ckptd_gpt2::gpt2::{Batch, Gpt2, Gpt2Config, Gradients, init};
+use ckptd_gpt2::optim::{Optimizer, Step};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+const CPU: tch::Device = tch::Device::Cpu;
+
+/// What tests/python/parity.py writes.
+#[derive(Deserialize)]
+struct Case {
+    clip: f64,
+    decay: f64,
+    sgd_lr: f64,
+    momentum: f64,
+    adamw_lr: f64,
+    betas: [f64; 2],
+    eps: f64,
+    /// [step][micro-batch][row][position + 1]
+    tokens: Vec<Vec<Vec<Vec<i64>>>>,
+    sgd: Vec<f64>,
+    adamw: Vec<f64>,
+}
+
+#[test]
+fn logits_and_losses_agree_with_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let python = std::env::var_os("CKPTD_PYTHON").map_or(root.join(".cache/python/bin/python"), PathBuf::from);
+    let script = root.join("tests/python/parity.py");
+    let status = Command::new(&python).arg(script).arg(folder.path()).status();
+    let status = status.unwrap_or_else(|e| panic!("{} (scripts/setup.sh full installs it): {e}", python.display()));
+    assert!(status.success(), "tests/python/parity.py failed; scripts/setup.sh full installs what it needs");
+
+    ckptd_gpt2::device::set_threads(1).unwrap();
+    let mut cases = 0;
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        compare(&entry.unwrap().path());
+        cases += 1;
+    }
+    assert!(cases >= 4);
+}
+
+fn compare(folder: &Path) {
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    let json = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let config = Gpt2Config::from_json(&json, "config.json").unwrap().with_dropout(0.0);
+    let case: Case = serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
+    let tensors = read_safetensors(&folder.join("model.safetensors"));
+
+    let bytes = std::fs::read(folder.join("logits.f32")).unwrap();
+    let expected: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let state = state(&config, &[], &tensors);
+    let batch = batch(&case.tokens[0][0]);
+    let logits = Gpt2::new(config.clone(), CPU).logits(state.params(), &batch.inputs).unwrap();
+    let mut ours = vec![0f32; logits.numel()];
+    logits.copy_data(&mut ours, logits.numel());
+    assert_eq!(ours.len(), expected.len());
+    let difference = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
+
+    for (kind, expected) in [(Kind::Sgd, &case.sgd), (Kind::Adamw, &case.adamw)] {
+        let losses = train(&config, &case, kind, &tensors);
+        assert_eq!(losses.len(), expected.len());
+        let lowest = losses.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(lowest < 0.95 * losses[0], "{name}: {kind:?} learns too little for a comparison: {losses:?}");
+        let difference = losses.iter().zip(expected).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
+        println!("{name} {kind:?}: losses {:.4} to {:.4}, relative difference {difference:.1e}", losses[0], losses[19]);
+        assert!(difference <= 1e-3, "{name}: {kind:?}: ours {losses:?}, PyTorch's {expected:?}");
+    }
+}
+
+fn train(config: &Gpt2Config, case: &Case, kind: Kind, tensors: &[Tensor]) -> Vec<f64> {
+    let learning_rate = if kind == Kind::Sgd { case.sgd_lr } else { case.adamw_lr };
+    let settings = Train {
+        optimizer: kind,
+        grad_clip: case.clip,
+        weight_decay: case.decay,
+        momentum: case.momentum,
+        betas: case.betas,
+        eps: case.eps,
+        ..Config::default().train
+    };
+    let optimizer = Optimizer::new(&settings, 2).unwrap();
+    let mut state = state(config, optimizer.roles(), tensors);
+    let mut model = Gpt2::new(config.clone(), CPU);
+    let mut gradients = Gradients::default();
+    let mut losses = Vec::new();
+    for (index, micro_batches) in case.tokens.iter().enumerate() {
+        gradients.clear();
+        let weight = 1.0 / micro_batches.len() as f64;
+        let loss = micro_batches.iter().map(|tokens| {
+            weight * model.loss_and_grads(state.params(), &batch(tokens), weight, &mut gradients).unwrap()
+        });
+        losses.push(loss.sum());
+        let step = Step { number: index as u64 + 1, learning_rate };
+        optimizer.step(&mut state, gradients.tensors(), step, |train, _| train.step += 1).unwrap();
+    }
+    losses
+}
+
+fn state(config: &Gpt2Config, roles: &[Role], tensors: &[Tensor]) -> State {
+    let train = TrainState {
+        step: 0,
+        tokens_seen: 0,
+        epoch: 0,
+        position: 0,
+        last_eval_step: 0,
+        best_val_loss: None,
+        settings: Default::default(),
+    };
+    let mut state = State::new(&config.parameters(), roles, CPU, train).unwrap();
+    state.fill(|destinations| init::from_tensors(tensors, "the test's folder", destinations)).unwrap();
+    state
+}
+
+fn batch(tokens: &[Vec<i64>]) -> Batch {
+    let inputs: Vec<i64> = tokens.iter().flat_map(|row| &row[..row.len() - 1]).copied().collect();
+    let targets: Vec<i64> = tokens.iter().flat_map(|row| &row[1..]).copied().collect();
+    Batch::new(&inputs, &targets, tokens.len(), CPU).unwrap()
+}
+
+fn read_safetensors(path: &Path) -> Vec<Tensor> {
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
+        let dtype = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            other => panic!("{other:?}"),
+        };
+        let shape = view.shape().iter().map(|&d| d as u64).collect();
+        Tensor::new(TensorMeta { role: Role::Param, name: name.into(), dtype, shape }, view.data().to_vec())
+    };
+    tensors.iter().map(tensor).collect()
+}

@@ -1,0 +1,123 @@
+//! A training that begins in transformers' Trainer, goes on in ckptd and ends in Trainer has the loss curve of one that
+//! never left Python, on the same batches.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ckptd_core::protocol::{self, Event};
+use ckptd_core::store::Store;
+use ckptd_gpt2::data::order::{Cursor, TrainBatches};
+use ckptd_gpt2::tokens::{TokenView, Width};
+use ckptd_interop::export::{self, Format};
+use ckptd_interop::import;
+use ckptd_interop::progress::Silent;
+
+/// Steps that Trainer makes before, ckptd in between, and all of them.
+const SAVED: u64 = 8;
+const OURS: u64 = 10;
+const STEPS: u64 = 24;
+const ROWS: usize = 4;
+const POSITIONS: usize = 32;
+const SEED: u64 = 11;
+
+fn python(arguments: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let python = std::env::var_os("CKPTD_PYTHON").map_or(root.join(".cache/python/bin/python"), PathBuf::from);
+    let script = root.join("tests/python/trainer_curve.py");
+    let environment = [("HF_HUB_OFFLINE", "1"), ("OMP_NUM_THREADS", "2")];
+    let output = Command::new(python).arg(script).args(arguments).envs(environment).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Tokens with a pattern that can be learned.
+fn tokens() -> Vec<u16> {
+    (0u32..6000).map(|i| ((i * i / 7 + i % 11 * 5) % 97) as u16).collect()
+}
+
+/// The batches of all steps, [step][row][position + 1]: from step SAVED on they are those that ckptd will read.
+fn batches(file: &Path) -> Vec<Vec<Vec<i64>>> {
+    let (view, _) = TokenView::open(file, Width::U16).unwrap();
+    let order = TrainBatches::new(view, POSITIONS as u64, SEED);
+    let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+    let mut batch = |cursor: Cursor| {
+        let next = order.fill(cursor, ROWS as u64, &mut inputs, &mut targets);
+        let rows = inputs.chunks(POSITIONS).zip(targets.chunks(POSITIONS));
+        let rows: Vec<Vec<i64>> = rows.map(|(inputs, targets)| [inputs, &targets[POSITIONS - 1..]].concat()).collect();
+        (rows, next)
+    };
+    let mut steps = Vec::new();
+    // Trainer's own batches come from another epoch.
+    let (mut theirs, mut ours) = (Cursor { epoch: 7, position: 0 }, Cursor { epoch: 0, position: 0 });
+    for step in 0..STEPS {
+        let cursor = if step < SAVED { &mut theirs } else { &mut ours };
+        let (rows, next) = batch(*cursor);
+        *cursor = next;
+        steps.push(rows);
+    }
+    steps
+}
+
+fn curve(path: &Path) -> BTreeMap<u64, f64> {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn assert_agree(ours: &BTreeMap<u64, f64>, theirs: &BTreeMap<u64, f64>, steps: std::ops::RangeInclusive<u64>) {
+    for step in steps {
+        let (a, b) = (ours[&step], theirs[&step]);
+        println!("step {step}: {a:.6} {b:.6}");
+        assert!(((a - b) / b).abs() < 1e-3, "step {step}: {a} here, {b} in Python");
+    }
+}
+
+#[test]
+fn the_loss_curve_goes_on_from_trainer_to_ckptd_and_back() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let bytes: Vec<u8> = tokens().iter().flat_map(|id| id.to_le_bytes()).collect();
+    std::fs::write(at("tokens.bin"), bytes).unwrap();
+    std::fs::write(at("rows.json"), serde_json::to_string(&batches(&at("tokens.bin"))).unwrap()).unwrap();
+    let folder = work.path().to_str().unwrap();
+    python(&["whole", folder]);
+    let whole = curve(&at("losses.json"));
+
+    let checkpoint = at(&format!("python/checkpoint-{SAVED}"));
+    let imported = import::import(&checkpoint, &at("store"), &import::Options::default(), &Silent).unwrap();
+    assert_eq!(imported.step, SAVED);
+    std::fs::write(at("job.toml"), job(&checkpoint)).unwrap();
+    let ours = train(&at("job.toml"));
+    assert_agree(&ours, &whole, SAVED + 1..=SAVED + OURS);
+
+    let snapshot = Store::open(&at("store")).unwrap().find(&(SAVED + OURS).to_string()).unwrap();
+    let options = export::Options { with_optimizer: true, ..export::Options::new(Format::Hf) };
+    export::export(&snapshot.path, &at("exported"), &options, &Silent).unwrap();
+    let name = format!("checkpoint-{}", SAVED + OURS);
+    python(&["resume", folder, at("exported").to_str().unwrap(), &name]);
+    assert_agree(&curve(&at("resumed.json")), &whole, SAVED + OURS + 1..=STEPS);
+}
+
+/// Trainer's arguments as a job; its linear schedule ends at 0 one step after the last.
+fn job(checkpoint: &Path) -> String {
+    format!(
+        "[job]\nstore = \"store\"\nseed = {SEED}\nthreads = 2\n[model]\nfrom = {checkpoint:?}\n\
+         [data]\ntokens = \"tokens.bin\"\nvalidation = 0.0\n\
+         [snapshot]\nevery_steps = {}\n[retention]\nkeep_last = 10\n\
+         [train]\nsteps = {STEPS}\nbatch_size = {ROWS}\nsequence_length = {POSITIONS}\nlearning_rate = 2e-3\n\
+         schedule = \"linear\"\nwarmup_steps = 0\nmin_learning_rate = {}\nweight_decay = 0.1\nbetas = [0.9, 0.95]\n\
+         eval_every = 0\n",
+        SAVED + OURS,
+        1.0 / STEPS as f64,
+    )
+}
+
+/// Lets the worker train to the end; returns the loss of each step.
+fn train(job: &Path) -> BTreeMap<u64, f64> {
+    let output = Command::new(env!("CARGO_BIN_EXE_ckptd-gpt2")).arg("--config").arg(job).output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    let events = out.lines().filter_map(|line| protocol::parse::<Event>(line).ok());
+    events
+        .filter_map(|event| if let Event::Step { step, loss, .. } = event { Some((step, loss)) } else { None })
+        .collect()
+}

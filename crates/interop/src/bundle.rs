@@ -1,0 +1,356 @@
+//! Bundles: an exported folder in one file, as zip (opens everywhere) or tar.zst (faster and smaller).
+//!
+//! Invariant: unpacking writes plain files into one fresh folder and nothing else: no folders within it, no absolute
+//! names, no `..`, no links, devices or duplicates; no more bytes than were announced, and no more announced than the
+//! bundle's own size and the disk justify. Where the bundle says what its files are ([`state`]), each of them must be
+//! there, be exactly that, and nothing else may be there. Deliberately not here: what the files mean (import).
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipWriter};
+
+use crate::mapped::Mapped;
+use crate::progress::Progress;
+use crate::state::{self, State};
+use crate::{archive, output};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::format::plain_name;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Zip,
+    TarZst,
+}
+
+/// Weights hardly shrink: what unpacks to many times its size is made up. Small bundles may be mostly zeros.
+const MAX_RATIO: u64 = 200;
+const FREE_BYTES: u64 = 64 << 20;
+const MAX_FILES: usize = 4096;
+const PIECE_BYTES: usize = 1 << 20;
+/// The lowest level with Huffman codes of its own: weights hardly shrink by more at any level, and at level 1 they grow.
+const DEFLATE_LEVEL: i64 = 2;
+/// Level 1 is within half a percent of the higher ones on weights, and many times faster.
+const ZSTD_LEVEL: i32 = 1;
+/// Largest zstd window that is read: 32 MiB, beyond what levels up to 19 use.
+const ZSTD_WINDOW_LOG: u32 = 25;
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// What unpacking came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unpacked {
+    pub path: PathBuf,
+    pub files: usize,
+    /// Bytes of the files (S_raw) and of the bundle (S_packed).
+    pub raw_bytes: u64,
+    pub bytes: u64,
+    /// `bytes / raw_bytes`.
+    pub r: f64,
+    /// Every file matched the hash that the bundle gives for it.
+    pub verified: bool,
+    pub seconds: f64,
+}
+
+/// Packs all files of `dir` into `file`, which lies at `path`; the state's description first.
+pub fn pack(dir: &Path, file: &mut File, path: &Path, kind: Kind, progress: &dyn Progress) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io("reading folder", dir, e))? {
+        let name = entry.map_err(|e| Error::io("reading folder", dir, e))?.file_name();
+        names.push(name.into_string().map_err(|name| Error::mismatch(dir, format!("{name:?} is no UTF-8 name")))?);
+    }
+    names.sort_by_key(|name| (name != state::FILE, name.clone()));
+    let files: Vec<Arc<Mapped>> = names.iter().map(|name| Mapped::open(&dir.join(name))).collect::<Result<_>>()?;
+    progress.begin("packing", files.iter().map(|file| file.len()).sum());
+    let files = names.into_iter().zip(files);
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    match kind {
+        Kind::Zip => pack_zip(files, &mut out, path, progress)?,
+        Kind::TarZst => pack_tar(files, &mut out, path, progress)?,
+    }
+    out.flush().map_err(|e| Error::io("writing", path, e))
+}
+
+fn pack_zip(
+    files: impl Iterator<Item = (String, Arc<Mapped>)>,
+    out: &mut BufWriter<&mut File>,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let mut zip = ZipWriter::new(out);
+    for (name, file) in files {
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Deflated)
+            .compression_level(Some(DEFLATE_LEVEL))
+            .last_modified_time(DateTime::default())
+            .unix_permissions(0o644)
+            // Deflate may enlarge what does not shrink, by a little.
+            .large_file(file.len() >= u64::from(u32::MAX) / 2);
+        zip.start_file(name, options).map_err(|e| Error::io("writing", path, e.into()))?;
+        copy(file.bytes(), &mut zip, path, progress)?;
+    }
+    zip.finish().map(drop).map_err(|e| Error::io("writing", path, e.into()))
+}
+
+fn pack_tar(
+    files: impl Iterator<Item = (String, Arc<Mapped>)>,
+    out: &mut BufWriter<&mut File>,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let writing = |e| Error::io("writing", path, e);
+    let mut encoder = zstd::Encoder::new(out, ZSTD_LEVEL).map_err(writing)?;
+    encoder.include_checksum(true).map_err(writing)?;
+    for (name, file) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(&name).map_err(writing)?;
+        header.set_size(file.len());
+        header.set_mode(0o644);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_cksum();
+        encoder.write_all(header.as_bytes()).map_err(writing)?;
+        copy(file.bytes(), &mut encoder, path, progress)?;
+        let padding = file.len().next_multiple_of(512) - file.len();
+        encoder.write_all(&[0; 512][..padding as usize]).map_err(writing)?;
+    }
+    encoder.write_all(&[0; 1024]).map_err(writing)?;
+    encoder.finish().map(drop).map_err(writing)
+}
+
+fn copy(bytes: &[u8], out: &mut impl Write, path: &Path, progress: &dyn Progress) -> Result<()> {
+    for piece in bytes.chunks(PIECE_BYTES) {
+        out.write_all(piece).map_err(|e| Error::io("writing", path, e))?;
+        progress.advance(piece.len() as u64)?;
+    }
+    Ok(())
+}
+
+/// The kind of bundle whose first bytes these are, if it is one.
+pub fn kind_of(bytes: &[u8]) -> Option<Kind> {
+    match bytes {
+        _ if bytes.starts_with(b"PK\x03\x04") => Some(Kind::Zip),
+        _ if bytes.starts_with(&ZSTD_MAGIC) => Some(Kind::TarZst),
+        _ => None,
+    }
+}
+
+/// Unpacks the bundle at `bundle` into the new folder `target`.
+pub fn unpack(bundle: &Path, target: &Path, force: bool, progress: &dyn Progress) -> Result<Unpacked> {
+    let began = Instant::now();
+    let (files, raw_bytes, verified) = output::folder(target, force, |dir| unpack_into(bundle, dir, true, progress))?;
+    let bytes = Mapped::open(bundle)?.len();
+    Ok(Unpacked {
+        path: std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf()),
+        files,
+        raw_bytes,
+        bytes,
+        r: bytes as f64 / raw_bytes.max(1) as f64,
+        verified,
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+/// Unpacks into the empty folder `dir`; returns the number of files, their bytes, and whether their hashes were known
+/// and matched. What does not stay is not made durable.
+pub fn unpack_into(bundle: &Path, dir: &Path, stays: bool, progress: &dyn Progress) -> Result<(usize, u64, bool)> {
+    let mapped = Mapped::open(bundle)?;
+    let mut into = Into { bundle, dir, left: allowance(&mapped, dir)?, names: Names::default(), progress };
+    match kind_of(mapped.bytes()) {
+        Some(Kind::Zip) => into.zip(&mapped)?,
+        Some(Kind::TarZst) => into.tar(&mapped)?,
+        None => return Err(Error::mismatch(bundle, "neither a zip nor a tar.zst bundle")),
+    }
+    let mut raw_bytes = 0;
+    for name in &into.names.seen {
+        let path = dir.join(name);
+        raw_bytes += std::fs::metadata(&path).map_err(|e| Error::io("looking at", path, e))?.len();
+    }
+    let verified = check_files(bundle, dir, &into.names.seen, progress)?;
+    if stays {
+        let names: Vec<String> = into.names.seen.iter().cloned().collect();
+        output::sync(dir, &names)?;
+    }
+    Ok((into.names.seen.len(), raw_bytes, verified))
+}
+
+/// How many bytes the bundle may unpack to.
+fn allowance(mapped: &Mapped, dir: &Path) -> Result<u64> {
+    let disk = rustix::fs::statvfs(dir).map_err(|e| Error::io("looking at", dir, e.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    Ok(free.min(justified(mapped.len())))
+}
+
+/// Bytes that a file of `bytes` may stand for.
+pub fn justified(bytes: u64) -> u64 {
+    bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES)
+}
+
+/// Holds what was unpacked against what the bundle says of itself; false where it says nothing.
+fn check_files(bundle: &Path, dir: &Path, names: &HashSet<String>, progress: &dyn Progress) -> Result<bool> {
+    let Some(state) = State::read(dir)? else { return Ok(false) };
+    let refuse = |what: String| Err(Error::mismatch(bundle, what));
+    let mut expected = HashSet::from([state::FILE]);
+    for record in &state.files {
+        if !names.contains(&record.name) {
+            return refuse(format!("{} is missing", record.name));
+        }
+        progress.advance(0)?;
+        if state::file_record(dir, &record.name)? != *record {
+            return refuse(format!("{} is not what was packed: its hash differs", record.name));
+        }
+        expected.insert(&record.name);
+    }
+    match names.iter().find(|name| !expected.contains(name.as_str())) {
+        Some(extra) => refuse(format!("{extra:?} was not packed by ckptd")),
+        None => Ok(true),
+    }
+}
+
+/// The names of a bundle: plain ones, all in the same folder or all in none.
+#[derive(Default)]
+struct Names {
+    folder: Option<String>,
+    seen: HashSet<String>,
+}
+
+impl Names {
+    /// The plain name of a file, or why it is refused.
+    fn file(&mut self, name: &str) -> Result<String, String> {
+        let relative = name.strip_prefix("./").unwrap_or(name);
+        let (folder, plain) = relative.rsplit_once('/').unwrap_or(("", relative));
+        if !plain_name(plain) || !(folder.is_empty() || plain_name(folder)) || plain.chars().any(char::is_control) {
+            return Err(format!("the name {name:?} could leave the folder, or lies deeper than a bundle's files do"));
+        }
+        if *self.folder.get_or_insert_with(|| folder.to_owned()) != folder {
+            return Err(format!("{name:?} lies in another folder than the files before it"));
+        }
+        if self.seen.len() >= MAX_FILES {
+            return Err(format!("more than {MAX_FILES} files"));
+        }
+        match self.seen.insert(plain.to_owned()) {
+            true => Ok(plain.to_owned()),
+            false => Err(format!("the name {name:?} occurs twice")),
+        }
+    }
+}
+
+/// An unpacking in progress.
+struct Into<'a> {
+    bundle: &'a Path,
+    dir: &'a Path,
+    /// Bytes that may still be written.
+    left: u64,
+    names: Names,
+    progress: &'a dyn Progress,
+}
+
+impl Into<'_> {
+    fn refuse(&self, reason: impl std::fmt::Display) -> Error {
+        Error::mismatch(self.bundle, format!("{reason}; nothing was unpacked"))
+    }
+
+    fn zip(&mut self, mapped: &Arc<Mapped>) -> Result<()> {
+        let entries = archive::entries(mapped)?;
+        // All announced before anything is written.
+        let total = entries.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.bytes));
+        self.allow(total)?;
+        let mut plan = Vec::new();
+        for entry in entries.into_iter().filter(|entry| !entry.folder) {
+            if !entry.regular {
+                return Err(self.refuse(format!("{:?} is a link or a device", entry.name)));
+            }
+            let name = self.names.file(&entry.name).map_err(|what| self.refuse(what))?;
+            plan.push((name, entry));
+        }
+        self.progress.begin("unpacking", total);
+        let mut zip = archive::open(mapped)?;
+        for (name, entry) in plan {
+            let mut content = zip.by_index(entry.index).map_err(|e| self.refuse(format!("{name}: {e}")))?;
+            self.write(&name, &mut content, entry.bytes)?;
+        }
+        Ok(())
+    }
+
+    fn tar(&mut self, mapped: &Arc<Mapped>) -> Result<()> {
+        let broken =
+            |e: io::Error| Error::mismatch(self.bundle, format!("not a readable tar.zst: {e}; nothing was unpacked"));
+        let mut decoder = zstd::Decoder::new(mapped.bytes()).map_err(broken)?;
+        decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
+        self.progress.begin("unpacking", 0);
+        let mut archive = tar::Archive::new(&mut decoder);
+        // Raw: the crate would read long names and attributes whole into memory; a bundle has none.
+        for entry in archive.entries().map_err(broken)?.raw(true) {
+            let mut entry = entry.map_err(|e| self.refuse(format!("not a readable tar.zst: {e}")))?;
+            let name = String::from_utf8(entry.path_bytes().into_owned())
+                .map_err(|_| self.refuse("a name that is not UTF-8"))?;
+            match entry.header().entry_type() {
+                tar::EntryType::Directory if entry.size() == 0 => continue,
+                tar::EntryType::Regular => {}
+                other => {
+                    return Err(self.refuse(format!(
+                        "{name:?} is of the kind {other:?}; a bundle has plain files only (pack with tar --format=ustar)"
+                    )));
+                }
+            }
+            let bytes = entry.header().entry_size().map_err(|e| self.refuse(format!("{name:?}: {e}")))?;
+            let plain = self.names.file(&name).map_err(|what| self.refuse(what))?;
+            self.allow(bytes)?;
+            self.write(&plain, &mut entry, bytes)?;
+        }
+        self.read_out(decoder)
+    }
+
+    /// Reads the stream to its end, where its checksum stands; behind the files there may be padding only.
+    fn read_out(&self, stream: impl Read) -> Result<()> {
+        let mut rest = stream.take(1 << 20);
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match rest.read(&mut buffer).map_err(|e| self.refuse(e))? {
+                0 if rest.limit() == 0 => return Err(self.refuse("more follows behind the last file")),
+                0 => return Ok(()),
+                n if buffer[..n].iter().any(|&b| b != 0) => {
+                    return Err(self.refuse("more follows behind the last file"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn allow(&mut self, bytes: u64) -> Result<()> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(self.refuse(format!(
+                "it would unpack to at least {bytes} bytes, of which only {} are justified by its size and the free disk",
+                self.left
+            ))),
+        }
+    }
+
+    /// Exactly `bytes` bytes of `content`; one more is a lie, and so is one less.
+    fn write(&self, name: &str, content: &mut impl Read, bytes: u64) -> Result<()> {
+        output::part(self.dir, name, |file| {
+            let mut buffer = vec![0; PIECE_BYTES];
+            let mut written = 0u64;
+            loop {
+                let n = content.read(&mut buffer).map_err(|e| self.refuse(format!("{name}: {e}")))?;
+                written += n as u64;
+                if written > bytes || (n == 0 && written < bytes) {
+                    return Err(self.refuse(format!("{name} does not have the {bytes} bytes that it announces")));
+                }
+                if n == 0 {
+                    return Ok(());
+                }
+                file.write_all(&buffer[..n]).map_err(|e| Error::io("writing", self.dir.join(name), e))?;
+                self.progress.advance(n as u64)?;
+            }
+        })
+    }
+}

@@ -1,0 +1,318 @@
+//! The proofs that a state is what it should be: its statistics, and its distance from another one.
+//!
+//! - epsilon = ||theta_a - theta_b||_2, per tensor and over all of them: 0 says that loading gave back what was saved.
+//! - values that are not finite, mean and standard deviation; for the embedding E also ||E_a - E_b||_F, which must not
+//!   be 0 once E was changed on purpose (set to ones).
+//! - sizes: S of the file against 4 P bytes of float32 parameters, and r = S / raw bytes.
+//!
+//! Sums are of doubles over blocks of a fixed size, so that they do not depend on the number of threads. Deliberately
+//! not here: what the model answers; the worker computes it, and [`Probe`] is where it enters.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::import::{self, Loaded};
+use crate::model;
+use crate::progress::Progress;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::snapshot::{DType, Role, TensorMeta};
+use ckptd_core::store::Reader;
+
+/// Values of a block: its sums are added up in the order of the blocks.
+const BLOCK: usize = 1 << 16;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Checked {
+    pub path: PathBuf,
+    pub against: Option<PathBuf>,
+    pub step: u64,
+    pub root: String,
+    pub tensors: Vec<TensorCheck>,
+    /// Tensors of one side only, as `role name`.
+    pub only_here: Vec<String>,
+    pub only_there: Vec<String>,
+    pub parameters: u64,
+    /// 4 P: the parameters alone as float32.
+    pub parameter_bytes: u64,
+    pub raw_bytes: u64,
+    pub file_bytes: u64,
+    /// `file_bytes / raw_bytes`.
+    pub r: f64,
+    pub nonfinite: u64,
+    /// Over all tensors of both sides; null without another side, or where a difference is not finite.
+    pub epsilon: Option<f64>,
+    /// Every tensor of both sides is the same to the bit. Without another side: null.
+    pub equal: Option<bool>,
+    pub embedding: Option<Embedding>,
+    /// What the model answers, where it was asked.
+    pub probe: Option<Probe>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorCheck {
+    pub role: Role,
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<u64>,
+    pub nonfinite: u64,
+    /// Of the finite values; the standard deviation with n - 1, as torch.std.
+    pub mean: f64,
+    pub std: f64,
+    pub epsilon: Option<f64>,
+    pub largest_difference: Option<f64>,
+    /// The same bytes on both sides.
+    pub equal: Option<bool>,
+}
+
+/// The test of the token embedding.
+#[derive(Clone, Debug, Serialize)]
+pub struct Embedding {
+    pub mean: f64,
+    pub std: f64,
+    pub all_ones: bool,
+    /// ||Delta E||_F against the other side.
+    pub distance: Option<f64>,
+}
+
+/// What the model answers to a fixed batch: its logits, as the worker computes them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    pub rows: u64,
+    pub positions: u64,
+    /// Variance of the logits; null where one of them is not finite.
+    pub sigma2: Option<f64>,
+    /// max |y_here - y_there|; null without another side of the same vocabulary, or where it is not finite.
+    pub delta: Option<f64>,
+    /// They are what they were when the snapshot was taken, to the bit; null where it holds no hash of them.
+    pub as_saved: Option<bool>,
+    /// BLAKE3 of the logits.
+    pub hash: String,
+}
+
+impl Checked {
+    /// All parameters and answers are finite, the answers are as they were, and nothing differs from the other side, if there is one.
+    pub fn passes(&self) -> bool {
+        let finite = self.tensors.iter().all(|tensor| tensor.role != Role::Param || tensor.nonfinite == 0);
+        let answers = self.probe.as_ref().is_none_or(|probe| probe.sigma2.is_some() && probe.as_saved != Some(false));
+        finite && answers && self.equal != Some(false)
+    }
+}
+
+/// Checks the snapshot file at `path`, and compares it with whatever lies at `against`: a snapshot, a `.pt` or
+/// safetensors file, a bundle, a model folder.
+pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn Progress) -> Result<Checked> {
+    let here = Side::stored(path, threads)?;
+    let there = against.map(|against| Side::open(against, threads, progress)).transpose()?;
+    let SideBytes::Stored(reader, _) = &here.bytes else {
+        return Err(Error::mismatch(path, "not a snapshot"));
+    };
+    let manifest = reader.manifest();
+    progress.begin("checking", manifest.raw_bytes);
+    let mut tensors = Vec::new();
+    let mut beside = None;
+    for (index, meta) in here.metas.iter().enumerate() {
+        let bytes = here.read(index)?;
+        let other = match &there {
+            Some(there) => there.find(meta).map(|i| there.read(i).map(|bytes| (&there.metas[i], bytes))).transpose()?,
+            None => None,
+        };
+        let checked = tensor(meta, &bytes, other.as_ref().map(|(meta, bytes)| (*meta, bytes.as_slice())));
+        if meta.role == Role::Param && meta.name == model::EMBEDDING {
+            beside = Some(embedding(meta, &bytes, &checked));
+        }
+        tensors.push(checked);
+        progress.advance(bytes.len() as u64)?;
+    }
+    let missing = |side: &Side, other: Option<&Side>| -> Vec<String> {
+        let other = other.into_iter();
+        other
+            .flat_map(|other| side.metas.iter().filter(|meta| other.find(meta).is_none()).map(TensorMeta::label))
+            .collect()
+    };
+    let parameters = here.metas.iter().filter(|meta| meta.role == Role::Param).filter_map(TensorMeta::elements).sum();
+    let total =
+        tensors.iter().filter_map(|t| t.equal.map(|_| t.epsilon.unwrap_or(f64::NAN).powi(2))).sum::<f64>().sqrt();
+    Ok(Checked {
+        path: path.to_path_buf(),
+        against: against.map(Path::to_path_buf),
+        step: manifest.train.step,
+        root: manifest.root.clone(),
+        only_here: missing(&here, there.as_ref()),
+        only_there: there.as_ref().map_or(Vec::new(), |there| missing(there, Some(&here))),
+        parameters,
+        parameter_bytes: 4 * parameters,
+        raw_bytes: manifest.raw_bytes,
+        file_bytes: reader.file_bytes(),
+        r: reader.file_bytes() as f64 / manifest.raw_bytes.max(1) as f64,
+        nonfinite: tensors.iter().map(|tensor| tensor.nonfinite).sum(),
+        epsilon: (there.is_some() && total.is_finite()).then_some(total),
+        equal: there.as_ref().map(|there| tensors.iter().all(|t| t.equal != Some(false)) && same_tensors(&here, there)),
+        embedding: beside,
+        probe: None,
+        tensors,
+    })
+}
+
+/// One side of a comparison.
+struct Side {
+    metas: Vec<TensorMeta>,
+    index: HashMap<(Role, String), usize>,
+    bytes: SideBytes,
+}
+
+enum SideBytes {
+    Stored(Box<Reader>, usize),
+    Loaded(Box<Loaded>),
+}
+
+impl Side {
+    fn new(metas: Vec<TensorMeta>, bytes: SideBytes) -> Side {
+        let index = metas.iter().enumerate().map(|(i, meta)| ((meta.role, meta.name.clone()), i)).collect();
+        Side { metas, index, bytes }
+    }
+
+    fn stored(path: &Path, threads: usize) -> Result<Side> {
+        let reader = Reader::open(path)?;
+        let metas = reader.manifest().tensors.iter().map(|record| record.meta.clone()).collect();
+        Ok(Side::new(metas, SideBytes::Stored(Box::new(reader), threads)))
+    }
+
+    fn open(path: &Path, threads: usize, progress: &dyn Progress) -> Result<Side> {
+        if import::is_snapshot(path)? {
+            return Side::stored(path, threads);
+        }
+        let scratch = std::env::temp_dir().join(format!("ckptd-check-{}", std::process::id()));
+        let loaded = import::load(path, &scratch, None, progress)?;
+        let metas = loaded.snapshot.tensors.iter().map(|tensor| tensor.meta.clone()).collect();
+        Ok(Side::new(metas, SideBytes::Loaded(Box::new(loaded))))
+    }
+
+    fn find(&self, meta: &TensorMeta) -> Option<usize> {
+        self.index.get(&(meta.role, meta.name.clone())).copied()
+    }
+
+    fn read(&self, index: usize) -> Result<Vec<u8>> {
+        match &self.bytes {
+            SideBytes::Stored(reader, threads) => {
+                let mut bytes = vec![0; self.metas[index].bytes().unwrap_or(0) as usize];
+                reader.read_into(vec![(index, &mut bytes)], *threads)?;
+                Ok(bytes)
+            }
+            SideBytes::Loaded(loaded) => Ok((*loaded.snapshot.tensors[index].bytes).as_ref().to_vec()),
+        }
+    }
+
+    fn has(&self, role: Role) -> bool {
+        self.metas.iter().any(|meta| meta.role == role)
+    }
+}
+
+/// Whether the two have the same tensors, apart from an optimiser's state that one of them has nothing of.
+fn same_tensors(a: &Side, b: &Side) -> bool {
+    let covered = |a: &Side, b: &Side| {
+        a.metas.iter().all(|meta| b.find(meta).is_some() || (meta.role != Role::Param && !b.has(meta.role)))
+    };
+    covered(a, b) && covered(b, a)
+}
+
+fn tensor(meta: &TensorMeta, bytes: &[u8], other: Option<(&TensorMeta, &[u8])>) -> TensorCheck {
+    let values = Values { dtype: meta.dtype, bytes };
+    let (count, sum) = values.sum(|x| (1.0, x));
+    let mean = if count > 0.0 { sum / count } else { 0.0 };
+    let (_, squares) = values.sum(|x| (1.0, (x - mean).powi(2)));
+    let std = if count > 1.0 { (squares / (count - 1.0)).sqrt() } else { 0.0 };
+    let distance = other.map(|(other_meta, other)| {
+        let equal = meta.dtype == other_meta.dtype && meta.shape == other_meta.shape && bytes == other;
+        let (epsilon, largest) = match (equal, meta.shape == other_meta.shape) {
+            (true, _) => (0.0, 0.0),
+            (false, true) => values.distance(&Values { dtype: other_meta.dtype, bytes: other }),
+            (false, false) => (f64::NAN, f64::NAN),
+        };
+        (equal, epsilon, largest)
+    });
+    let finite = |number: f64| Some(number).filter(|number| number.is_finite());
+    TensorCheck {
+        role: meta.role,
+        name: meta.name.clone(),
+        dtype: meta.dtype,
+        shape: meta.shape.clone(),
+        nonfinite: values.len() as u64 - count as u64,
+        mean,
+        std,
+        epsilon: distance.and_then(|(_, epsilon, _)| finite(epsilon)),
+        largest_difference: distance.and_then(|(_, _, largest)| finite(largest)),
+        equal: distance.map(|(equal, ..)| equal),
+    }
+}
+
+fn embedding(meta: &TensorMeta, bytes: &[u8], checked: &TensorCheck) -> Embedding {
+    let values = Values { dtype: meta.dtype, bytes };
+    let (ones, _) = values.sum(|x| (f64::from(u8::from(x == 1.0)), 0.0));
+    Embedding {
+        mean: checked.mean,
+        std: checked.std,
+        all_ones: ones as usize == values.len(),
+        distance: checked.epsilon,
+    }
+}
+
+/// A tensor's bytes as numbers.
+struct Values<'a> {
+    dtype: DType,
+    bytes: &'a [u8],
+}
+
+impl Values<'_> {
+    fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    fn blocks(&self) -> impl IndexedParallelIterator<Item = &[u8]> {
+        self.bytes.par_chunks(BLOCK * self.dtype.size())
+    }
+
+    /// The sums of both parts of `term` over all finite values.
+    fn sum(&self, term: impl Fn(f64) -> (f64, f64) + Sync) -> (f64, f64) {
+        let block = |bytes: &[u8]| {
+            let finite = numbers(self.dtype, bytes).into_iter().filter(|x| x.is_finite());
+            finite.map(&term).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
+        };
+        let blocks: Vec<(f64, f64)> = self.blocks().map(block).collect();
+        blocks.into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
+
+    /// ||a - b||_2 and max |a - b|
+    fn distance(&self, other: &Values) -> (f64, f64) {
+        let block = |(a, b): (&[u8], &[u8])| {
+            let pairs = numbers(self.dtype, a).into_iter().zip(numbers(other.dtype, b));
+            let differences = pairs.map(|(a, b)| (a - b).abs());
+            // `max` passes over a NaN, the sum does not.
+            differences.fold((0.0, 0.0), |(squares, largest), d| (squares + d * d, f64::max(largest, d)))
+        };
+        let blocks: Vec<(f64, f64)> = self.blocks().zip(other.blocks()).map(block).collect();
+        let (squares, largest) = blocks.into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, f64::max(a.1, b.1)));
+        (squares.sqrt(), if squares.is_nan() { f64::NAN } else { largest })
+    }
+}
+
+/// The numbers of a block.
+fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f64> {
+    fn each<const N: usize>(bytes: &[u8], one: fn([u8; N]) -> f64) -> Vec<f64> {
+        bytes.as_chunks::<N>().0.iter().map(|value| one(*value)).collect()
+    }
+    match dtype {
+        DType::F64 => each(bytes, f64::from_le_bytes),
+        DType::F32 => bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+        DType::F16 => each(bytes, |b| f16::from_le_bytes(b).into()),
+        DType::BF16 => each(bytes, |b| bf16::from_le_bytes(b).into()),
+        DType::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
+        DType::I32 => each(bytes, |b| i32::from_le_bytes(b).into()),
+        DType::I16 => each(bytes, |b| i16::from_le_bytes(b).into()),
+        DType::I8 => each(bytes, |b| i8::from_le_bytes(b).into()),
+        DType::U8 | DType::Bool => each(bytes, |b: [u8; 1]| b[0].into()),
+    }
+}

@@ -1,0 +1,129 @@
+//! The job that a state belongs to, so that an exported folder can be gone on with on another machine: `job.toml` with
+//! the folder itself as its model, and on request the tokens that it trains on.
+//!
+//! Invariant: a run of `job.toml` has the same settings as the one that took the snapshot; where its data differ, the
+//! worker refuses to resume. Deliberately not here: texts. They are larger, and the same texts give the same tokens.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Options;
+use super::folder::Folder;
+use super::source::Source;
+use crate::mapped::{Mapped, read_small};
+use crate::progress::Progress;
+use ckptd_core::config::{Config, Model};
+use ckptd_core::error::{Error, Result};
+
+pub const JOB: &str = "job.toml";
+pub const TOKENS: &str = "tokens.bin";
+/// Says which text the tokens were made of; the worker reads it beside any token file.
+pub const TOKENS_ORIGIN: &str = "tokens.bin.json";
+pub const FILES: [&str; 3] = [JOB, TOKENS, TOKENS_ORIGIN];
+
+const HEAD: &str = "\
+# The job of the state in this folder, as `ckptd export` has found it. To go on with it:
+#   ckptd import --from . job.toml    makes its store
+#   ckptd run job.toml
+";
+const DATA_IS_ELSEWHERE: &str = "\
+# [data] names files of the machine that it comes from: say where they are on this one. Other texts are refused.
+";
+const PIECE_BYTES: usize = 1 << 20;
+const MAX_KNOWN_BYTES: u64 = 1 << 20;
+
+/// Writes the job of `options`, where one is known, and its tokens, where they are asked for.
+pub(super) fn write(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn Progress) -> Result<()> {
+    let Some(job) = &options.job else {
+        return match options.with_data {
+            true => Err(Error::NotFound("no job has run in this store, so its data are not known".into())),
+            false => Ok(()),
+        };
+    };
+    let mut job = portable(job);
+    if options.with_data {
+        tokens(source, folder, options, progress)?;
+        job.data.tokens = Some(TOKENS.into());
+        job.data.text = Vec::new();
+    }
+    let head = format!("{HEAD}{}", if options.with_data { "" } else { DATA_IS_ELSEWHERE });
+    let toml = toml::to_string_pretty(&job).map_err(|e| Error::Other(format!("writing {JOB}: {e}")))?;
+    folder.file(JOB, format!("{head}\n{toml}").as_bytes())
+}
+
+/// The job as it is in the exported folder: what lies there is named from there, and the rest is where it always is.
+fn portable(job: &Config) -> Config {
+    let mut job = job.clone();
+    job.job.store = PathBuf::new();
+    job.model = Model { from: Some(".".into()), preset: None, ..job.model };
+    job.data.tokenizer = None;
+    job.data.cache = PathBuf::new();
+    job.status.socket = PathBuf::new();
+    job
+}
+
+/// What the worker remembers of tokens that it made.
+#[derive(Deserialize)]
+struct Known {
+    width: String,
+}
+
+fn tokens(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn Progress) -> Result<()> {
+    let Some(data) = options.job.as_ref().map(|job| &job.data) else { return Ok(()) };
+    let settings = &source.manifest().train.settings;
+    let Some(content) = settings.get("data.content") else {
+        return Err(Error::mismatch(source.path(), "the snapshot does not say what it was trained on"));
+    };
+    if let Some(path) = &data.tokens {
+        return copy(path, content, folder, progress).map(drop);
+    }
+    let path = data.cache.join(format!("tokens-{content}.bin"));
+    let known = path.with_extension("json");
+    let known: Known = serde_json::from_slice(&read_small(&known, MAX_KNOWN_BYTES)?)
+        .map_err(|e| Error::mismatch(&known, format!("not what the worker writes there: {e}")))?;
+    let hash = copy(&path, "", folder, progress)?;
+    let origin = json!({"content": content, "width": known.width, "blake3": hash});
+    folder.file(TOKENS_ORIGIN, format!("{origin:#}\n").as_bytes())
+}
+
+/// Copies the token file at `path`, whose hash must be `expected` unless that is empty; returns its hash.
+fn copy(path: &Path, expected: &str, folder: &mut Folder, progress: &dyn Progress) -> Result<String> {
+    let mapped = Mapped::open(path)?;
+    progress.begin("tokens", mapped.len());
+    let mut hasher = blake3::Hasher::new();
+    folder.part(TOKENS, |file| {
+        for piece in mapped.bytes().chunks(PIECE_BYTES) {
+            hasher.update(piece);
+            file.write_all(piece).map_err(|e| Error::io("writing", TOKENS, e))?;
+            progress.advance(piece.len() as u64)?;
+        }
+        Ok(())
+    })?;
+    let hash = hasher.finalize().to_hex().to_string();
+    match expected.is_empty() || hash == expected {
+        true => Ok(hash),
+        false => Err(Error::mismatch(path, "these are not the tokens that the snapshot was trained on")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_keeps_its_settings_and_loses_its_machine() {
+        let text = "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a/*.txt\"]\n[train]\nlearning_rate = 1.25e-3\n";
+        let here = Config::parse(text, Path::new("/here/job.toml")).unwrap();
+        let toml = toml::to_string_pretty(&portable(&here)).unwrap();
+        let there = Config::parse(&toml, Path::new("/there/moved.toml")).unwrap();
+        assert_eq!(there.train, here.train);
+        assert_eq!(there.model.from.as_deref(), Some(Path::new("/there/.")));
+        assert_eq!(there.job.store, Path::new("/there/checkpoints/job"));
+        assert_eq!(there.data.text, ["/here/a/*.txt"]);
+        assert_eq!(there.data.cache, Path::new("/there/checkpoints/job/cache"));
+    }
+}

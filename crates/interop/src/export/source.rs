@@ -1,0 +1,143 @@
+//! A snapshot as exports see it: the model's tensors in the model's order, the optimiser's beside them.
+
+use std::path::Path;
+
+use crate::{convert, hf, model};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::pipeline::ahead;
+use ckptd_core::snapshot::{DType, Role, TensorMeta};
+use ckptd_core::store::read::{Piece, PieceReader};
+use ckptd_core::store::{Manifest, Reader};
+
+/// Moments that PyTorch's optimisers keep, in the order of their state dicts.
+pub const MOMENTS: [Role; 3] = [Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer];
+
+pub struct Source {
+    reader: Reader,
+    /// Parameters and buffers in the model's order, as indices into the manifest.
+    model: Vec<usize>,
+    threads: usize,
+}
+
+/// What an export writes as a whole.
+pub enum Part {
+    /// A tensor of the snapshot, as this type where that is another float type than its own.
+    Tensor(TensorMeta, DType),
+    Bytes(Vec<u8>),
+}
+
+impl Source {
+    /// Opens the snapshot at `path`; every chunk that is read is checked against its hash.
+    pub fn open(path: &Path, threads: usize) -> Result<Source> {
+        // It was written past the page cache, and is read once.
+        let reader = Reader::open_past_cache(path)?;
+        let tensors = &reader.manifest().tensors;
+        let of_model = |i: &usize| matches!(tensors[*i].meta.role, Role::Param | Role::Buffer);
+        let mut model: Vec<usize> = (0..tensors.len()).filter(of_model).collect();
+        model.sort_by(|&a, &b| model::order(&tensors[a].meta.name, &tensors[b].meta.name));
+        let twice = model.windows(2).find(|pair| tensors[pair[0]].meta.name == tensors[pair[1]].meta.name);
+        if let Some(pair) = twice {
+            let name = &tensors[pair[0]].meta.name;
+            return Err(Error::mismatch(
+                path,
+                format!("{name} is both a parameter and a buffer; no format can say that"),
+            ));
+        }
+        Ok(Source { reader, model, threads })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        self.reader.manifest()
+    }
+
+    pub fn path(&self) -> &Path {
+        self.reader.path()
+    }
+
+    /// Parameters and buffers, in the model's order.
+    pub fn model(&self) -> Vec<&TensorMeta> {
+        self.model.iter().map(|&i| self.meta(i)).collect()
+    }
+
+    /// Parameters alone, in the model's order.
+    pub fn params(&self) -> Vec<&TensorMeta> {
+        self.model().into_iter().filter(|meta| meta.role == Role::Param).collect()
+    }
+
+    /// The moments that the snapshot holds.
+    pub fn moments(&self) -> Vec<Role> {
+        let held = |role: &Role| self.manifest().tensors.iter().any(|tensor| tensor.meta.role == *role);
+        MOMENTS.into_iter().filter(held).collect()
+    }
+
+    pub fn is_tied(&self) -> bool {
+        model::is_tied(self.model.iter().map(|&i| self.meta(i).name.as_str()))
+    }
+
+    fn meta(&self, index: usize) -> &TensorMeta {
+        &self.reader.manifest().tensors[index].meta
+    }
+
+    /// Hands the bytes of `parts` to `take` in their order, each in one piece or more, with the part's index. What comes
+    /// next is read and decoded meanwhile.
+    pub fn stream(&self, parts: &[Part], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        let mut orders = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            let pieces = match part {
+                Part::Tensor(meta, _) => self.reader.pieces(self.find(meta)?),
+                Part::Bytes(_) => Vec::new(),
+            };
+            match pieces.is_empty() {
+                true => orders.push((index, None)),
+                false => orders.extend(pieces.into_iter().map(|piece| (index, Some(piece)))),
+            }
+        }
+        let make = |reader: &mut PieceReader, (index, piece): &(usize, Option<Piece>), mut memory: Vec<u8>| {
+            memory.resize(piece.as_ref().map_or(0, |piece| piece.bytes), 0);
+            match (&parts[*index], piece) {
+                (Part::Tensor(meta, dtype), Some(piece)) => {
+                    reader.read(piece, &mut memory)?;
+                    self.convert(memory, meta, *dtype)
+                }
+                (Part::Bytes(bytes), _) => Ok(bytes.clone()),
+                (Part::Tensor(..), None) => Ok(memory),
+            }
+        };
+        // Each thread waits for the device half of the time.
+        ahead(&orders, 2 * self.threads, || self.reader.piece_reader(), make, |(index, _), bytes| take(*index, bytes))
+    }
+
+    fn find(&self, meta: &TensorMeta) -> Result<usize> {
+        let mut tensors = self.manifest().tensors.iter();
+        let index = tensors.position(|tensor| tensor.meta.role == meta.role && tensor.meta.name == meta.name);
+        index.ok_or_else(|| Error::mismatch(self.path(), format!("the snapshot has no {} of {}", meta.role, meta.name)))
+    }
+
+    fn convert(&self, bytes: Vec<u8>, meta: &TensorMeta, dtype: DType) -> Result<Vec<u8>> {
+        match meta.dtype == dtype {
+            true => Ok(bytes),
+            false => convert::convert(&bytes, meta.dtype, dtype).ok_or_else(|| {
+                Error::mismatch(self.path(), format!("{} is {}, which cannot become {dtype}", meta.name, meta.dtype))
+            }),
+        }
+    }
+
+    pub fn carried(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.reader.read_file(name)
+    }
+
+    /// The text of the model's config.json, where the snapshot carries one.
+    pub fn config_json(&self) -> Result<Option<String>> {
+        let Some(bytes) = self.carried(hf::CONFIG)? else { return Ok(None) };
+        let text = String::from_utf8(bytes);
+        text.map(Some).map_err(|_| Error::mismatch(self.path(), "the config.json that it carries is not UTF-8"))
+    }
+}
+
+/// What a tensor becomes where floats are asked for as `dtype`: other types stay what they are.
+pub fn exported_dtype(meta: &TensorMeta, dtype: Option<DType>) -> DType {
+    match dtype {
+        Some(dtype) if matches!(meta.dtype, DType::F32 | DType::F16 | DType::BF16) => dtype,
+        _ => meta.dtype,
+    }
+}

@@ -1,0 +1,154 @@
+//! A Hugging Face model folder as it stands: config, weights (one file or shards, safetensors or PyTorch), tokenizer.
+//!
+//! Invariant: only files that lie in the folder by their plain names are opened; names of tensors are those of the
+//! files. Deliberately not here: what the names mean to a model (the worker), and how a store's snapshot is made of
+//! the folder (import).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::mapped::read_small;
+use crate::safetensors;
+use crate::torch_pt::{PtFile, Value};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::snapshot::{Role, Tensor};
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_SHARDS: usize = 1024;
+
+pub const CONFIG: &str = "config.json";
+pub const SAFETENSORS: &str = "model.safetensors";
+pub const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
+const PICKLE: &str = "pytorch_model.bin";
+const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
+
+/// What makes a tokenizer, and the settings of generation: the files that travel with a model besides its config.
+pub const COMPANIONS: [&str; 9] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+];
+
+pub struct HfFolder {
+    pub config_json: Vec<u8>,
+    /// All of role `Param`, sorted by name; the bytes lie in memory mappings of the files.
+    pub tensors: Vec<Tensor>,
+    /// Those of [`COMPANIONS`] that are there.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads the folder `dir`. Its weights are checked and mapped, not copied.
+pub fn open(dir: &Path) -> Result<HfFolder> {
+    let config = dir.join(CONFIG);
+    if !config.is_file() {
+        let what = if dir.is_dir() { "has no config.json" } else { "is not a folder" };
+        return Err(Error::NotFound(format!(
+            "{} {what}; a Hugging Face model folder holds config.json and model.safetensors",
+            dir.display()
+        )));
+    }
+    let config_json = read_small(&config, MAX_CONFIG_BYTES)?;
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&config_json)
+        .map_err(|e| Error::mismatch(&config, format!("not a JSON object: {e}")))?;
+    let tensors = weights(dir)?;
+    let files = COMPANIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
+    Ok(HfFolder { config_json, tensors, files })
+}
+
+/// The folder's weights, from the first of the four usual places that is there.
+pub fn weights(dir: &Path) -> Result<Vec<Tensor>> {
+    let there = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
+    let mut tensors = if let Some(path) = there(SAFETENSORS) {
+        safetensors::open(&path)?.tensors
+    } else if let Some(path) = there(SAFETENSORS_INDEX) {
+        shards(dir, &path)?
+    } else if let Some(path) = there(PICKLE) {
+        state_dict(&path)?
+    } else if let Some(path) = there(PICKLE_INDEX) {
+        shards(dir, &path)?
+    } else {
+        return Err(Error::NotFound(format!(
+            "{} holds no weights: neither {SAFETENSORS} nor {PICKLE}, nor an index of shards; \
+             save the model with save_pretrained",
+            dir.display()
+        )));
+    };
+    tensors.sort_by(|a, b| a.meta.name.cmp(&b.meta.name));
+    Ok(tensors)
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// All tensors of the shards that the index at `path` names, each tensor in the file where the index says it is.
+fn shards(dir: &Path, path: &Path) -> Result<Vec<Tensor>> {
+    let refuse = |reason: String| Error::mismatch(path, reason);
+    let index: Index = serde_json::from_slice(&read_small(path, MAX_INDEX_BYTES)?)
+        .map_err(|e| refuse(format!("not an index of shards: {e}")))?;
+    let mut files: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
+    files.sort_unstable();
+    files.dedup();
+    if files.len() > MAX_SHARDS {
+        return Err(refuse(format!("{} shards; at most {MAX_SHARDS} are read", files.len())));
+    }
+    let mut tensors: Vec<Tensor> = Vec::new();
+    let mut found: BTreeMap<String, &str> = BTreeMap::new();
+    for file in files {
+        check_plain(file).map_err(|what| refuse(format!("the shard name {file:?} {what}")))?;
+        let shard = dir.join(file);
+        if !shard.exists() {
+            return Err(refuse(format!("it names the shard {file:?}, which is not in the folder; copy it there")));
+        }
+        let mut part =
+            if file.ends_with(".safetensors") { safetensors::open(&shard)?.tensors } else { state_dict(&shard)? };
+        for tensor in &part {
+            if let Some(other) = found.insert(tensor.meta.name.clone(), file) {
+                return Err(refuse(format!("the tensor {:?} is both in {other:?} and in {file:?}", tensor.meta.name)));
+            }
+        }
+        tensors.append(&mut part);
+    }
+    match index.weight_map.iter().find(|(name, file)| found.get(*name) != Some(&file.as_str())) {
+        Some((name, file)) => Err(refuse(format!("it says that {name:?} is in {file:?}, where it is not"))),
+        None => Ok(tensors),
+    }
+}
+
+/// The tensors of a `.pt` file that holds a state dict and nothing else.
+fn state_dict(path: &Path) -> Result<Vec<Tensor>> {
+    let file = PtFile::open(path)?;
+    state_dict_tensors(&file, file.value())
+}
+
+/// The tensors of one dict of the file, under their keys.
+pub fn state_dict_tensors(file: &PtFile, dict: &Value) -> Result<Vec<Tensor>> {
+    let refuse = |reason: String| Error::mismatch(file.path(), reason);
+    let items = dict.as_dict().ok_or_else(|| refuse(format!("it holds {}, not a state_dict", dict.kind())))?;
+    let mut tensors = Vec::with_capacity(items.len());
+    for (key, value) in items {
+        let name =
+            key.as_str().ok_or_else(|| refuse("a state_dict's keys are text; this one has another key".into()))?;
+        safetensors::check_name(name).map_err(refuse)?;
+        let tensor =
+            value.as_tensor().ok_or_else(|| refuse(format!("the entry {name:?} is {}, not a tensor", value.kind())))?;
+        tensors.push(file.tensor(Role::Param, name, tensor)?);
+    }
+    Ok(tensors)
+}
+
+/// A name that stays in the folder: one plain component.
+fn check_plain(name: &str) -> Result<(), &'static str> {
+    let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
+    if plain && name.len() <= 255 { Ok(()) } else { Err("is not the plain name of a file in the folder") }
+}

@@ -1,0 +1,287 @@
+//! From the parts of a source to one snapshot.
+//!
+//! Two ways lead there. A source with [`State`] is an exported snapshot: every tensor is held against its hash, and
+//! the snapshot is the one that was exported, to the same root. Any other source is interpreted: names and tied
+//! weights as GPT-2's, floats widened to float32, the optimiser's state by the order of the parameters.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::optimizer::{self, Moments};
+use super::parts::{Optimizer, Parts};
+use crate::output::Scratch;
+use crate::progress::Progress;
+use crate::state::State;
+use crate::{hf, model};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::snapshot::{CarriedFile, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::store::format;
+
+/// A source as a snapshot. Its tensors may lie in a bundle's unpacked files, which live as long as this.
+pub struct Loaded {
+    pub snapshot: Snapshot,
+    /// The snapshot that the source was exported from, whether or not all of it is here.
+    pub state: Option<State>,
+    /// The snapshot is that one, bit for bit.
+    pub exact: bool,
+    pub notes: Vec<String>,
+    _scratch: Option<Scratch>,
+}
+
+/// The optimiser that a training without its state starts with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fresh {
+    AdamW,
+    Sgd,
+    SgdMomentum,
+}
+
+impl Fresh {
+    fn roles(self) -> &'static [Role] {
+        match self {
+            Fresh::AdamW => &[Role::ExpAvg, Role::ExpAvgSq],
+            Fresh::Sgd => &[],
+            Fresh::SgdMomentum => &[Role::MomentumBuffer],
+        }
+    }
+}
+
+impl Loaded {
+    /// Adds what the optimiser keeps, all zeros as before its first step, where the source had none of it.
+    pub fn complete(&mut self, fresh: Fresh) -> Result<()> {
+        let tensors = &mut self.snapshot.tensors;
+        if self.exact || tensors.iter().any(|tensor| !matches!(tensor.meta.role, Role::Param | Role::Buffer)) {
+            return Ok(());
+        }
+        let params: Vec<TensorMeta> =
+            tensors.iter().map(|tensor| tensor.meta.clone()).filter(|meta| meta.role == Role::Param).collect();
+        for &role in fresh.roles() {
+            tensors.extend(params.iter().map(|param| optimizer::zeros(role, param)));
+        }
+        if !fresh.roles().is_empty() {
+            self.snapshot.train.step = 0;
+            self.notes
+                .push("without the optimiser's state: its moments are zeros, and the training starts at step 0".into());
+        }
+        Ok(())
+    }
+}
+
+pub fn assemble(parts: Parts, from: &Path, scratch: Option<Scratch>, progress: &dyn Progress) -> Result<Loaded> {
+    let mut loaded = match parts.state.clone() {
+        Some(state) if is_complete(&parts, &state) => exact(parts, state, from, progress)?,
+        Some(state) => {
+            check_hashes(&parts.tensors, &state, from, progress)?;
+            Loaded { state: Some(state), ..plain(parts, from)? }
+        }
+        None => plain(parts, from)?,
+    };
+    loaded._scratch = scratch;
+    Ok(loaded)
+}
+
+/// Whether the source has the optimiser's state, where the snapshot had one.
+fn is_complete(parts: &Parts, state: &State) -> bool {
+    let kept = state.tensors.iter().any(|tensor| !matches!(tensor.meta.role, Role::Param | Role::Buffer));
+    !kept || !matches!(parts.optimizer, Optimizer::None)
+}
+
+/// The snapshot that `state` describes.
+fn exact(parts: Parts, state: State, from: &Path, progress: &dyn Progress) -> Result<Loaded> {
+    let refuse = |reason: String| Error::mismatch(from, reason);
+    let mut params: Vec<&TensorMeta> =
+        state.tensors.iter().map(|tensor| &tensor.meta).filter(|meta| meta.role == Role::Param).collect();
+    params.sort_by(|a, b| model::order(&a.name, &b.name));
+    let moments = moments(&parts.optimizer, &params)?;
+    if moments.step.is_some_and(|step| step != state.train.step) {
+        return Err(refuse(format!(
+            "the optimiser's state is not of step {}, which the source names",
+            state.train.step
+        )));
+    }
+    let role = |tensor: &Tensor| match tensor.meta.role {
+        Role::Param | Role::Buffer => None,
+        role => Some(role),
+    };
+    let mut found: HashMap<(Option<Role>, String), Tensor> = parts
+        .tensors
+        .into_iter()
+        .chain(moments.tensors)
+        .map(|tensor| ((role(&tensor), tensor.meta.name.clone()), tensor))
+        .collect();
+    let mut tensors = Vec::with_capacity(state.tensors.len());
+    for record in &state.tensors {
+        let model = matches!(record.meta.role, Role::Param | Role::Buffer);
+        let key = ((!model).then_some(record.meta.role), record.meta.name.clone());
+        let tensor = found.remove(&key).ok_or_else(|| refuse(format!("{} is missing", record.meta.label())))?;
+        if (tensor.meta.dtype, &tensor.meta.shape) != (record.meta.dtype, &record.meta.shape) {
+            return Err(changed(from, &record.meta));
+        }
+        tensors.push(Tensor { meta: record.meta.clone(), bytes: tensor.bytes });
+    }
+    check_hashes(&tensors, &state, from, progress)?;
+    for ((_, name), extra) in &found {
+        let embedding = tensors.iter().find(|tensor| tensor.meta.name == model::EMBEDDING);
+        if name != model::HEAD || !embedding.is_some_and(|embedding| same_bytes(embedding, extra)) {
+            return Err(refuse(format!("{} is not part of the snapshot that was exported", extra.meta.label())));
+        }
+    }
+    if format::root(&state.tensors, &state.train) != state.root {
+        return Err(refuse("its description was changed: root is not the hash of what it describes".into()));
+    }
+    let snapshot = Snapshot {
+        tensors,
+        train: state.train.clone(),
+        metrics: state.metrics.clone(),
+        provenance: Provenance { reason: "import".into(), ..state.provenance.clone() },
+        files: parts.files,
+    };
+    Ok(Loaded { snapshot, state: Some(state), exact: true, notes: parts.notes, _scratch: None })
+}
+
+/// Holds those tensors that `state` describes against their hashes.
+fn check_hashes(tensors: &[Tensor], state: &State, from: &Path, progress: &dyn Progress) -> Result<()> {
+    let of_model = |role: Role| matches!(role, Role::Param | Role::Buffer);
+    let key = |meta: &TensorMeta| ((!of_model(meta.role)).then_some(meta.role), meta.name.clone());
+    let records: HashMap<_, _> = state.tensors.iter().map(|record| (key(&record.meta), record)).collect();
+    progress.begin("checking", tensors.iter().filter_map(|tensor| tensor.meta.bytes()).sum());
+    tensors.par_iter().try_for_each(|tensor| {
+        let Some(record) = records.get(&key(&tensor.meta)) else { return Ok(()) };
+        let bytes: &[u8] = (*tensor.bytes).as_ref();
+        progress.advance(bytes.len() as u64)?;
+        match blake3::hash(bytes).to_hex().as_str() == record.hash {
+            true => Ok(()),
+            false => Err(changed(from, &record.meta)),
+        }
+    })
+}
+
+fn changed(from: &Path, meta: &TensorMeta) -> Error {
+    let name = meta.label();
+    Error::mismatch(
+        from,
+        format!(
+            "{name} was changed since the export: its hash differs; delete ckptd.json to import the folder as it is now"
+        ),
+    )
+}
+
+/// A source that only its own conventions describe.
+fn plain(parts: Parts, from: &Path) -> Result<Loaded> {
+    let refuse = |reason: String| Error::mismatch(from, reason);
+    let config = Config::of(&parts.files).map_err(refuse)?;
+    let mut tensors = BTreeMap::new();
+    for tensor in parts.tensors {
+        let Some(name) = model::canonical(&tensor.meta.name) else { continue };
+        let tensor = Tensor { meta: TensorMeta { name: name.clone(), ..tensor.meta }, bytes: tensor.bytes };
+        if tensors.insert(name.clone(), tensor).is_some() {
+            return Err(refuse(format!("two of its tensors are {name}")));
+        }
+    }
+    tie(&mut tensors, config.tied).map_err(refuse)?;
+    let widened = tensors.into_values().map(optimizer::widen).collect::<Result<Vec<_>, _>>();
+    let mut tensors = widened.map_err(refuse)?;
+    tensors.sort_by(|a, b| model::order(&a.meta.name, &b.meta.name));
+    let params: Vec<&TensorMeta> = tensors.iter().map(|tensor| &tensor.meta).collect();
+    let moments = moments(&parts.optimizer, &params)?;
+
+    let mut notes = parts.notes;
+    let step = moments.step.or(parts.step).unwrap_or(0);
+    if parts.step.is_some_and(|said| said != step) {
+        notes.push(format!("the source is at step {}, its optimiser at {step}, which counts", parts.step.unwrap_or(0)));
+    }
+    if step > 0 {
+        notes.push("the data is read from its beginning: others do not say where they were in it".into());
+    }
+    if !moments.settings.is_empty() {
+        notes.push(format!("its optimiser's settings, for [train]: {}", moments.settings.join(", ")));
+    }
+    if !config.known {
+        notes.push("it has no config.json; the job's [model] says what the tensors are, or give --model".into());
+    }
+    // In the order of a state: all parameters, then each kind of moment in theirs.
+    let place: HashMap<&str, usize> = params.iter().enumerate().map(|(i, meta)| (meta.name.as_str(), i)).collect();
+    let mut moments = moments.tensors;
+    moments.sort_by_key(|tensor| (tensor.meta.role, place.get(tensor.meta.name.as_str()).copied()));
+    tensors.extend(moments);
+    let train = TrainState {
+        step,
+        tokens_seen: parts.tokens_seen,
+        epoch: 0,
+        position: 0,
+        last_eval_step: 0,
+        best_val_loss: None,
+        settings: BTreeMap::new(),
+    };
+    let provenance =
+        Provenance { ckptd: env!("CARGO_PKG_VERSION").into(), reason: "import".into(), ..Provenance::default() };
+    let snapshot = Snapshot { tensors, train, metrics: parts.metrics, provenance, files: parts.files };
+    Ok(Loaded { snapshot, state: None, exact: false, notes, _scratch: None })
+}
+
+fn moments(optimizer: &Optimizer, params: &[&TensorMeta]) -> Result<Moments> {
+    match optimizer {
+        Optimizer::None => Ok(Moments::default()),
+        Optimizer::Named(tensors) => Ok(Moments { tensors: tensors.clone(), ..Moments::default() }),
+        Optimizer::Torch { file, key } => {
+            let value = match key {
+                Some(key) => file.value().get(key).unwrap_or(file.value()),
+                None => file.value(),
+            };
+            optimizer::read(file, value, params)
+        }
+    }
+}
+
+/// What of a config.json decides how tensors are to be taken.
+struct Config {
+    known: bool,
+    tied: Option<bool>,
+}
+
+impl Config {
+    fn of(files: &[CarriedFile]) -> Result<Config, String> {
+        let Some(file) = files.iter().find(|file| file.name == hf::CONFIG) else {
+            return Ok(Config { known: false, tied: None });
+        };
+        let config: serde_json::Value =
+            serde_json::from_slice(&file.bytes).map_err(|e| format!("its config.json is not JSON: {e}"))?;
+        match config.get("model_type").and_then(|kind| kind.as_str()) {
+            None | Some("gpt2") => {}
+            Some(other) => return Err(format!("it is a model of the type {other:?}; ckptd trains gpt2")),
+        }
+        let tied = config.get("tie_word_embeddings").and_then(|tied| tied.as_bool()).unwrap_or(true);
+        Ok(Config { known: true, tied: Some(tied) })
+    }
+}
+
+/// A tied head is the embedding, and no tensor of its own.
+fn tie(tensors: &mut BTreeMap<String, Tensor>, tied: Option<bool>) -> Result<(), String> {
+    let Some(embedding) = tensors.get(model::EMBEDDING) else {
+        return Err(format!("it has no {}: not a GPT-2", model::EMBEDDING));
+    };
+    let Some(head) = tensors.get(model::HEAD) else {
+        return match tied {
+            Some(false) => Err(format!("its config says that the head is not tied, but there is no {}", model::HEAD)),
+            _ => Ok(()),
+        };
+    };
+    match (tied, same_bytes(embedding, head)) {
+        (Some(true) | None, true) => {
+            tensors.remove(model::HEAD);
+            Ok(())
+        }
+        (Some(true), false) => Err(format!(
+            "{} is not {}, although its config ties them; set \"tie_word_embeddings\": false to keep both",
+            model::HEAD,
+            model::EMBEDDING
+        )),
+        (Some(false), _) | (None, false) => Ok(()),
+    }
+}
+
+fn same_bytes(a: &Tensor, b: &Tensor) -> bool {
+    a.meta.dtype == b.meta.dtype && a.meta.shape == b.meta.shape && (*a.bytes).as_ref() == (*b.bytes).as_ref()
+}

@@ -1,0 +1,236 @@
+//! Files and folders that are there whole or not at all.
+//!
+//! Everything is written under a hidden partial name beside the target, made durable, and renamed. The partial is
+//! locked while it is written: one that a killed process left behind is recognised by its free lock and removed by
+//! the next export to the same target.
+//!
+//! Invariant: an existing target is replaced only when the caller says so, and a folder only where it is a model folder
+//! or empty, never a folder of anything else. When the work fails, nothing is left. Deliberately not here: what is
+//! written.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, RenameFlags};
+
+use crate::{hf, state};
+use ckptd_core::error::{Error, Result};
+
+/// Files that are made durable at a time.
+const SYNCS: usize = 16;
+
+/// Whether `target` may be written; call this before any long work.
+pub fn check(target: &Path, force: bool) -> Result<()> {
+    let parent = parent(target);
+    if target.file_name().is_none() {
+        return Err(Error::Config(format!("{} is not a name to write to", target.display())));
+    }
+    if !parent.is_dir() {
+        return Err(Error::NotFound(format!("the folder {} is not there; make it first", parent.display())));
+    }
+    match std::fs::symlink_metadata(target) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("looking at", target, e)),
+        Ok(found) if found.is_dir() && is_empty(target)? => Ok(()),
+        Ok(_) if !force => Err(Error::Other(format!("{} is there already; --force replaces it", target.display()))),
+        Ok(found) if found.is_dir() && !is_model_folder(target)? => Err(Error::Other(format!(
+            "{} is a folder with other things than a model in it, which --force does not replace; choose another name",
+            target.display()
+        ))),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Writes the file `target` through `fill`.
+pub fn file<T>(target: &Path, force: bool, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
+    check(target, force)?;
+    let mut partial = Partial::make(target, "partial", make_file)?;
+    let result = fill(&mut partial.handle)?;
+    partial.handle.sync_all().map_err(|e| Error::io("syncing", &partial.path, e))?;
+    partial.publish(target, force)?;
+    Ok(result)
+}
+
+/// Writes the folder `target`: `fill` puts files into the folder that it is given.
+pub fn folder<T>(target: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    check(target, force)?;
+    let partial = Partial::make(target, "partial", make_folder)?;
+    let result = fill(&partial.path)?;
+    partial.handle.sync_all().map_err(|e| Error::io("syncing", &partial.path, e))?;
+    partial.publish(target, force)?;
+    Ok(result)
+}
+
+/// A new file in a folder that `folder` makes; [`sync`] makes it durable, where it is to stay.
+pub fn part<T>(folder: &Path, name: &str, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
+    let path = folder.join(name);
+    let mut file = make_file(&path)?;
+    fill(&mut file)
+}
+
+/// Makes files of a folder durable, all at once: one after the other, each would wait for the file system's journal.
+pub fn sync(folder: &Path, names: &[String]) -> Result<()> {
+    let one = |name: &String| {
+        let path = folder.join(name);
+        let file = File::open(&path).map_err(|e| Error::io("opening", &path, e))?;
+        file.sync_all().map_err(|e| Error::io("syncing", &path, e))
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = names
+            .chunks(names.len().div_ceil(SYNCS).max(1))
+            .map(|names| scope.spawn(move || names.iter().try_for_each(one)))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+/// A folder to work in beside a target, on the same file system. It is gone when this is dropped.
+pub struct Scratch(Partial);
+
+impl Scratch {
+    pub fn beside(target: &Path) -> Result<Scratch> {
+        Partial::make(target, "scratch", make_folder).map(Scratch)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+}
+
+/// What is being written; removed when it is dropped before it was published.
+struct Partial {
+    path: PathBuf,
+    handle: File,
+    published: bool,
+}
+
+impl Partial {
+    fn make(target: &Path, kind: &str, create: impl FnOnce(&Path) -> Result<File>) -> Result<Partial> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let path = parent(target).join(format!(".{name}.ckptd-{kind}"));
+        remove_stale(&path)?;
+        let handle = create(&path)?;
+        let partial = Partial { path, handle, published: false };
+        lock(&partial.handle, &partial.path)?;
+        Ok(partial)
+    }
+
+    fn publish(mut self, target: &Path, force: bool) -> Result<()> {
+        let renaming = |e: rustix::io::Errno| Error::io("renaming to", target, e.into());
+        let cwd = rustix::fs::CWD;
+        match std::fs::symlink_metadata(target) {
+            Ok(found) if found.is_dir() && !is_empty(target)? => {
+                check(target, force)?;
+                // The old folder comes to lie under the partial name, and is removed with it.
+                rustix::fs::renameat_with(cwd, &self.path, cwd, target, RenameFlags::EXCHANGE).map_err(renaming)?;
+                remove(&self.path)?;
+            }
+            Ok(_) if force => rustix::fs::rename(&self.path, target).map_err(renaming)?,
+            // An empty folder, or nothing: what appeared meanwhile is not replaced.
+            Ok(found) if found.is_dir() => rustix::fs::rename(&self.path, target).map_err(renaming)?,
+            _ => rename_new(&self.path, target)?,
+        }
+        self.published = true;
+        let parent = parent(target);
+        open_folder(&parent)?.sync_all().map_err(|e| Error::io("syncing", &parent, e))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.published {
+            // The error that led here says more than one of this removal.
+            let _ = remove(&self.path);
+        }
+    }
+}
+
+fn make_file(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+    file.map_err(|e| Error::io("creating", path, e))
+}
+
+fn make_folder(path: &Path) -> Result<File> {
+    std::fs::create_dir(path).map_err(|e| Error::io("creating", path, e))?;
+    open_folder(path)
+}
+
+fn rename_new(from: &Path, target: &Path) -> Result<()> {
+    let cwd = rustix::fs::CWD;
+    match rustix::fs::renameat_with(cwd, from, cwd, target, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        // File systems without the flag: the look just before is the best there is.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP)
+            if std::fs::symlink_metadata(target).is_err() =>
+        {
+            std::fs::rename(from, target).map_err(|e| Error::io("renaming to", target, e))
+        }
+        Err(e) => Err(Error::io("renaming to", target, e.into())),
+    }
+}
+
+/// Removes a partial that nobody is writing any more.
+fn remove_stale(path: &Path) -> Result<()> {
+    let handle = match OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).open(path)
+    {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        handle => handle.map_err(|e| Error::io("opening", path, e))?,
+    };
+    lock(&handle, path)?;
+    // The one that is locked is the one that is removed.
+    let (open, named) = (handle.metadata(), std::fs::symlink_metadata(path));
+    match (open, named) {
+        (Ok(open), Ok(named)) if open.ino() == named.ino() => remove(path),
+        _ => Ok(()),
+    }
+}
+
+fn lock(handle: &File, path: &Path) -> Result<()> {
+    match rustix::fs::flock(handle, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Error::Other(format!("another export is writing {}; wait for it or stop it", path.display())))
+        }
+        Err(e) => Err(Error::io("locking", path, e.into())),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let folder = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    let removed = if folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    removed.map_err(|e| Error::io("removing", path, e))
+}
+
+fn is_empty(folder: &Path) -> Result<bool> {
+    let mut entries = std::fs::read_dir(folder).map_err(|e| Error::io("reading folder", folder, e))?;
+    Ok(entries.next().is_none())
+}
+
+/// Files only, and among them what a model folder has.
+fn is_model_folder(folder: &Path) -> Result<bool> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io("reading folder", folder, e))?;
+    let mut model = false;
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("reading folder", folder, e))?;
+        if !entry.file_type().map_err(|e| Error::io("looking at", entry.path(), e))?.is_file() {
+            return Ok(false);
+        }
+        model |= entry.file_name() == hf::CONFIG || entry.file_name() == state::FILE;
+    }
+    Ok(model)
+}
+
+fn open_folder(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| Error::io("opening", path, e))
+}
+
+fn parent(target: &Path) -> PathBuf {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}

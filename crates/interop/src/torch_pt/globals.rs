@@ -1,0 +1,94 @@
+//! The names that a pickle may refer to: all that PyTorch's own `weights_only` reader needs for state dicts, and
+//! nothing that runs. A name stands here for a plain value or for a constructor of plain values that the machine
+//! knows; no code of anybody is ever looked up.
+
+use ckptd_core::snapshot::DType;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Global {
+    /// `collections.OrderedDict` and its like: an empty dict, or one from pairs.
+    Dict,
+    /// `collections.defaultdict`: its first argument is the factory, which is ignored.
+    DefaultDict,
+    RebuildTensor,
+    RebuildTensorV2,
+    RebuildParameter,
+    RebuildFromType,
+    /// `torch.FloatStorage` and its like.
+    Storage(DType),
+    DType(DType),
+    /// `torch.Size`: a tuple.
+    Size,
+    /// `set`, `frozenset`, `list`, `tuple` of one iterable.
+    Collection,
+    /// A class that only marks a type (`torch.Tensor`, `torch.nn.Parameter`).
+    Class,
+    /// Something without meaning for a state (bytes, a device, a complex number).
+    Opaque(&'static str),
+}
+
+/// What `module.name` stands for, or `None` where it is not allowed.
+pub fn lookup(module: &str, name: &str) -> Option<Global> {
+    match module {
+        "collections" => match name {
+            "OrderedDict" | "Counter" => Some(Global::Dict),
+            "defaultdict" => Some(Global::DefaultDict),
+            _ => None,
+        },
+        // Python 2's name for builtins is what protocol 2 writes.
+        "builtins" | "__builtin__" => match name {
+            "set" | "frozenset" | "list" | "tuple" => Some(Global::Collection),
+            "dict" => Some(Global::Dict),
+            "bytearray" => Some(Global::Opaque("a bytearray")),
+            "int" | "float" | "bool" | "str" => Some(Global::Class),
+            "complex" => Some(Global::Opaque("a complex number")),
+            _ => None,
+        },
+        // `_codecs.encode(text, "latin1")` is how protocol 2 writes bytes.
+        "_codecs" => (name == "encode").then_some(Global::Opaque("bytes")),
+        "torch._utils" => match name {
+            "_rebuild_tensor" => Some(Global::RebuildTensor),
+            "_rebuild_tensor_v2" => Some(Global::RebuildTensorV2),
+            "_rebuild_parameter" | "_rebuild_parameter_with_state" => Some(Global::RebuildParameter),
+            _ => None,
+        },
+        "torch._tensor" => (name == "_rebuild_from_type_v2").then_some(Global::RebuildFromType),
+        "torch.nn.parameter" => (name == "Parameter").then_some(Global::Class),
+        "torch" => torch(name),
+        _ => None,
+    }
+}
+
+fn torch(name: &str) -> Option<Global> {
+    if let Some(storage) = name.strip_suffix("Storage") {
+        return Some(Global::Storage(match storage {
+            "Double" => DType::F64,
+            "Float" => DType::F32,
+            "Half" => DType::F16,
+            "BFloat16" => DType::BF16,
+            "Long" => DType::I64,
+            "Int" => DType::I32,
+            "Short" => DType::I16,
+            "Char" => DType::I8,
+            "Byte" => DType::U8,
+            "Bool" => DType::Bool,
+            _ => return None,
+        }));
+    }
+    Some(match name {
+        "float64" | "double" => Global::DType(DType::F64),
+        "float32" | "float" => Global::DType(DType::F32),
+        "float16" | "half" => Global::DType(DType::F16),
+        "bfloat16" => Global::DType(DType::BF16),
+        "int64" | "long" => Global::DType(DType::I64),
+        "int32" | "int" => Global::DType(DType::I32),
+        "int16" | "short" => Global::DType(DType::I16),
+        "int8" => Global::DType(DType::I8),
+        "uint8" => Global::DType(DType::U8),
+        "bool" => Global::DType(DType::Bool),
+        "Size" => Global::Size,
+        "Tensor" => Global::Class,
+        "device" => Global::Opaque("a device"),
+        _ => return None,
+    })
+}

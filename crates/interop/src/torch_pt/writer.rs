@@ -1,0 +1,79 @@
+//! Writes the zip archive that `torch.save` writes: the same records in the same order, storages as they are and
+//! aligned to 64 bytes, so that `torch.load(..., mmap=True, weights_only=True)` maps them.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipWriter};
+
+use super::pickler::{self, Object};
+use crate::progress::Progress;
+use ckptd_core::error::{Error, Result};
+
+const ALIGNMENT: u16 = 64;
+
+/// Writes `object` to `file`, which lies at `path`. `content` gives the bytes of the storages, whose sizes are
+/// `storage_bytes`, in their order, each in one piece or more, to the function that it gets.
+pub fn write(
+    file: &mut File,
+    path: &Path,
+    object: &Object,
+    storage_bytes: &[u64],
+    content: impl FnOnce(&mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    // The folder's name is that of the file, as with torch.save.
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let folder: String = stem.trim_start_matches('.').split('.').next().unwrap_or_default().to_owned();
+    let folder = if folder.is_empty() { "archive".to_owned() } else { folder };
+    let mut archive = Archive { zip: ZipWriter::new(BufWriter::with_capacity(1 << 20, file)), path, folder };
+    archive.record("data.pkl", &pickler::pickle(object))?;
+    archive.record(".format_version", b"1")?;
+    archive.record(".storage_alignment", ALIGNMENT.to_string().as_bytes())?;
+    archive.record("byteorder", b"little")?;
+    let mut sizes = Vec::new();
+    content(&mut |index, piece| {
+        if sizes.len() <= index {
+            sizes.resize(index + 1, 0);
+            archive.start(&format!("data/{index}"), storage_bytes[index])?;
+        }
+        sizes[index] += piece.len() as u64;
+        archive.zip.write_all(piece).map_err(|e| Error::io("writing", path, e))?;
+        progress.advance(piece.len() as u64)
+    })?;
+    if sizes != storage_bytes {
+        let reason = format!("the storages have {sizes:?} bytes, not the {storage_bytes:?} that were announced");
+        return Err(Error::mismatch(path, reason));
+    }
+    archive.record("version", b"3\n")?;
+    let mut out = archive.zip.finish().map_err(|e| zip_error(path, e))?;
+    out.flush().map_err(|e| Error::io("writing", path, e))
+}
+
+struct Archive<'a> {
+    zip: ZipWriter<BufWriter<&'a mut File>>,
+    path: &'a Path,
+    folder: String,
+}
+
+impl Archive<'_> {
+    fn start(&mut self, name: &str, bytes: u64) -> Result<()> {
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .last_modified_time(DateTime::default())
+            .large_file(bytes >= u64::from(u32::MAX))
+            .with_alignment(ALIGNMENT);
+        self.zip.start_file(format!("{}/{name}", self.folder), options).map_err(|e| zip_error(self.path, e))
+    }
+
+    fn record(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        self.start(name, content.len() as u64)?;
+        self.zip.write_all(content).map_err(|e| Error::io("writing", self.path, e))
+    }
+}
+
+fn zip_error(path: &Path, error: zip::result::ZipError) -> Error {
+    Error::io("writing", path, error.into())
+}

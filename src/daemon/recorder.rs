@@ -1,0 +1,75 @@
+//! The scribe: one thread that writes the store's small files, so that the event loop waits for no disk.
+//!
+//! Invariant: of several ledgers that wait only the newest is written; a failure costs better plans and nothing else.
+
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use crate::session::ledger::Ledger;
+use ckptd_core::config::Config;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::{Record, Store};
+
+pub enum Note {
+    Ledger(Box<Ledger>),
+    Job(Box<Config>),
+}
+
+pub struct Scribe {
+    /// `None` once it was told to finish.
+    notes: Option<mpsc::Sender<Note>>,
+    /// Closed by the thread's end.
+    end: mpsc::Receiver<()>,
+}
+
+impl Scribe {
+    pub fn start(store: Arc<Store>) -> Result<Scribe> {
+        let (notes, queue) = mpsc::channel();
+        let (ends, end) = mpsc::channel::<()>();
+        std::thread::Builder::new()
+            .name("scribe".into())
+            .spawn(move || {
+                write_all(&store, &queue);
+                drop(ends);
+            })
+            .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
+        Ok(Scribe { notes: Some(notes), end })
+    }
+
+    pub fn give(&self, note: Note) {
+        // The thread ends only after this handle does.
+        let _ = self.notes.as_ref().map(|notes| notes.send(note));
+    }
+
+    /// Lets it write what it was given, for at most `timeout`.
+    pub fn finish(&mut self, timeout: Duration) {
+        self.notes = None;
+        let _ = self.end.recv_timeout(timeout);
+    }
+}
+
+fn write_all(store: &Store, queue: &mpsc::Receiver<Note>) {
+    let mut told = false;
+    while let Ok(first) = queue.recv() {
+        let (mut ledger, mut job) = (None, None);
+        for note in std::iter::once(first).chain(queue.try_iter()) {
+            match note {
+                Note::Ledger(newer) => ledger = Some(newer),
+                Note::Job(newer) => job = Some(newer),
+            }
+        }
+        let written = [
+            ledger.map(|ledger| store.write_record(Record::Sessions, &ledger)),
+            job.map(|job| store.write_record(Record::Job, &job)),
+        ];
+        for error in written.into_iter().flatten().filter_map(Result::err) {
+            // A full disk must not keep a training from going on, nor fill the log.
+            match std::mem::replace(&mut told, true) {
+                false => warn!("the session is not remembered in the store: {error}"),
+                true => debug!("the session is not remembered in the store: {error}"),
+            }
+        }
+    }
+}

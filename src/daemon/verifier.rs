@@ -1,0 +1,187 @@
+//! The keeper: one thread that reads snapshots back, vouches for them, quarantines and rotates.
+//!
+//! Invariant: nothing is rotated out before its successor was read back here. One thread, so that no two of these
+//! ever meet, and none of them holds up the event loop. Deliberately not here: how each is done (store).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tracing::{debug, warn};
+
+use crate::training::Input;
+use crate::training::job::{Choice, Event, Resume, Verdict};
+use ckptd_core::config::Retention;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::{State, Store};
+
+pub enum Task {
+    /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
+    Choose {
+        discard: Option<(String, String)>,
+    },
+    Verify {
+        id: String,
+        retention: Retention,
+        threads: usize,
+    },
+}
+
+pub struct Keeper {
+    /// `None` once it was told to finish.
+    tasks: Option<mpsc::Sender<Task>>,
+    /// Closed by the thread's end.
+    end: mpsc::Receiver<()>,
+}
+
+impl Keeper {
+    /// Starts the thread. It may end with the process in the middle of its work: each step of it is whole or absent.
+    pub fn start(store: Arc<Store>, inputs: tokio::sync::mpsc::Sender<Input>) -> Result<Keeper> {
+        let (tasks, queue) = mpsc::channel();
+        let (ends, end) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("keeper".into())
+            .spawn(move || {
+                keep(&store, &queue, &inputs);
+                drop(ends);
+            })
+            .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
+        Ok(Keeper { tasks: Some(tasks), end })
+    }
+
+    pub fn give(&self, task: Task) {
+        // The thread ends only after this handle does.
+        let _ = self.tasks.as_ref().map(|tasks| tasks.send(task));
+    }
+
+    /// Lets it complete what it does, for at most `timeout`.
+    pub fn finish(&mut self, timeout: Duration) {
+        self.tasks = None;
+        let _ = self.end.recv_timeout(timeout);
+    }
+}
+
+fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc::Sender<Input>) {
+    let mut waiting = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            match queue.recv() {
+                Ok(task) => waiting.push(task),
+                Err(_) => return,
+            }
+        }
+        waiting.extend(queue.try_iter());
+        // The latest first: it is the one that a resume would take.
+        let Some(task) = waiting.pop() else { continue };
+        let event = match task {
+            Task::Choose { discard } => Event::Chosen(guarded(|| choose(store, discard)).and_then(|chosen| chosen)),
+            Task::Verify { id, retention, threads } => {
+                let verdict = guarded(|| judge(store, &id, threads))
+                    .unwrap_or_else(|e| Verdict::Unknown { reason: e.to_string() });
+                let verified = matches!(verdict, Verdict::Verified { .. });
+                if inputs.blocking_send(Input::Job(Event::Judged { id, verdict })).is_err() {
+                    return;
+                }
+                if verified {
+                    catch_up(store);
+                    rotate(store, &retention);
+                }
+                continue;
+            }
+        };
+        if inputs.blocking_send(Input::Job(event)).is_err() {
+            return;
+        }
+    }
+}
+
+/// A bug in here must not leave the agent waiting for an answer that never comes.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Other("an internal error while reading the store".into()))
+}
+
+fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
+    if let Some((id, reason)) = discard {
+        let entry = store.find(&id)?;
+        store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
+    }
+    let chosen = store.choose_resume(all_threads(), &mut |line| warn!("{line}"))?;
+    if chosen.is_none() {
+        let lost = store.quarantined()?.len();
+        if lost > 0 {
+            warn!("no snapshot is left to go on from, {lost} lie in quarantine: the training begins anew");
+        }
+    }
+    let next_seq = store.next_seq()?;
+    let resume = chosen.and_then(|chosen| {
+        let manifest = chosen.entry.manifest?;
+        Some(Resume {
+            id: chosen.entry.id,
+            path: chosen.entry.path,
+            step: manifest.train.step,
+            created_at: manifest.created_at,
+            why: chosen.why,
+            train: manifest.train,
+        })
+    });
+    Ok(Choice { resume, next_seq })
+}
+
+/// Nothing trains while a resume is chosen.
+fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn judge(store: &Store, id: &str, threads: usize) -> Verdict {
+    let began = Instant::now();
+    let entry = match store.find(id) {
+        Ok(entry) => entry,
+        Err(Error::NotFound(_)) => return Verdict::Gone,
+        Err(e) => return Verdict::Unknown { reason: e.to_string() },
+    };
+    // A resume may have read it back already.
+    let judged = match entry.state {
+        State::Verified => Ok(()),
+        _ => store.verify(&entry, threads, &|_| true).map(drop),
+    };
+    match (judged, &entry.manifest) {
+        (Ok(()), Some(manifest)) => Verdict::Verified {
+            step: manifest.train.step,
+            bytes: entry.bytes,
+            raw_bytes: manifest.raw_bytes,
+            healthy: manifest.healthy,
+            created_at: manifest.created_at,
+            took: began.elapsed(),
+        },
+        (Ok(()), None) => Verdict::Unknown { reason: "its manifest cannot be read".into() },
+        (Err(Error::Damaged { reason, .. }), _) => match store.quarantine(&entry, &reason) {
+            Ok(_) => Verdict::Quarantined { reason },
+            Err(e) => Verdict::Unknown { reason: format!("{reason}; and {e}") },
+        },
+        (Err(e), _) => Verdict::Unknown { reason: e.to_string() },
+    }
+}
+
+/// Reads back what an earlier session committed and did not live to verify: unverified, it would stay for ever.
+fn catch_up(store: &Store) {
+    let Ok(entries) = store.entries() else { return };
+    for entry in entries.iter().filter(|e| e.own && e.state == State::Committed) {
+        match guarded(|| judge(store, &entry.id, 1)) {
+            Ok(Verdict::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
+            Ok(_) => debug!(id = entry.id, "read back an older snapshot"),
+            Err(e) => warn!("{e}"),
+        }
+    }
+}
+
+fn rotate(store: &Store, retention: &Retention) {
+    match guarded(|| store.prune(retention, Timestamp::now())).and_then(|verdicts| verdicts) {
+        Ok(verdicts) => {
+            for verdict in verdicts.iter().filter(|verdict| !verdict.keep) {
+                debug!(id = verdict.id, "rotated out {}", verdict.id);
+            }
+        }
+        Err(e) => warn!("old snapshots stay where they are: {e}"),
+    }
+}

@@ -1,0 +1,363 @@
+//! The machine alone: its clock is a number, its worker and its keeper are what a test says.
+#![allow(clippy::unwrap_used)]
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use ckptd_core::protocol::Event as Message;
+use ckptd_core::snapshot::TrainState;
+
+/// A job with a clock that a test turns.
+pub(super) struct Bench {
+    pub(super) job: Job,
+    began: Moment,
+    pub(super) now: Now,
+    actions: Vec<Action>,
+}
+
+impl Bench {
+    fn new(toml: &str) -> Bench {
+        let toml = format!("[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[train]\nsteps = 20\n{toml}");
+        let config = Config::parse(&toml, "/job.toml".as_ref()).unwrap();
+        let now = Now::read();
+        let (job, actions) = Job::new(config, "run".into(), false, Ledger::default(), now);
+        Bench { job, began: now.at, now, actions }
+    }
+
+    /// One whose worker trains after `step` steps.
+    pub(super) fn training(toml: &str, step: u64) -> Bench {
+        let mut bench = Bench::new(toml);
+        bench.on(Event::Chosen(Ok(choice(step))));
+        bench.greet(step);
+        bench
+    }
+
+    fn greet(&mut self, step: u64) {
+        self.on(Event::Started { pid: 7 });
+        self.say(hello(protocol::VERSION));
+        self.say(ready(step));
+    }
+
+    pub(super) fn on(&mut self, event: Event) -> &[Action] {
+        self.actions = self.job.on(event, self.now);
+        // The ledger is written beside everything else.
+        self.actions.retain(|action| !matches!(action, Action::Record(_)));
+        &self.actions
+    }
+
+    pub(super) fn say(&mut self, message: Message) -> &[Action] {
+        self.on(Event::Said(Box::new(message)))
+    }
+
+    pub(super) fn pass(&mut self, duration: Duration) {
+        self.now.at += duration;
+        self.now.wall = self.now.wall.checked_add(jiff::SignedDuration::try_from(duration).unwrap()).unwrap();
+    }
+
+    /// Lets the time pass that the job wants to sleep, and wakes it.
+    pub(super) fn wake(&mut self) -> &[Action] {
+        let at = self.job.wake_at(self.now).unwrap();
+        self.pass(at.saturating_duration_since(self.now.at));
+        self.on(Event::Tick)
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.now.at - self.began
+    }
+}
+
+fn choice(step: u64) -> Choice {
+    let resume = (step > 0).then(|| Resume {
+        id: format!("step-{step}"),
+        path: format!("/store/step-{step}.ckpt").into(),
+        step,
+        created_at: Timestamp::now(),
+        why: "the newest".into(),
+        train: TrainState { step, last_eval_step: step, ..TrainState::default() },
+    });
+    Choice { resume, next_seq: step + 1 }
+}
+
+fn hello(version: u32) -> Message {
+    Message::Hello {
+        protocol: version,
+        worker: "fake".into(),
+        version: "1".into(),
+        pid: 7,
+        accepts: vec!["configure".into()],
+    }
+}
+
+fn ready(step: u64) -> Message {
+    let (device, resumed) = ("cpu".to_owned(), None);
+    Message::Ready { step, total_steps: 20, parameters: 1, state_bytes: 4, resumed, device, threads: 1 }
+}
+
+pub(super) fn step(step: u64) -> Message {
+    Message::Step { step, loss: 1.0, learning_rate: 1e-3, grad_norm: None, step_ms: 1.0, tokens: 8 }
+}
+
+pub(super) fn committed(step: u64) -> Message {
+    let path = format!("/store/snapshots/step-{step}.ckpt").into();
+    Message::Committed {
+        step,
+        seq: step,
+        path,
+        bytes: 4,
+        raw_bytes: 8,
+        capture_ms: 0.1,
+        write_ms: 1.0,
+        stall_ms: 0.1,
+        extra_peak_bytes: 0,
+    }
+}
+
+pub(super) fn verified(step: u64) -> Event {
+    let took = Duration::from_millis(5);
+    let verdict = Verdict::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
+    Event::Judged { id: format!("step-{step}"), verdict }
+}
+
+pub(super) fn exited(code: i32) -> Event {
+    Event::Exited(Exit { code: Some(code), signal: None, out_of_memory: false, last_words: Vec::new() })
+}
+
+fn is_kill(actions: &[Action]) -> bool {
+    matches!(actions, [Action::Kill])
+}
+
+#[test]
+fn a_worker_that_never_greets_is_killed_and_chosen_for_again() {
+    let mut bench = Bench::new("");
+    assert!(matches!(bench.on(Event::Chosen(Ok(choice(0)))), [Action::Spawn]));
+    bench.on(Event::Started { pid: 7 });
+    assert!(is_kill(bench.wake()));
+    assert_eq!(bench.elapsed(), HELLO_TIMEOUT);
+    assert!(matches!(bench.on(exited(1)), [Action::Choose { discard: None }]));
+}
+
+#[test]
+fn silence_counts_from_the_last_sign_of_life_of_any_kind() {
+    let mut bench = Bench::training("[worker]\nhang_timeout = \"10s\"\n", 0);
+    bench.pass(Duration::from_secs(9));
+    bench.say(Message::Alive { step: 0, micro_batch: 1 });
+    bench.pass(Duration::from_secs(9));
+    assert!(bench.on(Event::Tick).is_empty());
+    assert!(is_kill(bench.wake()));
+    assert_eq!(bench.elapsed(), Duration::from_secs(19));
+}
+
+#[test]
+fn an_agent_that_slept_itself_does_not_take_the_workers_silence_for_a_hang() {
+    let mut bench = Bench::training("[worker]\nhang_timeout = \"10s\"\n", 0);
+    bench.pass(Duration::from_secs(3600));
+    assert!(!is_kill(bench.on(Event::Tick)));
+    bench.say(step(1));
+    assert!(is_kill({
+        bench.pass(Duration::from_secs(10));
+        bench.on(Event::Tick)
+    }));
+}
+
+#[test]
+fn a_killed_worker_that_is_slow_to_go_is_waited_for_without_spinning_and_not_replaced() {
+    let mut bench = Bench::training("[worker]\nhang_timeout = \"10s\"\n", 0);
+    assert!(is_kill(bench.wake()));
+    for _ in 0..3 {
+        let before = bench.now.at;
+        assert!(bench.wake().is_empty());
+        assert!(bench.now.at - before >= Duration::from_secs(1));
+    }
+    assert!(matches!(bench.on(exited(1)), [Action::Choose { .. }]));
+}
+
+#[test]
+fn a_worker_that_begins_elsewhere_than_told_is_replaced() {
+    let mut bench = Bench::new("");
+    bench.on(Event::Chosen(Ok(choice(5))));
+    bench.on(Event::Started { pid: 7 });
+    assert!(matches!(bench.say(hello(protocol::VERSION)), [Action::Send(Command::Start(_))]));
+    assert!(is_kill(bench.say(ready(0))));
+}
+
+#[test]
+fn a_snapshot_whose_manifest_says_another_step_costs_the_worker_its_trust() {
+    let mut bench = Bench::training("", 0);
+    bench.say(step(1));
+    assert!(matches!(bench.say(committed(1)), [Action::Verify { .. }]));
+    let Event::Judged { verdict, .. } = verified(2) else { unreachable!() };
+    assert!(is_kill(bench.on(Event::Judged { id: "step-1".into(), verdict })));
+}
+
+#[test]
+fn snapshots_are_asked_for_at_the_interval_from_the_last_one_on() {
+    let mut bench = Bench::training("[snapshot]\nevery = \"60s\"\n[worker]\nhang_timeout = \"1h\"\n", 0);
+    for n in 1..=3 {
+        assert!(matches!(bench.wake(), [Action::Send(Command::Snapshot { .. })]));
+        assert_eq!(bench.elapsed(), Duration::from_secs(60 * n));
+    }
+    bench.pass(Duration::from_secs(30));
+    bench.say(Message::SnapshotStarted { step: 0, reason: "signal".into(), capture_ms: 0.1 });
+    bench.wake();
+    assert_eq!(bench.elapsed(), Duration::from_secs(60 * 3 + 30 + 60));
+}
+
+#[test]
+fn the_last_snapshot_is_waited_for_until_it_is_judged() {
+    let mut bench = Bench::training("", 0);
+    bench.say(step(1));
+    assert!(matches!(bench.on(Event::Signal(Signal::Terminate)), [Action::Send(Command::Stop { snapshot: true, .. })]));
+    bench.say(committed(1));
+    bench.say(Message::Done { step: 1, finished: false });
+    assert!(bench.on(exited(0)).is_empty());
+    assert!(matches!(bench.on(verified(1)), [Action::End(Ok(Outcome::Resume))]));
+}
+
+#[test]
+fn a_session_that_saved_nothing_of_what_it_trained_is_an_error() {
+    let mut bench = Bench::training("", 0);
+    bench.say(step(1));
+    bench.on(Event::Signal(Signal::Terminate));
+    bench.pass(Duration::from_secs(2));
+    assert!(matches!(bench.on(Event::Signal(Signal::Terminate)), [Action::End(Err(_))]));
+}
+
+#[test]
+fn a_signal_that_arrives_twice_at_once_is_one_request_to_stop() {
+    let mut bench = Bench::training("", 0);
+    bench.say(step(1));
+    bench.on(Event::Signal(Signal::Interrupt));
+    assert!(bench.on(Event::Signal(Signal::Terminate)).is_empty());
+}
+
+/// What may happen next; a bench makes sense of it.
+#[derive(Clone, Debug)]
+enum Happening {
+    Wake,
+    Pass(u64),
+    Step,
+    Commit,
+    Judge(u8),
+    Fail,
+    Garbage,
+    Exit(i32),
+    Signal(u8),
+    Done(bool),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        2 => Just(Happening::Wake),
+        2 => (0u64..100).prop_map(Happening::Pass),
+        6 => Just(Happening::Step),
+        4 => Just(Happening::Commit),
+        4 => (0u8..4).prop_map(Happening::Judge),
+        1 => Just(Happening::Fail),
+        1 => Just(Happening::Garbage),
+        1 => (0i32..2).prop_map(Happening::Exit),
+        1 => (0u8..8).prop_map(Happening::Signal),
+        1 => any::<bool>().prop_map(Happening::Done),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever happens in whatever order: one worker at a time, none before a choice, an end by the time that was
+    /// given, success only with the last step verified.
+    #[test]
+    fn no_order_of_events_breaks_the_invariants(happenings in prop::collection::vec(happening(), 1..120)) {
+        let mut bench = Bench::new("[session]\ngrace = \"10s\"\n[worker]\nhang_timeout = \"60s\"\n");
+        let (mut alive, mut choosing, mut at, mut saved) = (false, true, 0u64, 0u64);
+        let mut unjudged: Vec<u64> = Vec::new();
+        let mut stop_by: Option<Moment> = None;
+        for happening in happenings {
+            if choosing {
+                choosing = false;
+                bench.on(Event::Chosen(Ok(choice(saved))));
+                if bench.actions.iter().any(|action| matches!(action, Action::Spawn)) {
+                    prop_assert!(!alive);
+                    alive = true;
+                    at = saved;
+                    bench.greet(saved);
+                }
+            }
+            match happening {
+                Happening::Wake if bench.job.wake_at(bench.now).is_some() => drop(bench.wake()),
+                Happening::Pass(seconds) => {
+                    bench.pass(Duration::from_secs(seconds));
+                    bench.on(Event::Tick);
+                }
+                Happening::Step if alive && at < 20 => {
+                    at += 1;
+                    bench.say(step(at));
+                }
+                Happening::Commit if alive => {
+                    bench.say(committed(at));
+                    if matches!(bench.actions[..], [Action::Verify { .. }, ..]) {
+                        unjudged.push(at);
+                    }
+                }
+                Happening::Judge(n) => {
+                    let Some(step) = unjudged.pop() else { continue };
+                    let event = match n {
+                        0 => Event::Judged { id: format!("step-{step}"), verdict: Verdict::Gone },
+                        1 => {
+                            let verdict = Verdict::Quarantined { reason: "flipped".into() };
+                            Event::Judged { id: format!("step-{step}"), verdict }
+                        }
+                        _ => {
+                            saved = saved.max(step);
+                            verified(step)
+                        }
+                    };
+                    bench.on(event);
+                }
+                Happening::Fail if alive => {
+                    bench.say(Message::Failed { failure: Failure::Other, what: "no reason".into() });
+                }
+                Happening::Garbage if alive => drop(bench.on(Event::Garbage("hm".into()))),
+                Happening::Exit(code) if alive => {
+                    alive = false;
+                    bench.on(exited(code));
+                }
+                Happening::Signal(n) => {
+                    let signals = [Signal::Interrupt, Signal::Finish, Signal::Snapshot, Signal::Hangup];
+                    let signal = signals[usize::from(n) % 4];
+                    if matches!(signal, Signal::Interrupt | Signal::Finish) && stop_by.is_none() {
+                        stop_by = Some(bench.now.at + Duration::from_secs(10));
+                    }
+                    bench.on(Event::Signal(signal));
+                }
+                Happening::Done(finished) if alive && finished == (at == 20) => {
+                    bench.say(Message::Done { step: at, finished });
+                }
+                _ => continue,
+            }
+            for action in std::mem::take(&mut bench.actions) {
+                match action {
+                    Action::Choose { .. } => {
+                        prop_assert!(!alive, "a second worker");
+                        prop_assert!(stop_by.is_none(), "a restart after a stop");
+                        choosing = true;
+                    }
+                    Action::Spawn => prop_assert!(false, "a worker that was not chosen for"),
+                    Action::Send(_) => prop_assert!(alive, "a command to nobody"),
+                    Action::End(outcome) => {
+                        if matches!(outcome, Ok(Outcome::Finished)) {
+                            prop_assert_eq!(saved, 20);
+                        }
+                        return Ok(());
+                    }
+                    Action::Reload => {}
+                    Action::Record(_) | Action::Remember(_) | Action::SetLogLevel(_) => {}
+                    Action::Kill | Action::Verify { .. } => {}
+                }
+            }
+            if let Some(by) = stop_by {
+                prop_assert!(bench.job.wake_at(bench.now).is_some_and(|at| at <= by), "it sleeps past its end");
+            }
+        }
+    }
+}
