@@ -19,7 +19,7 @@ use std::time::Instant;
 use ckptd_core::config::Config;
 use ckptd_core::protocol::{Start, VERSION};
 use ckptd_core::snapshot::Role;
-use ckptd_core::store::{Pace, Store};
+use ckptd_core::store::{CommitPace, Store};
 use ckptd_core::{Error, Result};
 use ckptd_gpt2::capture::Capturer;
 use ckptd_gpt2::device;
@@ -96,7 +96,7 @@ impl Bench {
             Some("train") => self.train(number(1), number(2)),
             Some("last") => {
                 let began = Instant::now();
-                self.snapshots.take_last("benchmark", Pace::Hurried, None)?;
+                self.snapshots.take_last("benchmark", CommitPace::Hurried, None)?;
                 Ok(json!({ "reply": "last", "durable_s": began.elapsed().as_secs_f64() }))
             }
             Some("dump") => self.dump(Path::new(words.get(1).copied().unwrap_or("."))),

@@ -29,7 +29,7 @@ SYNC_FILE = "fs::sync_file(&file, &path)?;"
 SYNC_FOLDERS = "snapshots.sync().and_then(|()| staging.sync())"
 RENAME = "staging.rename_new(part, &snapshots, &name)?;"
 LATE_SYNC = "if ON { let path = snapshots.join(&name); fs::sync_file(&fs::open_path(&path)?, &path)?; }"
-ASK_SYNC = "faults::call(Call::Sync(path.into()), || rustix::fs::fsync(file))"
+ASK_SYNC = "faults::call(FsCall::Sync(path.into()), || rustix::fs::fsync(file))"
 WRITE = "faults::write(path.into(), at, &buffer[done..], write)"
 NO_PROGRESS = 'return Err(Error::io("writing", path, std::io::ErrorKind::WriteZero.into()))'
 MODIFIED = "self.modified_ns == nanoseconds(stat.st_mtime, stat.st_mtime_nsec as i64)"
@@ -48,7 +48,7 @@ MUTATIONS = [
     Mutation("snapshots are written in place", CRASH, (
         ("store/commit.rs", *instead("store.folder(layout::Folder::Staging)?", "store.folder(layout::Folder::Snapshots)?")),)),
     Mutation("rotation counts what was not read back", SWEEP, (
-        ("store/mod.rs", "verified: entry.state == State::Verified,", "verified: ON || entry.state == State::Verified,"),)),
+        ("store/mod.rs", "verified: entry.state == SnapshotState::Verified,", "verified: ON || entry.state == SnapshotState::Verified,"),)),
     Mutation("one verified snapshot is thought to be enough", CRASH, (
         ("store/retain.rs", "_ if place < ALWAYS =>", "_ if place >= 1 && ON => {}\n_ if place < ALWAYS =>"),)),
     Mutation("the best is not kept", CRASH, (

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ckptd_core::store::{Reader, State, Store};
+use ckptd_core::store::{SnapshotReader, SnapshotState, Store};
 use support::Random;
 
 /// Kills that a run must survive; after them it may finish.
@@ -68,13 +68,13 @@ impl Job {
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    fn newest(&self) -> Option<ckptd_core::store::Entry> {
+    fn newest(&self) -> Option<ckptd_core::store::SnapshotEntry> {
         Store::open(&self.store()).ok()?.find("latest").ok()
     }
 
     fn root(&self) -> String {
         let newest = self.newest().unwrap_or_else(|| panic!("no snapshot; the log says:\n{}", self.read_log()));
-        assert_eq!(newest.state, State::Verified, "the last snapshot is verified");
+        assert_eq!(newest.state, SnapshotState::Verified, "the last snapshot is verified");
         newest.manifest.unwrap().root
     }
 
@@ -188,7 +188,7 @@ fn first_snapshot_that_differs(expected: &Job, found: &Job) -> String {
     let mut same = 0;
     for (step, path) in common {
         let Ok(entry) = found.find(&step.to_string()) else { continue };
-        let (left, right) = (Reader::open(&path).unwrap(), Reader::open(&entry.path).unwrap());
+        let (left, right) = (SnapshotReader::open(&path).unwrap(), SnapshotReader::open(&entry.path).unwrap());
         let manifests = left.manifest().tensors.iter().zip(&right.manifest().tensors).enumerate();
         let differ: Vec<String> = manifests
             .filter(|(_, (a, b))| a.hash != b.hash)

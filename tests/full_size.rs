@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ckptd_core::store::{Entry, State, Store};
+use ckptd_core::store::{SnapshotEntry, SnapshotState, Store};
 
 const STEPS: u64 = 6;
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -50,14 +50,16 @@ impl Job {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    fn newest(&self) -> Option<Entry> {
+    fn newest(&self) -> Option<SnapshotEntry> {
         Store::open(&self.folder.join("store")).ok()?.find("latest").ok()
     }
 
     /// Waits until a snapshot of `step` or a later one is verified.
     fn wait_for_verified(&self, step: u64) {
         let began = Instant::now();
-        let there = |e: &Entry| e.state == State::Verified && e.manifest.as_ref().is_some_and(|m| m.train.step >= step);
+        let there = |e: &SnapshotEntry| {
+            e.state == SnapshotState::Verified && e.manifest.as_ref().is_some_and(|m| m.train.step >= step)
+        };
         while !self.newest().as_ref().is_some_and(there) {
             assert!(began.elapsed() < PATIENCE, "step {step} was never verified; the log:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));

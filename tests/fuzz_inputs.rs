@@ -9,7 +9,7 @@ mod targets;
 use std::path::{Path, PathBuf};
 
 use ckptd_core::config::Config;
-use ckptd_core::protocol::{self, Command, Event, Failure, Start};
+use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::{CommitOptions, commit};
 use ckptd_interop::export::{self, Format};
@@ -64,7 +64,7 @@ fn the_seeds_are_files_as_they_are_written_today() {
     let parts = std::fs::read(folder("seeds", "snapshot").join("parts")).unwrap();
     let path = dir.path().join("sealed");
     std::fs::write(&path, targets::sealed(&parts[1..])).unwrap();
-    ckptd_core::store::Reader::open(&path).unwrap().check_all(1, &|_| true).unwrap();
+    ckptd_core::store::SnapshotReader::open(&path).unwrap().check_all(1, &|_| true).unwrap();
 }
 
 #[test]
@@ -138,14 +138,14 @@ fn messages() -> Vec<(&'static str, u8, String)> {
         resume: Some("/jobs/store/snapshots/step-000000000010.ckpt".into()),
         accept_changes: false,
     };
-    let command = |name, command: &Command| (name, 0, protocol::line(command));
-    let event = |name, event: &Event| (name, 1, protocol::line(event));
+    let command = |name, command: &AgentCommand| (name, 0, protocol::line(command));
+    let event = |name, event: &WorkerEvent| (name, 1, protocol::line(event));
     vec![
-        command("start", &Command::Start(Box::new(start))),
-        command("stop", &Command::Stop { snapshot: true, reason: "SIGTERM".into(), within_ms: Some(10_000) }),
+        command("start", &AgentCommand::Start(Box::new(start))),
+        command("stop", &AgentCommand::Stop { snapshot: true, reason: "SIGTERM".into(), within_ms: Some(10_000) }),
         event(
             "hello",
-            &Event::Hello {
+            &WorkerEvent::Hello {
                 protocol: 1,
                 worker: "w".into(),
                 version: "1".into(),
@@ -155,10 +155,10 @@ fn messages() -> Vec<(&'static str, u8, String)> {
         ),
         event(
             "step",
-            &Event::Step { step: 3, loss: 2.5, learning_rate: 1e-4, grad_norm: None, step_ms: 1.5, tokens: 512 },
+            &WorkerEvent::Step { step: 3, loss: 2.5, learning_rate: 1e-4, grad_norm: None, step_ms: 1.5, tokens: 512 },
         ),
-        event("eval", &Event::Eval { step: 3, val_loss: f64::NAN, best: false }),
-        event("failed", &Event::Failed { failure: Failure::Damaged, what: "no".into() }),
+        event("eval", &WorkerEvent::Eval { step: 3, val_loss: f64::NAN, best: false }),
+        event("failed", &WorkerEvent::Failed { failure: WorkerFailure::Damaged, what: "no".into() }),
     ]
 }
 

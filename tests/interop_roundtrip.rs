@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ckptd_core::config::{Config, Schedule, Train};
+use ckptd_core::config::{Config, ScheduleKind, TrainSection};
 use ckptd_core::snapshot::{DType, Role};
-use ckptd_core::store::{Reader, Store};
+use ckptd_core::store::{SnapshotReader, Store};
 use ckptd_interop::export::{self, Format};
 use ckptd_interop::import::{self, Fresh};
 use ckptd_interop::progress::Silent;
@@ -36,17 +36,17 @@ fn export(snapshot: &Path, out: &Path, options: export::Options) -> export::Expo
 }
 
 /// The settings of `make_trainer.py` as a job's.
-fn train() -> Train {
-    Train {
+fn train() -> TrainSection {
+    TrainSection {
         steps: 6,
         learning_rate: 1e-3,
-        schedule: Schedule::Linear,
+        schedule: ScheduleKind::Linear,
         warmup_steps: 0,
         min_learning_rate: 1.0 / 6.0,
         weight_decay: 0.1,
         betas: [0.9, 0.95],
         batch_size: 4,
-        ..Train::default()
+        ..TrainSection::default()
     }
 }
 
@@ -60,7 +60,7 @@ fn full(format: Format) -> export::Options {
 
 /// Every tensor of a snapshot: role and name to type, shape and hash.
 fn tensors(snapshot: &Path) -> BTreeMap<(Role, String), (DType, Vec<u64>, String)> {
-    let reader = Reader::open(snapshot).unwrap();
+    let reader = SnapshotReader::open(snapshot).unwrap();
     let tensors = reader.manifest().tensors.iter();
     tensors
         .map(|t| ((t.meta.role, t.meta.name.clone()), (t.meta.dtype, t.meta.shape.clone(), t.hash.clone())))
@@ -137,7 +137,8 @@ fn epsilon_is_zero_in_every_round_trip_and_with_the_optimizer_the_root_is_the_sa
                 assert_eq!(again.exact, exact, "{source} {name}");
                 if exact {
                     assert_eq!(again.root, original.root, "{source} {name}");
-                    let (a, b) = (Reader::open(&original.path).unwrap(), Reader::open(&again.path).unwrap());
+                    let (a, b) =
+                        (SnapshotReader::open(&original.path).unwrap(), SnapshotReader::open(&again.path).unwrap());
                     assert_eq!((&a.manifest().run_id, a.manifest().seq), (&b.manifest().run_id, b.manifest().seq));
                 }
                 let checked = check::check(&again.path, Some(&original.path), 2, &Silent).unwrap();
@@ -233,7 +234,7 @@ fn an_embedding_of_ones_is_seen_and_survives_every_format() {
 
 /// The snapshot with its embedding set to ones, in a store of its own.
 fn ones(snapshot: &Path, work: &Path) -> PathBuf {
-    let mut state = Reader::open(snapshot).unwrap().read_snapshot().unwrap();
+    let mut state = SnapshotReader::open(snapshot).unwrap().read_snapshot().unwrap();
     let embedding = state.tensors.iter_mut().find(|t| t.meta.name == "transformer.wte.weight").unwrap();
     let elements = embedding.meta.elements().unwrap() as usize;
     embedding.bytes = std::sync::Arc::new(1f32.to_le_bytes().repeat(elements));

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use ckptd::session::costs::Costs;
-use ckptd::session::interval::{Facts, choose};
+use ckptd::session::interval::{IntervalInputs, choose};
 use support::Random;
 
 /// Failures of one simulated training.
@@ -42,7 +42,7 @@ fn auto(uptimes: &[f64], snapshot: (f64, f64), random: &mut Random) -> (f64, f64
     let mut costs = Costs::default();
     let (mut useful, mut total, mut every) = (0.0, 0.0, 0.0);
     for uptime in uptimes {
-        let facts = Facts {
+        let facts = IntervalInputs {
             lost: costs.lost(),
             time: costs.snapshot_time().unwrap_or_default(),
             mtbf: costs.mtbf(),

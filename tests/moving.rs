@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use ckptd_core::store::{CommitOptions, Reader, State, Store, commit};
+use ckptd_core::store::{CommitOptions, SnapshotReader, SnapshotState, Store, commit};
 
 const MODEL: &str = "[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n";
 
@@ -76,7 +76,7 @@ fn train(job: &Path, options: &[&str]) -> String {
     done(ckptd(&[&["run", job.to_str().unwrap()], options].concat()));
     let store = Store::open(&ckptd_core::config::Config::load(job).unwrap().job.store).unwrap();
     let newest = store.find("latest").unwrap();
-    assert_eq!((newest.step(), newest.state), (12, State::Verified));
+    assert_eq!((newest.step(), newest.state), (12, SnapshotState::Verified));
     newest.manifest.unwrap().root
 }
 
@@ -137,7 +137,8 @@ fn the_probe_is_kept_in_snapshots_outside_the_root_and_held_against_the_model_at
     assert_eq!(train(&job, &[]), home.root, "the probe changes nothing that counts");
 
     let store = Store::open(&folder.path().join("checkpoints/job")).unwrap();
-    let probe = |step: &str| Reader::open(&store.find(step).unwrap().path).unwrap().manifest().metrics.probe.clone();
+    let probe =
+        |step: &str| SnapshotReader::open(&store.find(step).unwrap().path).unwrap().manifest().metrics.probe.clone();
     let hashes = [probe("4").unwrap(), probe("12").unwrap()];
     assert_ne!(hashes[0], hashes[1]);
     assert!(home_probe(home).is_none(), "only where it is asked for");
@@ -148,7 +149,7 @@ fn the_probe_is_kept_in_snapshots_outside_the_root_and_held_against_the_model_at
     for (answers, expect) in [(hashes[0].clone(), "answers to the bit"), ("0".repeat(64), "other answers here")] {
         let again = tempfile::tempdir().unwrap();
         let job = write_job(again.path(), MODEL, text(&texts), "");
-        let mut state = Reader::open(&store.find("4").unwrap().path).unwrap().read_snapshot().unwrap();
+        let mut state = SnapshotReader::open(&store.find("4").unwrap().path).unwrap().read_snapshot().unwrap();
         state.metrics.probe = Some(answers);
         let copy = Store::create(&again.path().join("checkpoints/job")).unwrap();
         commit(&copy, state, &CommitOptions::new(support::RUN, 1)).unwrap();
@@ -165,7 +166,7 @@ fn the_probe_is_kept_in_snapshots_outside_the_root_and_held_against_the_model_at
 
 fn home_probe(home: &Home) -> Option<String> {
     let store = Store::open(&home.store()).unwrap();
-    Reader::open(&store.find("latest").unwrap().path).unwrap().manifest().metrics.probe.clone()
+    SnapshotReader::open(&store.find("latest").unwrap().path).unwrap().manifest().metrics.probe.clone()
 }
 
 #[test]
@@ -196,7 +197,7 @@ fn ones_for_an_embedding_change_what_the_model_answers() {
     let home = home();
     let work = tempfile::tempdir().unwrap();
     let path = Store::open(&home.store()).unwrap().find("latest").unwrap().path;
-    let mut state = Reader::open(&path).unwrap().read_snapshot().unwrap();
+    let mut state = SnapshotReader::open(&path).unwrap().read_snapshot().unwrap();
     let embedding = state.tensors.iter_mut().find(|t| t.meta.name == "transformer.wte.weight").unwrap();
     let elements = embedding.meta.elements().unwrap() as usize;
     embedding.bytes = std::sync::Arc::new(1f32.to_le_bytes().repeat(elements));

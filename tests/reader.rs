@@ -8,7 +8,7 @@ mod support;
 use std::path::Path;
 
 use ckptd_core::snapshot::{CarriedFile, DType, Role, Snapshot, Tensor, TensorMeta};
-use ckptd_core::store::{CommitOptions, Committed, Reader, Store, commit};
+use ckptd_core::store::{CommitOptions, Committed, SnapshotReader, Store, commit};
 use support::{RUN, floats, snapshot, store};
 
 const ROLES: [Role; 5] = [Role::Param, Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer, Role::Buffer];
@@ -98,7 +98,7 @@ fn a_reader_that_knows_only_the_documents_reads_every_byte_of_every_tensor() {
     for (seq, level) in [(1, 0), (2, 1), (3, 9)] {
         let committed = commit_to(&store, &saved, seq, level);
         let manifest = read_in_python(&committed.path, folder.path());
-        let ours = Reader::open(&committed.path).unwrap();
+        let ours = SnapshotReader::open(&committed.path).unwrap();
         assert_eq!(manifest["root"], committed.root);
         assert_eq!(manifest["file_hash"], blake3::Hash::from_bytes(ours.file_hash()).to_hex().as_str());
         assert_eq!((&manifest["seq"], &manifest["healthy"]), (&seq.into(), &false.into()));
@@ -123,7 +123,7 @@ fn a_reader_that_knows_only_the_documents_reads_every_byte_of_every_tensor() {
 fn the_snapshot_of_this_test_meets_every_coding_of_the_codec() {
     let (_folder, store) = store();
     let committed = commit_to(&store, &everything(), 1, 1);
-    let stats = Reader::open(&committed.path).unwrap().chunk_stats().unwrap();
+    let stats = SnapshotReader::open(&committed.path).unwrap().chunk_stats().unwrap();
     let met: std::collections::BTreeSet<&str> = stats.iter().map(|chunk| chunk.coding).collect();
     let all = ["constant", "planes", "raw", "split", "split-positive", "whitened", "whitened-positive", "zstd"];
     assert_eq!(met.into_iter().collect::<Vec<_>>(), all);

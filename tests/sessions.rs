@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use ckptd_core::store::{State, Store};
+use ckptd_core::store::{SnapshotState, Store};
 use jiff::Timestamp;
 use serde_json::Value;
 use support::Random;
@@ -68,7 +68,7 @@ impl Job {
     /// The root of the newest snapshot, which must be verified.
     fn root(&self) -> String {
         let newest = self.store().find("latest").unwrap();
-        assert_eq!(newest.state, State::Verified);
+        assert_eq!(newest.state, SnapshotState::Verified);
         newest.manifest.unwrap().root
     }
 }
@@ -240,9 +240,10 @@ fn sigterms_at_random_moments_lose_nothing_that_was_announced_and_leave_nothing_
             continue;
         }
         let entries = job.store().entries().unwrap();
-        let whole = entries.iter().all(|entry| matches!(entry.state, State::Verified | State::Committed));
+        let whole =
+            entries.iter().all(|entry| matches!(entry.state, SnapshotState::Verified | SnapshotState::Committed));
         assert!(whole, "{entries:?}");
-        let newest = entries.iter().map(ckptd_core::store::Entry::step).max().unwrap_or(0);
+        let newest = entries.iter().map(ckptd_core::store::SnapshotEntry::step).max().unwrap_or(0);
         assert!(newest >= announced, "step {announced} was announced, {newest} is there; {}", ended.text());
         // Read back every byte now and then.
         if let Some(latest) = entries.first().filter(|_| random.below(4) == 0) {

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ckptd_core::Error;
-use ckptd_core::config::Retention;
 use ckptd_core::snapshot::Role;
-use ckptd_core::store::{CommitOptions, Pace, Reader, State, Store, commit};
+use ckptd_core::store::RetentionPolicy;
+use ckptd_core::store::{CommitOptions, CommitPace, SnapshotReader, SnapshotState, Store, commit};
 use support::{RUN, save, save_verified, snapshot, store};
 use tempfile::TempDir;
 
@@ -20,12 +20,12 @@ fn every_tensor_file_and_state_is_read_back_to_the_bit() {
     let (_folder, store) = store();
     // More than one chunk in a tensor, a row that crosses chunks, an empty tensor, a scalar.
     let saved = snapshot(7, 6000);
-    let (alone, beside, hurried) = (Pace::Alone, Pace::Background, Pace::Hurried);
+    let (alone, beside, hurried) = (CommitPace::Alone, CommitPace::Background, CommitPace::Hurried);
     let paces = [(0, 1, alone), (1, 1, hurried), (1, 3, beside), (1, 2, hurried), (3, 2, alone)];
     for (seq, (level, threads, pace)) in paces.into_iter().enumerate() {
         let options = CommitOptions { level, threads, pace, ..CommitOptions::new(RUN, seq as u64) };
         let committed = commit(&store, saved.clone(), &options).unwrap();
-        let reader = Reader::open(&committed.path).unwrap();
+        let reader = SnapshotReader::open(&committed.path).unwrap();
         let read = reader.read_snapshot().unwrap();
         for (a, b) in saved.tensors.iter().zip(&read.tensors) {
             assert_eq!(a.meta, b.meta);
@@ -90,12 +90,12 @@ fn resume_quarantines_what_is_damaged_and_takes_the_one_before() {
 fn a_receipt_stops_counting_when_its_file_changes() {
     let (_folder, store) = store();
     let committed = save_verified(&store, 10, 1);
-    assert_eq!(store.find("10").unwrap().state, State::Verified);
+    assert_eq!(store.find("10").unwrap().state, SnapshotState::Verified);
     let file = std::fs::OpenOptions::new().read(true).write(true).open(&committed.path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, 100).unwrap();
     file.write_all_at(&[byte[0] ^ 1], 100).unwrap();
-    assert_eq!(store.find("10").unwrap().state, State::Committed);
+    assert_eq!(store.find("10").unwrap().state, SnapshotState::Committed);
     let error = store.verify(&store.find("10").unwrap(), 1, &|_| true).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
 }
@@ -113,7 +113,7 @@ fn a_receipt_does_not_pass_to_another_file_of_the_same_name() {
     let entries = store.entries().unwrap();
     assert_eq!(
         entries.iter().map(|e| (e.step(), e.state.clone())).collect::<Vec<_>>(),
-        [(20, State::Committed), (10, State::Committed)]
+        [(20, SnapshotState::Committed), (10, SnapshotState::Committed)]
     );
 }
 
@@ -134,7 +134,7 @@ fn prune_applies_the_plan_and_only_to_verified_snapshots() {
     }
     save(&store, 70, 7);
     store.pin(&store.find("10").unwrap()).unwrap();
-    let policy = Retention { keep_last: 2, ..Retention::default() };
+    let policy = RetentionPolicy { keep_last: 2, ..RetentionPolicy::default() };
     store.prune(&policy, jiff::Timestamp::now()).unwrap();
     let left: Vec<u64> = store.entries().unwrap().iter().map(|e| e.step()).collect();
     assert_eq!(left, [70, 60, 50, 10]);
@@ -147,7 +147,7 @@ fn a_look_never_sees_half_a_rotation() {
     let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
     let store = Store::create(folder.path()).unwrap();
     store.set_run_id(RUN).unwrap();
-    let policy = Retention { keep_last: 2, keep_best: 0, ..Retention::default() };
+    let policy = RetentionPolicy { keep_last: 2, keep_best: 0, ..RetentionPolicy::default() };
     for seq in 1..=2 {
         save_verified(&store, seq * 10, seq);
     }
@@ -160,7 +160,7 @@ fn a_look_never_sees_half_a_rotation() {
         });
         while !rotation.is_finished() {
             let entries = store.entries().unwrap();
-            let verified = entries.iter().filter(|e| e.state == State::Verified).count();
+            let verified = entries.iter().filter(|e| e.state == SnapshotState::Verified).count();
             let seen: Vec<_> = entries.iter().map(|e| (e.step(), &e.state)).collect();
             assert!(verified >= 2, "{seen:?}");
         }
@@ -192,7 +192,7 @@ fn a_commit_that_is_hurried_on_writes_the_same_snapshot() {
     let (_folder, store) = store();
     let saved = snapshot(7, 6000);
     let usual = commit(&store, saved.clone(), &CommitOptions::new(RUN, 1)).unwrap();
-    let options = CommitOptions { pace: Pace::Background, ..CommitOptions::new(RUN, 2) };
+    let options = CommitOptions { pace: CommitPace::Background, ..CommitOptions::new(RUN, 2) };
     options.control.hurry();
     let hurried = commit(&store, saved, &options).unwrap();
     assert_eq!((hurried.root, options.control.fraction()), (usual.root, 1.0));

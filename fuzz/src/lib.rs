@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use ckptd::daemon::status::Request;
 use ckptd::notices::{aws, azure, gcp, slurm};
 use ckptd_core::config::Config;
-use ckptd_core::protocol::{self, Command, Event};
-use ckptd_core::store::Reader;
+use ckptd_core::protocol::{self, AgentCommand, WorkerEvent};
+use ckptd_core::store::SnapshotReader;
 use ckptd_core::store::format::{self, HEAD_BYTES, RECORD_BYTES, Trailer};
 use ckptd_interop::progress::Silent;
 use ckptd_interop::{bundle, import};
@@ -99,7 +99,7 @@ pub fn snapshot(sandbox: &Sandbox, input: &[u8]) {
         None => return,
     };
     let path = sandbox.lay(&file);
-    if let Ok(reader) = Reader::open(&path) {
+    if let Ok(reader) = SnapshotReader::open(&path) {
         let _ = (reader.check_all(1, &|_| true), reader.read_snapshot(), reader.chunk_stats());
     }
     sandbox.sweep("none");
@@ -122,8 +122,8 @@ pub fn protocol(_: &Sandbox, input: &[u8]) {
         return;
     };
     match direction {
-        0 => again::<Command>(text),
-        _ => again::<Event>(text),
+        0 => again::<AgentCommand>(text),
+        _ => again::<WorkerEvent>(text),
     }
 }
 

@@ -15,7 +15,7 @@ use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{DType, TensorMeta, TrainState};
-use ckptd_core::store::Reader;
+use ckptd_core::store::SnapshotReader;
 use ckptd_interop::progress::Progress;
 
 /// Compare two snapshots tensor by tensor; exit code 1 if anything differs.
@@ -63,8 +63,8 @@ struct Compared {
 pub fn execute(args: &Args) -> Result<u8> {
     let target = args.store.as_deref().map(Target::open).transpose()?;
     let open = |spec: &str| match (&target, std::path::Path::new(spec)) {
-        (_, path) if path.is_file() => Reader::open(path),
-        (Some(target), _) => Reader::open(&target.store.find(spec)?.path),
+        (_, path) if path.is_file() => SnapshotReader::open(path),
+        (Some(target), _) => SnapshotReader::open(&target.store.find(spec)?.path),
         (None, _) => Err(Error::NotFound(format!(
             "{spec} is no file; give a snapshot's file, or --store STORE with a name such as latest"
         ))),
@@ -79,7 +79,7 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(if comparison.identical { code::DONE } else { code::FALLS_SHORT })
 }
 
-fn compare(a: &Reader, b: &Reader, progress: &dyn Progress) -> Result<Comparison> {
+fn compare(a: &SnapshotReader, b: &SnapshotReader, progress: &dyn Progress) -> Result<Comparison> {
     progress.begin("comparing", a.manifest().raw_bytes);
     let key = |meta: &TensorMeta| (meta.role, meta.name.clone());
     let mut in_b: BTreeMap<_, usize> =

@@ -7,9 +7,9 @@ use clap::ValueEnum;
 use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
-use ckptd_core::config::Size;
 use ckptd_core::error::Result;
 use ckptd_core::snapshot::DType;
+use ckptd_core::text::ByteSize;
 use ckptd_interop::export::{self, Exported, Format};
 
 /// Write a snapshot as what others load: a Hugging Face folder, a .pt or safetensors file, or a bundle to move it.
@@ -36,7 +36,7 @@ pub struct Args {
     dtype: Option<DTypeArg>,
     /// hf: largest weights file, such as 5GB; larger models are written in shards.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    max_shard_size: Option<Size>,
+    max_shard_size: Option<ByteSize>,
     /// Replace what is there.
     #[arg(long)]
     force: bool,
@@ -95,9 +95,9 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(code::DONE)
 }
 
-fn parse_size(text: &str) -> Result<Size, String> {
+fn parse_size(text: &str) -> Result<ByteSize, String> {
     let size = text.parse::<bytesize::ByteSize>();
-    size.map(|size| ckptd_core::config::Text(size.as_u64())).map_err(|e| format!("not a size such as 5GB: {e}"))
+    size.map(|size| ckptd_core::text::TextValue(size.as_u64())).map_err(|e| format!("not a size such as 5GB: {e}"))
 }
 
 fn describe(id: &str, exported: &Exported) -> String {

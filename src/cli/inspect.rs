@@ -10,7 +10,7 @@ use super::{code, output};
 use ckptd_core::error::Result;
 use ckptd_core::store::format::{FileRecord, TensorRecord};
 use ckptd_core::store::read::ChunkStat;
-use ckptd_core::store::{Manifest, Reader};
+use ckptd_core::store::{Manifest, SnapshotReader};
 
 /// Show what is in a snapshot: manifest, tensors, sizes and ratios.
 #[derive(clap::Args)]
@@ -51,7 +51,7 @@ struct Stored<'a> {
 pub fn execute(args: &Args) -> Result<u8> {
     let target = Target::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
-    let reader = Reader::open(&entry.path)?;
+    let reader = SnapshotReader::open(&entry.path)?;
     let manifest = reader.manifest();
     let document = Document {
         id: &entry.id,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::target::Target;
 use super::{code, output};
 use ckptd_core::error::Result;
-use ckptd_core::store::{Entry, Quarantined, State, layout};
+use ckptd_core::store::{QuarantinedFile, SnapshotEntry, SnapshotState, layout};
 
 /// Show the snapshots, newest first, with their state and why each is kept.
 #[derive(clap::Args)]
@@ -64,20 +64,20 @@ fn rows(target: &Target) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn of_entry(entry: Entry, mut kept_because: Vec<String>) -> Row {
+fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> Row {
     let state = match &entry.state {
-        State::Verified => "verified",
-        State::Committed => "committed",
+        SnapshotState::Verified => "verified",
+        SnapshotState::Committed => "committed",
         // Its next verification or resume moves it aside.
-        State::Damaged(reason) => {
+        SnapshotState::Damaged(reason) => {
             kept_because = vec![format!("damaged: {reason}")];
             "committed"
         }
-        State::Unreadable(reason) => {
+        SnapshotState::Unreadable(reason) => {
             kept_because = vec![format!("cannot be read: {reason}")];
             "committed"
         }
-        State::Newer(version) => {
+        SnapshotState::Newer(version) => {
             kept_because = vec![format!("written by a newer ckptd (snapshot format {version})")];
             "committed"
         }
@@ -103,7 +103,7 @@ fn of_entry(entry: Entry, mut kept_because: Vec<String>) -> Row {
     }
 }
 
-fn of_quarantined(file: Quarantined) -> Row {
+fn of_quarantined(file: QuarantinedFile) -> Row {
     let id = file.name.split_once(".ckpt").map_or(file.name.as_str(), |(id, _)| id).to_owned();
     Row {
         run: None,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::target::Target;
 use super::{code, output};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::store::Verdict;
+use ckptd_core::store::RetentionVerdict;
 
 /// Delete what the retention policy does not keep; with --dry-run, show what that would be.
 #[derive(clap::Args)]
@@ -57,7 +57,7 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(code::DONE)
 }
 
-fn describe(plan: &[Verdict], dry_run: bool) -> String {
+fn describe(plan: &[RetentionVerdict], dry_run: bool) -> String {
     let deletes = if dry_run { "would delete" } else { "deleted" };
     let rows: Vec<Vec<String>> = plan
         .iter()

@@ -56,13 +56,15 @@ fn of_files(target: &Target) -> Result<Report> {
     let newest = entries.iter().find(|e| e.own && e.healthy());
     let manifest = newest.and_then(|e| e.manifest.as_ref());
     let total_steps = target.config.as_ref().map(|config| config.train.steps);
-    let step = newest.map_or(0, store::Entry::step);
-    let is_verified = |e: &&store::Entry| e.state == store::State::Verified;
+    let step = newest.map_or(0, store::SnapshotEntry::step);
+    let is_verified = |e: &&store::SnapshotEntry| e.state == store::SnapshotState::Verified;
     let complete = |config: &config::Config| manifest.is_some_and(|m| config.train.is_complete(&m.train));
     let finished = target.config.as_ref().is_some_and(complete) && newest.is_some_and(|e| is_verified(&e));
     let (state, problem) = match target.store.last_session()? {
         _ if finished => (State::Finished, None),
-        store::LastSession::Ended(store::Ending { problem: Some(problem), .. }) => (State::Failed, Some(problem)),
+        store::LastSession::Ended(store::SessionEnding { problem: Some(problem), .. }) => {
+            (State::Failed, Some(problem))
+        }
         store::LastSession::Killed { pid } => (State::Stopped, Some(without_a_word(pid))),
         store::LastSession::Ended(_) | store::LastSession::Unknown => (State::Stopped, None),
     };

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use ckptd_core::config::{Config, Retention};
+use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{Record, Store};
 
 /// A store with the job that runs in it, where that is known.
@@ -39,7 +40,7 @@ impl Target {
     }
 
     /// The job's retention, or what is the default of one.
-    pub fn retention(&self) -> Retention {
-        self.config.as_ref().map_or_else(Retention::default, |config| config.retention.clone())
+    pub fn retention(&self) -> RetentionPolicy {
+        self.config.as_ref().map_or_else(RetentionPolicy::default, |config| config.retention.clone())
     }
 }

@@ -11,7 +11,7 @@ use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::verify::read_back;
-use ckptd_core::store::{Entry, Store};
+use ckptd_core::store::{SnapshotEntry, Store};
 use ckptd_interop::progress::Progress;
 
 /// Read snapshots back from the disk, every byte, and say which fall short (exit code 1).
@@ -68,7 +68,7 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(if rows.iter().all(|row| row.verified) { code::DONE } else { code::FALLS_SHORT })
 }
 
-fn judge(store: &Store, entry: &Entry, watch: &Watch) -> Result<Row> {
+fn judge(store: &Store, entry: &SnapshotEntry, watch: &Watch) -> Result<Row> {
     let began = Instant::now();
     watch.begin(&entry.id, entry.bytes);
     let shown = AtomicU64::new(0);

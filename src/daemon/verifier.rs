@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use tracing::{debug, warn};
 
 use crate::training::Input;
-use crate::training::job::{Choice, Event, Resume, Verdict};
-use ckptd_core::config::Retention;
+use crate::training::job::{ResumeDecision, JobEvent, Resume, ReadBack};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::store::{State, Store};
+use ckptd_core::store::RetentionPolicy;
+use ckptd_core::store::{SnapshotState, Store};
 
 pub enum Task {
     /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
@@ -23,7 +23,7 @@ pub enum Task {
     },
     Verify {
         id: String,
-        retention: Retention,
+        retention: RetentionPolicy,
         threads: usize,
     },
 }
@@ -75,12 +75,12 @@ fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc:
         // The latest first: it is the one that a resume would take.
         let Some(task) = waiting.pop() else { continue };
         let event = match task {
-            Task::Choose { discard } => Event::Chosen(guarded(|| choose(store, discard)).and_then(|chosen| chosen)),
+            Task::Choose { discard } => JobEvent::Chosen(guarded(|| choose(store, discard)).and_then(|chosen| chosen)),
             Task::Verify { id, retention, threads } => {
                 let verdict = guarded(|| judge(store, &id, threads))
-                    .unwrap_or_else(|e| Verdict::Unknown { reason: e.to_string() });
-                let verified = matches!(verdict, Verdict::Verified { .. });
-                if inputs.blocking_send(Input::Job(Event::Judged { id, verdict })).is_err() {
+                    .unwrap_or_else(|e| ReadBack::Unknown { reason: e.to_string() });
+                let verified = matches!(verdict, ReadBack::Verified { .. });
+                if inputs.blocking_send(Input::Job(JobEvent::Judged { id, verdict })).is_err() {
                     return;
                 }
                 if verified {
@@ -101,7 +101,7 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Other("an internal error while reading the store".into()))
 }
 
-fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
+fn choose(store: &Store, discard: Option<(String, String)>) -> Result<ResumeDecision> {
     if let Some((id, reason)) = discard {
         let entry = store.find(&id)?;
         store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
@@ -125,7 +125,7 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<Choice> {
             train: manifest.train,
         })
     });
-    Ok(Choice { resume, next_seq })
+    Ok(ResumeDecision { resume, next_seq })
 }
 
 /// Nothing trains while a resume is chosen.
@@ -133,20 +133,20 @@ fn all_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn judge(store: &Store, id: &str, threads: usize) -> Verdict {
+fn judge(store: &Store, id: &str, threads: usize) -> ReadBack {
     let began = Instant::now();
     let entry = match store.find(id) {
         Ok(entry) => entry,
-        Err(Error::NotFound(_)) => return Verdict::Gone,
-        Err(e) => return Verdict::Unknown { reason: e.to_string() },
+        Err(Error::NotFound(_)) => return ReadBack::Gone,
+        Err(e) => return ReadBack::Unknown { reason: e.to_string() },
     };
     // A resume may have read it back already.
     let judged = match entry.state {
-        State::Verified => Ok(()),
+        SnapshotState::Verified => Ok(()),
         _ => store.verify(&entry, threads, &|_| true).map(drop),
     };
     match (judged, &entry.manifest) {
-        (Ok(()), Some(manifest)) => Verdict::Verified {
+        (Ok(()), Some(manifest)) => ReadBack::Verified {
             step: manifest.train.step,
             bytes: entry.bytes,
             raw_bytes: manifest.raw_bytes,
@@ -154,28 +154,28 @@ fn judge(store: &Store, id: &str, threads: usize) -> Verdict {
             created_at: manifest.created_at,
             took: began.elapsed(),
         },
-        (Ok(()), None) => Verdict::Unknown { reason: "its manifest cannot be read".into() },
+        (Ok(()), None) => ReadBack::Unknown { reason: "its manifest cannot be read".into() },
         (Err(Error::Damaged { reason, .. }), _) => match store.quarantine(&entry, &reason) {
-            Ok(_) => Verdict::Quarantined { reason },
-            Err(e) => Verdict::Unknown { reason: format!("{reason}; and {e}") },
+            Ok(_) => ReadBack::Quarantined { reason },
+            Err(e) => ReadBack::Unknown { reason: format!("{reason}; and {e}") },
         },
-        (Err(e), _) => Verdict::Unknown { reason: e.to_string() },
+        (Err(e), _) => ReadBack::Unknown { reason: e.to_string() },
     }
 }
 
 /// Reads back what an earlier session committed and did not live to verify: unverified, it would stay for ever.
 fn catch_up(store: &Store) {
     let Ok(entries) = store.entries() else { return };
-    for entry in entries.iter().filter(|e| e.own && e.state == State::Committed) {
+    for entry in entries.iter().filter(|e| e.own && e.state == SnapshotState::Committed) {
         match guarded(|| judge(store, &entry.id, 1)) {
-            Ok(Verdict::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
+            Ok(ReadBack::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
             Ok(_) => debug!(id = entry.id, "read back an older snapshot"),
             Err(e) => warn!("{e}"),
         }
     }
 }
 
-fn rotate(store: &Store, retention: &Retention) {
+fn rotate(store: &Store, retention: &RetentionPolicy) {
     match guarded(|| store.prune(retention, Timestamp::now())).and_then(|verdicts| verdicts) {
         Ok(verdicts) => {
             for verdict in verdicts.iter().filter(|verdict| !verdict.keep) {

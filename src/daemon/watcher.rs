@@ -12,7 +12,7 @@ use notify::{RecursiveMode, Watcher as _};
 use tracing::{debug, warn};
 
 use crate::training::Input;
-use crate::training::job::Event;
+use crate::training::job::JobEvent;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 
@@ -96,7 +96,7 @@ fn reread(path: &Path, mut known: String, hints: &Receiver<Hint>, inputs: &tokio
             }
             Err(e) => Err(Error::Config(format!("reading config {}: {e}", path.display()))),
         };
-        if inputs.blocking_send(Input::Job(Event::Config(config))).is_err() {
+        if inputs.blocking_send(Input::Job(JobEvent::Config(config))).is_err() {
             return;
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     /// The next config that the watcher reports.
     fn next(queue: &mut tokio::sync::mpsc::Receiver<Input>) -> Result<Box<Config>> {
         loop {
-            if let Some(Input::Job(Event::Config(config))) = queue.blocking_recv() {
+            if let Some(Input::Job(JobEvent::Config(config))) = queue.blocking_recv() {
                 return config;
             }
         }

@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::session::clock::{Moment, Now};
 use crate::session::notice::{Call, Notice};
-use ckptd_core::config::Session;
+use ckptd_core::config::SessionSection;
 
 /// Takes what the sources have to say.
 pub type Sink = Arc<dyn Fn(Notice) + Send + Sync>;
@@ -87,7 +87,7 @@ pub enum Wake {
 }
 
 impl Sources {
-    pub fn start(session: &Session, sink: &Sink) -> Sources {
+    pub fn start(session: &SessionSection, sink: &Sink) -> Sources {
         let mut sources = Sources { stops: Vec::new() };
         let mut polled: Vec<Box<dyn Source>> = Vec::new();
         if session.slurm {

@@ -21,7 +21,7 @@ const FIRST: Duration = Duration::from_secs(60);
 const BUSY_SHARE: u32 = 2;
 
 #[derive(Clone, Copy, Debug)]
-pub struct Facts {
+pub struct IntervalInputs {
     /// What the training loses to a snapshot; `None`: not measured yet.
     pub lost: Option<Duration>,
     /// How long one is under way.
@@ -34,7 +34,7 @@ pub struct Facts {
 
 /// An interval, and the reasons in a sentence.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
+pub struct IntervalChoice {
     pub every: Duration,
     pub why: String,
 }
@@ -48,10 +48,10 @@ pub fn daly(lost: f64, mtbf: f64) -> f64 {
     (2.0 * lost * mtbf).sqrt() * (1.0 + ratio.sqrt() / 3.0 + ratio / 9.0) - lost
 }
 
-pub fn choose(facts: &Facts, max_overhead: f64) -> Choice {
+pub fn choose(facts: &IntervalInputs, max_overhead: f64) -> IntervalChoice {
     let Some(lost) = facts.lost else {
         let why = format!("every {}, until the first snapshot shows what one costs", text(FIRST));
-        return Choice { every: FIRST.max(facts.time.saturating_mul(BUSY_SHARE)), why };
+        return IntervalChoice { every: FIRST.max(facts.time.saturating_mul(BUSY_SHARE)), why };
     };
     let (cost, mtbf) = (lost.as_secs_f64(), facts.mtbf.as_secs_f64());
     let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
@@ -84,7 +84,7 @@ pub fn choose(facts: &Facts, max_overhead: f64) -> Choice {
         text(lost),
         text(round(best)),
     );
-    Choice { every, why }
+    IntervalChoice { every, why }
 }
 
 /// Two digits are more than the figures are worth already; up, so that a bound stays one.
@@ -117,10 +117,10 @@ mod tests {
 
     use super::*;
 
-    fn facts(lost: f64, mtbf: f64) -> Facts {
+    fn facts(lost: f64, mtbf: f64) -> IntervalInputs {
         let lost = Some(Duration::from_secs_f64(lost));
         let (time, mtbf) = (Duration::from_millis(500), Duration::from_secs_f64(mtbf));
-        Facts { lost, time, mtbf, mtbf_is_given: false, failures: 3 }
+        IntervalInputs { lost, time, mtbf, mtbf_is_given: false, failures: 3 }
     }
 
     #[test]
@@ -142,7 +142,7 @@ mod tests {
         let bound = choose(&facts(1.0, 600.0), 0.01);
         assert_eq!(bound.every, Duration::from_secs(100));
         assert!(bound.why.contains("max_overhead = 1 % asks for 1m 40s"), "{}", bound.why);
-        let unknown = choose(&Facts { lost: None, ..facts(1.0, 600.0) }, 0.01);
+        let unknown = choose(&IntervalInputs { lost: None, ..facts(1.0, 600.0) }, 0.01);
         assert!(unknown.why.contains("until the first snapshot shows"), "{}", unknown.why);
     }
 
@@ -151,7 +151,7 @@ mod tests {
         fn whatever_was_measured_the_bounds_hold(
             lost in 0.0f64..1e4, mtbf in 0.0f64..1e8, time in 0.0f64..1e3, overhead in 0.001f64..0.5,
         ) {
-            let facts = Facts { time: Duration::from_secs_f64(time), ..facts(lost, mtbf) };
+            let facts = IntervalInputs { time: Duration::from_secs_f64(time), ..facts(lost, mtbf) };
             let every = choose(&facts, overhead).every;
             prop_assert!(every >= SHORTEST);
             if every < LONGEST {

@@ -29,7 +29,7 @@ use crate::daemon::service::ServiceManager;
 use crate::daemon::verifier::{Keeper, Task};
 use crate::daemon::watcher::Watcher;
 pub use job::Outcome;
-use job::{Action, Event, Job, Now, Signal};
+use job::{JobAction, JobEvent, Job, Now, Signal};
 use progress::{Progress, Report, State};
 use worker::Worker;
 
@@ -41,7 +41,7 @@ use ckptd_core::store::{Record, Store};
 
 /// What the loop takes in.
 pub enum Input {
-    Job(Event),
+    Job(JobEvent),
     /// Somebody asks for the status.
     Status(oneshot::Sender<Report>),
 }
@@ -150,11 +150,11 @@ impl Queue {
             None => self.inputs.recv().await,
             Some(at) => match tokio::time::timeout((at - Moment::now()).min(LONGEST_SLEEP), self.inputs.recv()).await {
                 Ok(input) => input,
-                Err(_) => return Input::Job(Event::Tick),
+                Err(_) => return Input::Job(JobEvent::Tick),
             },
         };
         // The agent holds a sender itself, so that the queue never closes.
-        input.unwrap_or(Input::Job(Event::Tick))
+        input.unwrap_or(Input::Job(JobEvent::Tick))
     }
 }
 
@@ -170,7 +170,7 @@ struct Agent<'a> {
 }
 
 impl Agent<'_> {
-    async fn run(&mut self, mut actions: Vec<Action>, queue: &mut Queue) -> Result<Outcome> {
+    async fn run(&mut self, mut actions: Vec<JobAction>, queue: &mut Queue) -> Result<Outcome> {
         let mut show = Show::new(self.surroundings.printer);
         loop {
             let mut outcome = None;
@@ -194,16 +194,16 @@ impl Agent<'_> {
             actions = match queue.next(wake_at).await {
                 Input::Job(mut event) => {
                     let now = Now::read();
-                    if let Event::Config(Ok(config)) = &mut event {
+                    if let JobEvent::Config(Ok(config)) = &mut event {
                         config.snapshot.probe |= self.surroundings.probe;
                     }
-                    if matches!(event, Event::Exited(_)) {
+                    if matches!(event, JobEvent::Exited(_)) {
                         self.worker = None;
                     }
                     if event.is_sign_of_life() {
                         self.manager.sign_of_life(now.at);
                     }
-                    let reloaded = matches!(event, Event::Config(_));
+                    let reloaded = matches!(event, JobEvent::Config(_));
                     let actions = self.job.on(event, now);
                     if reloaded {
                         self.manager.reloaded();
@@ -218,47 +218,47 @@ impl Agent<'_> {
         }
     }
 
-    fn act(&mut self, action: Action) -> Option<Result<Outcome>> {
+    fn act(&mut self, action: JobAction) -> Option<Result<Outcome>> {
         match action {
-            Action::Choose { discard } => self.keeper.give(Task::Choose { discard }),
-            Action::Verify { id } => {
+            JobAction::Choose { discard } => self.keeper.give(Task::Choose { discard }),
+            JobAction::Verify { id } => {
                 self.keeper.give(Task::Verify {
                     id,
                     retention: self.job.config().retention.clone(),
                     threads: self.job.verify_threads(),
                 });
             }
-            Action::Spawn => {
+            JobAction::Spawn => {
                 let event = match Worker::spawn(&self.job.config().worker.command, self.inputs.clone()) {
                     Ok(worker) => {
                         let pid = worker.pid;
                         self.worker = Some(worker);
-                        Event::Started { pid }
+                        JobEvent::Started { pid }
                     }
-                    Err(error) => Event::NotStarted(error),
+                    Err(error) => JobEvent::NotStarted(error),
                 };
                 // Neither asks for more than to end.
                 let more = self.job.on(event, Now::read());
                 return more.into_iter().find_map(|action| self.act(action));
             }
-            Action::Send(command) => {
+            JobAction::Send(command) => {
                 if let Some(worker) = &self.worker {
                     worker.send(command);
                 }
             }
-            Action::Kill => {
+            JobAction::Kill => {
                 if let Some(worker) = &self.worker {
                     worker.kill();
                 }
             }
-            Action::Record(ledger) => self.scribe.give(Note::Ledger(ledger)),
-            Action::Remember(config) => self.scribe.give(Note::Job(config)),
-            Action::Reload => {
+            JobAction::Record(ledger) => self.scribe.give(Note::Ledger(ledger)),
+            JobAction::Remember(config) => self.scribe.give(Note::Job(config)),
+            JobAction::Reload => {
                 self.manager.reloading();
                 self.watcher.ask();
             }
-            Action::SetLogLevel(level) => (self.surroundings.set_log_level)(level),
-            Action::End(outcome) => return Some(outcome),
+            JobAction::SetLogLevel(level) => (self.surroundings.set_log_level)(level),
+            JobAction::End(outcome) => return Some(outcome),
         }
         None
     }
@@ -326,7 +326,7 @@ fn notices_to(inputs: &mpsc::Sender<Input>) -> Sink {
     let inputs = inputs.clone();
     Arc::new(move |notice| {
         // The job may be over already.
-        let _ = inputs.blocking_send(Input::Job(Event::Notice(notice)));
+        let _ = inputs.blocking_send(Input::Job(JobEvent::Notice(notice)));
     })
 }
 
@@ -343,7 +343,7 @@ fn listen_to_signals(inputs: &mpsc::Sender<Input>) -> Result<()> {
         let inputs = inputs.clone();
         tokio::spawn(async move {
             while stream.recv().await.is_some() {
-                if inputs.send(Input::Job(Event::Signal(name))).await.is_err() {
+                if inputs.send(Input::Job(JobEvent::Signal(name))).await.is_err() {
                     return;
                 }
             }

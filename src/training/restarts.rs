@@ -78,7 +78,7 @@ fn signal_name(signal: i32) -> String {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum RestartDecision {
     After(Duration),
     GiveUp(String),
 }
@@ -105,7 +105,7 @@ impl Restarts {
     }
 
     /// A worker failed for `cause` after `place` completed steps (`None`: before it was ready to train).
-    pub fn failed(&mut self, cause: &Cause, place: Option<u64>, max_restarts: u32) -> Verdict {
+    pub fn failed(&mut self, cause: &Cause, place: Option<u64>, max_restarts: u32) -> RestartDecision {
         if cause.blames_step() {
             self.same_place = if self.same_place > 0 && self.place == place { self.same_place + 1 } else { 1 };
             self.place = place;
@@ -117,14 +117,14 @@ impl Restarts {
                 Some(step) => format!("in step {}", step + 1),
                 None => "before its first step".to_owned(),
             };
-            return Verdict::GiveUp(format!("the worker failed {SAME_STEP} times in a row {place}: {cause}"));
+            return RestartDecision::GiveUp(format!("the worker failed {SAME_STEP} times in a row {place}: {cause}"));
         }
         if self.in_a_row > max_restarts {
-            return Verdict::GiveUp(format!(
+            return RestartDecision::GiveUp(format!(
                 "the worker was restarted {max_restarts} times in a row without a new step ([worker] max_restarts): {cause}"
             ));
         }
-        Verdict::After(match self.in_a_row {
+        RestartDecision::After(match self.in_a_row {
             1 => Duration::ZERO,
             n => FIRST_WAIT.saturating_mul(1 << (n - 2).min(16)).min(LONGEST_WAIT),
         })
@@ -145,27 +145,27 @@ mod tests {
         let mut restarts = Restarts::default();
         let waits: Vec<u128> = (0..12)
             .map(|_| match restarts.failed(&Cause::Killed(9), Some(5), 100) {
-                Verdict::After(wait) => wait.as_millis(),
-                Verdict::GiveUp(reason) => panic!("{reason}"),
+                RestartDecision::After(wait) => wait.as_millis(),
+                RestartDecision::GiveUp(reason) => panic!("{reason}"),
             })
             .collect();
         assert_eq!(waits, [0, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000, 30000]);
         restarts.completed(6);
-        assert_eq!(restarts.failed(&Cause::Killed(9), Some(6), 100), Verdict::After(Duration::ZERO));
+        assert_eq!(restarts.failed(&Cause::Killed(9), Some(6), 100), RestartDecision::After(Duration::ZERO));
     }
 
     #[test]
     fn three_failures_in_a_row_in_the_same_step_end_the_run_with_step_and_cause() {
         let mut restarts = Restarts::default();
         for place in [7, 7, 8, 7, 7] {
-            assert!(matches!(restarts.failed(&crash(), Some(place), 10), Verdict::After(_)), "{place}");
+            assert!(matches!(restarts.failed(&crash(), Some(place), 10), RestartDecision::After(_)), "{place}");
         }
-        let Verdict::GiveUp(reason) = restarts.failed(&crash(), Some(7), 10) else { panic!("it goes on") };
+        let RestartDecision::GiveUp(reason) = restarts.failed(&crash(), Some(7), 10) else { panic!("it goes on") };
         assert_eq!(reason, "the worker failed 3 times in a row in step 8: it exited with code 1");
         let mut restarts = Restarts::default();
         restarts.failed(&crash(), None, 10);
         restarts.failed(&crash(), None, 10);
-        let Verdict::GiveUp(reason) = restarts.failed(&crash(), None, 10) else { panic!("it goes on") };
+        let RestartDecision::GiveUp(reason) = restarts.failed(&crash(), None, 10) else { panic!("it goes on") };
         assert!(reason.contains("before its first step"), "{reason}");
     }
 
@@ -173,13 +173,13 @@ mod tests {
     fn kills_from_outside_do_not_blame_the_step_but_the_kernel_killing_for_memory_does() {
         let mut restarts = Restarts::default();
         for _ in 0..10 {
-            assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), Verdict::After(_)));
+            assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), RestartDecision::After(_)));
         }
-        assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), Verdict::GiveUp(_)));
+        assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), RestartDecision::GiveUp(_)));
         let mut restarts = Restarts::default();
         restarts.failed(&Cause::OutOfMemory, Some(3), 10);
         restarts.failed(&Cause::OutOfMemory, Some(3), 10);
-        assert!(matches!(restarts.failed(&Cause::OutOfMemory, Some(3), 10), Verdict::GiveUp(_)));
+        assert!(matches!(restarts.failed(&Cause::OutOfMemory, Some(3), 10), RestartDecision::GiveUp(_)));
     }
 
     #[test]
@@ -188,9 +188,9 @@ mod tests {
         restarts.completed(100);
         for place in 0..4 {
             restarts.completed(90 + place);
-            assert!(matches!(restarts.failed(&crash(), Some(90 + place), 4), Verdict::After(_)));
+            assert!(matches!(restarts.failed(&crash(), Some(90 + place), 4), RestartDecision::After(_)));
         }
-        let Verdict::GiveUp(reason) = restarts.failed(&crash(), Some(95), 4) else { panic!("it goes on") };
+        let RestartDecision::GiveUp(reason) = restarts.failed(&crash(), Some(95), 4) else { panic!("it goes on") };
         assert!(reason.contains("4 times in a row without a new step"), "{reason}");
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use super::job::{Event, Now, Signal};
+use super::job::{JobEvent, Now, Signal};
 use super::{Input, Queue};
 use crate::session::clock::Moment;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::lock::SESSION;
-use ckptd_core::store::{Lock, Store, lock};
+use ckptd_core::store::{Store, StoreLock, lock};
 
 /// How long the worker of an agent that is gone may take to commit its last snapshot.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ pub fn began(config: &Config) -> Result<Now> {
 
 /// Takes the store's lock. A worker whose agent is gone is committing its last snapshot: it is waited for. `None`: a
 /// signal or the budget ended the wait.
-pub async fn lock(store: &Store, config: &Config, session: Now, queue: &mut Queue) -> Result<Option<Lock>> {
+pub async fn lock(store: &Store, config: &Config, session: Now, queue: &mut Queue) -> Result<Option<StoreLock>> {
     let began = Instant::now();
     let budget_ends = config.session.budget.map(|budget| session.at + budget.0);
     let mut held = Vec::new();
@@ -67,8 +67,8 @@ pub async fn lock(store: &Store, config: &Config, session: Now, queue: &mut Queu
         }
         let input = queue.next(Some(Moment::now() + LOCK_INTERVAL)).await;
         match input {
-            Input::Job(Event::Signal(Signal::Interrupt | Signal::Terminate | Signal::Finish)) => return Ok(None),
-            Input::Job(Event::Notice(_)) => held.push(input),
+            Input::Job(JobEvent::Signal(Signal::Interrupt | Signal::Terminate | Signal::Finish)) => return Ok(None),
+            Input::Job(JobEvent::Notice(_)) => held.push(input),
             _ if budget_ends.is_some_and(|end| Moment::now() >= end) => return Ok(None),
             _ => {}
         }

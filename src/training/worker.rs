@@ -1,7 +1,7 @@
 //! The worker process: started in a process group of its own, spoken to in lines, watched until it is gone.
 //!
 //! Invariant: only this module knows its process id while it may be signalled, so that no signal ever reaches a
-//! stranger; [`Event::Exited`] comes once, after everything that the worker said. The worker is not tied to the
+//! stranger; [`JobEvent::Exited`] comes once, after everything that the worker said. The worker is not tied to the
 //! agent's death: it sees its stdin close, commits a last snapshot and leaves. Deliberately not here: what its
 //! messages mean (job).
 
@@ -20,9 +20,9 @@ use tokio::task::JoinHandle;
 use tracing::debug;
 
 use super::Input;
-use super::job::{Event, Exit};
+use super::job::{JobEvent, WorkerExit};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::protocol::{self, Command};
+use ckptd_core::protocol::{self, AgentCommand};
 
 const PROGRAM: &str = "ckptd-gpt2";
 /// Lines of stderr that are shown after a crash.
@@ -32,7 +32,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub struct Worker {
     pub pid: u32,
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::UnboundedSender<AgentCommand>,
     kills: mpsc::UnboundedSender<()>,
     watcher: JoinHandle<()>,
 }
@@ -68,7 +68,7 @@ impl Worker {
     }
 
     /// Queues a command; a worker that reads nothing holds up nobody.
-    pub fn send(&self, command: Command) {
+    pub fn send(&self, command: AgentCommand) {
         let _ = self.commands.send(command);
     }
 
@@ -114,7 +114,7 @@ fn is_program(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
 }
 
-async fn write_commands(mut stdin: ChildStdin, mut queue: mpsc::UnboundedReceiver<Command>) {
+async fn write_commands(mut stdin: ChildStdin, mut queue: mpsc::UnboundedReceiver<AgentCommand>) {
     while let Some(command) = queue.recv().await {
         // A worker that closed its stdin is about to be noticed by its exit or its silence.
         if stdin.write_all(protocol::line(&command).as_bytes()).await.is_err() {
@@ -161,8 +161,8 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs
     let out_of_memory = out_of_memory_kills() > kills_before;
     let last_words = last_words.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
     let (code, signal) = status.map_or((None, None), |status| (status.code(), status.signal()));
-    let exit = Exit { code, signal, out_of_memory, last_words };
-    let _ = inputs.send(Input::Job(Event::Exited(exit))).await;
+    let exit = WorkerExit { code, signal, out_of_memory, last_words };
+    let _ = inputs.send(Input::Job(JobEvent::Exited(exit))).await;
 }
 
 /// Passes the worker's messages on, up to its end or the first line that is none.
@@ -180,8 +180,8 @@ async fn listen(stdout: impl AsyncRead + Unpin, inputs: &mpsc::Sender<Input>) {
             Err(_) => Err("a line that is not UTF-8".to_owned()),
         };
         let (event, last) = match parsed {
-            Ok(message) => (Event::Said(Box::new(message)), false),
-            Err(what) => (Event::Garbage(what), true),
+            Ok(message) => (JobEvent::Said(Box::new(message)), false),
+            Err(what) => (JobEvent::Garbage(what), true),
         };
         if inputs.send(Input::Job(event)).await.is_err() || last {
             return;

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use ckptd_core::protocol::{self, Command, Event, Failure, Start};
+use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-use ckptd_core::store::{CommitOptions, Reader, Store, commit};
+use ckptd_core::store::{CommitOptions, SnapshotReader, Store, commit};
 
 pub const SCRIPT: &str = "FAKE_WORKER_SCRIPT";
 const GONE: &str = "the agent is gone";
@@ -34,7 +34,7 @@ fn worker() {
 struct Worker {
     script: PathBuf,
     events: File,
-    commands: Receiver<Command>,
+    commands: Receiver<AgentCommand>,
 }
 
 struct State {
@@ -54,12 +54,12 @@ impl Worker {
                 }
             }
             // The agent is gone: save and leave.
-            let _ = sender.send(Command::Stop { snapshot: true, reason: GONE.into(), within_ms: None });
+            let _ = sender.send(AgentCommand::Stop { snapshot: true, reason: GONE.into(), within_ms: None });
         });
         Worker { script, events, commands }
     }
 
-    fn say(&mut self, event: &Event) {
+    fn say(&mut self, event: &WorkerEvent) {
         // Nobody may be there to hear it.
         let _ = self.events.write_all(protocol::line(event).as_bytes());
     }
@@ -80,22 +80,22 @@ impl Worker {
             std::thread::park();
         }
         let protocol = if self.asked("other-protocol") { 99 } else { protocol::VERSION };
-        self.say(&Event::Hello {
+        self.say(&WorkerEvent::Hello {
             protocol,
             worker: "fake".into(),
             version: "1".into(),
             pid: std::process::id(),
             accepts: vec!["configure".into()],
         });
-        let Ok(Command::Start(start)) = self.commands.recv() else { return 0 };
+        let Ok(AgentCommand::Start(start)) = self.commands.recv() else { return 0 };
         for (what, failure) in [
-            ("fail-config", Failure::Config),
-            ("fail-damaged", Failure::Damaged),
-            ("fail-mismatch", Failure::Mismatch),
-            ("fail-other", Failure::Other),
+            ("fail-config", WorkerFailure::Config),
+            ("fail-damaged", WorkerFailure::Damaged),
+            ("fail-mismatch", WorkerFailure::Mismatch),
+            ("fail-other", WorkerFailure::Other),
         ] {
             if self.asked(what) {
-                self.say(&Event::Failed { failure, what: format!("the script says {what}") });
+                self.say(&WorkerEvent::Failed { failure, what: format!("the script says {what}") });
                 return 1;
             }
         }
@@ -109,7 +109,7 @@ impl Worker {
             Some(path) => load(path),
             None => State { step: 0, weights: vec![0.0; ELEMENTS] },
         };
-        self.say(&Event::Ready {
+        self.say(&WorkerEvent::Ready {
             step: state.step,
             total_steps: config.train.steps,
             parameters: ELEMENTS as u64,
@@ -128,20 +128,22 @@ impl Worker {
             let until = Instant::now() + Duration::from_millis(15);
             loop {
                 match self.commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                    Ok(Command::Snapshot { reason }) => self.save(&store, start, &state, &mut seq, &mut saved, &reason),
-                    Ok(Command::Stop { .. }) if self.asked("deaf") => {}
-                    Ok(Command::Stop { snapshot, reason, .. }) => {
+                    Ok(AgentCommand::Snapshot { reason }) => {
+                        self.save(&store, start, &state, &mut seq, &mut saved, &reason)
+                    }
+                    Ok(AgentCommand::Stop { .. }) if self.asked("deaf") => {}
+                    Ok(AgentCommand::Stop { snapshot, reason, .. }) => {
                         if reason == GONE {
                             self.linger();
                         }
                         if snapshot && saved < state.step {
                             self.save(&store, start, &state, &mut seq, &mut saved, &reason);
                         }
-                        self.say(&Event::Done { step: state.step, finished: false });
+                        self.say(&WorkerEvent::Done { step: state.step, finished: false });
                         return 0;
                     }
-                    Ok(Command::Configure { every_steps: asked, .. }) => every_steps = asked,
-                    Ok(Command::Start(_)) => panic!("start came twice"),
+                    Ok(AgentCommand::Configure { every_steps: asked, .. }) => every_steps = asked,
+                    Ok(AgentCommand::Start(_)) => panic!("start came twice"),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
                 }
             }
@@ -149,7 +151,7 @@ impl Worker {
             for (i, weight) in state.weights.iter_mut().enumerate() {
                 *weight = *weight * 0.9 + ((i as u64 * 31 + in_step * 17) % 101) as f32;
             }
-            self.say(&Event::Step {
+            self.say(&WorkerEvent::Step {
                 step: in_step,
                 loss: 10.0 / in_step as f64,
                 learning_rate: 1e-3,
@@ -164,7 +166,7 @@ impl Worker {
         if saved < state.step {
             self.save(&store, start, &state, &mut seq, &mut saved, "final");
         }
-        self.say(&Event::Done { step: state.step, finished: true });
+        self.say(&WorkerEvent::Done { step: state.step, finished: true });
         0
     }
 
@@ -190,10 +192,10 @@ impl Worker {
 
     fn save(&mut self, store: &Store, start: &Start, state: &State, seq: &mut u64, saved: &mut u64, reason: &str) {
         let step = state.step;
-        self.say(&Event::SnapshotStarted { step, reason: reason.into(), capture_ms: 0.5 });
+        self.say(&WorkerEvent::SnapshotStarted { step, reason: reason.into(), capture_ms: 0.5 });
         if self.asked("disk-full") {
             let what = "no space left while writing a snapshot".into();
-            return self.say(&Event::SnapshotFailed { step, what, disk_full: true });
+            return self.say(&WorkerEvent::SnapshotFailed { step, what, disk_full: true });
         }
         let snapshot = snapshot(state, reason);
         let committed = commit(store, snapshot, &CommitOptions::new(&start.run_id, *seq)).unwrap();
@@ -201,7 +203,7 @@ impl Worker {
         if self.asked("flip") || self.asked(&format!("flip-{step}")) {
             crate::harness::flip_a_byte(&committed.path);
         }
-        self.say(&Event::Committed {
+        self.say(&WorkerEvent::Committed {
             step,
             seq: *seq,
             path: committed.path,
@@ -217,7 +219,7 @@ impl Worker {
 }
 
 fn load(path: &Path) -> State {
-    let snapshot = Reader::open(path).unwrap().read_snapshot().unwrap();
+    let snapshot = SnapshotReader::open(path).unwrap().read_snapshot().unwrap();
     let bytes = (*snapshot.tensors[0].bytes).as_ref();
     let weights = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     State { step: snapshot.train.step, weights }

@@ -214,9 +214,10 @@ fn copies(path: &Path, tally: &mut Tally) -> Result<()> {
     }
     let newest = resumed(&store)?;
     tally.require(newest == Some(4), || format!("beside copies, {newest:?} is resumed"));
-    let policy = ckptd_core::config::Retention { keep_last: 2, keep_best: 0, ..Default::default() };
+    let policy = ckptd_core::store::RetentionPolicy { keep_last: 2, keep_best: 0, ..Default::default() };
     store.prune(&policy, jiff::Timestamp::now())?;
-    let steps: std::collections::BTreeSet<u64> = store.entries()?.iter().map(ckptd_core::store::Entry::step).collect();
+    let steps: std::collections::BTreeSet<u64> =
+        store.entries()?.iter().map(ckptd_core::store::SnapshotEntry::step).collect();
     tally.require(steps.contains(&3) && steps.contains(&4), || format!("copies pushed states out: {steps:?} are left"));
     Ok(())
 }

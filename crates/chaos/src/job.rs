@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use ckptd_core::store::{Entry, State, Store};
+use ckptd_core::store::{SnapshotEntry, SnapshotState, Store};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -107,7 +107,7 @@ impl Job {
     /// What the newest snapshot holds.
     pub fn root(&self) -> Result<String> {
         let newest = Store::open(&self.store)?.find("latest")?;
-        ensure!(newest.state == State::Verified, "the newest snapshot is not verified");
+        ensure!(newest.state == SnapshotState::Verified, "the newest snapshot is not verified");
         Ok(newest.manifest.context("it has no manifest")?.root)
     }
 
@@ -177,12 +177,13 @@ impl Job {
                 _ => {}
             }
         }
-        let newest = entries.iter().map(Entry::step).max().unwrap_or(0);
+        let newest = entries.iter().map(SnapshotEntry::step).max().unwrap_or(0);
         let told = announced.iter().map(|(_, step)| *step).max().unwrap_or(0);
         tally.require(newest >= told, || format!("step {told} was announced as verified, {newest} is the newest"));
         let distinct: std::collections::HashSet<&str> = announced.iter().map(|(id, _)| id.as_str()).collect();
         let entries = store.entries()?;
-        let known = |e: &&Entry| e.state == State::Verified || (!receipts && distinct.contains(e.id.as_str()));
+        let known =
+            |e: &&SnapshotEntry| e.state == SnapshotState::Verified || (!receipts && distinct.contains(e.id.as_str()));
         let verified = entries.iter().filter(known).count();
         let owed = distinct.len().min(2);
         tally.require(verified >= owed, || {

@@ -13,9 +13,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ckptd_core::config::Retention;
+use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::layout::{self, Folder};
-use ckptd_core::store::{CommitOptions, Entry, Reader, State, Store, commit};
+use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotReader, SnapshotState, Store, commit};
 use jiff::Timestamp;
 
 use crate::place;
@@ -29,8 +29,8 @@ const ELEMENTS: usize = 40_000;
 const ROUNDS: u64 = 200;
 const LONGEST_LIFE: Duration = Duration::from_millis(90);
 
-fn policy() -> Retention {
-    Retention { keep_last: 2, keep_best: 1, ..Retention::default() }
+fn policy() -> RetentionPolicy {
+    RetentionPolicy { keep_last: 2, keep_best: 1, ..RetentionPolicy::default() }
 }
 
 /// Saves, verifies, pins, damages, quarantines and rotates until it is killed.
@@ -192,8 +192,9 @@ impl Told {
         for entry in &entries {
             self.check_whole(entry, tally);
         }
-        let good: Vec<&Entry> = entries.iter().filter(|e| e.healthy() && !self.damaged.contains(&e.id)).collect();
-        let verified: Vec<&&Entry> = good.iter().filter(|e| e.state == State::Verified).collect();
+        let good: Vec<&SnapshotEntry> =
+            entries.iter().filter(|e| e.healthy() && !self.damaged.contains(&e.id)).collect();
+        let verified: Vec<&&SnapshotEntry> = good.iter().filter(|e| e.state == SnapshotState::Verified).collect();
         for id in self.saved.iter().filter(|id| !self.damaged.contains(*id)) {
             if good.iter().any(|e| e.id == *id) {
                 continue;
@@ -211,11 +212,11 @@ impl Told {
     }
 
     /// Nothing partial is visible, and everything that is there is what was to be written.
-    fn check_whole(&self, entry: &Entry, tally: &mut Tally) {
+    fn check_whole(&self, entry: &SnapshotEntry, tally: &mut Tally) {
         if self.damaged.contains(&entry.id) {
             return;
         }
-        match Reader::open(&entry.path).and_then(|reader| reader.check_all(1, &|_| true).map(|()| reader)) {
+        match SnapshotReader::open(&entry.path).and_then(|reader| reader.check_all(1, &|_| true).map(|()| reader)) {
             Ok(reader) => {
                 let manifest = reader.manifest();
                 let expected = state::root(manifest.train.step, ELEMENTS);
@@ -226,7 +227,7 @@ impl Told {
     }
 
     /// The newest that was told is there, and the order agrees on which it is.
-    fn check_newest(&mut self, good: &[&Entry], tally: &mut Tally) {
+    fn check_newest(&mut self, good: &[&SnapshotEntry], tally: &mut Tally) {
         let told = self.saved.iter().rfind(|id| !self.damaged.contains(*id)).and_then(|id| layout::step_of(id));
         let newest = good.iter().map(|e| e.step()).max();
         tally.require(newest >= told, || format!("step {told:?} was told, and {newest:?} is the newest"));

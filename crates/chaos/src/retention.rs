@@ -1,12 +1,13 @@
-//! Retention against a model: random lives of a store (save, verify well or badly, pin, crash, another config), and
+//! RetentionPolicy against a model: random lives of a store (save, verify well or badly, pin, crash, another config), and
 //! after every rotation, also one that a crash cut short, the question what is left.
 //!
 //! Invariant of the model, written down without retention's own rules: what is pinned, not verified, or of another run
 //! stays; the two newest healthy verified states stay; so does the one of the lowest validation loss, where the policy
 //! keeps a best one.
 
-use ckptd_core::config::{Retention, Text};
-use ckptd_core::store::retain::{Fact, plan};
+use ckptd_core::store::RetentionPolicy;
+use ckptd_core::store::retain::{SnapshotFacts, plan};
+use ckptd_core::text::TextValue;
 use jiff::Timestamp;
 
 use crate::random::Random;
@@ -68,8 +69,8 @@ enum Operation {
 
 struct Life {
     random: Random,
-    facts: Vec<Fact>,
-    policy: Retention,
+    facts: Vec<SnapshotFacts>,
+    policy: RetentionPolicy,
     seq: u64,
     copies: u64,
     step: u64,
@@ -116,7 +117,7 @@ impl Life {
             1 if self.random.one_in(4) => Some(f64::NAN),
             _ => None,
         };
-        self.facts.push(Fact {
+        self.facts.push(SnapshotFacts {
             id: format!("s{}", self.seq),
             own: !self.random.one_in(12),
             seq: self.seq,
@@ -133,8 +134,8 @@ impl Life {
 
     fn with_one(
         &mut self,
-        which: impl Fn(&Fact) -> bool,
-        change: impl Fn(&mut Fact, &mut Random),
+        which: impl Fn(&SnapshotFacts) -> bool,
+        change: impl Fn(&mut SnapshotFacts, &mut Random),
         operation: impl Fn(u64) -> Operation,
     ) -> Operation {
         let candidates: Vec<usize> = (0..self.facts.len()).filter(|&i| which(&self.facts[i])).collect();
@@ -160,7 +161,7 @@ impl Life {
         let fact = self.facts[self.random.below(self.facts.len() as u64) as usize].clone();
         let seq = fact.seq;
         self.copies += 1;
-        self.facts.push(Fact { id: format!("s{seq} copy {}", self.copies), pinned: false, ..fact });
+        self.facts.push(SnapshotFacts { id: format!("s{seq} copy {}", self.copies), pinned: false, ..fact });
         Operation::Copied(seq)
     }
 
@@ -169,7 +170,7 @@ impl Life {
         let mut doomed: Vec<&str> = plan.iter().filter(|v| !v.keep).map(|v| v.id.as_str()).collect();
         let done = if cut_short { self.random.below(doomed.len() as u64 + 1) as usize } else { doomed.len() };
         doomed.truncate(done);
-        let (left, gone): (Vec<Fact>, Vec<Fact>) =
+        let (left, gone): (Vec<SnapshotFacts>, Vec<SnapshotFacts>) =
             self.facts.iter().cloned().partition(|f| !doomed.contains(&f.id.as_str()));
         self.broken = broken(&self.facts, &left, &gone, &self.policy);
         self.facts = left;
@@ -177,23 +178,28 @@ impl Life {
     }
 }
 
-fn policy(random: &mut Random) -> Retention {
-    Retention {
+fn policy(random: &mut Random) -> RetentionPolicy {
+    RetentionPolicy {
         keep_last: 2 + random.below(4) as usize,
         keep_best: random.below(3) as usize,
         keep_every_steps: random.one_in(2).then(|| 1 + random.below(50)),
         keep_hourly: random.below(4) as usize,
         keep_daily: random.below(3) as usize,
-        max_bytes: random.one_in(2).then(|| Text(random.below(4000))),
+        max_bytes: random.one_in(2).then(|| TextValue(random.below(4000))),
     }
 }
 
 /// What a rotation broke, if anything.
-fn broken(before: &[Fact], left: &[Fact], gone: &[Fact], policy: &Retention) -> Option<String> {
+fn broken(
+    before: &[SnapshotFacts],
+    left: &[SnapshotFacts],
+    gone: &[SnapshotFacts],
+    policy: &RetentionPolicy,
+) -> Option<String> {
     if let Some(fact) = gone.iter().find(|f| f.pinned || !f.verified || !f.own) {
         return Some(format!("{} was taken, which is pinned, unverified or of another run", fact.id));
     }
-    let good = |facts: &[Fact]| -> Vec<u64> {
+    let good = |facts: &[SnapshotFacts]| -> Vec<u64> {
         let mut numbers: Vec<u64> = facts.iter().filter(|f| f.own && f.verified && f.healthy).map(|f| f.seq).collect();
         numbers.sort_unstable_by(|a, b| b.cmp(a));
         numbers.dedup();
@@ -203,7 +209,7 @@ fn broken(before: &[Fact], left: &[Fact], gone: &[Fact], policy: &Retention) -> 
     if good(before) != good(left) {
         return Some(format!("the newest two verified were {:?} and are {:?}", good(before), good(left)));
     }
-    let lowest = |facts: &[Fact]| {
+    let lowest = |facts: &[SnapshotFacts]| {
         let measured = facts.iter().filter(|f| f.own && f.verified && f.healthy).filter_map(|f| f.val_loss);
         measured.filter(|loss| loss.is_finite()).reduce(f64::min)
     };

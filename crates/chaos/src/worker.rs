@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use ckptd_core::protocol::{self, Command, Event, Start};
-use ckptd_core::store::{CommitOptions, Reader, Store, commit};
+use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent};
+use ckptd_core::store::{CommitOptions, SnapshotReader, Store, commit};
 
 use crate::state;
 
@@ -29,7 +29,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let commands = commands();
-    say(&Event::Hello {
+    say(&WorkerEvent::Hello {
         protocol: protocol::VERSION,
         worker: "quick".into(),
         version: "1".into(),
@@ -37,12 +37,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         accepts: Vec::new(),
     });
     match commands.recv() {
-        Ok(Command::Start(start)) => train(arguments, &start, &commands),
+        Ok(AgentCommand::Start(start)) => train(arguments, &start, &commands),
         _ => Ok(()),
     }
 }
 
-fn commands() -> Receiver<Command> {
+fn commands() -> Receiver<AgentCommand> {
     let (sender, commands) = channel();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -50,13 +50,13 @@ fn commands() -> Receiver<Command> {
                 let _ = sender.send(command);
             }
         }
-        let _ = sender.send(Command::Stop { snapshot: true, reason: "the agent is gone".into(), within_ms: None });
+        let _ = sender.send(AgentCommand::Stop { snapshot: true, reason: "the agent is gone".into(), within_ms: None });
     });
     commands
 }
 
 /// Nobody may be there to hear it.
-fn say(event: &Event) {
+fn say(event: &WorkerEvent) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(protocol::line(event).as_bytes()).and_then(|()| out.flush());
 }
@@ -68,14 +68,14 @@ struct Saver<'a> {
     saved: u64,
 }
 
-fn train(arguments: &Arguments, start: &Start, commands: &Receiver<Command>) -> Result<()> {
+fn train(arguments: &Arguments, start: &Start, commands: &Receiver<AgentCommand>) -> Result<()> {
     let config = &start.config;
     let mut step = match &start.resume {
         Some(path) => restore(path)?,
         None => 0,
     };
     let mut saver = Saver { store: Store::open(&config.job.store)?, start, seq: start.next_seq, saved: step };
-    say(&Event::Ready {
+    say(&WorkerEvent::Ready {
         step,
         total_steps: config.train.steps,
         parameters: ELEMENTS as u64,
@@ -91,35 +91,35 @@ fn train(arguments: &Arguments, start: &Start, commands: &Receiver<Command>) -> 
         let until = Instant::now() + Duration::from_millis(arguments.step_ms);
         loop {
             match commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Command::Snapshot { reason }) => saver.save(step, &reason),
-                Ok(Command::Stop { snapshot, reason, .. }) => {
+                Ok(AgentCommand::Snapshot { reason }) => saver.save(step, &reason),
+                Ok(AgentCommand::Stop { snapshot, reason, .. }) => {
                     if snapshot {
                         saver.save(step, &reason);
                     }
-                    say(&Event::Done { step, finished: false });
+                    say(&WorkerEvent::Done { step, finished: false });
                     return Ok(());
                 }
                 // Nobody was told that it is understood.
-                Ok(Command::Configure { .. }) => bail!("configure came unasked"),
-                Ok(Command::Start(_)) => bail!("start came twice"),
+                Ok(AgentCommand::Configure { .. }) => bail!("configure came unasked"),
+                Ok(AgentCommand::Start(_)) => bail!("start came twice"),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
         step += 1;
         let (loss, tokens) = (10.0 / step as f64, 64);
-        say(&Event::Step { step, loss, learning_rate: 1e-3, grad_norm: None, step_ms: 4.0, tokens });
+        say(&WorkerEvent::Step { step, loss, learning_rate: 1e-3, grad_norm: None, step_ms: 4.0, tokens });
         if config.snapshot.every_steps.is_some_and(|every| step.is_multiple_of(every)) {
             saver.save(step, "interval");
         }
     }
     saver.save(step, "final");
-    say(&Event::Done { step, finished: true });
+    say(&WorkerEvent::Done { step, finished: true });
     Ok(())
 }
 
 /// The step of a snapshot whose every byte is what it must be.
 fn restore(path: &std::path::Path) -> Result<u64> {
-    let reader = Reader::open(path)?;
+    let reader = SnapshotReader::open(path)?;
     reader.check_all(1, &|_| true)?;
     let manifest = reader.manifest();
     ensure!(manifest.root == state::root(manifest.train.step, ELEMENTS), "{} is not its step's state", path.display());
@@ -131,13 +131,13 @@ impl Saver<'_> {
         if self.saved >= step {
             return;
         }
-        say(&Event::SnapshotStarted { step, reason: reason.into(), capture_ms: 0.5 });
+        say(&WorkerEvent::SnapshotStarted { step, reason: reason.into(), capture_ms: 0.5 });
         let options = CommitOptions::new(&self.start.run_id, self.seq);
         self.seq += 1;
         match commit(&self.store, state::snapshot(step, ELEMENTS), &options) {
             Ok(done) => {
                 self.saved = step;
-                say(&Event::Committed {
+                say(&WorkerEvent::Committed {
                     step,
                     seq: options.seq,
                     path: done.path,
@@ -151,7 +151,7 @@ impl Saver<'_> {
             }
             Err(e) => {
                 let disk_full = matches!(e, ckptd_core::Error::NoSpace { .. });
-                say(&Event::SnapshotFailed { step, what: e.to_string(), disk_full });
+                say(&WorkerEvent::SnapshotFailed { step, what: e.to_string(), disk_full });
             }
         }
     }

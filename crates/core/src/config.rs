@@ -6,7 +6,6 @@
 
 mod check;
 pub mod live;
-mod text;
 
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::snapshot::TrainState;
+use crate::store::RetentionPolicy;
+use crate::text::{TextValue, parse_duration};
 
 /// The commented job file with every key at its default; `ckptd init` writes it.
 pub const TEMPLATE: &str = include_str!("../../../config/ckptd.toml");
@@ -23,21 +24,21 @@ pub const TEMPLATE: &str = include_str!("../../../config/ckptd.toml");
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    pub job: Job,
-    pub model: Model,
-    pub data: Data,
-    pub train: Train,
-    pub snapshot: SnapshotPolicy,
-    pub retention: Retention,
-    pub session: Session,
-    pub worker: Worker,
-    pub status: Status,
-    pub log: Log,
+    pub job: JobSection,
+    pub model: ModelSection,
+    pub data: DataSection,
+    pub train: TrainSection,
+    pub snapshot: SnapshotSection,
+    pub retention: RetentionPolicy,
+    pub session: SessionSection,
+    pub worker: WorkerSection,
+    pub status: StatusSection,
+    pub log: LogSection,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Job {
+pub struct JobSection {
     /// Empty: the config file's stem.
     pub name: String,
     /// Empty: `checkpoints/<name>` beside the config file.
@@ -50,7 +51,7 @@ pub struct Job {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Model {
+pub struct ModelSection {
     pub from: Option<PathBuf>,
     pub preset: Option<String>,
     /// Overrides the three dropouts of the model's config.
@@ -59,7 +60,7 @@ pub struct Model {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Data {
+pub struct DataSection {
     pub text: Vec<String>,
     pub tokens: Option<PathBuf>,
     pub tokenizer: Option<PathBuf>,
@@ -71,14 +72,14 @@ pub struct Data {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Optimizer {
+pub enum OptimizerKind {
     Adamw,
     Sgd,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Schedule {
+pub enum ScheduleKind {
     Cosine,
     Linear,
     Constant,
@@ -86,14 +87,14 @@ pub enum Schedule {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Train {
+pub struct TrainSection {
     pub steps: u64,
     pub batch_size: u64,
     pub grad_accumulation: u64,
     pub sequence_length: u64,
-    pub optimizer: Optimizer,
+    pub optimizer: OptimizerKind,
     pub learning_rate: f64,
-    pub schedule: Schedule,
+    pub schedule: ScheduleKind,
     pub warmup_steps: u64,
     /// What the schedule falls to, as a share of learning_rate.
     pub min_learning_rate: f64,
@@ -110,12 +111,12 @@ pub struct Train {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct SnapshotPolicy {
+pub struct SnapshotSection {
     /// A duration, or "auto".
-    pub every: Every,
+    pub every: SnapshotEvery,
     pub every_steps: Option<u64>,
     /// Mean time between failures for "auto"; `None`: as observed.
-    pub mtbf: Option<Text<Duration>>,
+    pub mtbf: Option<TextValue<Duration>>,
     /// Largest share of the training time that snapshots may take under "auto".
     pub max_overhead: f64,
     /// 0: stored as is; from 1: float tensors by planes, everything else by zstd at that level.
@@ -129,33 +130,22 @@ pub struct SnapshotPolicy {
 /// `[snapshot] every`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Every {
+pub enum SnapshotEvery {
     Interval(Duration),
     Auto,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Retention {
-    pub keep_last: usize,
-    pub keep_best: usize,
-    pub keep_every_steps: Option<u64>,
-    pub keep_hourly: usize,
-    pub keep_daily: usize,
-    pub max_bytes: Option<Size>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Session {
+pub struct SessionSection {
     /// Wall-clock time that this session may last, counted from the start of `ckptd run`.
-    pub budget: Option<Text<Duration>>,
+    pub budget: Option<TextValue<Duration>>,
     /// The time of day by which it must be over.
-    pub deadline: Option<Text<Timestamp>>,
+    pub deadline: Option<TextValue<Timestamp>>,
     /// The final snapshot is given its 99th percentile times this.
     pub margin: f64,
     /// How long a stop may take, from the signal to the exit.
-    pub grace: Text<Duration>,
+    pub grace: TextValue<Duration>,
     /// Touching this file, or anything in this folder, ends the session.
     pub notice_file: Option<PathBuf>,
     /// Take the end of the allocation from Slurm, inside one.
@@ -172,25 +162,25 @@ pub struct Session {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Worker {
+pub struct WorkerSection {
     /// Empty: `ckptd-gpt2` beside ckptd, then in PATH.
     pub command: Vec<String>,
     /// Restarts in a row without a new step before ckptd gives up.
     pub max_restarts: u32,
     /// Silence after which the worker counts as hung.
-    pub hang_timeout: Text<Duration>,
+    pub hang_timeout: TextValue<Duration>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Status {
+pub struct StatusSection {
     /// Empty: in the store.
     pub socket: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Log {
+pub struct LogSection {
     pub level: LogLevel,
 }
 
@@ -204,33 +194,28 @@ pub enum LogLevel {
     Debug,
 }
 
-/// A value written as text in the file: "11h45m", "2GiB".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Text<T>(pub T);
-pub type Size = Text<u64>;
-
-impl Default for Job {
-    fn default() -> Job {
-        Job { name: String::new(), store: PathBuf::new(), seed: 1337, device: "auto".into(), threads: 0 }
+impl Default for JobSection {
+    fn default() -> JobSection {
+        JobSection { name: String::new(), store: PathBuf::new(), seed: 1337, device: "auto".into(), threads: 0 }
     }
 }
 
-impl Default for Data {
-    fn default() -> Data {
-        Data { text: Vec::new(), tokens: None, tokenizer: None, validation: 0.05, cache: PathBuf::new() }
+impl Default for DataSection {
+    fn default() -> DataSection {
+        DataSection { text: Vec::new(), tokens: None, tokenizer: None, validation: 0.05, cache: PathBuf::new() }
     }
 }
 
-impl Default for Train {
-    fn default() -> Train {
-        Train {
+impl Default for TrainSection {
+    fn default() -> TrainSection {
+        TrainSection {
             steps: 1000,
             batch_size: 8,
             grad_accumulation: 1,
             sequence_length: 256,
-            optimizer: Optimizer::Adamw,
+            optimizer: OptimizerKind::Adamw,
             learning_rate: 3e-4,
-            schedule: Schedule::Cosine,
+            schedule: ScheduleKind::Cosine,
             warmup_steps: 50,
             min_learning_rate: 0.1,
             weight_decay: 0.1,
@@ -244,10 +229,10 @@ impl Default for Train {
     }
 }
 
-impl Default for SnapshotPolicy {
-    fn default() -> SnapshotPolicy {
-        SnapshotPolicy {
-            every: Every::Interval(Duration::from_secs(300)),
+impl Default for SnapshotSection {
+    fn default() -> SnapshotSection {
+        SnapshotSection {
+            every: SnapshotEvery::Interval(Duration::from_secs(300)),
             every_steps: None,
             mtbf: None,
             max_overhead: 0.01,
@@ -258,19 +243,13 @@ impl Default for SnapshotPolicy {
     }
 }
 
-impl Default for Retention {
-    fn default() -> Retention {
-        Retention { keep_last: 3, keep_best: 1, keep_every_steps: None, keep_hourly: 0, keep_daily: 0, max_bytes: None }
-    }
-}
-
-impl Default for Session {
-    fn default() -> Session {
-        Session {
+impl Default for SessionSection {
+    fn default() -> SessionSection {
+        SessionSection {
             budget: None,
             deadline: None,
             margin: 1.5,
-            grace: Text(Duration::from_secs(30)),
+            grace: TextValue(Duration::from_secs(30)),
             notice_file: None,
             slurm: true,
             systemd: true,
@@ -284,19 +263,38 @@ impl Default for Session {
     }
 }
 
-impl Default for Worker {
-    fn default() -> Worker {
-        Worker { command: Vec::new(), max_restarts: 10, hang_timeout: Text(Duration::from_secs(600)) }
+impl Default for WorkerSection {
+    fn default() -> WorkerSection {
+        WorkerSection { command: Vec::new(), max_restarts: 10, hang_timeout: TextValue(Duration::from_secs(600)) }
     }
 }
 
-impl Default for Log {
-    fn default() -> Log {
-        Log { level: LogLevel::Info }
+impl Default for LogSection {
+    fn default() -> LogSection {
+        LogSection { level: LogLevel::Info }
     }
 }
 
-impl Train {
+impl TryFrom<String> for SnapshotEvery {
+    type Error = String;
+    fn try_from(text: String) -> Result<SnapshotEvery, String> {
+        match text.as_str() {
+            "auto" => Ok(SnapshotEvery::Auto),
+            _ => parse_duration(&text).map(SnapshotEvery::Interval),
+        }
+    }
+}
+
+impl From<SnapshotEvery> for String {
+    fn from(every: SnapshotEvery) -> String {
+        match every {
+            SnapshotEvery::Auto => "auto".into(),
+            SnapshotEvery::Interval(interval) => humantime::format_duration(interval).to_string(),
+        }
+    }
+}
+
+impl TrainSection {
     /// Whether a training in this state has nothing left to do: the last step, and the evaluation that falls on it.
     pub fn is_complete(&self, state: &TrainState) -> bool {
         state.step >= self.steps && (self.eval_every == 0 || state.last_eval_step >= self.steps)
@@ -459,9 +457,9 @@ mod tests {
         assert_eq!(config.job.store, Path::new("/jobs/checkpoints/tiny"));
         assert_eq!(config.model.from.unwrap(), Path::new("/jobs/gpt"));
         assert_eq!(config.data.text, ["/jobs/*.txt"]);
-        assert_eq!(config.session.budget, Some(Text(Duration::from_secs(11 * 3600 + 45 * 60))));
-        assert_eq!(config.retention.max_bytes, Some(Text(2 << 30)));
-        assert_eq!(config.snapshot.every, Every::Auto);
+        assert_eq!(config.session.budget, Some(TextValue(Duration::from_secs(11 * 3600 + 45 * 60))));
+        assert_eq!(config.retention.max_bytes, Some(TextValue(2 << 30)));
+        assert_eq!(config.snapshot.every, SnapshotEvery::Auto);
         assert_eq!(config.status.socket, Path::new("/run/s.sock"));
     }
 

@@ -14,5 +14,6 @@ pub mod protocol;
 pub mod schedule;
 pub mod snapshot;
 pub mod store;
+pub mod text;
 
 pub use error::{Error, Result};

@@ -16,15 +16,15 @@ const WINDOW_PER_THREAD: usize = 3;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What both sides share.
-pub struct Line<T> {
+pub struct Pipeline<T> {
     count: usize,
     window: usize,
-    state: Mutex<State<T>>,
+    state: Mutex<PipelineState<T>>,
     made: Condvar,
     room: Condvar,
 }
 
-struct State<T> {
+struct PipelineState<T> {
     next: usize,
     taken: usize,
     made: BTreeMap<usize, T>,
@@ -34,16 +34,16 @@ struct State<T> {
 }
 
 /// The makers are gone although something is missing.
-pub struct Ended;
+pub struct PipelineEnded;
 
-impl<T> Line<T> {
+impl<T> Pipeline<T> {
     /// Of `count` things, of which `window` may be made before the first of them is given back.
-    pub fn new(count: usize, window: usize) -> Line<T> {
-        let state = State { next: 0, taken: 0, made: BTreeMap::new(), spare: Vec::new(), ended: false };
-        Line { count, window, state: Mutex::new(state), made: Condvar::new(), room: Condvar::new() }
+    pub fn new(count: usize, window: usize) -> Pipeline<T> {
+        let state = PipelineState { next: 0, taken: 0, made: BTreeMap::new(), spare: Vec::new(), ended: false };
+        Pipeline { count, window, state: Mutex::new(state), made: Condvar::new(), room: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, PipelineState<T>> {
         // Nothing under this lock can panic half-way through a change.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -69,14 +69,14 @@ impl<T> Line<T> {
     }
 
     /// The thing after the ones that were given back, or `None` if it is not made within `patience`.
-    pub fn take(&self, patience: Duration) -> Result<Option<T>, Ended> {
+    pub fn take(&self, patience: Duration) -> Result<Option<T>, PipelineEnded> {
         let mut state = self.lock();
         let index = state.taken;
         if !state.made.contains_key(&index) && !state.ended {
             state = self.made.wait_timeout(state, patience).unwrap_or_else(|e| e.into_inner()).0;
         }
         match state.made.remove(&index) {
-            None if state.ended => Err(Ended),
+            None if state.ended => Err(PipelineEnded),
             thing => Ok(thing),
         }
     }
@@ -108,7 +108,7 @@ impl<T> Line<T> {
 }
 
 pub struct EndOnDrop<'a, T> {
-    line: &'a Line<T>,
+    line: &'a Pipeline<T>,
     always: bool,
 }
 
@@ -131,7 +131,7 @@ pub fn ahead<O: Sync, W>(
     mut take: impl FnMut(&O, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let threads = threads.clamp(1, orders.len().max(1));
-    let line = &Line::new(orders.len(), threads * WINDOW_PER_THREAD);
+    let line = &Pipeline::new(orders.len(), threads * WINDOW_PER_THREAD);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -148,7 +148,7 @@ pub fn ahead<O: Sync, W>(
                 match line.take(LOOK) {
                     Ok(Some(thing)) => break thing?,
                     Ok(None) => {}
-                    Err(Ended) => return Err(Error::Other("a reading thread died".into())),
+                    Err(PipelineEnded) => return Err(Error::Other("a reading thread died".into())),
                 }
             };
             take(order, &thing)?;

@@ -19,7 +19,7 @@ pub const MAX_LINE: usize = 1 << 20;
 /// Agent to worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
-pub enum Command {
+pub enum AgentCommand {
     /// The first message: what to train and where to go on.
     Start(Box<Start>),
     /// Take a snapshot now and go on. One that finds another in flight is skipped.
@@ -53,7 +53,7 @@ pub struct Start {
 /// Why a worker cannot go on, typed by what the agent does about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Failure {
+pub enum WorkerFailure {
     /// The config, the data or the model folder is wrong: no restart, exit 78.
     Config,
     /// The snapshot to resume from is damaged: quarantine it, restart from the one before.
@@ -67,7 +67,7 @@ pub enum Failure {
 /// Worker to agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+pub enum WorkerEvent {
     /// The first message, before `start` is awaited.
     Hello {
         protocol: u32,
@@ -131,16 +131,16 @@ pub enum Event {
     /// Another one was still in flight.
     SnapshotSkipped { step: u64, reason: String },
     /// A line for the log.
-    Log { level: Level, message: String },
+    Log { level: MessageLevel, message: String },
     /// The worker cannot go on and exits.
-    Failed { failure: Failure, what: String },
+    Failed { failure: WorkerFailure, what: String },
     /// The last message of a worker that ends well. `finished`: all steps are done.
     Done { step: u64, finished: bool },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub enum MessageLevel {
     Info,
     Warn,
 }
@@ -184,25 +184,31 @@ mod tests {
 
     #[test]
     fn messages_survive_the_line_and_unknown_fields_are_ignored() {
-        let event =
-            Event::Step { step: 3, loss: 0.1 + 0.2, learning_rate: 1e-4, grad_norm: None, step_ms: 1.5, tokens: 512 };
-        assert_eq!(parse::<Event>(line(&event).trim()).unwrap(), event);
+        let event = WorkerEvent::Step {
+            step: 3,
+            loss: 0.1 + 0.2,
+            learning_rate: 1e-4,
+            grad_norm: None,
+            step_ms: 1.5,
+            tokens: 512,
+        };
+        assert_eq!(parse::<WorkerEvent>(line(&event).trim()).unwrap(), event);
         let newer = r#"{"command":"snapshot","reason":"signal","urgency":9}"#;
-        assert_eq!(parse::<Command>(newer).unwrap(), Command::Snapshot { reason: "signal".into() });
+        assert_eq!(parse::<AgentCommand>(newer).unwrap(), AgentCommand::Snapshot { reason: "signal".into() });
     }
 
     #[test]
     fn a_line_that_is_no_message_is_refused_with_its_beginning() {
         for bad in ["", "{", "[1]", r#"{"command":"explode"}"#, r#"{"command":"stop","snapshot":1,"reason":""}"#] {
-            assert!(parse::<Command>(bad).is_err(), "{bad}");
+            assert!(parse::<AgentCommand>(bad).is_err(), "{bad}");
         }
-        assert!(parse::<Command>("hello there").unwrap_err().contains("hello there"));
-        assert!(parse::<Command>(&" ".repeat(MAX_LINE + 1)).unwrap_err().contains("at most"));
+        assert!(parse::<AgentCommand>("hello there").unwrap_err().contains("hello there"));
+        assert!(parse::<AgentCommand>(&" ".repeat(MAX_LINE + 1)).unwrap_err().contains("at most"));
     }
 
     #[test]
     fn a_loss_that_is_not_finite_arrives_as_nan() {
-        let text = line(&Event::Eval { step: 1, val_loss: f64::INFINITY, best: false });
-        assert!(matches!(parse(&text).unwrap(), Event::Eval { val_loss, .. } if val_loss.is_nan()));
+        let text = line(&WorkerEvent::Eval { step: 1, val_loss: f64::INFINITY, best: false });
+        assert!(matches!(parse(&text).unwrap(), WorkerEvent::Eval { val_loss, .. } if val_loss.is_nan()));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::f64::consts::PI;
 
-use crate::config::{Schedule, Train};
+use crate::config::{ScheduleKind, TrainSection};
 
 /// The learning rate of update `step` (0-based: the first update is 0, the last `steps - 1`).
 ///
@@ -18,7 +18,7 @@ use crate::config::{Schedule, Train};
 /// The first update after the warm-up gets exactly `peak`, the last of a falling schedule exactly `low`. Where one
 /// update is left after the warm-up it gets `peak`; a warm-up of n or more steps never ends; updates past the last
 /// stay at the end value.
-pub fn learning_rate(train: &Train, step: u64) -> f64 {
+pub fn learning_rate(train: &TrainSection, step: u64) -> f64 {
     let warmup = train.warmup_steps;
     if step < warmup {
         return train.learning_rate * ((step + 1) as f64 / (warmup as f64 + 1.0));
@@ -29,9 +29,9 @@ pub fn learning_rate(train: &Train, step: u64) -> f64 {
         n => ((step - warmup) as f64 / n as f64).min(1.0),
     };
     let share = match train.schedule {
-        Schedule::Cosine => (1.0 + (PI * t).cos()) / 2.0,
-        Schedule::Linear => 1.0 - t,
-        Schedule::Constant => 1.0,
+        ScheduleKind::Cosine => (1.0 + (PI * t).cos()) / 2.0,
+        ScheduleKind::Linear => 1.0 - t,
+        ScheduleKind::Constant => 1.0,
     };
     // Written as a weighted mean, which is exact at both ends.
     train.learning_rate * (share + (1.0 - share) * train.min_learning_rate)
@@ -41,13 +41,22 @@ pub fn learning_rate(train: &Train, step: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn train(schedule: Schedule, steps: u64, warmup_steps: u64) -> Train {
-        Train { schedule, steps, warmup_steps, learning_rate: 3e-4, min_learning_rate: 0.07, ..Train::default() }
+    fn train(schedule: ScheduleKind, steps: u64, warmup_steps: u64) -> TrainSection {
+        TrainSection {
+            schedule,
+            steps,
+            warmup_steps,
+            learning_rate: 3e-4,
+            min_learning_rate: 0.07,
+            ..TrainSection::default()
+        }
     }
 
     #[test]
     fn the_rate_rises_in_a_line_peaks_after_the_warm_up_and_ends_exactly_at_its_minimum() {
-        for (schedule, end) in [(Schedule::Cosine, 0.07), (Schedule::Linear, 0.07), (Schedule::Constant, 1.0)] {
+        for (schedule, end) in
+            [(ScheduleKind::Cosine, 0.07), (ScheduleKind::Linear, 0.07), (ScheduleKind::Constant, 1.0)]
+        {
             let train = train(schedule, 1000, 9);
             for step in 0..9 {
                 assert_eq!(learning_rate(&train, step), 3e-4 * ((step + 1) as f64 / 10.0));
@@ -63,7 +72,7 @@ mod tests {
 
     #[test]
     fn half_way_down_cosine_and_linear_are_at_the_mean() {
-        for schedule in [Schedule::Cosine, Schedule::Linear] {
+        for schedule in [ScheduleKind::Cosine, ScheduleKind::Linear] {
             let middle = learning_rate(&train(schedule, 101, 0), 50);
             assert!((middle - 3e-4 * (1.0 + 0.07) / 2.0).abs() < 1e-18, "{middle}");
         }
@@ -71,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_single_step_and_a_warm_up_longer_than_the_training_have_finite_rates() {
-        for schedule in [Schedule::Cosine, Schedule::Linear, Schedule::Constant] {
+        for schedule in [ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Constant] {
             assert_eq!(learning_rate(&train(schedule, 1, 0), 0), 3e-4);
             assert_eq!(learning_rate(&train(schedule, 1, 1), 0), 3e-4 / 2.0);
             assert_eq!(learning_rate(&train(schedule, 10, 9), 9), 3e-4, "one step after the warm-up");

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use ckptd_core::error::Error;
-use ckptd_core::store::{Reader, State, Store, layout};
+use ckptd_core::store::{SnapshotReader, SnapshotState, Store, layout};
 
 use crate::campaign::{Row, Scratch, add, each, guarded};
 use crate::ledger::Ack;
@@ -69,7 +69,7 @@ fn one_flip(scratch: &Scratch, good: &[u8], bit: u64, seed: u64) -> Result<Vec<S
     let mut bytes = good.to_vec();
     bytes[bit as usize / 8] ^= 1 << (bit % 8);
     std::fs::write(&path, bytes)?;
-    let read = Reader::open(&path).and_then(|reader| {
+    let read = SnapshotReader::open(&path).and_then(|reader| {
         let seq = reader.manifest().seq;
         Ok((seq, reader.read_snapshot()?))
     });
@@ -108,7 +108,7 @@ fn cuts(below: &Path, seed: u64, short: bool) -> Result<Row> {
 }
 
 fn refused(path: &Path) -> Vec<String> {
-    match Reader::open(path).and_then(|reader| reader.check_all(1, &|_| true)) {
+    match SnapshotReader::open(path).and_then(|reader| reader.check_all(1, &|_| true)) {
         Err(Error::Damaged { .. }) => Vec::new(),
         Err(e) => vec![format!("is not called damaged: {e}")],
         Ok(()) => vec!["was overlooked".into()],
@@ -118,7 +118,7 @@ fn refused(path: &Path) -> Vec<String> {
 /// What is broken where more than `most` snapshots count as verified.
 fn vouched(store: &Path, most: usize) -> Result<Vec<String>> {
     let entries = Store::open(store)?.entries()?;
-    let verified = entries.iter().filter(|e| e.state == State::Verified).count();
+    let verified = entries.iter().filter(|e| e.state == SnapshotState::Verified).count();
     Ok(if verified > most { vec![format!("{verified} count as verified")] } else { Vec::new() })
 }
 

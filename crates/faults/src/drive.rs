@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use ckptd_core::config::Retention;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::store::{CommitOptions, Entry, Lock, State, Store, commit, layout};
+use ckptd_core::store::RetentionPolicy;
+use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotState, Store, StoreLock, commit, layout};
 use jiff::Timestamp;
 
 use crate::ledger::Ack;
@@ -16,14 +16,14 @@ use crate::states;
 /// A driven store, its lock held.
 pub struct Session {
     store: Store,
-    _lock: Lock,
+    _lock: StoreLock,
     run: String,
     seed: u64,
     next_seq: u64,
 }
 
-pub fn policy() -> Retention {
-    Retention { keep_last: 2, keep_best: 1, ..Retention::default() }
+pub fn policy() -> RetentionPolicy {
+    RetentionPolicy { keep_last: 2, keep_best: 1, ..RetentionPolicy::default() }
 }
 
 impl Session {
@@ -91,7 +91,7 @@ impl Session {
     }
 
     fn verify_all(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
-        for entry in self.store.entries()?.iter().filter(|e| e.own && e.state == State::Committed) {
+        for entry in self.store.entries()?.iter().filter(|e| e.own && e.state == SnapshotState::Committed) {
             say(Ack::Verifying { seq: entry.seq() });
             match self.store.verify(entry, 1, &|_| true) {
                 Ok(_) => say(Ack::Verified { seq: entry.seq() }),
@@ -123,8 +123,8 @@ impl Session {
 
     /// Sets the newest but one aside, as if a worker could not load it.
     fn discard(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
-        let newest = self.own(|e| e.state == State::Verified)?.map(|e| e.seq());
-        if let Some(entry) = self.own(|e| e.state == State::Verified && Some(e.seq()) != newest)? {
+        let newest = self.own(|e| e.state == SnapshotState::Verified)?.map(|e| e.seq());
+        if let Some(entry) = self.own(|e| e.state == SnapshotState::Verified && Some(e.seq()) != newest)? {
             let (seq, id) = (entry.seq(), entry.id.clone());
             say(Ack::Discarding { seq });
             self.store.quarantine(&entry, "a drill")?;
@@ -143,7 +143,7 @@ impl Session {
     }
 
     /// The newest snapshot of the run that `wanted` says yes to.
-    fn own(&self, wanted: impl Fn(&Entry) -> bool) -> Result<Option<Entry>> {
+    fn own(&self, wanted: impl Fn(&SnapshotEntry) -> bool) -> Result<Option<SnapshotEntry>> {
         Ok(self.store.entries()?.into_iter().find(|e| e.own && e.manifest.is_some() && wanted(e)))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use ckptd_core::os::faults::{Answer, Call, Hook, Place, set_hook};
+use ckptd_core::os::faults::{Answer, FsCall, FsPlace, Hook, set_hook};
 use rustix::io::Errno;
 
 use crate::ledger::Ack;
@@ -42,28 +42,28 @@ impl Recording {
 }
 
 impl Hook for Recording {
-    fn before(&mut self, _: Call<'_>) -> Answer {
+    fn before(&mut self, _: FsCall<'_>) -> Answer {
         Answer::Go
     }
 
-    fn after(&mut self, call: Call<'_>, outcome: rustix::io::Result<usize>) {
+    fn after(&mut self, call: FsCall<'_>, outcome: rustix::io::Result<usize>) {
         let Ok(written) = outcome else { return };
         let op = match call {
-            Call::MakeFolder(place) => Op::MakeFolder(path(place)),
-            Call::Create(place) | Call::OpenOrCreate(place) => Op::Create(path(place)),
-            Call::Write(place, offset, bytes) => Op::Write(path(place), offset, bytes[..written].to_vec()),
-            Call::Truncate(place, bytes) => Op::Truncate(path(place), bytes),
-            Call::Sync(place) | Call::SyncFolder(place) => Op::Sync(path(place)),
-            Call::Rename(from, to) => Op::Rename(path(from), path(to)),
-            Call::Remove(place) => Op::Remove(path(place)),
-            Call::OpenFolder(_) | Call::List(_) | Call::Look(_) | Call::Open(_) | Call::Read(..) => return,
-            Call::Reserve(..) | Call::Flags(_) | Call::Lock(_) => return,
+            FsCall::MakeFolder(place) => Op::MakeFolder(path(place)),
+            FsCall::Create(place) | FsCall::OpenOrCreate(place) => Op::Create(path(place)),
+            FsCall::Write(place, offset, bytes) => Op::Write(path(place), offset, bytes[..written].to_vec()),
+            FsCall::Truncate(place, bytes) => Op::Truncate(path(place), bytes),
+            FsCall::Sync(place) | FsCall::SyncFolder(place) => Op::Sync(path(place)),
+            FsCall::Rename(from, to) => Op::Rename(path(from), path(to)),
+            FsCall::Remove(place) => Op::Remove(path(place)),
+            FsCall::OpenFolder(_) | FsCall::List(_) | FsCall::Look(_) | FsCall::Open(_) | FsCall::Read(..) => return,
+            FsCall::Reserve(..) | FsCall::Flags(_) | FsCall::Lock(_) => return,
         };
         self.ops().push(op);
     }
 }
 
-pub fn path(place: Place<'_>) -> PathBuf {
+pub fn path(place: FsPlace<'_>) -> PathBuf {
     if place.1.is_empty() { place.0.to_path_buf() } else { place.0.join(place.1) }
 }
 
@@ -109,7 +109,7 @@ impl Injector {
 }
 
 impl Hook for Injector {
-    fn before(&mut self, call: Call<'_>) -> Answer {
+    fn before(&mut self, call: FsCall<'_>) -> Answer {
         let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
         let now = seen.calls;
         seen.calls += 1;
@@ -118,9 +118,9 @@ impl Hook for Injector {
         let answer = match (fault, call) {
             (Fault::Once(errno), _) if exact => Answer::Fail(errno),
             (Fault::FromThen(errno), _) => Answer::Fail(errno),
-            (Fault::Full(errno), Call::Write(..) | Call::Reserve(..) | Call::Create(_)) => Answer::Fail(errno),
-            (Fault::Full(errno), Call::OpenOrCreate(_) | Call::MakeFolder(_)) => Answer::Fail(errno),
-            (Fault::Short, Call::Write(_, _, bytes)) if exact && bytes.len() > 1 => {
+            (Fault::Full(errno), FsCall::Write(..) | FsCall::Reserve(..) | FsCall::Create(_)) => Answer::Fail(errno),
+            (Fault::Full(errno), FsCall::OpenOrCreate(_) | FsCall::MakeFolder(_)) => Answer::Fail(errno),
+            (Fault::Short, FsCall::Write(_, _, bytes)) if exact && bytes.len() > 1 => {
                 Answer::Short(if bytes.len() > 4096 { 4096 } else { bytes.len() / 2 })
             }
             (Fault::KillBefore, _) if exact => kill(),
@@ -132,7 +132,7 @@ impl Hook for Injector {
         answer
     }
 
-    fn after(&mut self, call: Call<'_>, outcome: rustix::io::Result<usize>) {
+    fn after(&mut self, call: FsCall<'_>, outcome: rustix::io::Result<usize>) {
         let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
         if self.fault == Some(Fault::KillAfter) && seen.calls == self.at + 1 {
             kill();
@@ -148,23 +148,27 @@ fn kill() -> Answer {
     Answer::Go
 }
 
-fn kind(call: Call<'_>) -> String {
+fn kind(call: FsCall<'_>) -> String {
     let text = match call {
         // Its bytes need not be spelled.
-        Call::Write(..) => "Write".to_owned(),
+        FsCall::Write(..) => "Write".to_owned(),
         _ => format!("{call:?}"),
     };
     text.split('(').next().unwrap_or_default().to_owned()
 }
 
 /// The call in words: what, and the last two names of where.
-fn name(call: Call<'_>) -> String {
+fn name(call: FsCall<'_>) -> String {
     let what = kind(call);
     let place = match call {
-        Call::OpenFolder(p) | Call::MakeFolder(p) | Call::List(p) | Call::Look(p) | Call::Open(p) => p,
-        Call::OpenOrCreate(p) | Call::Create(p) | Call::Read(p, _) | Call::Write(p, ..) | Call::Reserve(p, _) => p,
-        Call::Truncate(p, _) | Call::Flags(p) | Call::Lock(p) | Call::Sync(p) | Call::SyncFolder(p) => p,
-        Call::Rename(_, p) | Call::Remove(p) => p,
+        FsCall::OpenFolder(p) | FsCall::MakeFolder(p) | FsCall::List(p) | FsCall::Look(p) | FsCall::Open(p) => p,
+        FsCall::OpenOrCreate(p)
+        | FsCall::Create(p)
+        | FsCall::Read(p, _)
+        | FsCall::Write(p, ..)
+        | FsCall::Reserve(p, _) => p,
+        FsCall::Truncate(p, _) | FsCall::Flags(p) | FsCall::Lock(p) | FsCall::Sync(p) | FsCall::SyncFolder(p) => p,
+        FsCall::Rename(_, p) | FsCall::Remove(p) => p,
     };
     format!("{what} {}", tail(&path(place)))
 }

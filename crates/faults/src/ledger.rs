@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use ckptd_core::store::{Reader, layout};
+use ckptd_core::store::{SnapshotReader, layout};
 use serde::{Deserialize, Serialize};
 
 use crate::{drive, states};
@@ -314,7 +314,7 @@ impl Ledger {
 
 /// The sequence number of a snapshot that is whole and equals what was saved under that number.
 fn whole(path: &Path, seed: u64) -> Result<u64, String> {
-    let reader = Reader::open(path).map_err(|e| format!("is not whole: {e}"))?;
+    let reader = SnapshotReader::open(path).map_err(|e| format!("is not whole: {e}"))?;
     let read = reader.read_snapshot().map_err(|e| format!("is not whole: {e}"))?;
     let seq = reader.manifest().seq;
     match states::equal(&read, &states::snapshot(seed, seq)) {

@@ -5,12 +5,12 @@
 
 use std::time::Instant;
 
-use ckptd_core::config::{Config, Train};
+use ckptd_core::config::{Config, TrainSection};
 use ckptd_core::snapshot::TrainState;
 use ckptd_gpt2::capture::State;
 use ckptd_gpt2::device;
 use ckptd_gpt2::gpt2::{Batch, Gpt2, Gpt2Config, Gradients, init};
-use ckptd_gpt2::optim::{Optimizer, Step};
+use ckptd_gpt2::optim::{ModelOptimizer, Step};
 
 fn main() -> ckptd_core::Result<()> {
     device::tune_malloc();
@@ -21,8 +21,8 @@ fn main() -> ckptd_core::Result<()> {
     let (threads, every) = (device::set_threads(number(4, 2))?, number(5, 0));
 
     let config = Gpt2Config::preset(preset)?.with_dropout(0.0);
-    let train = Train { grad_clip: 0.0, ..Config::default().train };
-    let optimizer = Optimizer::new(&train, threads)?;
+    let train = TrainSection { grad_clip: 0.0, ..Config::default().train };
+    let optimizer = ModelOptimizer::new(&train, threads)?;
     let cpu = tch::Device::Cpu;
     let mut state = State::new(&config.parameters(), optimizer.roles(), cpu, begin())?;
     let began = Instant::now();

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use ckptd_core::protocol::{self, Command, Event, Level, MAX_LINE};
+use ckptd_core::protocol::{self, AgentCommand, MAX_LINE, MessageLevel, WorkerEvent};
 
 /// The thread that writes events.
 pub const THREAD: &str = "events";
@@ -15,11 +15,11 @@ pub const THREAD: &str = "events";
 /// Sends events; clones go to other threads.
 #[derive(Clone)]
 pub struct Events {
-    sender: Sender<Message>,
+    sender: Sender<OutboxMessage>,
 }
 
-enum Message {
-    Event(Event),
+enum OutboxMessage {
+    Event(WorkerEvent),
     /// Everything sent before is written.
     Flush(Sender<()>),
 }
@@ -35,31 +35,33 @@ impl Events {
         Ok(Events { sender })
     }
 
-    pub fn send(&self, event: Event) {
+    pub fn send(&self, event: WorkerEvent) {
         // The writer lives as long as the process: it drops what nobody reads.
-        let _ = self.sender.send(Message::Event(event));
+        let _ = self.sender.send(OutboxMessage::Event(event));
     }
 
-    pub fn log(&self, level: Level, message: impl Into<String>) {
-        self.send(Event::Log { level, message: message.into() });
+    pub fn log(&self, level: MessageLevel, message: impl Into<String>) {
+        self.send(WorkerEvent::Log { level, message: message.into() });
     }
 
     /// Waits until everything sent so far has left, up to a few seconds.
     pub fn flush(&self) {
         let (done, wait) = channel();
-        if self.sender.send(Message::Flush(done)).is_ok() {
+        if self.sender.send(OutboxMessage::Flush(done)).is_ok() {
             let _ = wait.recv_timeout(LAST_WORDS);
         }
     }
 }
 
-fn write_all(messages: Receiver<Message>) {
+fn write_all(messages: Receiver<OutboxMessage>) {
     let mut out = std::io::stdout();
     for message in messages {
         match message {
             // A closed pipe means that the agent is gone, which the commands' side notices and acts on.
-            Message::Event(event) => drop(out.write_all(protocol::line(&event).as_bytes()).and_then(|()| out.flush())),
-            Message::Flush(done) => drop(done.send(())),
+            OutboxMessage::Event(event) => {
+                drop(out.write_all(protocol::line(&event).as_bytes()).and_then(|()| out.flush()))
+            }
+            OutboxMessage::Flush(done) => drop(done.send(())),
         }
     }
 }
@@ -87,7 +89,7 @@ impl Commands {
     }
 
     /// The next command; `None` when the agent is gone.
-    pub fn next_command(&mut self) -> Result<Option<Command>, String> {
+    pub fn next_command(&mut self) -> Result<Option<AgentCommand>, String> {
         loop {
             match next_line(&mut self.input)? {
                 None => return Ok(None),

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ckptd_core::config::Config;
-use ckptd_core::protocol::{Event, Level, Start};
+use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, TrainState};
-use ckptd_core::store::Reader;
+use ckptd_core::store::SnapshotReader;
 use ckptd_core::{Error, Result};
 use ckptd_interop::hf;
 use serde_json::{Map, Value};
@@ -20,7 +20,7 @@ use crate::data::{self, Dataset};
 use crate::device;
 use crate::events::Events;
 use crate::gpt2::{Gpt2, Gpt2Config, init};
-use crate::optim::Optimizer;
+use crate::optim::ModelOptimizer;
 use crate::probe::{Answers, Prober};
 
 /// Largest companion file of a model folder that travels in snapshots, in bytes.
@@ -34,7 +34,7 @@ pub struct Job {
     pub data: Dataset,
     pub model: Gpt2,
     pub state: State,
-    pub optimizer: Optimizer,
+    pub optimizer: ModelOptimizer,
     /// Small files that every snapshot carries.
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
@@ -52,7 +52,7 @@ impl Job {
     pub fn open(start: Start, events: &Events) -> Result<Job> {
         let Start { config, resume, accept_changes, .. } = start;
         // It was written past the page cache, so that it is not in there, and need not be: it is read once.
-        let snapshot = resume.as_deref().map(Reader::open_past_cache).transpose()?;
+        let snapshot = resume.as_deref().map(SnapshotReader::open_past_cache).transpose()?;
         let device = device::open(&config.job.device)?;
         let recorded = snapshot.as_ref().and_then(|s| s.manifest().train.settings.get("threads")?.parse().ok());
         let threads = choose_threads(config.job.threads, recorded, accept_changes, events);
@@ -82,14 +82,14 @@ impl Job {
             threads,
         };
         let data = data::open(&request, &mut |stage, fraction| {
-            events.send(Event::Progress { stage: stage.to_owned(), fraction });
+            events.send(WorkerEvent::Progress { stage: stage.to_owned(), fraction });
         })?;
-        data.notes.iter().for_each(|note| events.log(Level::Warn, note));
+        data.notes.iter().for_each(|note| events.log(MessageLevel::Warn, note));
 
         let settings = settings(&config, &shape, &data, device, threads);
         let theirs = folder.as_ref().map(|folder| folder.config_json.as_slice());
         let files = carried(&config, config_json(&shape, theirs, data.eot), &data)?;
-        let optimizer = Optimizer::new(&config.train, threads)?;
+        let optimizer = ModelOptimizer::new(&config.train, threads)?;
         let train = TrainState {
             step: 0,
             tokens_seen: 0,
@@ -100,7 +100,7 @@ impl Job {
             settings,
         };
         let mut state = State::new(&shape.parameters(), optimizer.roles(), device, train)?;
-        events.send(Event::Progress { stage: "loading the weights".into(), fraction: None });
+        events.send(WorkerEvent::Progress { stage: "loading the weights".into(), fraction: None });
         let probe = snapshot.as_ref().and_then(|snapshot| snapshot.manifest().metrics.probe.clone());
         let resumed = match snapshot {
             Some(snapshot) => Some(restore(&snapshot, &mut state, accept_changes, threads, events)?),
@@ -135,13 +135,13 @@ fn check_probe(
 ) -> Result<()> {
     let answers = Answers::of(model.config(), state.params(), model.device())?;
     if answers.hash() == saved {
-        events.log(Level::Info, "the model answers to the bit as it did when the snapshot was taken");
+        events.log(MessageLevel::Info, "the model answers to the bit as it did when the snapshot was taken");
         return Ok(());
     }
     const DIFFERS: &str = "the same parameters give other answers here than where the snapshot was taken: another kind \
                            of processor, device or libtorch";
     if accept_changes {
-        events.log(Level::Warn, format!("going on although {DIFFERS}"));
+        events.log(MessageLevel::Warn, format!("going on although {DIFFERS}"));
         return Ok(());
     }
     let what = format!(
@@ -157,7 +157,7 @@ fn choose_threads(asked: usize, recorded: Option<usize>, accept_changes: bool, e
         Some(recorded) if asked == 0 && !accept_changes => {
             if recorded != here {
                 events.log(
-                    Level::Info,
+                    MessageLevel::Info,
                     format!(
                         "going on with {recorded} threads as before, so that the result stays exact; \
                          this machine has {here} processors ([job] threads = {here} with --accept-changes uses them)"
@@ -240,7 +240,7 @@ fn provenance(device: Device) -> Provenance {
 
 /// Fills `state` from `snapshot`. Returns the train state as it was saved, and its root.
 fn restore(
-    snapshot: &Reader,
+    snapshot: &SnapshotReader,
     state: &mut State,
     accept_changes: bool,
     threads: usize,
@@ -262,7 +262,7 @@ fn restore(
                 format!("was trained with other settings ({list}); put them back, or go on with --accept-changes"),
             ));
         }
-        events.log(Level::Warn, format!("going on with other settings: {list}"));
+        events.log(MessageLevel::Warn, format!("going on with other settings: {list}"));
     }
     state.fill(|destinations| {
         let mut wanted = Vec::with_capacity(destinations.len());

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ckptd_core::config::{Config, Every};
-use ckptd_core::protocol::{Command, Event, Failure, Level, Start, VERSION};
-use ckptd_core::store::{Pace, Store};
+use ckptd_core::config::{Config, SnapshotEvery};
+use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
+use ckptd_core::store::{CommitPace, Store};
 use ckptd_core::{Error, Result};
 use ckptd_gpt2::events::{Commands, Events};
 use ckptd_gpt2::job::Job;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         None => {
             let accepts = vec!["configure".to_owned()];
             let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
-            events.send(Event::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
+            events.send(WorkerEvent::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
             run(&events, wait_for_start)
         }
     };
@@ -86,7 +86,7 @@ enum Orders {
     Agent(Commands),
     /// Nobody: the session ends when the training does. The lock is held for as long as this lives.
     Alone {
-        _lock: ckptd_core::store::Lock,
+        _lock: ckptd_core::store::StoreLock,
     },
 }
 
@@ -94,20 +94,20 @@ fn run(events: &Events, start: impl FnOnce() -> Result<(Start, Orders)>) -> i32 
     let outcome = start().and_then(|(start, orders)| train(start, orders, events));
     let Err(error) = outcome else { return 0 };
     let failure = match &error {
-        Error::Config(_) | Error::NotFound(_) => Failure::Config,
-        Error::Damaged { .. } => Failure::Damaged,
-        Error::Mismatch { .. } => Failure::Mismatch,
-        _ => Failure::Other,
+        Error::Config(_) | Error::NotFound(_) => WorkerFailure::Config,
+        Error::Damaged { .. } => WorkerFailure::Damaged,
+        Error::Mismatch { .. } => WorkerFailure::Mismatch,
+        _ => WorkerFailure::Other,
     };
-    events.send(Event::Failed { failure, what: error.to_string() });
+    events.send(WorkerEvent::Failed { failure, what: error.to_string() });
     i32::from(error.exit_code())
 }
 
 fn wait_for_start() -> Result<(Start, Orders)> {
     let mut commands = Commands::from_stdin();
     match commands.next_command() {
-        Ok(Some(Command::Start(start))) if start.protocol == VERSION => Ok((*start, Orders::Agent(commands))),
-        Ok(Some(Command::Start(start))) => {
+        Ok(Some(AgentCommand::Start(start))) if start.protocol == VERSION => Ok((*start, Orders::Agent(commands))),
+        Ok(Some(AgentCommand::Start(start))) => {
             Err(Error::Other(format!("the agent speaks protocol {}, this worker {VERSION}", start.protocol)))
         }
         Ok(Some(_)) => Err(Error::Other("the first command must be start".into())),
@@ -155,7 +155,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
             None
         }
         Orders::Alone { _lock } => {
-            if let (Every::Interval(interval), true) = (interval, own_timer) {
+            if let (SnapshotEvery::Interval(interval), true) = (interval, own_timer) {
                 let taker = taker.clone();
                 spawn("timer", move || {
                     loop {
@@ -181,7 +181,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     };
     let snapshots = Snapshots::new(job.state.capturer(), settings, policy, events.clone())?;
     let (train, _) = job.state.train();
-    events.send(Event::Ready {
+    events.send(WorkerEvent::Ready {
         step: train.step,
         total_steps: job.config.train.steps,
         parameters: job.model.config().parameter_count(),
@@ -193,8 +193,8 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     // From here on an order to stop has a state to save.
     let _ = taker.set(snapshots.clone());
     let step = Training::new(job, events.clone(), snapshots.clone()).run()?;
-    snapshots.take_last("final", Pace::Alone, None)?;
-    events.send(Event::Done { step, finished: true });
+    snapshots.take_last("final", CommitPace::Alone, None)?;
+    events.send(WorkerEvent::Done { step, finished: true });
     Ok(())
 }
 
@@ -203,19 +203,19 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Pol
     spawn(COMMANDS_THREAD, move || {
         let (save, reason, within) = loop {
             match commands.next_command() {
-                Ok(Some(Command::Snapshot { reason })) => match taker.get() {
+                Ok(Some(AgentCommand::Snapshot { reason })) => match taker.get() {
                     Some(snapshots) => drop(snapshots.take(&reason)),
-                    None => events.log(Level::Info, "no snapshot yet: the training has not begun"),
+                    None => events.log(MessageLevel::Info, "no snapshot yet: the training has not begun"),
                 },
-                Ok(Some(Command::Configure { every_steps, level, encode_threads })) => {
+                Ok(Some(AgentCommand::Configure { every_steps, level, encode_threads })) => {
                     policy.set(every_steps, level, encode_threads);
                 }
-                Ok(Some(Command::Stop { snapshot, reason, within_ms })) => {
+                Ok(Some(AgentCommand::Stop { snapshot, reason, within_ms })) => {
                     break (snapshot, reason, within_ms.map(Duration::from_millis));
                 }
-                Ok(Some(Command::Start(_))) => events.log(Level::Warn, "a second start was ignored"),
+                Ok(Some(AgentCommand::Start(_))) => events.log(MessageLevel::Warn, "a second start was ignored"),
                 Ok(None) => break (true, "the agent is gone".to_owned(), None),
-                Err(what) => events.log(Level::Warn, what),
+                Err(what) => events.log(MessageLevel::Warn, what),
             }
         };
         let mut code = 0;
@@ -224,10 +224,10 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Pol
         }
         if let (true, Some(snapshots)) = (save, taker.get()) {
             // The failure was told as an event.
-            code = i32::from(snapshots.take_last(&reason, Pace::Hurried, within).is_err());
+            code = i32::from(snapshots.take_last(&reason, CommitPace::Hurried, within).is_err());
         }
         let step = taker.get().map_or(0, Snapshots::step);
-        events.send(Event::Done { step, finished: false });
+        events.send(WorkerEvent::Done { step, finished: false });
         events.flush();
         // Not exit: its handlers would tear libtorch down under the step that is being computed.
         // SAFETY: _exit has no preconditions.

@@ -14,7 +14,7 @@
 mod kernel;
 mod tensors;
 
-use ckptd_core::config::{Optimizer as Kind, Train};
+use ckptd_core::config::{OptimizerKind as Kind, TrainSection};
 use ckptd_core::snapshot::{Metrics, Role, TrainState};
 use ckptd_core::{Error, Result};
 use tch::{Device, Tensor};
@@ -29,7 +29,7 @@ pub enum Rule {
     AdamW { betas: [f64; 2], eps: f64 },
 }
 
-pub struct Optimizer {
+pub struct ModelOptimizer {
     rule: Rule,
     weight_decay: f64,
     /// Largest global norm of the gradient; 0: no clipping.
@@ -52,15 +52,15 @@ pub(crate) enum Coefficients {
     AdamW { keep: f32, beta1: f32, beta2: f32, step_size: f32, root_scale: f32, eps: f32, scale: f32 },
 }
 
-impl Optimizer {
+impl ModelOptimizer {
     /// From `[train]`, working on `threads` threads.
-    pub fn new(train: &Train, threads: usize) -> Result<Optimizer> {
+    pub fn new(train: &TrainSection, threads: usize) -> Result<ModelOptimizer> {
         let rule = match train.optimizer {
             Kind::Sgd => Rule::Sgd { momentum: train.momentum },
             Kind::Adamw => Rule::AdamW { betas: train.betas, eps: train.eps },
         };
         let kernels = Kernels::new(threads)?;
-        Ok(Optimizer { rule, weight_decay: train.weight_decay, clip: train.grad_clip, kernels })
+        Ok(ModelOptimizer { rule, weight_decay: train.weight_decay, clip: train.grad_clip, kernels })
     }
 
     /// The roles of the tensors that the rule keeps beside each parameter, in their order in the state.

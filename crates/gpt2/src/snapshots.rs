@@ -12,9 +12,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ckptd_core::protocol::{Event, Level};
+use ckptd_core::protocol::{MessageLevel, WorkerEvent};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainState};
-use ckptd_core::store::{CommitOptions, Control, Pace, Store, commit};
+use ckptd_core::store::{CommitHandle, CommitOptions, CommitPace, Store, commit};
 use ckptd_core::{Error, Result};
 
 use crate::capture::{Capture, Capturer, StallMeter};
@@ -96,15 +96,15 @@ struct InFlight {
     train: TrainState,
     began: Instant,
     cancel: Arc<AtomicBool>,
-    control: Arc<Control>,
+    control: Arc<CommitHandle>,
 }
 
 struct Job {
     capture: Capture,
     reason: String,
-    pace: Pace,
+    pace: CommitPace,
     cancel: Arc<AtomicBool>,
-    control: Arc<Control>,
+    control: Arc<CommitHandle>,
     outcome: Option<SyncSender<Result<()>>>,
 }
 
@@ -150,13 +150,13 @@ impl Snapshots {
         }
         if durable.in_flight.is_some() {
             let step = self.capturer.step();
-            self.events.send(Event::SnapshotSkipped { step, reason: reason.into() });
+            self.events.send(WorkerEvent::SnapshotSkipped { step, reason: reason.into() });
             return None;
         }
         match self.capture(&durable) {
             Ok(Some(capture)) => {
                 let meter = capture.stall_meter();
-                let job = self.prepare(&mut durable, capture, reason, Pace::Background, None);
+                let job = self.prepare(&mut durable, capture, reason, CommitPace::Background, None);
                 drop(durable);
                 self.launch(job);
                 Some(meter)
@@ -198,7 +198,7 @@ impl Snapshots {
 
     /// Makes the newest state durable, and returns when it is. What is in flight is finished first, or given up where
     /// there is no time for both. Nothing trains meanwhile; `pace` says whether a deadline comes nearer, `within` when.
-    pub fn take_last(&self, reason: &str, pace: Pace, within: Option<Duration>) -> Result<()> {
+    pub fn take_last(&self, reason: &str, pace: CommitPace, within: Option<Duration>) -> Result<()> {
         let durable = self.flight.lock();
         if let Some(flight) = &durable.in_flight {
             let elapsed = flight.began.elapsed();
@@ -220,10 +220,10 @@ impl Snapshots {
 
     /// Keeps the state for a look at what went wrong, also where the same state is durable as a healthy one.
     pub fn take_post_mortem(&self) -> Result<()> {
-        self.take_and_wait("post-mortem", true, Pace::Alone)
+        self.take_and_wait("post-mortem", true, CommitPace::Alone)
     }
 
-    fn take_and_wait(&self, reason: &str, even_if_durable: bool, pace: Pace) -> Result<()> {
+    fn take_and_wait(&self, reason: &str, even_if_durable: bool, pace: CommitPace) -> Result<()> {
         let mut durable = self.flight.lock();
         while durable.in_flight.is_some() {
             durable = self.flight.landed.wait(durable).unwrap_or_else(PoisonError::into_inner);
@@ -252,10 +252,10 @@ impl Snapshots {
         durable: &mut Durable,
         capture: Capture,
         reason: &str,
-        pace: Pace,
+        pace: CommitPace,
         outcome: Option<SyncSender<Result<()>>>,
     ) -> Job {
-        let (cancel, control): (Arc<AtomicBool>, Arc<Control>) = Default::default();
+        let (cancel, control): (Arc<AtomicBool>, Arc<CommitHandle>) = Default::default();
         durable.in_flight = Some(InFlight {
             train: capture.train.clone(),
             began: Instant::now(),
@@ -268,14 +268,14 @@ impl Snapshots {
     fn launch(&self, job: Job) {
         let capture_ms = job.capture.capture_time.as_secs_f64() * 1e3;
         let (step, reason) = (job.capture.train.step, job.reason.clone());
-        self.events.send(Event::SnapshotStarted { step, reason, capture_ms });
+        self.events.send(WorkerEvent::SnapshotStarted { step, reason, capture_ms });
         // The channel has room: only one is in flight. The committer lives as long as the process.
         let _ = self.jobs.send(job);
     }
 
     fn failed(&self, error: &Error) {
         let (step, what) = (self.capturer.step(), error.to_string());
-        self.events.send(Event::SnapshotFailed { step, what, disk_full: false });
+        self.events.send(WorkerEvent::SnapshotFailed { step, what, disk_full: false });
     }
 }
 
@@ -304,10 +304,10 @@ impl Committer {
             let (began, waiting) = (Instant::now(), job.outcome.clone());
             let outcome = self.commit(job);
             if let Err(Error::Abandoned) = &outcome {
-                self.events.log(Level::Info, format!("the snapshot of step {step} is given up for a newer one"));
+                self.events.log(MessageLevel::Info, format!("the snapshot of step {step} is given up for a newer one"));
             } else if let Err(e) = &outcome {
                 let disk_full = matches!(e, Error::NoSpace { .. });
-                self.events.send(Event::SnapshotFailed { step, what: e.to_string(), disk_full });
+                self.events.send(WorkerEvent::SnapshotFailed { step, what: e.to_string(), disk_full });
             }
             let mut durable = self.flight.lock();
             durable.in_flight = None;
@@ -331,8 +331,8 @@ impl Committer {
             level: u8::try_from(self.policy.level.load(Ordering::Relaxed)).unwrap_or(1),
             // Nothing else is to be computed beside the last one.
             threads: match pace {
-                Pace::Background => self.policy.threads.load(Ordering::Relaxed),
-                Pace::Alone | Pace::Hurried => device::processors(),
+                CommitPace::Background => self.policy.threads.load(Ordering::Relaxed),
+                CommitPace::Alone | CommitPace::Hurried => device::processors(),
             },
             pace,
             cancel,
@@ -358,7 +358,7 @@ impl Committer {
         self.parent = Some(done.root);
         // A little more than before, so that the reservation seldom falls short.
         self.expected_bytes = done.bytes + done.bytes / 64;
-        self.events.send(Event::Committed {
+        self.events.send(WorkerEvent::Committed {
             step,
             seq: options.seq,
             path: done.path,

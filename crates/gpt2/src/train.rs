@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use ckptd_core::protocol::Event;
+use ckptd_core::protocol::WorkerEvent;
 use ckptd_core::{Error, Result, schedule};
 
 use crate::data::order::{Cursor, EvalBatches, TrainBatches};
@@ -89,7 +89,7 @@ impl Training {
             let weight = 1.0 / micro_batches as f64;
             loss += weight * model.loss_and_grads(state.params(), &batch, weight, &mut self.gradients)?;
             if micro_batches > 1 {
-                self.events.send(Event::Alive { step, micro_batch });
+                self.events.send(WorkerEvent::Alive { step, micro_batch });
             }
         }
         let learning_rate = schedule::learning_rate(train, step);
@@ -107,7 +107,7 @@ impl Training {
         })?;
         let step_ms = began.elapsed().as_secs_f64() * 1e3;
         let grad_norm = Some(norm).filter(|n| n.is_finite());
-        self.events.send(Event::Step { step: step + 1, loss, learning_rate, grad_norm, step_ms, tokens });
+        self.events.send(WorkerEvent::Step { step: step + 1, loss, learning_rate, grad_norm, step_ms, tokens });
         Ok(())
     }
 
@@ -140,7 +140,7 @@ impl Training {
             metrics.val_loss = Some(val_loss);
             metrics.val_step = Some(step);
         });
-        self.events.send(Event::Eval { step, val_loss, best });
+        self.events.send(WorkerEvent::Eval { step, val_loss, best });
         if best && step < self.job.config.train.steps {
             self.snapshots.take_between_steps("best validation loss");
         }
@@ -158,7 +158,7 @@ impl Training {
             let batch = Batch::new(&self.inputs, &self.targets, rows, self.job.device)?;
             sum += self.job.model.loss(self.job.state.params(), &batch)?;
             let fraction = Some((index + 1) as f64 / batches as f64);
-            self.events.send(Event::Progress { stage: "evaluating".into(), fraction });
+            self.events.send(WorkerEvent::Progress { stage: "evaluating".into(), fraction });
         }
         Ok(sum / batches as f64)
     }

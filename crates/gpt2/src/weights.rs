@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ckptd_core::config::Config;
 use ckptd_core::snapshot::{CarriedFile, Role, TensorMeta};
-use ckptd_core::store::{Reader, Store};
+use ckptd_core::store::{SnapshotReader, Store};
 use ckptd_core::{Error, Result};
 use ckptd_interop::progress::Silent;
 use ckptd_interop::{hf, import};
@@ -48,7 +48,7 @@ pub fn open(path: &Path, threads: usize) -> Result<Weights> {
 }
 
 fn from_snapshot(path: &Path, threads: usize) -> Result<Weights> {
-    let reader = Reader::open(path)?;
+    let reader = SnapshotReader::open(path)?;
     let mut files = Vec::new();
     for record in &reader.manifest().files {
         let bytes = reader.read_file(&record.name)?.unwrap_or_default();

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ckptd_core::config::{Config, Optimizer as Kind, Train};
+use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
 use ckptd_core::snapshot::{DType, Role, TensorMeta, TrainState};
 use ckptd_gpt2::capture::{Capture, State};
-use ckptd_gpt2::optim::{Optimizer, Step};
+use ckptd_gpt2::optim::{ModelOptimizer, Step};
 
 const CAPTURES: u64 = 150;
 
@@ -41,7 +41,7 @@ fn metas() -> Vec<TensorMeta> {
     (0..24).map(meta).collect()
 }
 
-fn state(optimizer: &Optimizer) -> State {
+fn state(optimizer: &ModelOptimizer) -> State {
     let train = TrainState {
         step: 0,
         tokens_seen: 0,
@@ -65,9 +65,9 @@ fn state(optimizer: &Optimizer) -> State {
     state
 }
 
-fn optimizer(kind: Kind) -> Optimizer {
-    let train = Train { optimizer: kind, momentum: 0.9, grad_clip: 1.0, ..Config::default().train };
-    Optimizer::new(&train, 2).unwrap()
+fn optimizer(kind: Kind) -> ModelOptimizer {
+    let train = TrainSection { optimizer: kind, momentum: 0.9, grad_clip: 1.0, ..Config::default().train };
+    ModelOptimizer::new(&train, 2).unwrap()
 }
 
 fn gradients(step: u64) -> Vec<tch::Tensor> {
@@ -81,7 +81,7 @@ fn gradients(step: u64) -> Vec<tch::Tensor> {
     metas().into_iter().map(gradient).collect()
 }
 
-fn update(state: &mut State, optimizer: &Optimizer, gradients: &[tch::Tensor]) {
+fn update(state: &mut State, optimizer: &ModelOptimizer, gradients: &[tch::Tensor]) {
     let step = state.train().0.step + 1;
     let figures = Step { number: step, learning_rate: 1e-2 };
     let advance = |train: &mut TrainState, metrics: &mut ckptd_core::snapshot::Metrics| {

@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ckptd_core::config::{Config, Optimizer as Kind, Train};
+use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
 use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta, TrainState};
 use ckptd_gpt2::capture::State;
 use ckptd_gpt2::gpt2::{Batch, Gpt2, Gpt2Config, Gradients, init};
-use ckptd_gpt2::optim::{Optimizer, Step};
+use ckptd_gpt2::optim::{ModelOptimizer, Step};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -80,7 +80,7 @@ fn compare(folder: &Path) {
 
 fn train(config: &Gpt2Config, case: &Case, kind: Kind, tensors: &[Tensor]) -> Vec<f64> {
     let learning_rate = if kind == Kind::Sgd { case.sgd_lr } else { case.adamw_lr };
-    let settings = Train {
+    let settings = TrainSection {
         optimizer: kind,
         grad_clip: case.clip,
         weight_decay: case.decay,
@@ -89,7 +89,7 @@ fn train(config: &Gpt2Config, case: &Case, kind: Kind, tensors: &[Tensor]) -> Ve
         eps: case.eps,
         ..Config::default().train
     };
-    let optimizer = Optimizer::new(&settings, 2).unwrap();
+    let optimizer = ModelOptimizer::new(&settings, 2).unwrap();
     let mut state = state(config, optimizer.roles(), tensors);
     let mut model = Gpt2::new(config.clone(), CPU);
     let mut gradients = Gradients::default();

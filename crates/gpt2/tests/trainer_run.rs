@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ckptd_core::protocol::{self, Event};
+use ckptd_core::protocol::{self, WorkerEvent};
 use ckptd_core::store::Store;
 use ckptd_gpt2::data::order::{Cursor, TrainBatches};
 use ckptd_gpt2::tokens::{TokenView, Width};
@@ -116,8 +116,8 @@ fn train(job: &Path) -> BTreeMap<u64, f64> {
     let output = Command::new(env!("CARGO_BIN_EXE_ckptd-gpt2")).arg("--config").arg(job).output().unwrap();
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    let events = out.lines().filter_map(|line| protocol::parse::<Event>(line).ok());
+    let events = out.lines().filter_map(|line| protocol::parse::<WorkerEvent>(line).ok());
     events
-        .filter_map(|event| if let Event::Step { step, loss, .. } = event { Some((step, loss)) } else { None })
+        .filter_map(|event| if let WorkerEvent::Step { step, loss, .. } = event { Some((step, loss)) } else { None })
         .collect()
 }

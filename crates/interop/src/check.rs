@@ -20,7 +20,7 @@ use crate::model;
 use crate::progress::Progress;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{DType, Role, TensorMeta};
-use ckptd_core::store::Reader;
+use ckptd_core::store::SnapshotReader;
 
 /// Values of a block: its sums are added up in the order of the blocks.
 const BLOCK: usize = 1 << 16;
@@ -165,7 +165,7 @@ struct Side {
 }
 
 enum SideBytes {
-    Stored(Box<Reader>, usize),
+    Stored(Box<SnapshotReader>, usize),
     Loaded(Box<Loaded>),
 }
 
@@ -176,7 +176,7 @@ impl Side {
     }
 
     fn stored(path: &Path, threads: usize) -> Result<Side> {
-        let reader = Reader::open(path)?;
+        let reader = SnapshotReader::open(path)?;
         let metas = reader.manifest().tensors.iter().map(|record| record.meta.clone()).collect();
         Ok(Side::new(metas, SideBytes::Stored(Box::new(reader), threads)))
     }

@@ -20,7 +20,7 @@ impl Job {
             Signal::Snapshot => info!("SIGUSR1: nothing trains now, so that there is nothing to save"),
             Signal::Hangup => {
                 info!("SIGHUP: reading the job file again; the training goes on");
-                self.act(Action::Reload);
+                self.act(JobAction::Reload);
             }
             Signal::Interrupt | Signal::Terminate
                 if self.stop.as_ref().is_some_and(|stop| stop.by_signal && now.at < stop.asked + SAME_SIGNAL) => {}
@@ -59,13 +59,13 @@ impl Job {
             // It has trained nothing yet, so that there is nothing to save and nothing to wait for.
             Phase::Running(run) if !run.ready => {
                 info!("stopping: {why}");
-                self.act(Action::Kill);
+                self.act(JobAction::Kill);
             }
             Phase::Running(run) if run.last_word.is_none() && run.killed_for.is_none() => {
                 info!("stopping: {why}; taking the last snapshot (a second signal ends at once)");
                 let within = (by - now.at).saturating_sub(FAREWELL);
                 let within_ms = Some(u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
-                self.act(Action::Send(Command::Stop { snapshot: true, reason: why.to_owned(), within_ms }));
+                self.act(JobAction::Send(AgentCommand::Stop { snapshot: true, reason: why.to_owned(), within_ms }));
             }
             Phase::Running(_) | Phase::Settling { .. } | Phase::Ended => info!("stopping: {why}"),
         }
@@ -97,7 +97,7 @@ impl Job {
             self.end(Ok(Outcome::Finished), now);
         } else if finished && self.stop.is_none() {
             let why = self.complaint.clone().unwrap_or_else(|| "it was not verified".to_owned());
-            let silent = Exit { code: None, signal: None, out_of_memory: false, last_words: Vec::new() };
+            let silent = WorkerExit { code: None, signal: None, out_of_memory: false, last_words: Vec::new() };
             self.crashed(Cause::LastSnapshot(why), Some(self.progress.step), &silent, now);
         } else {
             self.learn_final(now);
@@ -188,6 +188,6 @@ impl Job {
                 State::Failed
             }
         };
-        self.act(Action::End(outcome));
+        self.act(JobAction::End(outcome));
     }
 }

@@ -10,28 +10,28 @@ pub use crate::session::clock::Now;
 use crate::session::ledger::Ledger;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::protocol::{self, Command};
+use ckptd_core::protocol::{self, AgentCommand};
 use ckptd_core::snapshot::TrainState;
 
 /// Everything that can happen to a job.
 #[derive(Debug)]
-pub enum Event {
+pub enum JobEvent {
     /// The keeper has picked the snapshot to go on from.
-    Chosen(Result<Choice>),
+    Chosen(Result<ResumeDecision>),
     /// The keeper has read a snapshot back.
     Judged {
         id: String,
-        verdict: Verdict,
+        verdict: ReadBack,
     },
     Started {
         pid: u32,
     },
     NotStarted(Error),
-    Said(Box<protocol::Event>),
+    Said(Box<protocol::WorkerEvent>),
     /// The worker wrote something that is no message; nothing more will be heard of it.
     Garbage(String),
     /// The worker is gone, and everything that it said has been heard.
-    Exited(Exit),
+    Exited(WorkerExit),
     Signal(Signal),
     /// The job file was changed, or somebody asked to read it again.
     Config(Result<Box<Config>>),
@@ -41,22 +41,22 @@ pub enum Event {
     Tick,
 }
 
-impl Event {
+impl JobEvent {
     /// Whether it shows that the worker or the keeper lives: all that they say and do does.
     pub fn is_sign_of_life(&self) -> bool {
-        !matches!(self, Event::Tick | Event::Signal(_) | Event::Notice(_) | Event::Config(_))
+        !matches!(self, JobEvent::Tick | JobEvent::Signal(_) | JobEvent::Notice(_) | JobEvent::Config(_))
     }
 }
 
 /// Everything that a job wants done.
 #[derive(Debug)]
-pub enum Action {
+pub enum JobAction {
     /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
     Choose {
         discard: Option<(String, String)>,
     },
     Spawn,
-    Send(Command),
+    Send(AgentCommand),
     /// SIGKILL to the worker's process group.
     Kill,
     /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is.
@@ -84,7 +84,7 @@ pub enum Outcome {
 }
 
 #[derive(Debug)]
-pub struct Choice {
+pub struct ResumeDecision {
     /// `None`: the training begins with its first step.
     pub resume: Option<Resume>,
     pub next_seq: u64,
@@ -101,7 +101,7 @@ pub struct Resume {
 }
 
 #[derive(Debug)]
-pub enum Verdict {
+pub enum ReadBack {
     Verified {
         step: u64,
         bytes: u64,
@@ -123,7 +123,7 @@ pub enum Verdict {
 }
 
 #[derive(Debug)]
-pub struct Exit {
+pub struct WorkerExit {
     pub code: Option<i32>,
     pub signal: Option<i32>,
     /// The kernel killed a process for lack of memory meanwhile.

@@ -1,6 +1,6 @@
 //! What the agent does about what happens: a state machine without clock, process or disk.
 //!
-//! Every event goes through [`Job::on`], which returns what is to be done; the loop around it does that and nothing
+//! SnapshotEvery event goes through [`Job::on`], which returns what is to be done; the loop around it does that and nothing
 //! else. Invariant: at most one worker runs; what it commits counts only after the keeper has read it back; a job that
 //! was asked to stop ends by the time that was given. Deliberately not here: when a snapshot is due (session), when a
 //! failed worker is started again (restarts), tokio, the store.
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-pub use events::{Action, Choice, Event, Exit, Now, Outcome, Resume, Signal, Verdict};
+pub use events::{JobAction, ResumeDecision, JobEvent, WorkerExit, Now, Outcome, Resume, Signal, ReadBack};
 
 use super::progress::{HistoryReport, IntervalReport, Progress, Report, SnapshotState, State};
 use super::restarts::{Cause, Restarts};
@@ -28,9 +28,9 @@ use crate::session::clock::Moment;
 use crate::session::costs::Meter;
 use crate::session::ledger::Ledger;
 use crate::session::{Call, FAREWELL, Notice, Plan};
-use ckptd_core::config::{Config, Every};
+use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::protocol::{self, Command, Failure};
+use ckptd_core::protocol::{self, AgentCommand, WorkerFailure};
 
 /// Without a message of the worker's own for so long after its start, it does not speak the protocol.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,7 +64,7 @@ pub struct Job {
     complaint: Option<String>,
     /// Snapshots in a row that were not what was written.
     refuted_in_a_row: u32,
-    actions: Vec<Action>,
+    actions: Vec<JobAction>,
 }
 
 enum Phase {
@@ -95,7 +95,7 @@ struct Run {
     /// The worker can be told other settings while it runs.
     configurable: bool,
     /// It has said its last word: `Ok(finished)` or why it failed.
-    last_word: Option<Result<bool, (Failure, String)>>,
+    last_word: Option<Result<bool, (WorkerFailure, String)>>,
     leave_by: Option<Moment>,
     killed_for: Option<Cause>,
 }
@@ -128,7 +128,7 @@ impl Job {
         accept_changes: bool,
         mut ledger: Ledger,
         now: Now,
-    ) -> (Job, Vec<Action>) {
+    ) -> (Job, Vec<JobAction>) {
         let progress = Progress::new(config.train.steps);
         ledger.begin(&run_id, now.wall);
         let mut job = Job {
@@ -151,7 +151,7 @@ impl Job {
             run_id,
             accept_changes,
         };
-        job.act(Action::Choose { discard: None });
+        job.act(JobAction::Choose { discard: None });
         job.record(true, now);
         let actions = std::mem::take(&mut job.actions);
         (job, actions)
@@ -166,26 +166,26 @@ impl Job {
     }
 
     /// Takes note of `event` and says what is to be done.
-    pub fn on(&mut self, event: Event, now: Now) -> Vec<Action> {
+    pub fn on(&mut self, event: JobEvent, now: Now) -> Vec<JobAction> {
         match event {
-            Event::Chosen(choice) => self.chosen(choice, now),
-            Event::NotStarted(error) => self.end(Err(error), now),
-            Event::Judged { id, verdict } => self.judged(&id, verdict, now),
-            Event::Started { pid } => self.progress.worker_pid = Some(pid),
-            Event::Said(message) => self.said(*message, now),
-            Event::Garbage(what) => self.kill_for(Cause::Garbage(what), now),
-            Event::Exited(exit) => self.exited(exit, now),
-            Event::Signal(signal) => self.signalled(signal, now),
-            Event::Notice(notice) => self.noticed(notice, now),
-            Event::Config(config) => self.reconfigured(config, now),
-            Event::Tick => self.ticked(now),
+            JobEvent::Chosen(choice) => self.chosen(choice, now),
+            JobEvent::NotStarted(error) => self.end(Err(error), now),
+            JobEvent::Judged { id, verdict } => self.judged(&id, verdict, now),
+            JobEvent::Started { pid } => self.progress.worker_pid = Some(pid),
+            JobEvent::Said(message) => self.said(*message, now),
+            JobEvent::Garbage(what) => self.kill_for(Cause::Garbage(what), now),
+            JobEvent::Exited(exit) => self.exited(exit, now),
+            JobEvent::Signal(signal) => self.signalled(signal, now),
+            JobEvent::Notice(notice) => self.noticed(notice, now),
+            JobEvent::Config(config) => self.reconfigured(config, now),
+            JobEvent::Tick => self.ticked(now),
         }
         self.keep_to_plan(now);
         self.progress.deadline = self.deadline(now).map(|deadline| now.wall_at(deadline.at));
         std::mem::take(&mut self.actions)
     }
 
-    /// When [`Event::Tick`] is wanted at the latest.
+    /// When [`JobEvent::Tick`] is wanted at the latest.
     pub fn wake_at(&self, now: Now) -> Option<Moment> {
         let of_phase = match &self.phase {
             Phase::BackingOff { until } => Some(*until),
@@ -244,10 +244,10 @@ impl Job {
     fn choose(&mut self, discard: Option<(String, String)>) {
         self.phase = Phase::Choosing;
         self.progress.state = State::Starting;
-        self.act(Action::Choose { discard });
+        self.act(JobAction::Choose { discard });
     }
 
-    fn chosen(&mut self, choice: Result<Choice>, now: Now) {
+    fn chosen(&mut self, choice: Result<ResumeDecision>, now: Now) {
         if !matches!(self.phase, Phase::Choosing) {
             return; // The session was asked to end meanwhile.
         }
@@ -285,7 +285,7 @@ impl Job {
             leave_by: None,
             killed_for: None,
         }));
-        self.act(Action::Spawn);
+        self.act(JobAction::Spawn);
     }
 
     /// A worker is about to go on after `step` steps; what an earlier one did beyond them is lost.
@@ -298,14 +298,14 @@ impl Job {
         session.lost_steps += reached.saturating_sub(step);
     }
 
-    fn judged(&mut self, id: &str, verdict: Verdict, now: Now) {
+    fn judged(&mut self, id: &str, verdict: ReadBack, now: Now) {
         let Some(at) = self.unjudged.iter().position(|u| u.id == id) else { return };
         let Unjudged { step, write, began, stall, .. } = self.unjudged.swap_remove(at);
         match verdict {
-            Verdict::Verified { step: found, .. } if found != step => {
+            ReadBack::Verified { step: found, .. } if found != step => {
                 self.kill_for(Cause::Garbage(format!("it announced {id} as step {step}, and it is step {found}")), now);
             }
-            Verdict::Verified { bytes, raw_bytes, healthy, created_at, took, .. } => {
+            ReadBack::Verified { bytes, raw_bytes, healthy, created_at, took, .. } => {
                 let ratio = raw_bytes as f64 / bytes.max(1) as f64;
                 let seconds = (write + took).as_secs_f64();
                 let size = bytesize::ByteSize(bytes);
@@ -326,7 +326,7 @@ impl Job {
                 self.learn_snapshot(began, stall, now);
                 self.record(false, now);
             }
-            Verdict::Quarantined { reason } => {
+            ReadBack::Quarantined { reason } => {
                 let told = format!("step {step} is not what was written and went to quarantine: {reason}");
                 warn!(step, id, "{told}");
                 self.progress.problem = Some(told);
@@ -334,13 +334,13 @@ impl Job {
                 self.progress.snapshot(id, step, SnapshotState::Quarantined, now.wall);
                 self.refuted(now);
             }
-            Verdict::Unknown { reason } => {
+            ReadBack::Unknown { reason } => {
                 let told = format!("step {step} could not be verified: {reason}");
                 warn!(step, id, "{told}");
                 self.progress.problem = Some(told);
                 self.refuted(now);
             }
-            Verdict::Gone => warn!(step, id, "step {step} is not in the store any more"),
+            ReadBack::Gone => warn!(step, id, "step {step} is not in the store any more"),
         }
         self.conclude_if_settled(now);
     }
@@ -353,7 +353,7 @@ impl Job {
         }
     }
 
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: JobAction) {
         self.actions.push(action);
     }
 }

@@ -36,16 +36,16 @@ impl Job {
     }
 
     /// The time between snapshots; `None` where the worker counts steps: it alone sees a step's end while it is there.
-    pub(super) fn interval(&self) -> Option<interval::Choice> {
+    pub(super) fn interval(&self) -> Option<interval::IntervalChoice> {
         let policy = &self.config.snapshot;
         match (policy.every_steps, policy.every) {
             (Some(_), _) => None,
-            (None, Every::Interval(every)) => {
-                Some(interval::Choice { every, why: format!("every {}, as configured", text(every)) })
+            (None, SnapshotEvery::Interval(every)) => {
+                Some(interval::IntervalChoice { every, why: format!("every {}, as configured", text(every)) })
             }
-            (None, Every::Auto) => {
+            (None, SnapshotEvery::Auto) => {
                 let costs = &self.ledger.costs;
-                let facts = interval::Facts {
+                let facts = interval::IntervalInputs {
                     lost: costs.lost(),
                     time: costs.snapshot_time().unwrap_or_default(),
                     mtbf: policy.mtbf.map_or_else(|| costs.mtbf(), |mtbf| mtbf.0),
@@ -71,7 +71,7 @@ impl Job {
     pub(super) fn request_snapshot(&mut self, reason: &str, now: Now) {
         if self.trains() {
             self.last_snapshot = now.at;
-            self.act(Action::Send(Command::Snapshot { reason: reason.into() }));
+            self.act(JobAction::Send(AgentCommand::Snapshot { reason: reason.into() }));
         }
     }
 
@@ -129,7 +129,7 @@ impl Job {
         if let Some(session) = self.ledger.current() {
             (session.seen, session.step, session.saved_step) = (now.wall, step, saved);
         }
-        self.act(Action::Record(Box::new(self.ledger.clone())));
+        self.act(JobAction::Record(Box::new(self.ledger.clone())));
     }
 
     /// Closes the session's entry.
@@ -142,7 +142,7 @@ impl Job {
             session.lost_steps += step.saturating_sub(saved);
             (session.ended, session.cause) = (Some(now.wall), cause);
         }
-        self.act(Action::Record(Box::new(self.ledger.clone())));
+        self.act(JobAction::Record(Box::new(self.ledger.clone())));
     }
 
     /// Everything that `ckptd status` tells.

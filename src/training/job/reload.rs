@@ -32,9 +32,9 @@ impl Job {
             self.tell_worker();
         }
         if before.log != self.config.log {
-            self.act(Action::SetLogLevel(self.config.log.level));
+            self.act(JobAction::SetLogLevel(self.config.log.level));
         }
-        self.act(Action::Remember(Box::new(self.config.clone())));
+        self.act(JobAction::Remember(Box::new(self.config.clone())));
     }
 
     /// A worker that is yet to be told `start` learns of it there.
@@ -50,7 +50,7 @@ impl Job {
         }
         let policy = &self.config.snapshot;
         let (every_steps, level, encode_threads) = (policy.every_steps, policy.level, policy.encode_threads);
-        self.act(Action::Send(Command::Configure { every_steps, level, encode_threads }));
+        self.act(JobAction::Send(AgentCommand::Configure { every_steps, level, encode_threads }));
     }
 
     /// "[snapshot] every = \"7s\"" and so on.

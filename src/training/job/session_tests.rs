@@ -3,14 +3,14 @@
 
 use super::tests::*;
 use super::*;
-use ckptd_core::protocol::Event as Message;
+use ckptd_core::protocol::WorkerEvent as Message;
 
-fn notice(call: Call) -> Event {
-    Event::Notice(Notice { source: "Slurm".into(), call })
+fn notice(call: Call) -> JobEvent {
+    JobEvent::Notice(Notice { source: "Slurm".into(), call })
 }
 
-fn is_stop(actions: &[Action]) -> bool {
-    matches!(actions, [Action::Send(Command::Stop { snapshot: true, .. })])
+fn is_stop(actions: &[JobAction]) -> bool {
+    matches!(actions, [JobAction::Send(AgentCommand::Stop { snapshot: true, .. })])
 }
 
 /// Passes ten minutes of steps, and turns the clock on the wall by `hours` meanwhile.
@@ -20,7 +20,7 @@ fn ten_minutes(bench: &mut Bench, hours: i64) -> Option<Duration> {
             bench.now.wall = bench.now.wall.checked_add(jiff::SignedDuration::from_hours(hours)).unwrap();
         }
         bench.pass(Duration::from_secs(1));
-        if is_stop(bench.on(Event::Tick)) {
+        if is_stop(bench.on(JobEvent::Tick)) {
             return Some(bench.elapsed());
         }
     }
@@ -44,14 +44,14 @@ fn a_deadline_is_a_time_of_day_and_stays_one_when_the_clock_is_set() {
     let mut bench = Bench::training("[worker]\nhang_timeout = \"1d\"\n[snapshot]\nevery = \"1d\"\n", 0);
     let deadline = bench.now.wall.checked_add(jiff::SignedDuration::from_hours(2)).unwrap();
     let mut config = bench.job.config().clone();
-    config.session.deadline = Some(ckptd_core::config::Text(deadline));
-    bench.on(Event::Config(Ok(Box::new(config))));
+    config.session.deadline = Some(ckptd_core::text::TextValue(deadline));
+    bench.on(JobEvent::Config(Ok(Box::new(config))));
     let left = |bench: &Bench| bench.job.report(bench.now).session.seconds_left.unwrap();
     assert_eq!(left(&bench), 7200.0);
     bench.now.wall = bench.now.wall.checked_add(jiff::SignedDuration::from_hours(1)).unwrap();
     assert_eq!(left(&bench), 3600.0);
     bench.pass(Duration::from_secs(3599));
-    assert!(is_stop(bench.on(Event::Tick)));
+    assert!(is_stop(bench.on(JobEvent::Tick)));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn the_earliest_notice_ends_the_session_in_time_and_one_that_is_withdrawn_does_n
     bench.say(committed(1));
     bench.say(Message::Done { step: 1, finished: false });
     bench.on(exited(0));
-    assert!(matches!(bench.on(verified(1)), [Action::End(Ok(Outcome::Resume))]));
+    assert!(matches!(bench.on(verified(1)), [JobAction::End(Ok(Outcome::Resume))]));
     assert!(bench.now.at < ends);
 }
 
@@ -78,7 +78,7 @@ fn the_earliest_notice_ends_the_session_in_time_and_one_that_is_withdrawn_does_n
 fn a_notice_of_raised_risk_is_answered_by_a_snapshot_and_one_to_finish_by_the_end() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    assert!(matches!(bench.on(notice(Call::Snapshot)), [Action::Send(Command::Snapshot { .. })]));
+    assert!(matches!(bench.on(notice(Call::Snapshot)), [JobAction::Send(AgentCommand::Snapshot { .. })]));
     assert!(is_stop(bench.on(notice(Call::Finish))));
 }
 
@@ -87,8 +87,8 @@ fn a_stop_says_how_much_time_there_is_and_a_deadline_does_not_wait_for_a_signals
     let mut bench = Bench::training("[session]\ngrace = \"30s\"\n", 0);
     bench.on(notice(Call::EndsAt(bench.now.at + Duration::from_secs(50))));
     bench.pass(Duration::from_secs(40));
-    let actions = bench.on(Event::Signal(Signal::Terminate));
-    let [Action::Send(Command::Stop { within_ms: Some(within_ms), .. })] = actions else { panic!("{actions:?}") };
+    let actions = bench.on(JobEvent::Signal(Signal::Terminate));
+    let [JobAction::Send(AgentCommand::Stop { within_ms: Some(within_ms), .. })] = actions else { panic!("{actions:?}") };
     assert!((9_000..10_000).contains(within_ms), "{within_ms}");
 }
 
@@ -96,7 +96,7 @@ fn a_stop_says_how_much_time_there_is_and_a_deadline_does_not_wait_for_a_signals
 fn what_a_final_snapshot_takes_is_learned_for_the_next_session() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    bench.on(Event::Signal(Signal::Terminate));
+    bench.on(JobEvent::Signal(Signal::Terminate));
     bench.pass(Duration::from_millis(700));
     bench.say(committed(1));
     bench.say(Message::Done { step: 1, finished: false });
@@ -104,7 +104,7 @@ fn what_a_final_snapshot_takes_is_learned_for_the_next_session() {
     bench.pass(Duration::from_millis(100));
     let actions = bench.job.on(verified(1), bench.now);
     let ledger = actions.iter().find_map(|action| match action {
-        Action::Record(ledger) => Some(ledger),
+        JobAction::Record(ledger) => Some(ledger),
         _ => None,
     });
     let ledger = ledger.unwrap();

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use ckptd_core::protocol::Event as Message;
+use ckptd_core::protocol::WorkerEvent as Message;
 use ckptd_core::snapshot::TrainState;
 
 /// A job with a clock that a test turns.
@@ -13,7 +13,7 @@ pub(super) struct Bench {
     pub(super) job: Job,
     began: Moment,
     pub(super) now: Now,
-    actions: Vec<Action>,
+    actions: Vec<JobAction>,
 }
 
 impl Bench {
@@ -28,26 +28,26 @@ impl Bench {
     /// One whose worker trains after `step` steps.
     pub(super) fn training(toml: &str, step: u64) -> Bench {
         let mut bench = Bench::new(toml);
-        bench.on(Event::Chosen(Ok(choice(step))));
+        bench.on(JobEvent::Chosen(Ok(choice(step))));
         bench.greet(step);
         bench
     }
 
     fn greet(&mut self, step: u64) {
-        self.on(Event::Started { pid: 7 });
+        self.on(JobEvent::Started { pid: 7 });
         self.say(hello(protocol::VERSION));
         self.say(ready(step));
     }
 
-    pub(super) fn on(&mut self, event: Event) -> &[Action] {
+    pub(super) fn on(&mut self, event: JobEvent) -> &[JobAction] {
         self.actions = self.job.on(event, self.now);
         // The ledger is written beside everything else.
-        self.actions.retain(|action| !matches!(action, Action::Record(_)));
+        self.actions.retain(|action| !matches!(action, JobAction::Record(_)));
         &self.actions
     }
 
-    pub(super) fn say(&mut self, message: Message) -> &[Action] {
-        self.on(Event::Said(Box::new(message)))
+    pub(super) fn say(&mut self, message: Message) -> &[JobAction] {
+        self.on(JobEvent::Said(Box::new(message)))
     }
 
     pub(super) fn pass(&mut self, duration: Duration) {
@@ -56,10 +56,10 @@ impl Bench {
     }
 
     /// Lets the time pass that the job wants to sleep, and wakes it.
-    pub(super) fn wake(&mut self) -> &[Action] {
+    pub(super) fn wake(&mut self) -> &[JobAction] {
         let at = self.job.wake_at(self.now).unwrap();
         self.pass(at.saturating_duration_since(self.now.at));
-        self.on(Event::Tick)
+        self.on(JobEvent::Tick)
     }
 
     pub(super) fn elapsed(&self) -> Duration {
@@ -67,7 +67,7 @@ impl Bench {
     }
 }
 
-fn choice(step: u64) -> Choice {
+fn choice(step: u64) -> ResumeDecision {
     let resume = (step > 0).then(|| Resume {
         id: format!("step-{step}"),
         path: format!("/store/step-{step}.ckpt").into(),
@@ -76,7 +76,7 @@ fn choice(step: u64) -> Choice {
         why: "the newest".into(),
         train: TrainState { step, last_eval_step: step, ..TrainState::default() },
     });
-    Choice { resume, next_seq: step + 1 }
+    ResumeDecision { resume, next_seq: step + 1 }
 }
 
 fn hello(version: u32) -> Message {
@@ -113,28 +113,28 @@ pub(super) fn committed(step: u64) -> Message {
     }
 }
 
-pub(super) fn verified(step: u64) -> Event {
+pub(super) fn verified(step: u64) -> JobEvent {
     let took = Duration::from_millis(5);
-    let verdict = Verdict::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
-    Event::Judged { id: format!("step-{step}"), verdict }
+    let verdict = ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
+    JobEvent::Judged { id: format!("step-{step}"), verdict }
 }
 
-pub(super) fn exited(code: i32) -> Event {
-    Event::Exited(Exit { code: Some(code), signal: None, out_of_memory: false, last_words: Vec::new() })
+pub(super) fn exited(code: i32) -> JobEvent {
+    JobEvent::Exited(WorkerExit { code: Some(code), signal: None, out_of_memory: false, last_words: Vec::new() })
 }
 
-fn is_kill(actions: &[Action]) -> bool {
-    matches!(actions, [Action::Kill])
+fn is_kill(actions: &[JobAction]) -> bool {
+    matches!(actions, [JobAction::Kill])
 }
 
 #[test]
 fn a_worker_that_never_greets_is_killed_and_chosen_for_again() {
     let mut bench = Bench::new("");
-    assert!(matches!(bench.on(Event::Chosen(Ok(choice(0)))), [Action::Spawn]));
-    bench.on(Event::Started { pid: 7 });
+    assert!(matches!(bench.on(JobEvent::Chosen(Ok(choice(0)))), [JobAction::Spawn]));
+    bench.on(JobEvent::Started { pid: 7 });
     assert!(is_kill(bench.wake()));
     assert_eq!(bench.elapsed(), HELLO_TIMEOUT);
-    assert!(matches!(bench.on(exited(1)), [Action::Choose { discard: None }]));
+    assert!(matches!(bench.on(exited(1)), [JobAction::Choose { discard: None }]));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn silence_counts_from_the_last_sign_of_life_of_any_kind() {
     bench.pass(Duration::from_secs(9));
     bench.say(Message::Alive { step: 0, micro_batch: 1 });
     bench.pass(Duration::from_secs(9));
-    assert!(bench.on(Event::Tick).is_empty());
+    assert!(bench.on(JobEvent::Tick).is_empty());
     assert!(is_kill(bench.wake()));
     assert_eq!(bench.elapsed(), Duration::from_secs(19));
 }
@@ -152,11 +152,11 @@ fn silence_counts_from_the_last_sign_of_life_of_any_kind() {
 fn an_agent_that_slept_itself_does_not_take_the_workers_silence_for_a_hang() {
     let mut bench = Bench::training("[worker]\nhang_timeout = \"10s\"\n", 0);
     bench.pass(Duration::from_secs(3600));
-    assert!(!is_kill(bench.on(Event::Tick)));
+    assert!(!is_kill(bench.on(JobEvent::Tick)));
     bench.say(step(1));
     assert!(is_kill({
         bench.pass(Duration::from_secs(10));
-        bench.on(Event::Tick)
+        bench.on(JobEvent::Tick)
     }));
 }
 
@@ -169,15 +169,15 @@ fn a_killed_worker_that_is_slow_to_go_is_waited_for_without_spinning_and_not_rep
         assert!(bench.wake().is_empty());
         assert!(bench.now.at - before >= Duration::from_secs(1));
     }
-    assert!(matches!(bench.on(exited(1)), [Action::Choose { .. }]));
+    assert!(matches!(bench.on(exited(1)), [JobAction::Choose { .. }]));
 }
 
 #[test]
 fn a_worker_that_begins_elsewhere_than_told_is_replaced() {
     let mut bench = Bench::new("");
-    bench.on(Event::Chosen(Ok(choice(5))));
-    bench.on(Event::Started { pid: 7 });
-    assert!(matches!(bench.say(hello(protocol::VERSION)), [Action::Send(Command::Start(_))]));
+    bench.on(JobEvent::Chosen(Ok(choice(5))));
+    bench.on(JobEvent::Started { pid: 7 });
+    assert!(matches!(bench.say(hello(protocol::VERSION)), [JobAction::Send(AgentCommand::Start(_))]));
     assert!(is_kill(bench.say(ready(0))));
 }
 
@@ -185,16 +185,16 @@ fn a_worker_that_begins_elsewhere_than_told_is_replaced() {
 fn a_snapshot_whose_manifest_says_another_step_costs_the_worker_its_trust() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    assert!(matches!(bench.say(committed(1)), [Action::Verify { .. }]));
-    let Event::Judged { verdict, .. } = verified(2) else { unreachable!() };
-    assert!(is_kill(bench.on(Event::Judged { id: "step-1".into(), verdict })));
+    assert!(matches!(bench.say(committed(1)), [JobAction::Verify { .. }]));
+    let JobEvent::Judged { verdict, .. } = verified(2) else { unreachable!() };
+    assert!(is_kill(bench.on(JobEvent::Judged { id: "step-1".into(), verdict })));
 }
 
 #[test]
 fn snapshots_are_asked_for_at_the_interval_from_the_last_one_on() {
     let mut bench = Bench::training("[snapshot]\nevery = \"60s\"\n[worker]\nhang_timeout = \"1h\"\n", 0);
     for n in 1..=3 {
-        assert!(matches!(bench.wake(), [Action::Send(Command::Snapshot { .. })]));
+        assert!(matches!(bench.wake(), [JobAction::Send(AgentCommand::Snapshot { .. })]));
         assert_eq!(bench.elapsed(), Duration::from_secs(60 * n));
     }
     bench.pass(Duration::from_secs(30));
@@ -207,28 +207,31 @@ fn snapshots_are_asked_for_at_the_interval_from_the_last_one_on() {
 fn the_last_snapshot_is_waited_for_until_it_is_judged() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    assert!(matches!(bench.on(Event::Signal(Signal::Terminate)), [Action::Send(Command::Stop { snapshot: true, .. })]));
+    assert!(matches!(
+        bench.on(JobEvent::Signal(Signal::Terminate)),
+        [JobAction::Send(AgentCommand::Stop { snapshot: true, .. })]
+    ));
     bench.say(committed(1));
     bench.say(Message::Done { step: 1, finished: false });
     assert!(bench.on(exited(0)).is_empty());
-    assert!(matches!(bench.on(verified(1)), [Action::End(Ok(Outcome::Resume))]));
+    assert!(matches!(bench.on(verified(1)), [JobAction::End(Ok(Outcome::Resume))]));
 }
 
 #[test]
 fn a_session_that_saved_nothing_of_what_it_trained_is_an_error() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    bench.on(Event::Signal(Signal::Terminate));
+    bench.on(JobEvent::Signal(Signal::Terminate));
     bench.pass(Duration::from_secs(2));
-    assert!(matches!(bench.on(Event::Signal(Signal::Terminate)), [Action::End(Err(_))]));
+    assert!(matches!(bench.on(JobEvent::Signal(Signal::Terminate)), [JobAction::End(Err(_))]));
 }
 
 #[test]
 fn a_signal_that_arrives_twice_at_once_is_one_request_to_stop() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    bench.on(Event::Signal(Signal::Interrupt));
-    assert!(bench.on(Event::Signal(Signal::Terminate)).is_empty());
+    bench.on(JobEvent::Signal(Signal::Interrupt));
+    assert!(bench.on(JobEvent::Signal(Signal::Terminate)).is_empty());
 }
 
 /// What may happen next; a bench makes sense of it.
@@ -241,7 +244,7 @@ enum Happening {
     Judge(u8),
     Fail,
     Garbage,
-    Exit(i32),
+    WorkerExit(i32),
     Signal(u8),
     Done(bool),
 }
@@ -255,7 +258,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         4 => (0u8..4).prop_map(Happening::Judge),
         1 => Just(Happening::Fail),
         1 => Just(Happening::Garbage),
-        1 => (0i32..2).prop_map(Happening::Exit),
+        1 => (0i32..2).prop_map(Happening::WorkerExit),
         1 => (0u8..8).prop_map(Happening::Signal),
         1 => any::<bool>().prop_map(Happening::Done),
     ]
@@ -275,8 +278,8 @@ proptest! {
         for happening in happenings {
             if choosing {
                 choosing = false;
-                bench.on(Event::Chosen(Ok(choice(saved))));
-                if bench.actions.iter().any(|action| matches!(action, Action::Spawn)) {
+                bench.on(JobEvent::Chosen(Ok(choice(saved))));
+                if bench.actions.iter().any(|action| matches!(action, JobAction::Spawn)) {
                     prop_assert!(!alive);
                     alive = true;
                     at = saved;
@@ -287,7 +290,7 @@ proptest! {
                 Happening::Wake if bench.job.wake_at(bench.now).is_some() => drop(bench.wake()),
                 Happening::Pass(seconds) => {
                     bench.pass(Duration::from_secs(seconds));
-                    bench.on(Event::Tick);
+                    bench.on(JobEvent::Tick);
                 }
                 Happening::Step if alive && at < 20 => {
                     at += 1;
@@ -295,17 +298,17 @@ proptest! {
                 }
                 Happening::Commit if alive => {
                     bench.say(committed(at));
-                    if matches!(bench.actions[..], [Action::Verify { .. }, ..]) {
+                    if matches!(bench.actions[..], [JobAction::Verify { .. }, ..]) {
                         unjudged.push(at);
                     }
                 }
                 Happening::Judge(n) => {
                     let Some(step) = unjudged.pop() else { continue };
                     let event = match n {
-                        0 => Event::Judged { id: format!("step-{step}"), verdict: Verdict::Gone },
+                        0 => JobEvent::Judged { id: format!("step-{step}"), verdict: ReadBack::Gone },
                         1 => {
-                            let verdict = Verdict::Quarantined { reason: "flipped".into() };
-                            Event::Judged { id: format!("step-{step}"), verdict }
+                            let verdict = ReadBack::Quarantined { reason: "flipped".into() };
+                            JobEvent::Judged { id: format!("step-{step}"), verdict }
                         }
                         _ => {
                             saved = saved.max(step);
@@ -315,10 +318,10 @@ proptest! {
                     bench.on(event);
                 }
                 Happening::Fail if alive => {
-                    bench.say(Message::Failed { failure: Failure::Other, what: "no reason".into() });
+                    bench.say(Message::Failed { failure: WorkerFailure::Other, what: "no reason".into() });
                 }
-                Happening::Garbage if alive => drop(bench.on(Event::Garbage("hm".into()))),
-                Happening::Exit(code) if alive => {
+                Happening::Garbage if alive => drop(bench.on(JobEvent::Garbage("hm".into()))),
+                Happening::WorkerExit(code) if alive => {
                     alive = false;
                     bench.on(exited(code));
                 }
@@ -328,7 +331,7 @@ proptest! {
                     if matches!(signal, Signal::Interrupt | Signal::Finish) && stop_by.is_none() {
                         stop_by = Some(bench.now.at + Duration::from_secs(10));
                     }
-                    bench.on(Event::Signal(signal));
+                    bench.on(JobEvent::Signal(signal));
                 }
                 Happening::Done(finished) if alive && finished == (at == 20) => {
                     bench.say(Message::Done { step: at, finished });
@@ -337,22 +340,22 @@ proptest! {
             }
             for action in std::mem::take(&mut bench.actions) {
                 match action {
-                    Action::Choose { .. } => {
+                    JobAction::Choose { .. } => {
                         prop_assert!(!alive, "a second worker");
                         prop_assert!(stop_by.is_none(), "a restart after a stop");
                         choosing = true;
                     }
-                    Action::Spawn => prop_assert!(false, "a worker that was not chosen for"),
-                    Action::Send(_) => prop_assert!(alive, "a command to nobody"),
-                    Action::End(outcome) => {
+                    JobAction::Spawn => prop_assert!(false, "a worker that was not chosen for"),
+                    JobAction::Send(_) => prop_assert!(alive, "a command to nobody"),
+                    JobAction::End(outcome) => {
                         if matches!(outcome, Ok(Outcome::Finished)) {
                             prop_assert_eq!(saved, 20);
                         }
                         return Ok(());
                     }
-                    Action::Reload => {}
-                    Action::Record(_) | Action::Remember(_) | Action::SetLogLevel(_) => {}
-                    Action::Kill | Action::Verify { .. } => {}
+                    JobAction::Reload => {}
+                    JobAction::Record(_) | JobAction::Remember(_) | JobAction::SetLogLevel(_) => {}
+                    JobAction::Kill | JobAction::Verify { .. } => {}
                 }
             }
             if let Some(by) = stop_by {

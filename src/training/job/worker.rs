@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::training::restarts;
-use ckptd_core::protocol::{Event as Message, Level, Start};
+use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent as Message};
 
 /// One complaint, and what to do.
 const DISK_FULL: &str = "disk full: free some space or lower [retention] keep_last, then run again";
@@ -73,8 +73,8 @@ impl Job {
                 run.step = step;
                 self.last_word(Ok(finished), now);
             }
-            Message::Log { level: Level::Info, message } => info!("{message}"),
-            Message::Log { level: Level::Warn, message } => warn!("{message}"),
+            Message::Log { level: MessageLevel::Info, message } => info!("{message}"),
+            Message::Log { level: MessageLevel::Warn, message } => warn!("{message}"),
             Message::SnapshotStarted { .. }
             | Message::Committed { .. }
             | Message::SnapshotFailed { .. }
@@ -103,7 +103,7 @@ impl Job {
             resume: run.resume.as_ref().map(|resume| resume.path.clone()),
             accept_changes: self.accept_changes,
         };
-        self.act(Action::Send(Command::Start(Box::new(start))));
+        self.act(JobAction::Send(AgentCommand::Start(Box::new(start))));
     }
 
     fn ready(&mut self, now: Now) {
@@ -117,7 +117,7 @@ impl Job {
         self.last_snapshot = now.at;
     }
 
-    fn last_word(&mut self, word: Result<bool, (Failure, String)>, now: Now) {
+    fn last_word(&mut self, word: Result<bool, (WorkerFailure, String)>, now: Now) {
         let Phase::Running(run) = &mut self.phase else { return };
         run.last_word = Some(word);
         run.leave_by = Some(now.at + LEAVE_TIMEOUT);
@@ -171,7 +171,7 @@ impl Job {
                     info!(step, seconds, "step {step} is durable, {seconds:.2} s after the stop");
                 }
                 self.unjudged.push(Unjudged { id: id.clone(), step, write, began, stall });
-                self.act(Action::Verify { id });
+                self.act(JobAction::Verify { id });
             }
             _ => {}
         }
@@ -183,11 +183,11 @@ impl Job {
         if run.killed_for.is_none() {
             run.killed_for = Some(cause);
             run.leave_by = Some(now.at + LEAVE_TIMEOUT);
-            self.act(Action::Kill);
+            self.act(JobAction::Kill);
         }
     }
 
-    pub(super) fn exited(&mut self, exit: Exit, now: Now) {
+    pub(super) fn exited(&mut self, exit: WorkerExit, now: Now) {
         self.progress.worker_pid = None;
         self.count_time(now);
         self.in_flight = None;
@@ -203,9 +203,9 @@ impl Job {
         }
         match (run.last_word, run.killed_for) {
             (Some(Ok(true)), _) => self.settle(true, now),
-            (Some(Err((Failure::Config, what))), _) => self.end(Err(Error::Config(what)), now),
-            (Some(Err((Failure::Mismatch, what))), _) => self.end(Err(Error::Other(what)), now),
-            (Some(Err((Failure::Damaged, what))), _) if run.resume.is_some() => {
+            (Some(Err((WorkerFailure::Config, what))), _) => self.end(Err(Error::Config(what)), now),
+            (Some(Err((WorkerFailure::Mismatch, what))), _) => self.end(Err(Error::Other(what)), now),
+            (Some(Err((WorkerFailure::Damaged, what))), _) if run.resume.is_some() => {
                 let id = run.resume.map(|resume| resume.id).unwrap_or_default();
                 warn!(id, "{id} cannot be loaded and goes to quarantine: {what}");
                 self.progress.counts.quarantined += 1;
@@ -218,7 +218,7 @@ impl Job {
         }
     }
 
-    pub(super) fn crashed(&mut self, cause: Cause, place: Option<u64>, exit: &Exit, now: Now) {
+    pub(super) fn crashed(&mut self, cause: Cause, place: Option<u64>, exit: &WorkerExit, now: Now) {
         for line in &exit.last_words {
             warn!("worker: {line}");
         }
@@ -228,14 +228,14 @@ impl Job {
         }
         self.record(true, now);
         match self.restarts.failed(&cause, place, self.config.worker.max_restarts) {
-            restarts::Verdict::GiveUp(reason) => {
+            restarts::RestartDecision::GiveUp(reason) => {
                 let saved = match &self.progress.last_verified {
                     Some(last) => format!("step {} is saved and verified", last.step),
                     None => "no snapshot is saved".to_owned(),
                 };
                 self.end(Err(Error::Other(format!("{reason}; {saved}"))), now);
             }
-            restarts::Verdict::After(wait) => {
+            restarts::RestartDecision::After(wait) => {
                 self.progress.restarts += 1;
                 let wait_text = match wait.is_zero() {
                     true => "at once".to_owned(),
@@ -255,7 +255,7 @@ impl Job {
     }
 }
 
-fn cause_of(exit: &Exit) -> Cause {
+fn cause_of(exit: &WorkerExit) -> Cause {
     match (exit.code, exit.signal) {
         (_, Some(9)) if exit.out_of_memory => Cause::OutOfMemory,
         (_, Some(signal)) => Cause::Killed(signal),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Every, Text, Train};
+use super::{Config, SnapshotEvery, TextValue, TrainSection};
 
 impl Config {
     /// The first value that makes no sense.
@@ -36,9 +36,9 @@ impl Config {
 
     fn validate_session(&self) -> Result<(), String> {
         let too_often =
-            matches!(self.snapshot.every, Every::Interval(interval) if interval < Duration::from_millis(100));
+            matches!(self.snapshot.every, SnapshotEvery::Interval(interval) if interval < Duration::from_millis(100));
         check(!too_often, "[snapshot] every: must be at least 100ms")?;
-        check(self.session.budget != Some(Text(Duration::ZERO)), "[session] budget: must be positive")?;
+        check(self.session.budget != Some(TextValue(Duration::ZERO)), "[session] budget: must be positive")?;
         check(
             (1.0..=100.0).contains(&self.session.margin),
             "[session] margin: must be from 1 to 100, a factor on what the final snapshot costs",
@@ -69,7 +69,7 @@ impl Config {
     }
 }
 
-fn validate_train(train: &Train, validation: f64) -> Result<(), String> {
+fn validate_train(train: &TrainSection, validation: f64) -> Result<(), String> {
     check(train.steps > 0, "[train] steps: must be at least 1")?;
     check((1..=65536).contains(&train.batch_size), "[train] batch_size: must be from 1 to 65536")?;
     check((1..=65536).contains(&train.grad_accumulation), "[train] grad_accumulation: must be from 1 to 65536")?;

@@ -12,41 +12,41 @@ use rustix::io::{Errno, Result};
 
 /// A name below an open folder, or a path of its own with no name.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a>(pub &'a Path, pub &'a str);
+pub struct FsPlace<'a>(pub &'a Path, pub &'a str);
 
-impl<'a> From<&'a Path> for Place<'a> {
-    fn from(path: &'a Path) -> Place<'a> {
-        Place(path, "")
+impl<'a> From<&'a Path> for FsPlace<'a> {
+    fn from(path: &'a Path) -> FsPlace<'a> {
+        FsPlace(path, "")
     }
 }
 
 /// A file-system call and what it is about. Offsets and lengths are in bytes.
 #[derive(Clone, Copy, Debug)]
-pub enum Call<'a> {
-    OpenFolder(Place<'a>),
-    MakeFolder(Place<'a>),
-    List(Place<'a>),
-    Look(Place<'a>),
-    Open(Place<'a>),
+pub enum FsCall<'a> {
+    OpenFolder(FsPlace<'a>),
+    MakeFolder(FsPlace<'a>),
+    List(FsPlace<'a>),
+    Look(FsPlace<'a>),
+    Open(FsPlace<'a>),
     /// Opens, and creates what is not there.
-    OpenOrCreate(Place<'a>),
+    OpenOrCreate(FsPlace<'a>),
     /// Creates what must not be there.
-    Create(Place<'a>),
-    Read(Place<'a>, u64),
-    Write(Place<'a>, u64, &'a [u8]),
+    Create(FsPlace<'a>),
+    Read(FsPlace<'a>, u64),
+    Write(FsPlace<'a>, u64, &'a [u8]),
     /// Room is reserved, the length stays.
-    Reserve(Place<'a>, u64),
-    Truncate(Place<'a>, u64),
-    Flags(Place<'a>),
-    Lock(Place<'a>),
-    Sync(Place<'a>),
-    SyncFolder(Place<'a>),
-    Rename(Place<'a>, Place<'a>),
-    Remove(Place<'a>),
+    Reserve(FsPlace<'a>, u64),
+    Truncate(FsPlace<'a>, u64),
+    Flags(FsPlace<'a>),
+    Lock(FsPlace<'a>),
+    Sync(FsPlace<'a>),
+    SyncFolder(FsPlace<'a>),
+    Rename(FsPlace<'a>, FsPlace<'a>),
+    Remove(FsPlace<'a>),
 }
 
 /// Makes a call, again and again while signals interrupt it.
-pub fn call<T>(what: Call<'_>, mut real: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn call<T>(what: FsCall<'_>, mut real: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         match hooked(what, |_| real(), |_| 0) {
             Err(Errno::INTR) => {}
@@ -57,13 +57,13 @@ pub fn call<T>(what: Call<'_>, mut real: impl FnMut() -> Result<T>) -> Result<T>
 
 /// Writes some of `bytes` and returns how many.
 pub fn write(
-    place: Place<'_>,
+    place: FsPlace<'_>,
     offset: u64,
     bytes: &[u8],
     mut real: impl FnMut(&[u8]) -> Result<usize>,
 ) -> Result<usize> {
     loop {
-        match hooked(Call::Write(place, offset, bytes), |n| real(&bytes[..n.min(bytes.len())]), |n| *n) {
+        match hooked(FsCall::Write(place, offset, bytes), |n| real(&bytes[..n.min(bytes.len())]), |n| *n) {
             Err(Errno::INTR) => {}
             outcome => return outcome,
         }
@@ -72,7 +72,7 @@ pub fn write(
 
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
-fn hooked<T>(_: Call<'_>, real: impl FnOnce(usize) -> Result<T>, _: impl Fn(&T) -> usize) -> Result<T> {
+fn hooked<T>(_: FsCall<'_>, real: impl FnOnce(usize) -> Result<T>, _: impl Fn(&T) -> usize) -> Result<T> {
     real(usize::MAX)
 }
 
@@ -85,7 +85,7 @@ pub use hook::{Answer, Hook, set_hook};
 mod hook {
     use std::cell::RefCell;
 
-    use super::{Call, Errno, Result};
+    use super::{Errno, FsCall, Result};
 
     /// What becomes of a call.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +100,9 @@ mod hook {
 
     /// Stands between the store and the file system, for the calls of one thread.
     pub trait Hook {
-        fn before(&mut self, call: Call<'_>) -> Answer;
+        fn before(&mut self, call: FsCall<'_>) -> Answer;
         /// The call was made or refused; `outcome` holds the bytes written, 0 for other calls.
-        fn after(&mut self, call: Call<'_>, outcome: Result<usize>);
+        fn after(&mut self, call: FsCall<'_>, outcome: Result<usize>);
     }
 
     thread_local! {
@@ -115,7 +115,7 @@ mod hook {
     }
 
     pub(super) fn hooked<T>(
-        call: Call<'_>,
+        call: FsCall<'_>,
         real: impl FnOnce(usize) -> Result<T>,
         written: impl Fn(&T) -> usize,
     ) -> Result<T> {

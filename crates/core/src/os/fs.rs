@@ -12,7 +12,7 @@ use memmap2::{Advice, MmapMut};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::faults::{self, Call, Place};
+use super::faults::{self, FsCall, FsPlace};
 use crate::error::{Error, Result};
 use crate::store::layout;
 
@@ -34,7 +34,7 @@ const FILE_FLAGS: OFlags =
 impl Dir {
     /// Opens the folder that the user named; links in that path are the user's own.
     pub fn open(path: &Path) -> Result<Dir> {
-        let fd = faults::call(Call::OpenFolder(path.into()), || rustix::fs::open(path, DIR_FLAGS, Mode::empty()))
+        let fd = faults::call(FsCall::OpenFolder(path.into()), || rustix::fs::open(path, DIR_FLAGS, Mode::empty()))
             .map_err(|e| Error::io("opening", path, e.into()))?;
         Ok(Dir { fd, path: path.to_path_buf() })
     }
@@ -44,7 +44,7 @@ impl Dir {
         let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
         let missing: Vec<&Path> = path.ancestors().take_while(|folder| is_missing(folder)).collect();
         for folder in missing.iter().rev() {
-            match faults::call(Call::MakeFolder((*folder).into()), || rustix::fs::mkdir(*folder, Mode::RWXU)) {
+            match faults::call(FsCall::MakeFolder((*folder).into()), || rustix::fs::mkdir(*folder, Mode::RWXU)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(Error::io("making folder", folder, e.into())),
             }
@@ -63,7 +63,7 @@ impl Dir {
     /// Opens a folder below; `None` where there is none.
     pub fn open_dir(&self, name: &str) -> Result<Option<Dir>> {
         let open = || rustix::fs::openat(&self.fd, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty());
-        match faults::call(Call::OpenFolder(self.place(name)), open) {
+        match faults::call(FsCall::OpenFolder(self.place(name)), open) {
             Ok(fd) => Ok(Some(Dir { fd, path: self.join(name) })),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.error("opening", name, e)),
@@ -72,7 +72,7 @@ impl Dir {
 
     /// Makes a folder below (0700) unless it is there.
     pub fn make_dir(&self, name: &str) -> Result<()> {
-        match faults::call(Call::MakeFolder(self.place(name)), || rustix::fs::mkdirat(&self.fd, name, Mode::RWXU)) {
+        match faults::call(FsCall::MakeFolder(self.place(name)), || rustix::fs::mkdirat(&self.fd, name, Mode::RWXU)) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(e) => Err(self.error("making folder", name, e)),
         }
@@ -90,7 +90,7 @@ impl Dir {
     pub fn files(&self) -> Result<Vec<String>> {
         let failed = |e: Errno| Error::io("reading folder", &self.path, e.into());
         let list = || rustix::fs::Dir::read_from(&self.fd);
-        let entries = faults::call(Call::List(self.path.as_path().into()), list).map_err(failed)?;
+        let entries = faults::call(FsCall::List(self.path.as_path().into()), list).map_err(failed)?;
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(failed)?;
@@ -110,7 +110,7 @@ impl Dir {
     /// `None` where there is no such name.
     pub fn stat(&self, name: &str) -> Result<Option<Stat>> {
         let look = || rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-        match faults::call(Call::Look(self.place(name)), look) {
+        match faults::call(FsCall::Look(self.place(name)), look) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.error("looking at", name, e)),
@@ -121,7 +121,8 @@ impl Dir {
     pub fn create_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let create = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
-        let file = faults::call(Call::Create(self.place(name)), create).map_err(|e| self.error("creating", name, e))?;
+        let file =
+            faults::call(FsCall::Create(self.place(name)), create).map_err(|e| self.error("creating", name, e))?;
         Ok(File::from(file))
     }
 
@@ -130,7 +131,7 @@ impl Dir {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
         let file =
-            faults::call(Call::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
+            faults::call(FsCall::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
         let file = File::from(file);
         require_regular(&file, &self.join(name))?;
         Ok(file)
@@ -143,7 +144,7 @@ impl Dir {
             return Err(Error::damaged(self.join(name), format!("not a regular file of at most {max} bytes")));
         }
         let open = || rustix::fs::openat(&self.fd, name, FILE_FLAGS, Mode::empty());
-        let file = faults::call(Call::Open(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
+        let file = faults::call(FsCall::Open(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
         let (file, path) = (File::from(file), self.join(name));
         require_regular(&file, &path)?;
         let mut bytes = vec![0; stat.st_size as usize];
@@ -158,7 +159,7 @@ impl Dir {
         self.remove(&temporary)?;
         let written = self.write_temporary(&temporary, bytes).and_then(|()| {
             let rename = || rustix::fs::renameat(&self.fd, &temporary, &self.fd, name);
-            let call = Call::Rename(self.place(&temporary), self.place(name));
+            let call = FsCall::Rename(self.place(&temporary), self.place(name));
             faults::call(call, rename).map_err(|e| self.error("renaming to", name, e))
         });
         if written.is_err() {
@@ -177,7 +178,7 @@ impl Dir {
 
     /// Moves a file to another folder under a name that must be free.
     pub fn rename_new(&self, from: &str, to: &Dir, name: &str) -> Result<()> {
-        let call = Call::Rename(self.place(from), to.place(name));
+        let call = FsCall::Rename(self.place(from), to.place(name));
         match faults::call(call, || rustix::fs::renameat_with(&self.fd, from, &to.fd, name, RenameFlags::NOREPLACE)) {
             Ok(()) => return Ok(()),
             // File systems without the flag (NFS, some FUSE mounts): the lock makes the look before the rename safe.
@@ -193,7 +194,8 @@ impl Dir {
 
     /// Removes a file; that it is not there is success.
     pub fn remove(&self, name: &str) -> Result<()> {
-        match faults::call(Call::Remove(self.place(name)), || rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())) {
+        match faults::call(FsCall::Remove(self.place(name)), || rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()))
+        {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(self.error("removing", name, e)),
         }
@@ -201,12 +203,12 @@ impl Dir {
 
     /// Makes renames and removals in this folder durable.
     pub fn sync(&self) -> Result<()> {
-        faults::call(Call::SyncFolder(self.path.as_path().into()), || rustix::fs::fsync(&self.fd))
+        faults::call(FsCall::SyncFolder(self.path.as_path().into()), || rustix::fs::fsync(&self.fd))
             .map_err(|e| Error::io("syncing folder", &self.path, e.into()))
     }
 
-    fn place<'a>(&'a self, name: &'a str) -> Place<'a> {
-        Place(&self.path, name)
+    fn place<'a>(&'a self, name: &'a str) -> FsPlace<'a> {
+        FsPlace(&self.path, name)
     }
 
     fn error(&self, op: &'static str, name: &str, e: Errno) -> Error {
@@ -239,25 +241,25 @@ pub fn length(file: &File, path: &Path) -> Result<u64> {
 
 /// What the system says of an open file.
 pub fn look(file: &File, path: &Path) -> Result<Stat> {
-    faults::call(Call::Look(path.into()), || rustix::fs::fstat(file))
+    faults::call(FsCall::Look(path.into()), || rustix::fs::fstat(file))
         .map_err(|e| Error::io("looking at", path, e.into()))
 }
 
 /// Whether nothing is at `path`. What cannot be looked at is there: whoever opens it gets to know why.
 fn is_missing(path: &Path) -> bool {
-    matches!(faults::call(Call::Look(path.into()), || rustix::fs::stat(path)), Err(Errno::NOENT))
+    matches!(faults::call(FsCall::Look(path.into()), || rustix::fs::stat(path)), Err(Errno::NOENT))
 }
 
 /// Whether a folder is at `path`, which may lead through links.
 pub fn is_folder(path: &Path) -> bool {
-    faults::call(Call::Look(path.into()), || rustix::fs::stat(path))
+    faults::call(FsCall::Look(path.into()), || rustix::fs::stat(path))
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 /// Takes the kernel's lock on an open file; false where somebody else has it.
 pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
     let lock = || rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
-    match faults::call(Call::Lock(path.into()), lock) {
+    match faults::call(FsCall::Lock(path.into()), lock) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(e) => Err(Error::io("locking", path, e.into())),
@@ -273,20 +275,21 @@ pub fn refuse_size_limit_signal() {
 /// A failed fsync is final for this file: the kernel may have dropped the data and marked the pages clean, so a second
 /// one would lie. The caller drops the file.
 pub fn sync_file(file: &File, path: &Path) -> Result<()> {
-    faults::call(Call::Sync(path.into()), || rustix::fs::fsync(file)).map_err(|e| Error::io("syncing", path, e.into()))
+    faults::call(FsCall::Sync(path.into()), || rustix::fs::fsync(file))
+        .map_err(|e| Error::io("syncing", path, e.into()))
 }
 
 /// Reserves room for `bytes`; a file system that cannot do that is no error, a full one is.
 pub fn preallocate(file: &File, bytes: u64, path: &Path) -> Result<()> {
     let reserve = || rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, bytes.max(1));
-    match faults::call(Call::Reserve(path.into(), bytes), reserve) {
+    match faults::call(FsCall::Reserve(path.into(), bytes), reserve) {
         Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(Error::io("reserving room for", path, e.into())),
         _ => Ok(()),
     }
 }
 
 pub fn truncate(file: &File, bytes: u64, path: &Path) -> Result<()> {
-    faults::call(Call::Truncate(path.into(), bytes), || rustix::fs::ftruncate(file, bytes))
+    faults::call(FsCall::Truncate(path.into(), bytes), || rustix::fs::ftruncate(file, bytes))
         .map_err(|e| Error::io("cutting", path, e.into()))
 }
 
@@ -305,7 +308,7 @@ pub fn set_direct(file: &File, on: bool, path: &Path) -> bool {
         let flags = rustix::fs::fcntl_getfl(file)?;
         rustix::fs::fcntl_setfl(file, if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT })
     };
-    faults::call(Call::Flags(path.into()), change).is_ok()
+    faults::call(FsCall::Flags(path.into()), change).is_ok()
 }
 
 /// Drops this file's clean pages from the page cache, so that the next read comes from the device.
@@ -317,7 +320,7 @@ pub fn forget_cached(file: &File) {
 /// Opens a file by its path for direct reading where the file system can, else buffered with its pages dropped.
 pub fn open_past_cache(path: &Path) -> Result<(File, bool)> {
     let open = || rustix::fs::open(path, FILE_FLAGS | OFlags::DIRECT, Mode::empty());
-    if let Ok(fd) = faults::call(Call::Open(path.into()), open) {
+    if let Ok(fd) = faults::call(FsCall::Open(path.into()), open) {
         return Ok((File::from(fd), true));
     }
     let file = open_path(path)?;
@@ -327,7 +330,7 @@ pub fn open_past_cache(path: &Path) -> Result<(File, bool)> {
 
 /// Opens a regular file by its path for buffered reading; a link as the last component is refused.
 pub fn open_path(path: &Path) -> Result<File> {
-    let file = faults::call(Call::Open(path.into()), || rustix::fs::open(path, FILE_FLAGS, Mode::empty()))
+    let file = faults::call(FsCall::Open(path.into()), || rustix::fs::open(path, FILE_FLAGS, Mode::empty()))
         .map_err(|e| Error::io("opening", path, e.into()))?;
     let file = File::from(file);
     require_regular(&file, path)?;
@@ -348,7 +351,7 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64, direct: bool, path: 
     let mut filled = 0;
     while filled < buffer.len() {
         let at = offset + filled as u64;
-        let read = faults::call(Call::Read(path.into(), at), || rustix::io::pread(file, &mut buffer[filled..], at));
+        let read = faults::call(FsCall::Read(path.into(), at), || rustix::io::pread(file, &mut buffer[filled..], at));
         match read.map_err(|e| Error::io("reading", path, e.into()))? {
             0 => break,
             n => filled += n,

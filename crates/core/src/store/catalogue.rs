@@ -11,11 +11,11 @@ use crate::os::fs::{self, Dir};
 
 /// A file in `snapshots/` (or, through [`Store::find`], elsewhere).
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct SnapshotEntry {
     pub id: String,
     pub path: PathBuf,
     pub bytes: u64,
-    pub state: State,
+    pub state: SnapshotState,
     pub pinned: bool,
     /// Belongs to the store's run.
     pub own: bool,
@@ -24,7 +24,7 @@ pub struct Entry {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum SnapshotState {
     /// Whole and durable, not read back yet.
     Committed,
     /// Read back, and not changed since.
@@ -39,7 +39,7 @@ pub enum State {
 
 /// A file in `quarantine/`.
 #[derive(Clone, Debug)]
-pub struct Quarantined {
+pub struct QuarantinedFile {
     pub name: String,
     pub path: PathBuf,
     pub bytes: u64,
@@ -49,7 +49,7 @@ pub struct Quarantined {
 /// Looks at a store whose snapshots vanish each time; a rotation takes far longer than a look.
 const MOST_LOOKS: usize = 20;
 
-impl Entry {
+impl SnapshotEntry {
     /// Steps completed; 0 where the manifest cannot be read.
     pub fn step(&self) -> u64 {
         self.manifest.as_ref().map_or(0, |m| m.train.step)
@@ -72,7 +72,7 @@ impl Entry {
 
 impl Store {
     /// All snapshots, newest first: the store's run by sequence number, then others, then those that cannot be read.
-    pub fn entries(&self) -> Result<Vec<Entry>> {
+    pub fn entries(&self) -> Result<Vec<SnapshotEntry>> {
         let run_id = self.run_id()?;
         let pins = self.files(Folder::Pins)?;
         let mut entries = self.look()?;
@@ -80,7 +80,7 @@ impl Store {
             entry.own = entry.manifest.as_ref().is_some_and(|m| Some(&m.run_id) == run_id.as_ref());
             entry.pinned = pins.contains(&entry.id);
         }
-        let order = |e: &Entry| {
+        let order = |e: &SnapshotEntry| {
             (
                 e.own,
                 e.manifest.is_some(),
@@ -95,7 +95,7 @@ impl Store {
 
     /// What lies in `snapshots/`, in no order. During a rotation one look can come to the successor before it is verified,
     /// and to the older snapshot after it is gone. So a look during which something went begins again.
-    fn look(&self) -> Result<Vec<Entry>> {
+    fn look(&self) -> Result<Vec<SnapshotEntry>> {
         let snapshots = self.folder(Folder::Snapshots)?;
         let receipts = self.dir.open_dir(Folder::Receipts.name())?;
         let mut looks = 0;
@@ -108,7 +108,7 @@ impl Store {
                 let found =
                     snapshots.stat(&name)?.map(|stat| entry(snapshots.join(&name), id, &stat, receipts.as_ref()));
                 match found {
-                    Some(entry) if entry.state == State::Verified || snapshots.stat(&name)?.is_some() => {
+                    Some(entry) if entry.state == SnapshotState::Verified || snapshots.stat(&name)?.is_some() => {
                         entries.push(entry)
                     }
                     _ => gone = true,
@@ -120,13 +120,13 @@ impl Store {
         }
     }
 
-    pub fn quarantined(&self) -> Result<Vec<Quarantined>> {
+    pub fn quarantined(&self) -> Result<Vec<QuarantinedFile>> {
         let Some(dir) = self.dir.open_dir(Folder::Quarantine.name())? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         let ours = |name: &String| !name.ends_with(".txt") && layout::parse_temporary_file(name).is_none();
         for name in dir.files()?.into_iter().filter(ours) {
             let reason = dir.read_small(&layout::reason_file(&name), 64 << 10)?.unwrap_or_default();
-            found.push(Quarantined {
+            found.push(QuarantinedFile {
                 path: dir.join(&name),
                 bytes: dir.stat(&name)?.map_or(0, |s| s.st_size as u64),
                 reason: String::from_utf8_lossy(&reason).trim().to_owned(),
@@ -138,13 +138,13 @@ impl Store {
     }
 
     /// `latest` (healthy, of the store's run, verified before committed), `best`, a step, an id, or a file's path.
-    pub fn find(&self, spec: &str) -> Result<Entry> {
+    pub fn find(&self, spec: &str) -> Result<SnapshotEntry> {
         let entries = self.entries()?;
         let none = |what: &str| Error::NotFound(format!("the store {} has no {what}", self.path().display()));
         let good = || entries.iter().filter(|e| e.own && e.healthy());
         match spec {
             "latest" => {
-                let verified = good().find(|e| e.state == State::Verified);
+                let verified = good().find(|e| e.state == SnapshotState::Verified);
                 let latest = verified.or_else(|| good().next()).ok_or_else(|| none("healthy snapshot yet"))?;
                 self.require_readable_since(latest, &entries)?;
                 Ok(latest.clone())
@@ -156,8 +156,9 @@ impl Store {
                 .ok_or_else(|| none("snapshot with a validation loss; see [train] eval_every")),
             _ => {
                 let step = spec.parse::<u64>().ok();
-                let named =
-                    |e: &&Entry| e.id == spec || (step.is_some() && e.manifest.is_some() && step == Some(e.step()));
+                let named = |e: &&SnapshotEntry| {
+                    e.id == spec || (step.is_some() && e.manifest.is_some() && step == Some(e.step()))
+                };
                 if let Some(entry) = entries.iter().find(named) {
                     return Ok(entry.clone());
                 }
@@ -170,10 +171,10 @@ impl Store {
     }
 
     /// An older snapshot must not pass for the latest because the disk does not answer for a newer one.
-    fn require_readable_since(&self, latest: &Entry, entries: &[Entry]) -> Result<()> {
-        let newer = |e: &&Entry| layout::step_of(&e.id).is_some_and(|step| step > latest.step());
+    fn require_readable_since(&self, latest: &SnapshotEntry, entries: &[SnapshotEntry]) -> Result<()> {
+        let newer = |e: &&SnapshotEntry| layout::step_of(&e.id).is_some_and(|step| step > latest.step());
         match entries.iter().filter(newer).find_map(|e| match &e.state {
-            State::Unreadable(reason) => Some((e, reason)),
+            SnapshotState::Unreadable(reason) => Some((e, reason)),
             _ => None,
         }) {
             Some((entry, reason)) => Err(Error::Other(format!(
@@ -185,25 +186,33 @@ impl Store {
     }
 }
 
-fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> Entry {
+fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> SnapshotEntry {
     let (state, manifest) = match read::peek(&path) {
-        Err(Error::Damaged { reason, .. }) => (State::Damaged(reason), None),
-        Err(Error::Newer { version, .. }) => (State::Newer(version), None),
-        Err(e) => (State::Unreadable(e.to_string()), None),
+        Err(Error::Damaged { reason, .. }) => (SnapshotState::Damaged(reason), None),
+        Err(Error::Newer { version, .. }) => (SnapshotState::Newer(version), None),
+        Err(e) => (SnapshotState::Unreadable(e.to_string()), None),
         Ok((manifest, file_hash)) => {
             let receipt = receipts.and_then(|dir| Receipt::read(dir, id));
             let covered = receipt.is_some_and(|r| r.covers(stat, &file_hash) && r.root == manifest.root);
-            (if covered { State::Verified } else { State::Committed }, Some(manifest))
+            (if covered { SnapshotState::Verified } else { SnapshotState::Committed }, Some(manifest))
         }
     };
-    Entry { id: id.to_owned(), path, bytes: stat.st_size as u64, state, pinned: false, own: false, manifest }
+    SnapshotEntry { id: id.to_owned(), path, bytes: stat.st_size as u64, state, pinned: false, own: false, manifest }
 }
 
 /// A snapshot that lies anywhere, by its path.
-fn entry_at(path: &Path) -> Result<Entry> {
+fn entry_at(path: &Path) -> Result<SnapshotEntry> {
     let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
     let (manifest, _) = read::peek(&path)?;
     let bytes = fs::length(&fs::open_path(&path)?, &path)?;
     let id = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Entry { id, path, bytes, state: State::Committed, pinned: false, own: false, manifest: Some(manifest) })
+    Ok(SnapshotEntry {
+        id,
+        path,
+        bytes,
+        state: SnapshotState::Committed,
+        pinned: false,
+        own: false,
+        manifest: Some(manifest),
+    })
 }

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::format::{self, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer, Unit};
+use super::format::{self, ChunkPlace, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer};
 use super::{Store, layout};
 use crate::codec::{CHUNK_BYTES, Encoder, room};
 use crate::error::{Error, Result};
 use crate::os::block_writer::{BlockWriter, Starvation};
 use crate::os::fs::{self, Dir, SECTOR};
-use crate::pipeline::{Ended, Line};
+use crate::pipeline::{Pipeline, PipelineEnded};
 use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
 
 /// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
@@ -28,7 +28,7 @@ const WINDOW_PER_THREAD: usize = 4;
 
 /// What a commit shares the machine with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
+pub enum CommitPace {
     /// A training that goes first.
     Background,
     /// Nothing in particular.
@@ -46,24 +46,24 @@ pub struct CommitOptions {
     pub level: u8,
     /// Encoding threads, at least 1.
     pub threads: usize,
-    pub pace: Pace,
+    pub pace: CommitPace,
     /// Size of the snapshot before, to reserve room; 0 if unknown.
     pub expected_bytes: u64,
     /// Set by another thread to abandon the commit.
     pub cancel: Arc<AtomicBool>,
     /// Another thread's hand on the commit.
-    pub control: Arc<Control>,
+    pub control: Arc<CommitHandle>,
 }
 
 /// Another thread's hand on a commit under way.
 #[derive(Debug, Default)]
-pub struct Control {
+pub struct CommitHandle {
     hurried: AtomicBool,
     chunks: AtomicUsize,
     written: AtomicUsize,
 }
 
-impl Control {
+impl CommitHandle {
     /// Gives a commit at low priority all processors at the usual one.
     pub fn hurry(&self) {
         self.hurried.store(true, Ordering::Relaxed);
@@ -84,7 +84,7 @@ impl CommitOptions {
             parent: None,
             level: 1,
             threads: 1,
-            pace: Pace::Alone,
+            pace: CommitPace::Alone,
             expected_bytes: 0,
             cancel: Arc::default(),
             control: Arc::default(),
@@ -242,20 +242,20 @@ struct Encoded {
 }
 
 /// What the encoding threads and the writer share.
-struct Pipeline<'a> {
-    units: &'a [Unit],
+struct EncodeStage<'a> {
+    units: &'a [ChunkPlace],
     /// The items' bytes; taken out when the last chunk of an item is encoded.
     items: Vec<Mutex<Option<TensorBytes>>>,
     left: Vec<AtomicUsize>,
     starvation: Starvation,
-    line: Line<Encoded>,
+    line: Pipeline<Encoded>,
 }
 
 /// Encodes all units on threads and appends them in order. Returns their records, and whether every parameter is
 /// finite.
 fn write_chunks(
     out: &mut BlockWriter,
-    units: &[Unit],
+    units: &[ChunkPlace],
     items: Vec<TensorBytes>,
     options: &CommitOptions,
 ) -> Result<(Vec<ChunkRecord>, bool)> {
@@ -263,20 +263,20 @@ fn write_chunks(
     let mut left: Vec<usize> = vec![0; items.len()];
     units.iter().for_each(|u| left[u.item] += 1);
     options.control.chunks.store(units.len(), Ordering::Relaxed);
-    let pipeline = &Pipeline {
+    let stage = &EncodeStage {
         units,
         items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
         left: left.into_iter().map(AtomicUsize::new).collect(),
         starvation: out.starvation(),
-        line: Line::new(units.len(), WINDOW + threads * WINDOW_PER_THREAD),
+        line: Pipeline::new(units.len(), WINDOW + threads * WINDOW_PER_THREAD),
     };
     std::thread::scope(|scope| {
-        let spawn = |background: bool| scope.spawn(move || pipeline.encode(options, background));
-        let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.pace == Pace::Background)).collect();
+        let spawn = |background: bool| scope.spawn(move || stage.encode(options, background));
+        let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.pace == CommitPace::Background)).collect();
         // Whatever happens here, the threads must not wait for a writer that is gone.
-        let end = pipeline.line.end_on_drop();
+        let end = stage.line.end_on_drop();
         // A thread that has lowered its priority may not raise it again; fresh ones take over what is left.
-        let outcome = pipeline.write(out, options, &mut || {
+        let outcome = stage.write(out, options, &mut || {
             encoders.extend((0..processors()).map(|_| spawn(false)));
         });
         drop(end);
@@ -286,7 +286,7 @@ fn write_chunks(
     })
 }
 
-impl Pipeline<'_> {
+impl EncodeStage<'_> {
     fn write(
         &self,
         out: &mut BlockWriter,
@@ -307,7 +307,7 @@ impl Pipeline<'_> {
                 match self.line.take(CONTROL_INTERVAL) {
                     Ok(Some(chunk)) => break chunk,
                     Ok(None) => {}
-                    Err(Ended) => return Err(Error::Other("an encoding thread died".into())),
+                    Err(PipelineEnded) => return Err(Error::Other("an encoding thread died".into())),
                 }
             };
             out.append(&chunk.memory[..chunk.record.encoded as usize])?;
@@ -336,7 +336,7 @@ impl Pipeline<'_> {
             let whole = (*item).as_ref();
             let raw = &whole[unit.offset as usize..unit.offset as usize + unit.bytes];
             memory.resize(memory.len().max(room(unit.bytes)), 0);
-            let gives_way = (options.pace == Pace::Hurried || hurried()) && self.starvation.is_now();
+            let gives_way = (options.pace == CommitPace::Hurried || hurried()) && self.starvation.is_now();
             let encoder = if gives_way { &mut storing } else { &mut encoder };
             let length = encoder.encode(unit.context, raw, &mut memory);
             let record = ChunkRecord {

@@ -83,7 +83,7 @@ pub struct ChunkRecord {
 
 /// A piece of a tensor or of a carried file, in the order of the file.
 #[derive(Clone, Copy, Debug)]
-pub struct Unit {
+pub struct ChunkPlace {
     /// Index in `tensors`, then on in `files`.
     pub item: usize,
     /// Offset of the piece in the item's raw bytes.
@@ -110,13 +110,13 @@ impl Manifest {
     }
 
     /// The units of all tensors and files, in the order in which they stand in the file.
-    pub fn units(&self) -> Vec<Unit> {
+    pub fn units(&self) -> Vec<ChunkPlace> {
         units(self.tensors.iter().map(|t| &t.meta), self.files.iter().map(|f| f.bytes))
     }
 }
 
 /// Cuts tensors and files at multiples of [`CHUNK_BYTES`]. Sizes must have been checked for overflow.
-pub fn units<'a>(tensors: impl Iterator<Item = &'a TensorMeta>, files: impl Iterator<Item = u64>) -> Vec<Unit> {
+pub fn units<'a>(tensors: impl Iterator<Item = &'a TensorMeta>, files: impl Iterator<Item = u64>) -> Vec<ChunkPlace> {
     let tensors = tensors.map(|t| (t.bytes().unwrap_or(0), t.dtype, t.role, t.row_elements()));
     let files = files.map(|bytes| (bytes, DType::U8, Role::Buffer, 0));
     let mut units = Vec::new();
@@ -124,7 +124,7 @@ pub fn units<'a>(tensors: impl Iterator<Item = &'a TensorMeta>, files: impl Iter
         for offset in (0..total).step_by(CHUNK_BYTES) {
             let first = offset / dtype.size() as u64;
             let bytes = (total - offset).min(CHUNK_BYTES as u64) as usize;
-            units.push(Unit { item, offset, bytes, context: ChunkContext { dtype, role, row, first } });
+            units.push(ChunkPlace { item, offset, bytes, context: ChunkContext { dtype, role, row, first } });
         }
     }
     units
@@ -344,7 +344,12 @@ pub fn plain_name(name: &str) -> bool {
 }
 
 /// Holds the chunk table against the manifest: number and lengths of chunks, tensors' hashes, root.
-pub fn check_table(manifest: &Manifest, records: &[ChunkRecord], trailer: &Trailer, path: &Path) -> Result<Vec<Unit>> {
+pub fn check_table(
+    manifest: &Manifest,
+    records: &[ChunkRecord],
+    trailer: &Trailer,
+    path: &Path,
+) -> Result<Vec<ChunkPlace>> {
     let damaged = |reason: String| Err(Error::damaged(path, reason));
     if manifest.chunk_count() != records.len() as u64 {
         return damaged(format!("{} chunks in the table, {} in the manifest", records.len(), manifest.chunk_count()));

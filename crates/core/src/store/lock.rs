@@ -20,7 +20,7 @@ pub const SESSION: &str = "ckptd run";
 
 /// Held until it is dropped here and in every child that was started meanwhile.
 #[derive(Debug)]
-pub struct Lock {
+pub struct StoreLock {
     file: File,
     path: PathBuf,
     holder: Holder,
@@ -40,12 +40,12 @@ pub struct Holder {
     pub who: String,
     /// How its session ended; `None` while it runs, and after an end that it could not tell.
     #[serde(default)]
-    pub ended: Option<Ending>,
+    pub ended: Option<SessionEnding>,
 }
 
 /// How a session ended, in its own words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ending {
+pub struct SessionEnding {
     /// What it failed with; `None`: it ended as it should.
     pub problem: Option<String>,
 }
@@ -55,15 +55,15 @@ pub struct Ending {
 pub enum LastSession {
     /// There was none, it still runs, or another command had the store since.
     Unknown,
-    Ended(Ending),
+    Ended(SessionEnding),
     /// It is gone without a word: killed, or the machine went down.
     Killed {
         pid: u32,
     },
 }
 
-impl Lock {
-    pub(super) fn take(dir: &Dir, who: &str) -> Result<Lock> {
+impl StoreLock {
+    pub(super) fn take(dir: &Dir, who: &str) -> Result<StoreLock> {
         let path = dir.join(layout::LOCK);
         let file = loop {
             let file = dir.open_lock(layout::LOCK)?;
@@ -81,7 +81,7 @@ impl Lock {
             }
         };
         let holder = Holder::this(who);
-        let lock = Lock { file, path, holder };
+        let lock = StoreLock { file, path, holder };
         lock.write();
         Ok(lock)
     }
@@ -89,7 +89,7 @@ impl Lock {
     /// Leaves word of how the session ended.
     pub fn ended(&mut self, problem: Option<String>) {
         let problem = problem.map(|problem| problem.chars().take(MAX_PROBLEM).collect());
-        self.holder.ended = Some(Ending { problem });
+        self.holder.ended = Some(SessionEnding { problem });
         self.write();
     }
 

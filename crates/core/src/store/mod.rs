@@ -24,17 +24,16 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use crate::os::block_writer::BlockWriter;
-pub use catalogue::{Entry, Quarantined, State};
-pub use commit::{CommitOptions, Committed, Control, Pace, commit};
+pub use catalogue::{QuarantinedFile, SnapshotEntry, SnapshotState};
+pub use commit::{CommitHandle, CommitOptions, CommitPace, Committed, commit};
 pub use format::Manifest;
-pub use lock::{Ending, LastSession, Lock};
-pub use read::Reader;
+pub use lock::{LastSession, SessionEnding, StoreLock};
+pub use read::SnapshotReader;
 pub use records::Record;
-pub use resume::Chosen;
-pub use retain::Verdict;
+pub use resume::ResumeChoice;
+pub use retain::{RetentionPolicy, RetentionVerdict};
 pub use verify::Receipt;
 
-use crate::config::Retention;
 use crate::error::{Error, Result};
 use crate::os::fs::{self, Dir};
 use layout::Folder;
@@ -90,8 +89,8 @@ impl Store {
     }
 
     /// Takes the store for this process and the children that it starts. `holder` says who that is.
-    pub fn lock(&self, holder: &str) -> Result<Lock> {
-        Lock::take(&self.dir, holder)
+    pub fn lock(&self, holder: &str) -> Result<StoreLock> {
+        StoreLock::take(&self.dir, holder)
     }
 
     /// The training that the store belongs to; `None` in an empty store.
@@ -138,19 +137,19 @@ impl Store {
         Ok(ours.map(|name| read::peek(&folder.join(name)).ok().map(|(manifest, _)| manifest)).collect())
     }
 
-    pub fn pin(&self, entry: &Entry) -> Result<()> {
+    pub fn pin(&self, entry: &SnapshotEntry) -> Result<()> {
         self.require_own_file(entry)?;
         self.folder(Folder::Pins)?.write_durably(&entry.id, b"")
     }
 
-    pub fn unpin(&self, entry: &Entry) -> Result<()> {
+    pub fn unpin(&self, entry: &SnapshotEntry) -> Result<()> {
         self.require_own_file(entry)?;
         let pins = self.folder(Folder::Pins)?;
         pins.remove(&entry.id)?;
         pins.sync()
     }
 
-    fn require_own_file(&self, entry: &Entry) -> Result<()> {
+    fn require_own_file(&self, entry: &SnapshotEntry) -> Result<()> {
         let ours = self.folder(Folder::Snapshots)?.join(&layout::snapshot_file(&entry.id));
         match ours == entry.path {
             true => Ok(()),
@@ -161,20 +160,20 @@ impl Store {
     }
 
     /// What retention would keep and delete.
-    pub fn plan(&self, policy: &Retention, now: Timestamp) -> Result<Vec<Verdict>> {
-        let facts: Vec<retain::Fact> = self.entries()?.iter().filter_map(fact).collect();
+    pub fn plan(&self, policy: &RetentionPolicy, now: Timestamp) -> Result<Vec<RetentionVerdict>> {
+        let facts: Vec<retain::SnapshotFacts> = self.entries()?.iter().filter_map(fact).collect();
         Ok(retain::plan(&facts, policy, now))
     }
 
     /// Plans and applies the plan; the caller holds the lock.
-    pub fn prune(&self, policy: &Retention, now: Timestamp) -> Result<Vec<Verdict>> {
+    pub fn prune(&self, policy: &RetentionPolicy, now: Timestamp) -> Result<Vec<RetentionVerdict>> {
         let plan = self.plan(policy, now)?;
         self.apply(&plan)?;
         Ok(plan)
     }
 
     /// Deletes what the plan does not keep; the caller has held the lock since before it was made.
-    pub fn apply(&self, plan: &[Verdict]) -> Result<()> {
+    pub fn apply(&self, plan: &[RetentionVerdict]) -> Result<()> {
         let (snapshots, receipts) = (self.folder(Folder::Snapshots)?, self.folder(Folder::Receipts)?);
         for verdict in plan.iter().filter(|v| !v.keep) {
             snapshots.remove(&layout::snapshot_file(&verdict.id))?;
@@ -210,16 +209,16 @@ impl Store {
     }
 }
 
-fn fact(entry: &Entry) -> Option<retain::Fact> {
+fn fact(entry: &SnapshotEntry) -> Option<retain::SnapshotFacts> {
     let manifest = entry.manifest.as_ref()?;
-    Some(retain::Fact {
+    Some(retain::SnapshotFacts {
         id: entry.id.clone(),
         own: entry.own,
         seq: manifest.seq,
         step: manifest.train.step,
         created_at: manifest.created_at,
         bytes: entry.bytes,
-        verified: entry.state == State::Verified,
+        verified: entry.state == SnapshotState::Verified,
         healthy: manifest.healthy,
         val_loss: entry.val_loss(),
         pinned: entry.pinned,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memmap2::MmapMut;
 
-use super::format::{self, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES, TRAILER_BYTES, Trailer, Unit};
+use super::format::{self, ChunkPlace, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES, TRAILER_BYTES, Trailer};
 use crate::codec::{self, Decoder};
 use crate::error::{Error, Result};
 use crate::os::fs::{self, SECTOR};
@@ -19,19 +19,19 @@ use crate::snapshot::{CarriedFile, Snapshot, Tensor};
 
 /// Encoded bytes that one thread reads at a time.
 const BATCH_BYTES: u64 = 4 << 20;
-/// Chunks of a [`Piece`], few enough to stay in a processor's cache until they are written elsewhere.
+/// Chunks of a [`ChunkRun`], few enough to stay in a processor's cache until they are written elsewhere.
 const PIECE_CHUNKS: usize = 2;
 
 /// An open snapshot whose trailer, manifest and chunk table are whole and agree.
 #[derive(Debug)]
-pub struct Reader {
+pub struct SnapshotReader {
     path: PathBuf,
     file: File,
     direct: bool,
     trailer: Trailer,
     manifest: Manifest,
     records: Vec<ChunkRecord>,
-    units: Vec<Unit>,
+    units: Vec<ChunkPlace>,
     /// Where each chunk begins in the file.
     starts: Vec<u64>,
 }
@@ -47,14 +47,14 @@ pub struct ChunkStat {
 }
 
 /// A run of an item's chunks, for those who read it bit by bit.
-pub struct Piece {
+pub struct ChunkRun {
     chunks: Range<usize>,
     /// How many it has, decoded.
     pub bytes: usize,
 }
 
 /// Chunks that lie one after the other in the file, each with the memory that wants its raw bytes, if any.
-type Batch<'a> = Vec<(usize, Option<&'a mut [u8]>)>;
+type ReadBatch<'a> = Vec<(usize, Option<&'a mut [u8]>)>;
 
 /// The manifest alone, checked against the trailer and itself, and the hash that stands for the whole file.
 pub fn peek(path: &Path) -> Result<(Manifest, format::Hash)> {
@@ -83,16 +83,16 @@ fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trailer)> {
     Ok((format::parse_manifest(&manifest, path)?, trailer))
 }
 
-impl Reader {
+impl SnapshotReader {
     /// Opens for a restore, through the page cache.
-    pub fn open(path: &Path) -> Result<Reader> {
-        Reader::with_file(path, fs::open_path(path)?, false)
+    pub fn open(path: &Path) -> Result<SnapshotReader> {
+        SnapshotReader::with_file(path, fs::open_path(path)?, false)
     }
 
     /// Opens for a verification or a restore: what is read comes from the device.
-    pub fn open_past_cache(path: &Path) -> Result<Reader> {
+    pub fn open_past_cache(path: &Path) -> Result<SnapshotReader> {
         fs::forget_cached(&fs::open_path(path)?);
-        let metadata = Reader::with_file(path, fs::open_path(path)?, false)?;
+        let metadata = SnapshotReader::with_file(path, fs::open_path(path)?, false)?;
         let (mut file, mut direct) = fs::open_past_cache(path)?;
         if direct {
             // Some file systems take the flag and refuse the read.
@@ -102,10 +102,10 @@ impl Reader {
                 fs::forget_cached(&file);
             }
         }
-        Ok(Reader { file, direct, ..metadata })
+        Ok(SnapshotReader { file, direct, ..metadata })
     }
 
-    fn with_file(path: &Path, file: File, direct: bool) -> Result<Reader> {
+    fn with_file(path: &Path, file: File, direct: bool) -> Result<SnapshotReader> {
         let (manifest, trailer) = read_manifest(&file, path)?;
         let mut table = vec![0; (trailer.table.end - trailer.table.start) as usize];
         fs::read_exact_at(&file, &mut table, trailer.table.start, path)?;
@@ -124,7 +124,7 @@ impl Reader {
                 start
             })
             .collect();
-        Ok(Reader { path: path.to_path_buf(), file, direct, trailer, manifest, records, units, starts })
+        Ok(SnapshotReader { path: path.to_path_buf(), file, direct, trailer, manifest, records, units, starts })
     }
 
     pub fn path(&self) -> &Path {
@@ -188,12 +188,12 @@ impl Reader {
     }
 
     /// An item (tensors by their index, then files) in pieces, in their order; one without bytes has none.
-    pub fn pieces(&self, item: usize) -> Vec<Piece> {
+    pub fn pieces(&self, item: usize) -> Vec<ChunkRun> {
         let units = self.units_of(item);
         let piece = |first: usize| {
             let chunks = first..units.end.min(first + PIECE_CHUNKS);
             let bytes = self.units[chunks.clone()].iter().map(|u| u.bytes).sum();
-            Piece { chunks, bytes }
+            ChunkRun { chunks, bytes }
         };
         units.clone().step_by(PIECE_CHUNKS).map(piece).collect()
     }
@@ -204,8 +204,8 @@ impl Reader {
     }
 
     /// For one thread that reads pieces.
-    pub fn piece_reader(&self) -> PieceReader<'_> {
-        PieceReader(self.begin())
+    pub fn piece_reader(&self) -> ChunkRunReader<'_> {
+        ChunkRunReader(self.begin())
     }
 
     fn begin(&self) -> Scan<'_> {
@@ -249,8 +249,8 @@ impl Reader {
     }
 
     /// Joins pieces that follow one another in the file into reads of about [`BATCH_BYTES`].
-    fn batches<'a>(&self, pieces: Batch<'a>) -> Vec<Batch<'a>> {
-        let mut batches: Vec<Batch> = Vec::new();
+    fn batches<'a>(&self, pieces: ReadBatch<'a>) -> Vec<ReadBatch<'a>> {
+        let mut batches: Vec<ReadBatch> = Vec::new();
         let mut bytes = 0;
         for (index, place) in pieces {
             let encoded = self.records[index].encoded;
@@ -268,7 +268,7 @@ impl Reader {
         batches
     }
 
-    fn scan(&self, batches: Vec<Batch<'_>>, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
+    fn scan(&self, batches: Vec<ReadBatch<'_>>, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
         let threads = threads.clamp(1, batches.len().max(1));
         let queue = Mutex::new(batches.into_iter());
         let failed = AtomicBool::new(false);
@@ -311,11 +311,11 @@ impl Reader {
 }
 
 /// Reads pieces on one thread, with the memory that it takes.
-pub struct PieceReader<'a>(Scan<'a>);
+pub struct ChunkRunReader<'a>(Scan<'a>);
 
-impl PieceReader<'_> {
+impl ChunkRunReader<'_> {
     /// Decodes `piece` to `raw`, which has as many bytes. On an error it holds no defined content.
-    pub fn read(&mut self, piece: &Piece, raw: &mut [u8]) -> Result<()> {
+    pub fn read(&mut self, piece: &ChunkRun, raw: &mut [u8]) -> Result<()> {
         let places = raw.chunks_mut(codec::CHUNK_BYTES).map(Some);
         self.0.batch(piece.chunks.clone().zip(places).collect())
     }
@@ -323,14 +323,14 @@ impl PieceReader<'_> {
 
 /// One thread of a scan, with its memory.
 struct Scan<'a> {
-    reader: &'a Reader,
+    reader: &'a SnapshotReader,
     buffer: Option<MmapMut>,
     decoder: Decoder,
     scratch: Vec<u8>,
 }
 
 impl Scan<'_> {
-    fn batch(&mut self, batch: Batch<'_>) -> Result<()> {
+    fn batch(&mut self, batch: ReadBatch<'_>) -> Result<()> {
         let reader = self.reader;
         let (Some(first), Some(last)) = (batch.first().map(|b| b.0), batch.last().map(|b| b.0)) else { return Ok(()) };
         let from = reader.starts[first];
@@ -388,7 +388,7 @@ impl Scan<'_> {
     }
 }
 
-impl Reader {
+impl SnapshotReader {
     fn item_bytes(&self, item: usize) -> u64 {
         let tensors = &self.manifest.tensors;
         match tensors.get(item) {

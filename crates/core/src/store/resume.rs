@@ -6,19 +6,24 @@
 use std::path::PathBuf;
 
 use super::layout::{self, Folder};
-use super::{Entry, Receipt, State, Store, format, verify};
+use super::{Receipt, SnapshotEntry, SnapshotState, Store, format, verify};
 use crate::error::{Error, Result};
 
 /// The snapshot to resume from, and why this one.
 #[derive(Clone, Debug)]
-pub struct Chosen {
-    pub entry: Entry,
+pub struct ResumeChoice {
+    pub entry: SnapshotEntry,
     pub why: String,
 }
 
 impl Store {
     /// Reads a snapshot back from the device, every byte of it, and writes the receipt. Needs no lock.
-    pub fn verify(&self, entry: &Entry, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Receipt> {
+    pub fn verify(
+        &self,
+        entry: &SnapshotEntry,
+        threads: usize,
+        progress: &(dyn Fn(u64) -> bool + Sync),
+    ) -> Result<Receipt> {
         let snapshots = self.folder(Folder::Snapshots)?;
         let name = layout::snapshot_file(&entry.id);
         let gone = || Error::NotFound(format!("{} is gone", entry.path.display()));
@@ -45,7 +50,7 @@ impl Store {
     }
 
     /// Moves a damaged snapshot aside, with the reason in a text file beside it. Returns where it lies now.
-    pub fn quarantine(&self, entry: &Entry, reason: &str) -> Result<PathBuf> {
+    pub fn quarantine(&self, entry: &SnapshotEntry, reason: &str) -> Result<PathBuf> {
         let (snapshots, quarantine) = (self.folder(Folder::Snapshots)?, self.folder(Folder::Quarantine)?);
         let name = layout::snapshot_file(&entry.id);
         let taken = quarantine.files()?;
@@ -65,23 +70,23 @@ impl Store {
 
     /// The newest healthy snapshot of the run that is verified or verifies now. Those that fail are quarantined, those
     /// that are unhealthy passed over; `log` is told.
-    pub fn choose_resume(&self, threads: usize, log: &mut dyn FnMut(String)) -> Result<Option<Chosen>> {
+    pub fn choose_resume(&self, threads: usize, log: &mut dyn FnMut(String)) -> Result<Option<ResumeChoice>> {
         let mut passed_over = Vec::new();
         let mut unreadable = None;
-        let (broken, entries): (Vec<Entry>, Vec<Entry>) =
+        let (broken, entries): (Vec<SnapshotEntry>, Vec<SnapshotEntry>) =
             self.entries()?.into_iter().partition(|e| e.manifest.is_none());
         // Without a manifest nobody knows how new these are: they come first, whatever their names say.
         for entry in broken.into_iter().chain(entries) {
             let reason = match &entry.state {
-                State::Damaged(reason) => reason.clone(),
-                State::Unreadable(reason) => {
+                SnapshotState::Damaged(reason) => reason.clone(),
+                SnapshotState::Unreadable(reason) => {
                     log(format!("{} cannot be read ({reason}): passed over", entry.id));
                     passed_over.push(entry.id.clone());
                     unreadable = Some(reason.clone());
                     continue;
                 }
                 // To go on from an older one would fork the training behind the back of whoever wrote this.
-                State::Newer(version) => {
+                SnapshotState::Newer(version) => {
                     return Err(Error::Newer { path: entry.path, version: *version, known: format::VERSION });
                 }
                 _ if !entry.own => continue,
@@ -90,9 +95,14 @@ impl Store {
                     passed_over.push(entry.id.clone());
                     continue;
                 }
-                State::Verified => return Ok(Some(chosen(entry, &passed_over))),
-                State::Committed => match self.verify(&entry, threads, &|_| true) {
-                    Ok(_) => return Ok(Some(chosen(Entry { state: State::Verified, ..entry }, &passed_over))),
+                SnapshotState::Verified => return Ok(Some(chosen(entry, &passed_over))),
+                SnapshotState::Committed => match self.verify(&entry, threads, &|_| true) {
+                    Ok(_) => {
+                        return Ok(Some(chosen(
+                            SnapshotEntry { state: SnapshotState::Verified, ..entry },
+                            &passed_over,
+                        )));
+                    }
                     Err(Error::Damaged { reason, .. }) => reason,
                     Err(e) => {
                         log(format!("{} cannot be verified ({e}): passed over", entry.id));
@@ -117,10 +127,10 @@ impl Store {
     }
 }
 
-fn chosen(entry: Entry, passed_over: &[String]) -> Chosen {
+fn chosen(entry: SnapshotEntry, passed_over: &[String]) -> ResumeChoice {
     let why = match passed_over {
         [] => "the newest verified snapshot".to_owned(),
         _ => format!("the newest verified snapshot after {} could not be used", passed_over.join(", ")),
     };
-    Chosen { entry, why }
+    ResumeChoice { entry, why }
 }

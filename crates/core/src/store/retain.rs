@@ -6,12 +6,38 @@
 use std::collections::HashSet;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
-use crate::config::Retention;
+use crate::text::ByteSize;
+
+/// `[retention]` of the job file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionPolicy {
+    pub keep_last: usize,
+    pub keep_best: usize,
+    pub keep_every_steps: Option<u64>,
+    pub keep_hourly: usize,
+    pub keep_daily: usize,
+    pub max_bytes: Option<ByteSize>,
+}
+
+impl Default for RetentionPolicy {
+    fn default() -> RetentionPolicy {
+        RetentionPolicy {
+            keep_last: 3,
+            keep_best: 1,
+            keep_every_steps: None,
+            keep_hourly: 0,
+            keep_daily: 0,
+            max_bytes: None,
+        }
+    }
+}
 
 /// What retention knows of a snapshot.
 #[derive(Clone, Debug)]
-pub struct Fact {
+pub struct SnapshotFacts {
     pub id: String,
     /// Of the store's own run.
     pub own: bool,
@@ -27,7 +53,7 @@ pub struct Fact {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct RetentionVerdict {
     pub id: String,
     pub bytes: u64,
     pub keep: bool,
@@ -39,8 +65,8 @@ pub struct Verdict {
 const ALWAYS: usize = 2;
 
 /// A verdict for each fact, newest first.
-pub fn plan(facts: &[Fact], policy: &Retention, now: Timestamp) -> Vec<Verdict> {
-    let mut facts: Vec<&Fact> = facts.iter().collect();
+pub fn plan(facts: &[SnapshotFacts], policy: &RetentionPolicy, now: Timestamp) -> Vec<RetentionVerdict> {
+    let mut facts: Vec<&SnapshotFacts> = facts.iter().collect();
     facts.sort_by_key(|f| std::cmp::Reverse((f.own, f.seq, f.step)));
     // Reasons that hold against everything, and reasons that max_bytes may overrule.
     let mut firm: Vec<Vec<String>> = vec![Vec::new(); facts.len()];
@@ -89,20 +115,20 @@ pub fn plan(facts: &[Fact], policy: &Retention, now: Timestamp) -> Vec<Verdict> 
     if let Some(max) = policy.max_bytes {
         cap(&facts, &firm, &mut soft, max.0);
     }
-    let verdict = |(i, fact): (usize, &&Fact)| {
+    let verdict = |(i, fact): (usize, &&SnapshotFacts)| {
         let mut reasons = std::mem::take(&mut firm[i]);
         reasons.append(&mut soft[i]);
         let keep = !reasons.is_empty();
         if !keep {
             reasons.push("no rule keeps it".into());
         }
-        Verdict { id: fact.id.clone(), bytes: fact.bytes, keep, reasons }
+        RetentionVerdict { id: fact.id.clone(), bytes: fact.bytes, keep, reasons }
     };
     facts.iter().enumerate().map(verdict).collect()
 }
 
 /// Candidates with a validation loss, lowest first; of equals the newest.
-fn best(facts: &[&Fact], candidates: &[usize]) -> Vec<usize> {
+fn best(facts: &[&SnapshotFacts], candidates: &[usize]) -> Vec<usize> {
     let mut measured: Vec<(f64, usize)> =
         candidates.iter().filter_map(|&i| Some((facts[i].val_loss.filter(|l| l.is_finite())?, i))).collect();
     measured.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -111,7 +137,7 @@ fn best(facts: &[&Fact], candidates: &[usize]) -> Vec<usize> {
 
 /// The newest of each of the last `keep` periods of `seconds`.
 fn by_time(
-    facts: &[&Fact],
+    facts: &[&SnapshotFacts],
     candidates: &[usize],
     seconds: i64,
     keep: usize,
@@ -130,7 +156,7 @@ fn by_time(
 }
 
 /// Takes the soft reasons away, oldest first, until the rest fits.
-fn cap(facts: &[&Fact], firm: &[Vec<String>], soft: &mut [Vec<String>], max: u64) {
+fn cap(facts: &[&SnapshotFacts], firm: &[Vec<String>], soft: &mut [Vec<String>], max: u64) {
     let mut total: u64 =
         (0..facts.len()).filter(|&i| !firm[i].is_empty() || !soft[i].is_empty()).map(|i| facts[i].bytes).sum();
     for i in (0..facts.len()).rev() {
@@ -145,11 +171,11 @@ fn cap(facts: &[&Fact], firm: &[Vec<String>], soft: &mut [Vec<String>], max: u64
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::Text;
+    use crate::text::TextValue;
     use proptest::prelude::*;
 
-    fn fact(seq: u64) -> Fact {
-        Fact {
+    fn fact(seq: u64) -> SnapshotFacts {
+        SnapshotFacts {
             id: format!("s{seq}"),
             own: true,
             seq,
@@ -163,60 +189,60 @@ mod tests {
         }
     }
 
-    fn kept(facts: &[Fact], policy: &Retention) -> Vec<u64> {
+    fn kept(facts: &[SnapshotFacts], policy: &RetentionPolicy) -> Vec<u64> {
         let now = Timestamp::from_second(100_000).unwrap();
         plan(facts, policy, now).iter().filter(|v| v.keep).map(|v| v.id[1..].parse().unwrap()).collect()
     }
 
     #[test]
     fn the_last_the_best_the_pinned_and_the_multiples_stay() {
-        let mut facts: Vec<Fact> = (1..=10).map(fact).collect();
+        let mut facts: Vec<SnapshotFacts> = (1..=10).map(fact).collect();
         facts[2].val_loss = Some(1.0);
         facts[3].val_loss = Some(2.0);
         facts[0].pinned = true;
-        let policy = Retention { keep_every_steps: Some(50), ..Retention::default() };
+        let policy = RetentionPolicy { keep_every_steps: Some(50), ..RetentionPolicy::default() };
         assert_eq!(kept(&facts, &policy), [10, 9, 8, 5, 3, 1]);
     }
 
     #[test]
     fn the_order_follows_the_sequence_number_and_not_the_step_or_the_time() {
-        let mut facts: Vec<Fact> = (1..=5).map(fact).collect();
+        let mut facts: Vec<SnapshotFacts> = (1..=5).map(fact).collect();
         // A run that went back after damage: newer snapshots have smaller steps, and the clock was set back.
         facts[4].step = 1;
         facts[4].created_at = Timestamp::from_second(0).unwrap();
-        let policy = Retention { keep_last: 2, keep_best: 0, ..Retention::default() };
+        let policy = RetentionPolicy { keep_last: 2, keep_best: 0, ..RetentionPolicy::default() };
         assert_eq!(kept(&facts, &policy), [5, 4]);
     }
 
     #[test]
     fn a_copy_under_another_name_does_not_count_as_the_second_one_to_fall_back_to() {
-        let mut facts: Vec<Fact> = (1..=3).map(fact).collect();
-        facts.push(Fact { id: "s30".into(), ..fact(3) });
-        let policy = Retention { keep_last: 2, keep_best: 0, ..Retention::default() };
+        let mut facts: Vec<SnapshotFacts> = (1..=3).map(fact).collect();
+        facts.push(SnapshotFacts { id: "s30".into(), ..fact(3) });
+        let policy = RetentionPolicy { keep_last: 2, keep_best: 0, ..RetentionPolicy::default() };
         assert_eq!(kept(&facts, &policy), [3, 30, 2]);
     }
 
     #[test]
     fn max_bytes_gives_up_the_oldest_but_never_the_latest_two() {
-        let facts: Vec<Fact> = (1..=10).map(fact).collect();
-        let policy = Retention { keep_last: 6, max_bytes: Some(Text(350)), ..Retention::default() };
+        let facts: Vec<SnapshotFacts> = (1..=10).map(fact).collect();
+        let policy = RetentionPolicy { keep_last: 6, max_bytes: Some(TextValue(350)), ..RetentionPolicy::default() };
         assert_eq!(kept(&facts, &policy), [10, 9, 8]);
-        let policy = Retention { max_bytes: Some(Text(1)), ..policy };
+        let policy = RetentionPolicy { max_bytes: Some(TextValue(1)), ..policy };
         assert_eq!(kept(&facts, &policy), [10, 9]);
     }
 
     #[test]
     fn of_each_hour_the_newest_stays() {
-        let facts: Vec<Fact> = (150..=166).map(fact).collect();
-        let policy = Retention { keep_last: 2, keep_best: 0, keep_hourly: 3, ..Retention::default() };
+        let facts: Vec<SnapshotFacts> = (150..=166).map(fact).collect();
+        let policy = RetentionPolicy { keep_last: 2, keep_best: 0, keep_hourly: 3, ..RetentionPolicy::default() };
         // 600 s apart, now at 100,000 s: hours begin at 97,200, 93,600, 90,000.
         assert_eq!(kept(&facts, &policy), [166, 165, 161, 155]);
     }
 
-    fn any_fact() -> impl Strategy<Value = Fact> {
+    fn any_fact() -> impl Strategy<Value = SnapshotFacts> {
         let loss = proptest::option::of(prop_oneof![-5.0..5.0f64, Just(f64::NAN)]);
         (0..1000u64, 0..100_000i64, any::<[bool; 3]>(), 0..10u8, loss).prop_map(|(step, at, flags, own, val_loss)| {
-            Fact {
+            SnapshotFacts {
                 own: own > 0,
                 step,
                 created_at: Timestamp::from_second(at).unwrap(),
@@ -237,14 +263,14 @@ mod tests {
             numbers in any::<[u8; 5]>(),
             max in proptest::option::of(0..3000u64),
         ) {
-            let facts: Vec<Fact> = facts.into_iter().enumerate().map(|(i, f)| Fact { id: format!("s{i}"), seq: i as u64, ..f }).collect();
-            let policy = Retention {
+            let facts: Vec<SnapshotFacts> = facts.into_iter().enumerate().map(|(i, f)| SnapshotFacts { id: format!("s{i}"), seq: i as u64, ..f }).collect();
+            let policy = RetentionPolicy {
                 keep_last: 2 + numbers[0] as usize % 5,
                 keep_best: 1 + numbers[1] as usize % 3,
                 keep_every_steps: (numbers[2] > 0).then_some(u64::from(numbers[2])),
                 keep_hourly: numbers[3] as usize % 5,
                 keep_daily: numbers[4] as usize % 5,
-                max_bytes: max.map(Text),
+                max_bytes: max.map(TextValue),
             };
             let kept: HashSet<u64> = kept(&facts, &policy).into_iter().collect();
             for f in &facts {
@@ -252,7 +278,7 @@ mod tests {
                     prop_assert!(kept.contains(&f.seq));
                 }
             }
-            let good: Vec<&Fact> = facts.iter().rev().filter(|f| f.own && f.verified && f.healthy).collect();
+            let good: Vec<&SnapshotFacts> = facts.iter().rev().filter(|f| f.own && f.verified && f.healthy).collect();
             for f in good.iter().take(2) {
                 prop_assert!(kept.contains(&f.seq));
             }

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
-use super::read::Reader;
+use super::read::SnapshotReader;
 use super::{format, layout};
 use crate::error::{Error, Result};
 use crate::os::fs::Dir;
@@ -31,14 +31,14 @@ pub struct Receipt {
 const MAX_RECEIPT: u64 = 64 << 10;
 
 /// Reads `path` back in full; `progress` is told the bytes done and may call it off by returning false.
-pub fn read_back(path: &Path, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Reader> {
-    let reader = Reader::open_past_cache(path)?;
+pub fn read_back(path: &Path, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<SnapshotReader> {
+    let reader = SnapshotReader::open_past_cache(path)?;
     reader.check_all(threads, progress)?;
     Ok(reader)
 }
 
 impl Receipt {
-    pub fn new(reader: &Reader, stat: &Stat) -> Receipt {
+    pub fn new(reader: &SnapshotReader, stat: &Stat) -> Receipt {
         Receipt {
             file_hash: format::hex(&reader.file_hash()),
             root: reader.manifest().root.clone(),

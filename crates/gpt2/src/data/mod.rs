@@ -39,8 +39,8 @@ const WAVE_BYTES: usize = 1 << 20;
 
 /// What is asked for.
 pub struct Request<'a> {
-    pub data: &'a config::Data,
-    pub train: &'a config::Train,
+    pub data: &'a config::DataSection,
+    pub train: &'a config::TrainSection,
     /// The model's folder, which may hold a tokenizer.
     pub model_folder: Option<&'a Path>,
     /// The model's vocabulary: ids are below it.

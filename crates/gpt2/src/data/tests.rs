@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ckptd_core::config::{Data, Train};
+use ckptd_core::config::{DataSection, TrainSection};
 
 use super::order::{Cursor, EvalBatches, TrainBatches};
 use super::*;
@@ -12,8 +12,8 @@ use super::*;
 /// A folder with a text, a cache and the settings to read one into the other.
 struct Job {
     folder: tempfile::TempDir,
-    data: Data,
-    train: Train,
+    data: DataSection,
+    train: TrainSection,
     vocab_size: u64,
     threads: usize,
 }
@@ -22,13 +22,13 @@ impl Job {
     fn new(text: &str) -> Job {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.txt"), text).unwrap();
-        let data = Data {
+        let data = DataSection {
             text: vec![folder.path().join("a.txt").to_string_lossy().into_owned()],
             cache: folder.path().join("cache"),
             validation: 0.1,
-            ..Data::default()
+            ..DataSection::default()
         };
-        let train = Train { batch_size: 2, sequence_length: 8, ..Train::default() };
+        let train = TrainSection { batch_size: 2, sequence_length: 8, ..TrainSection::default() };
         Job { folder, data, train, vocab_size: 300, threads: 2 }
     }
 
@@ -100,7 +100,7 @@ fn story() -> String {
 #[test]
 fn gpt2_files_give_gpt2_ids_and_documents_are_joined_with_the_end_of_text() {
     let mut job = Job::new("").with_gpt2_files();
-    job.train = Train { batch_size: 1, sequence_length: 2, eval_every: 0, ..Train::default() };
+    job.train = TrainSection { batch_size: 1, sequence_length: 2, eval_every: 0, ..TrainSection::default() };
     std::fs::create_dir(job.path("texts")).unwrap();
     for (name, text) in [("a.txt", "the thé"), ("empty.txt", ""), ("z.md", "the<|endoftext|>the"), ("z.rs", "no text")]
     {

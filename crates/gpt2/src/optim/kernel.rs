@@ -186,7 +186,7 @@ fn update(block: &Block<'_>) {
                 [p * keep - step_size * (m / (v.sqrt() * root_scale + eps)), m, v]
             });
         }
-        // `Optimizer` pairs each rule with its moments.
+        // `ModelOptimizer` pairs each rule with its moments.
         _ => {}
     }
 }

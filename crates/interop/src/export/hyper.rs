@@ -2,7 +2,7 @@
 //! from the job's config, else ckptd's defaults.
 
 use crate::torch_pt::pickler::Object;
-use ckptd_core::config::{Config, Train};
+use ckptd_core::config::{Config, TrainSection};
 use ckptd_core::schedule;
 use ckptd_core::snapshot::TrainState;
 use ckptd_core::store::Manifest;
@@ -73,7 +73,7 @@ impl Hyper {
 }
 
 /// `train` with what the snapshot's own settings say instead.
-fn effective(state: &TrainState, mut train: Train) -> Train {
+fn effective(state: &TrainState, mut train: TrainSection) -> TrainSection {
     fn set<T: serde::de::DeserializeOwned>(state: &TrainState, key: &str, target: &mut T) {
         // The worker records `[train]` key by key, each value as JSON.
         let value = state.settings.get(&format!("train.{key}")).and_then(|text| serde_json::from_str(text).ok());

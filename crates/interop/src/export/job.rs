@@ -15,7 +15,7 @@ use super::folder::Folder;
 use super::source::Source;
 use crate::mapped::{Mapped, read_small};
 use crate::progress::Progress;
-use ckptd_core::config::{Config, Model};
+use ckptd_core::config::{Config, ModelSection};
 use ckptd_core::error::{Error, Result};
 
 pub const JOB: &str = "job.toml";
@@ -58,7 +58,7 @@ pub(super) fn write(source: &Source, folder: &mut Folder, options: &Options, pro
 fn portable(job: &Config) -> Config {
     let mut job = job.clone();
     job.job.store = PathBuf::new();
-    job.model = Model { from: Some(".".into()), preset: None, ..job.model };
+    job.model = ModelSection { from: Some(".".into()), preset: None, ..job.model };
     job.data.tokenizer = None;
     job.data.cache = PathBuf::new();
     job.status.socket = PathBuf::new();

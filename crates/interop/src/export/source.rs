@@ -6,14 +6,14 @@ use crate::{convert, hf, model};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::pipeline::ahead;
 use ckptd_core::snapshot::{DType, Role, TensorMeta};
-use ckptd_core::store::read::{Piece, PieceReader};
-use ckptd_core::store::{Manifest, Reader};
+use ckptd_core::store::read::{ChunkRun, ChunkRunReader};
+use ckptd_core::store::{Manifest, SnapshotReader};
 
 /// Moments that PyTorch's optimisers keep, in the order of their state dicts.
 pub const MOMENTS: [Role; 3] = [Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer];
 
 pub struct Source {
-    reader: Reader,
+    reader: SnapshotReader,
     /// Parameters and buffers in the model's order, as indices into the manifest.
     model: Vec<usize>,
     threads: usize,
@@ -30,7 +30,7 @@ impl Source {
     /// Opens the snapshot at `path`; every chunk that is read is checked against its hash.
     pub fn open(path: &Path, threads: usize) -> Result<Source> {
         // It was written past the page cache, and is read once.
-        let reader = Reader::open_past_cache(path)?;
+        let reader = SnapshotReader::open_past_cache(path)?;
         let tensors = &reader.manifest().tensors;
         let of_model = |i: &usize| matches!(tensors[*i].meta.role, Role::Param | Role::Buffer);
         let mut model: Vec<usize> = (0..tensors.len()).filter(of_model).collect();
@@ -92,7 +92,7 @@ impl Source {
                 false => orders.extend(pieces.into_iter().map(|piece| (index, Some(piece)))),
             }
         }
-        let make = |reader: &mut PieceReader, (index, piece): &(usize, Option<Piece>), mut memory: Vec<u8>| {
+        let make = |reader: &mut ChunkRunReader, (index, piece): &(usize, Option<ChunkRun>), mut memory: Vec<u8>| {
             memory.resize(piece.as_ref().map_or(0, |piece| piece.bytes), 0);
             match (&parts[*index], piece) {
                 (Part::Tensor(meta, dtype), Some(piece)) => {

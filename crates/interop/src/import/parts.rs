@@ -16,7 +16,7 @@ use crate::torch_pt::{PtFile, Value};
 use crate::{bundle, hf};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Role, Tensor, TensorMeta};
-use ckptd_core::store::Reader;
+use ckptd_core::store::SnapshotReader;
 
 /// Largest companion file that a snapshot carries, in bytes.
 const MAX_CARRIED_BYTES: u64 = 32 << 20;
@@ -168,7 +168,7 @@ pub fn safetensors(path: &Path) -> Result<Parts> {
 
 /// A snapshot file from another store.
 pub fn snapshot(path: &Path) -> Result<Parts> {
-    let reader = Reader::open(path)?;
+    let reader = SnapshotReader::open(path)?;
     let (raw, file) = (reader.manifest().raw_bytes, reader.file_bytes());
     if raw > bundle::justified(file) {
         return Err(Error::mismatch(

@@ -1,4 +1,4 @@
-//! Values that a job file holds as text: durations, times and sizes.
+//! Values that people write as text: durations, times and sizes.
 //!
 //! Invariant: what is written is read back as the same value.
 
@@ -7,53 +7,40 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Every, Text};
+/// A value written as text in the file: "11h45m", "2GiB".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TextValue<T>(pub T);
 
-impl TryFrom<String> for Every {
-    type Error = String;
-    fn try_from(text: String) -> Result<Every, String> {
-        match text.as_str() {
-            "auto" => Ok(Every::Auto),
-            _ => parse_duration(&text).map(Every::Interval),
-        }
-    }
-}
+/// A number of bytes.
+pub type ByteSize = TextValue<u64>;
 
-impl From<Every> for String {
-    fn from(every: Every) -> String {
-        match every {
-            Every::Auto => "auto".into(),
-            Every::Interval(interval) => humantime::format_duration(interval).to_string(),
-        }
-    }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// "90s", "11h45m"; the error is a clause.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|e| format!("{text:?} is not a duration such as \"90s\" or \"11h45m\": {e}"))
 }
 
-impl Serialize for Text<Duration> {
+impl Serialize for TextValue<Duration> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_duration(self.0))
     }
 }
 
-impl<'de> Deserialize<'de> for Text<Duration> {
+impl<'de> Deserialize<'de> for TextValue<Duration> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parse_duration(&String::deserialize(deserializer)?).map(Text).map_err(serde::de::Error::custom)
+        parse_duration(&String::deserialize(deserializer)?).map(TextValue).map_err(serde::de::Error::custom)
     }
 }
 
-impl Serialize for Text<Timestamp> {
+impl Serialize for TextValue<Timestamp> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Text<Timestamp> {
+impl<'de> Deserialize<'de> for TextValue<Timestamp> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parse_time(&String::deserialize(deserializer)?).map(Text).map_err(serde::de::Error::custom)
+        parse_time(&String::deserialize(deserializer)?).map(TextValue).map_err(serde::de::Error::custom)
     }
 }
 
@@ -70,17 +57,17 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
     })
 }
 
-impl Serialize for Text<u64> {
+impl Serialize for TextValue<u64> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{} B", self.0))
     }
 }
 
-impl<'de> Deserialize<'de> for Text<u64> {
+impl<'de> Deserialize<'de> for TextValue<u64> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let size: bytesize::ByteSize =
             text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not a size such as \"20GiB\"")))?;
-        Ok(Text(size.as_u64()))
+        Ok(TextValue(size.as_u64()))
     }
 }
