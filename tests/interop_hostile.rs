@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::progress::Silent;
 use ckptd_interop::{bundle, import};
 use targets::craft;
@@ -158,7 +159,9 @@ fn every_hostile_input_is_refused_quickly_cheaply_and_without_a_trace() {
         let mut attempts =
             vec![measure(|| import::import(&input, &store, &import::Options::default(), &Silent).map(drop))];
         if matches!(case.input, Input::Bundle(_)) {
-            attempts.push(measure(|| bundle::unpack(&input, &dir.join("out"), false, &Silent).map(drop)));
+            attempts.push(measure(|| {
+                bundle::unpack(&input, &dir.join("out"), false, &ReadLimits::default(), &Silent).map(drop)
+            }));
         }
         for (refusal, time, bytes) in attempts {
             let fits = refusal != "accepted" && refusal.contains(case.expect) && refusal.len() < 2000;

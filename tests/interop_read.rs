@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ckptd_core::snapshot::Tensor;
+use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::torch_pt::{PtFile, Value};
 use ckptd_interop::{hf, safetensors};
 
@@ -42,12 +43,18 @@ fn assert_equal(tensors: &[Tensor], file: &str) {
 fn folders_written_by_transformers_are_read_tensor_for_tensor() {
     let (dir, _) = inputs();
     for name in ["single", "sharded", "untied", "half", "bin", "bin_sharded"] {
-        let folder = hf::open(&dir.join(name)).unwrap();
+        let folder = hf::open(&dir.join(name), &ReadLimits::default()).unwrap();
         assert!(folder.config_json.starts_with(b"{"));
         assert_equal(&folder.tensors, name);
         assert!(folder.tensors.is_sorted_by(|a, b| a.meta.name < b.meta.name), "{name}");
     }
-    assert!(hf::open(&dir.join("single")).unwrap().files.iter().any(|path| path.ends_with("generation_config.json")));
+    assert!(
+        hf::open(&dir.join("single"), &ReadLimits::default())
+            .unwrap()
+            .files
+            .iter()
+            .any(|path| path.ends_with("generation_config.json"))
+    );
 }
 
 #[test]
@@ -55,19 +62,22 @@ fn a_state_dict_of_every_dtype_and_stride_is_read_in_every_protocol() {
     let (dir, _) = inputs();
     for protocol in 2..=5 {
         let name = format!("odd{protocol}.pt");
-        let file = PtFile::open(&dir.join(&name)).unwrap();
+        let file = PtFile::open(&dir.join(&name), &ReadLimits::default()).unwrap();
         assert_equal(&hf::state_dict_tensors(&file, file.value()).unwrap(), &name);
     }
-    assert_equal(&safetensors::open(&dir.join("odd.safetensors")).unwrap().tensors, "odd.safetensors");
+    assert_equal(
+        &safetensors::open(&dir.join("odd.safetensors"), &ReadLimits::default()).unwrap().tensors,
+        "odd.safetensors",
+    );
 }
 
 #[test]
 fn tensors_that_share_a_storage_stay_shared() {
     let (dir, _) = inputs();
-    let file = PtFile::open(&dir.join("bin/pytorch_model.bin")).unwrap();
+    let file = PtFile::open(&dir.join("bin/pytorch_model.bin"), &ReadLimits::default()).unwrap();
     let storage = |name: &str| Arc::clone(&file.value().get(name).unwrap().as_tensor().unwrap().storage);
     assert!(Arc::ptr_eq(&storage("transformer.wte.weight"), &storage("lm_head.weight")));
-    let tensors = hf::open(&dir.join("bin")).unwrap().tensors;
+    let tensors = hf::open(&dir.join("bin"), &ReadLimits::default()).unwrap().tensors;
     let address = |name: &str| {
         let tensor = tensors.iter().find(|tensor| tensor.meta.name == name).unwrap();
         (*tensor.bytes).as_ref().as_ptr()
@@ -80,7 +90,7 @@ fn tensors_that_share_a_storage_stay_shared() {
 fn a_whole_checkpoint_is_read_as_plain_values() {
     let (dir, _) = inputs();
     for protocol in [2, 5] {
-        let file = PtFile::open(&dir.join(format!("checkpoint{protocol}.pt"))).unwrap();
+        let file = PtFile::open(&dir.join(format!("checkpoint{protocol}.pt")), &ReadLimits::default()).unwrap();
         let value = file.value();
         assert_eq!(value.get("step").unwrap().as_int(), Some(12));
         assert_eq!(value.get("loss").unwrap().as_float(), Some(0.5));
@@ -105,7 +115,7 @@ fn a_whole_checkpoint_is_read_as_plain_values() {
 #[test]
 fn what_is_no_state_dict_is_refused_with_what_to_do() {
     let (dir, _) = inputs();
-    let refusal = |name: &str| PtFile::open(&dir.join(name)).err().unwrap().to_string();
+    let refusal = |name: &str| PtFile::open(&dir.join(name), &ReadLimits::default()).err().unwrap().to_string();
     assert!(refusal("legacy.pt").contains("legacy format"), "{}", refusal("legacy.pt"));
     assert!(refusal("legacy.pt").contains("save it again"));
     assert!(
@@ -115,7 +125,7 @@ fn what_is_no_state_dict_is_refused_with_what_to_do() {
     );
     assert!(refusal("script.pt").contains("TorchScript"), "{}", refusal("script.pt"));
     assert!(refusal("odd.safetensors").contains("not a PyTorch file"));
-    let checkpoint = PtFile::open(&dir.join("checkpoint2.pt")).unwrap();
+    let checkpoint = PtFile::open(&dir.join("checkpoint2.pt"), &ReadLimits::default()).unwrap();
     let refusal = hf::state_dict_tensors(&checkpoint, checkpoint.value()).unwrap_err().to_string();
     assert!(refusal.contains("\"model\" is a dict, not a tensor"), "{refusal}");
 }
@@ -123,7 +133,7 @@ fn what_is_no_state_dict_is_refused_with_what_to_do() {
 #[test]
 fn a_folder_without_its_parts_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let refusal = || hf::open(dir.path()).err().unwrap().to_string();
+    let refusal = || hf::open(dir.path(), &ReadLimits::default()).err().unwrap().to_string();
     assert!(refusal().contains("no config.json"));
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     assert!(refusal().contains("holds no weights"));

@@ -13,6 +13,7 @@ use ckptd_core::snapshot::{DType, Role};
 use ckptd_core::store::{SnapshotReader, Store};
 use ckptd_interop::export::{self, Format};
 use ckptd_interop::import::{self, Fresh};
+use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::progress::Silent;
 use ckptd_interop::{bundle, check};
 
@@ -100,7 +101,7 @@ fn a_trainer_checkpoint_is_imported_with_optimizer_and_step_and_every_export_of_
         [(Format::Zip, "b.zip", "unpacked_zip"), (Format::TarZst, "b.tar.zst", "unpacked_tar")]
     {
         let exported = export(&imported.path, &at(file), full(format));
-        let unpacked = bundle::unpack(&at(file), &at(folder), false, &Silent).unwrap();
+        let unpacked = bundle::unpack(&at(file), &at(folder), false, &ReadLimits::default(), &Silent).unwrap();
         assert!(unpacked.verified);
         assert_eq!((unpacked.raw_bytes, unpacked.bytes), (exported.raw_bytes, exported.bytes));
         assert!(exported.r < 1.0, "{}", exported.r);
@@ -205,7 +206,7 @@ fn half_precision_weights_become_float32_exactly_and_go_back_as_they_were() {
     let out = work.path().join("hf");
     export(&imported.path, &out, export::Options { dtype: Some(DType::BF16), ..export::Options::new(Format::Hf) });
     let weights = |dir: &Path| {
-        let tensors = ckptd_interop::hf::weights(dir).unwrap();
+        let tensors = ckptd_interop::hf::weights(dir, &ReadLimits::default()).unwrap();
         tensors.iter().map(|t| (t.meta.clone(), (*t.bytes).as_ref().to_vec())).collect::<Vec<_>>()
     };
     assert_eq!(weights(&out), weights(&run.join("half")));

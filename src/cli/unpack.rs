@@ -6,6 +6,7 @@ use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::error::Result;
 use ckptd_interop::bundle;
+use ckptd_interop::limits::ReadLimits;
 
 /// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
 #[derive(clap::Args)]
@@ -22,7 +23,7 @@ pub struct Args {
 
 pub fn execute(args: &Args) -> Result<u8> {
     let watch = Watch::start()?;
-    let unpacked = bundle::unpack(&args.bundle, &args.out, args.force, &watch)?;
+    let unpacked = bundle::unpack(&args.bundle, &args.out, args.force, &ReadLimits::default(), &watch)?;
     drop(watch);
     if args.json {
         output::json(&unpacked)?;

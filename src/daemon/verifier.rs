@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tracing::{debug, warn};
 
 use crate::training::Input;
-use crate::training::job::{ResumeDecision, JobEvent, Resume, ReadBack};
+use crate::training::job::{JobEvent, ReadBack, Resume, ResumeDecision};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{SnapshotState, Store};

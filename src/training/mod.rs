@@ -29,7 +29,7 @@ use crate::daemon::service::ServiceManager;
 use crate::daemon::verifier::{Keeper, Task};
 use crate::daemon::watcher::Watcher;
 pub use job::Outcome;
-use job::{JobAction, JobEvent, Job, Now, Signal};
+use job::{Job, JobAction, JobEvent, Now, Signal};
 use progress::{Progress, Report, State};
 use worker::Worker;
 

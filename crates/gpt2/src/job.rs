@@ -12,6 +12,7 @@ use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, TrainState};
 use ckptd_core::store::SnapshotReader;
 use ckptd_core::{Error, Result};
 use ckptd_interop::hf;
+use ckptd_interop::limits::ReadLimits;
 use serde_json::{Map, Value};
 use tch::Device;
 
@@ -58,7 +59,7 @@ impl Job {
         let threads = choose_threads(config.job.threads, recorded, accept_changes, events);
         let threads = device::set_threads(threads)?;
 
-        let folder = config.model.from.as_deref().map(hf::open).transpose()?;
+        let folder = config.model.from.as_deref().map(|dir| hf::open(dir, &ReadLimits::default())).transpose()?;
         let shape = match (&folder, &config.model.preset) {
             (Some(folder), _) => {
                 let origin = config.model.from.clone().unwrap_or_default().join("config.json");

@@ -12,11 +12,10 @@ use std::sync::Arc;
 use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
+use crate::limits::ReadLimits;
 use crate::mapped::Mapped;
 use ckptd_core::error::{Error, Result};
 
-pub const MAX_ENTRIES: u64 = 65_535;
-const MAX_DIRECTORY_BYTES: u64 = 16 << 20;
 const MAX_NAME_BYTES: usize = 1024;
 
 /// One entry of the directory. `data` are its bytes in the file, compressed or not.
@@ -34,9 +33,9 @@ pub struct Entry {
 }
 
 /// Reads and checks the directory of the archive that fills `mapped`.
-pub fn entries(mapped: &Arc<Mapped>) -> Result<Vec<Entry>> {
+pub fn entries(mapped: &Arc<Mapped>, limits: &ReadLimits) -> Result<Vec<Entry>> {
     let refuse = |reason: String| Error::mismatch(mapped.path(), reason);
-    check_end(mapped.bytes()).map_err(refuse)?;
+    check_end(mapped.bytes(), limits).map_err(refuse)?;
     let mut zip = open(mapped)?;
     if zip.has_duplicate_names() {
         return Err(refuse("the zip directory names an entry twice".into()));
@@ -96,7 +95,7 @@ fn check_layout(entries: &[Entry], directory_start: u64) -> Result<(), String> {
 
 /// The end record closes the file, and the directory it announces is of a sane size. This comes before the zip crate
 /// sees the file, which would allocate by the announced counts.
-fn check_end(bytes: &[u8]) -> Result<(), String> {
+fn check_end(bytes: &[u8], limits: &ReadLimits) -> Result<(), String> {
     const END: usize = 22;
     const CUT: &str = "no zip end record at the end of the file; it is cut, has a comment, or is no zip archive";
     let end = bytes.len().checked_sub(END).and_then(|at| bytes.get(at..)).ok_or(CUT)?;
@@ -118,11 +117,12 @@ fn check_end(bytes: &[u8]) -> Result<(), String> {
             directory_bytes = u64_at(record, 40).unwrap_or(u64::MAX);
         }
     }
-    if count > MAX_ENTRIES {
-        return Err(format!("{count} zip entries; at most {MAX_ENTRIES} are read"));
+    if count > limits.zip_entries {
+        return Err(format!("{count} zip entries; at most {} are read", limits.zip_entries));
     }
-    if directory_bytes > MAX_DIRECTORY_BYTES.min(bytes.len() as u64) {
-        return Err(format!("a zip directory of {directory_bytes} bytes; at most {MAX_DIRECTORY_BYTES} are read"));
+    let most = limits.zip_directory_bytes.min(bytes.len() as u64);
+    if directory_bytes > most {
+        return Err(format!("a zip directory of {directory_bytes} bytes; at most {most} are read"));
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
+use crate::limits::ReadLimits;
 use crate::mapped::Mapped;
 use crate::progress::Progress;
 use crate::state::{self, State};
@@ -29,17 +30,11 @@ pub enum Kind {
     TarZst,
 }
 
-/// Weights hardly shrink: what unpacks to many times its size is made up. Small bundles may be mostly zeros.
-const MAX_RATIO: u64 = 200;
-const FREE_BYTES: u64 = 64 << 20;
-const MAX_FILES: usize = 4096;
 const PIECE_BYTES: usize = 1 << 20;
 /// The lowest level with Huffman codes of its own: weights hardly shrink by more at any level, and at level 1 they grow.
 const DEFLATE_LEVEL: i64 = 2;
 /// Level 1 is within half a percent of the higher ones on weights, and many times faster.
 const ZSTD_LEVEL: i32 = 1;
-/// Largest zstd window that is read: 32 MiB, beyond what levels up to 19 use.
-const ZSTD_WINDOW_LOG: u32 = 25;
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// What unpacking came to.
@@ -140,9 +135,16 @@ pub fn kind_of(bytes: &[u8]) -> Option<Kind> {
 }
 
 /// Unpacks the bundle at `bundle` into the new folder `target`.
-pub fn unpack(bundle: &Path, target: &Path, force: bool, progress: &dyn Progress) -> Result<Unpacked> {
+pub fn unpack(
+    bundle: &Path,
+    target: &Path,
+    force: bool,
+    limits: &ReadLimits,
+    progress: &dyn Progress,
+) -> Result<Unpacked> {
     let began = Instant::now();
-    let (files, raw_bytes, verified) = output::folder(target, force, |dir| unpack_into(bundle, dir, true, progress))?;
+    let (files, raw_bytes, verified) =
+        output::folder(target, force, |dir| unpack_into(bundle, dir, true, limits, progress))?;
     let bytes = Mapped::open(bundle)?.len();
     Ok(Unpacked {
         path: std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf()),
@@ -157,9 +159,16 @@ pub fn unpack(bundle: &Path, target: &Path, force: bool, progress: &dyn Progress
 
 /// Unpacks into the empty folder `dir`; returns the number of files, their bytes, and whether their hashes were known
 /// and matched. What does not stay is not made durable.
-pub fn unpack_into(bundle: &Path, dir: &Path, stays: bool, progress: &dyn Progress) -> Result<(usize, u64, bool)> {
+pub fn unpack_into(
+    bundle: &Path,
+    dir: &Path,
+    stays: bool,
+    limits: &ReadLimits,
+    progress: &dyn Progress,
+) -> Result<(usize, u64, bool)> {
     let mapped = Mapped::open(bundle)?;
-    let mut into = Into { bundle, dir, left: allowance(&mapped, dir)?, names: Names::default(), progress };
+    let left = allowance(&mapped, dir, limits)?;
+    let mut into = Into { bundle, dir, limits, left, names: Names::default(), progress };
     match kind_of(mapped.bytes()) {
         Some(Kind::Zip) => into.zip(&mapped)?,
         Some(Kind::TarZst) => into.tar(&mapped)?,
@@ -179,15 +188,10 @@ pub fn unpack_into(bundle: &Path, dir: &Path, stays: bool, progress: &dyn Progre
 }
 
 /// How many bytes the bundle may unpack to.
-fn allowance(mapped: &Mapped, dir: &Path) -> Result<u64> {
+fn allowance(mapped: &Mapped, dir: &Path, limits: &ReadLimits) -> Result<u64> {
     let disk = rustix::fs::statvfs(dir).map_err(|e| Error::io("looking at", dir, e.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    Ok(free.min(justified(mapped.len())))
-}
-
-/// Bytes that a file of `bytes` may stand for.
-pub fn justified(bytes: u64) -> u64 {
-    bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES)
+    Ok(free.min(limits.expanded(mapped.len())))
 }
 
 /// Holds what was unpacked against what the bundle says of itself; false where it says nothing.
@@ -220,7 +224,7 @@ struct Names {
 
 impl Names {
     /// The plain name of a file, or why it is refused.
-    fn file(&mut self, name: &str) -> Result<String, String> {
+    fn file(&mut self, name: &str, limits: &ReadLimits) -> Result<String, String> {
         let relative = name.strip_prefix("./").unwrap_or(name);
         let (folder, plain) = relative.rsplit_once('/').unwrap_or(("", relative));
         if !plain_name(plain) || !(folder.is_empty() || plain_name(folder)) || plain.chars().any(char::is_control) {
@@ -229,8 +233,8 @@ impl Names {
         if *self.folder.get_or_insert_with(|| folder.to_owned()) != folder {
             return Err(format!("{name:?} lies in another folder than the files before it"));
         }
-        if self.seen.len() >= MAX_FILES {
-            return Err(format!("more than {MAX_FILES} files"));
+        if self.seen.len() >= limits.bundle_files {
+            return Err(format!("more than {} files", limits.bundle_files));
         }
         match self.seen.insert(plain.to_owned()) {
             true => Ok(plain.to_owned()),
@@ -243,6 +247,7 @@ impl Names {
 struct Into<'a> {
     bundle: &'a Path,
     dir: &'a Path,
+    limits: &'a ReadLimits,
     /// Bytes that may still be written.
     left: u64,
     names: Names,
@@ -255,7 +260,7 @@ impl Into<'_> {
     }
 
     fn zip(&mut self, mapped: &Arc<Mapped>) -> Result<()> {
-        let entries = archive::entries(mapped)?;
+        let entries = archive::entries(mapped, self.limits)?;
         // All announced before anything is written.
         let total = entries.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.bytes));
         self.allow(total)?;
@@ -264,7 +269,7 @@ impl Into<'_> {
             if !entry.regular {
                 return Err(self.refuse(format!("{:?} is a link or a device", entry.name)));
             }
-            let name = self.names.file(&entry.name).map_err(|what| self.refuse(what))?;
+            let name = self.names.file(&entry.name, self.limits).map_err(|what| self.refuse(what))?;
             plan.push((name, entry));
         }
         self.progress.begin("unpacking", total);
@@ -280,7 +285,7 @@ impl Into<'_> {
         let broken =
             |e: io::Error| Error::mismatch(self.bundle, format!("not a readable tar.zst: {e}; nothing was unpacked"));
         let mut decoder = zstd::Decoder::new(mapped.bytes()).map_err(broken)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
+        decoder.window_log_max(self.limits.zstd_window_log).map_err(broken)?;
         self.progress.begin("unpacking", 0);
         let mut archive = tar::Archive::new(&mut decoder);
         // Raw: the crate would read long names and attributes whole into memory; a bundle has none.
@@ -298,7 +303,7 @@ impl Into<'_> {
                 }
             }
             let bytes = entry.header().entry_size().map_err(|e| self.refuse(format!("{name:?}: {e}")))?;
-            let plain = self.names.file(&name).map_err(|what| self.refuse(what))?;
+            let plain = self.names.file(&name, self.limits).map_err(|what| self.refuse(what))?;
             self.allow(bytes)?;
             self.write(&plain, &mut entry, bytes)?;
         }

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::import::{self, Loaded};
+use crate::limits::ReadLimits;
 use crate::model;
 use crate::progress::Progress;
 use ckptd_core::error::{Error, Result};
@@ -186,7 +187,7 @@ impl Side {
             return Side::stored(path, threads);
         }
         let scratch = std::env::temp_dir().join(format!("ckptd-check-{}", std::process::id()));
-        let loaded = import::load(path, &scratch, None, progress)?;
+        let loaded = import::load(path, &scratch, None, &ReadLimits::default(), progress)?;
         let metas = loaded.snapshot.tensors.iter().map(|tensor| tensor.meta.clone()).collect();
         Ok(Side::new(metas, SideBytes::Loaded(Box::new(loaded))))
     }

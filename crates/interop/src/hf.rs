@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::limits::ReadLimits;
 use crate::mapped::read_small;
 use crate::safetensors;
 use crate::torch_pt::{PtFile, Value};
@@ -47,7 +48,7 @@ pub struct HfFolder {
 }
 
 /// Reads the folder `dir`. Its weights are checked and mapped, not copied.
-pub fn open(dir: &Path) -> Result<HfFolder> {
+pub fn open(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> {
     let config = dir.join(CONFIG);
     if !config.is_file() {
         let what = if dir.is_dir() { "has no config.json" } else { "is not a folder" };
@@ -59,22 +60,22 @@ pub fn open(dir: &Path) -> Result<HfFolder> {
     let config_json = read_small(&config, MAX_CONFIG_BYTES)?;
     serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&config_json)
         .map_err(|e| Error::mismatch(&config, format!("not a JSON object: {e}")))?;
-    let tensors = weights(dir)?;
+    let tensors = weights(dir, limits)?;
     let files = COMPANIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
     Ok(HfFolder { config_json, tensors, files })
 }
 
 /// The folder's weights, from the first of the four usual places that is there.
-pub fn weights(dir: &Path) -> Result<Vec<Tensor>> {
+pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     let there = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
     let mut tensors = if let Some(path) = there(SAFETENSORS) {
-        safetensors::open(&path)?.tensors
+        safetensors::open(&path, limits)?.tensors
     } else if let Some(path) = there(SAFETENSORS_INDEX) {
-        shards(dir, &path)?
+        shards(dir, &path, limits)?
     } else if let Some(path) = there(PICKLE) {
-        state_dict(&path)?
+        state_dict(&path, limits)?
     } else if let Some(path) = there(PICKLE_INDEX) {
-        shards(dir, &path)?
+        shards(dir, &path, limits)?
     } else {
         return Err(Error::NotFound(format!(
             "{} holds no weights: neither {SAFETENSORS} nor {PICKLE}, nor an index of shards; \
@@ -92,7 +93,7 @@ struct Index {
 }
 
 /// All tensors of the shards that the index at `path` names, each tensor in the file where the index says it is.
-fn shards(dir: &Path, path: &Path) -> Result<Vec<Tensor>> {
+fn shards(dir: &Path, path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     let refuse = |reason: String| Error::mismatch(path, reason);
     let index: Index = serde_json::from_slice(&read_small(path, MAX_INDEX_BYTES)?)
         .map_err(|e| refuse(format!("not an index of shards: {e}")))?;
@@ -110,8 +111,11 @@ fn shards(dir: &Path, path: &Path) -> Result<Vec<Tensor>> {
         if !shard.exists() {
             return Err(refuse(format!("it names the shard {file:?}, which is not in the folder; copy it there")));
         }
-        let mut part =
-            if file.ends_with(".safetensors") { safetensors::open(&shard)?.tensors } else { state_dict(&shard)? };
+        let mut part = if file.ends_with(".safetensors") {
+            safetensors::open(&shard, limits)?.tensors
+        } else {
+            state_dict(&shard, limits)?
+        };
         for tensor in &part {
             if let Some(other) = found.insert(tensor.meta.name.clone(), file) {
                 return Err(refuse(format!("the tensor {:?} is both in {other:?} and in {file:?}", tensor.meta.name)));
@@ -126,8 +130,8 @@ fn shards(dir: &Path, path: &Path) -> Result<Vec<Tensor>> {
 }
 
 /// The tensors of a `.pt` file that holds a state dict and nothing else.
-fn state_dict(path: &Path) -> Result<Vec<Tensor>> {
-    let file = PtFile::open(path)?;
+fn state_dict(path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
+    let file = PtFile::open(path, limits)?;
     state_dict_tensors(&file, file.value())
 }
 

@@ -4,7 +4,7 @@
 //! is held against the file's size before anything is allocated or mapped; nothing is written but under the target
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
-//! In reading order: [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`hf`] (reading and writing files);
+//! In reading order: [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`hf`] (reading and writing files) within [`limits`];
 //! [`model`] (GPT-2's names), [`convert`], [`output`], [`progress`]; [`state`], [`export`], [`bundle`], [`import`],
 //! [`check`].
 
@@ -15,6 +15,7 @@ pub mod convert;
 pub mod export;
 pub mod hf;
 pub mod import;
+pub mod limits;
 pub mod mapped;
 pub mod model;
 pub mod output;

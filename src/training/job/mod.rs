@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-pub use events::{JobAction, ResumeDecision, JobEvent, WorkerExit, Now, Outcome, Resume, Signal, ReadBack};
+pub use events::{JobAction, JobEvent, Now, Outcome, ReadBack, Resume, ResumeDecision, Signal, WorkerExit};
 
 use super::progress::{HistoryReport, IntervalReport, Progress, Report, SnapshotState, State};
 use super::restarts::{Cause, Restarts};

@@ -88,7 +88,9 @@ fn a_stop_says_how_much_time_there_is_and_a_deadline_does_not_wait_for_a_signals
     bench.on(notice(Call::EndsAt(bench.now.at + Duration::from_secs(50))));
     bench.pass(Duration::from_secs(40));
     let actions = bench.on(JobEvent::Signal(Signal::Terminate));
-    let [JobAction::Send(AgentCommand::Stop { within_ms: Some(within_ms), .. })] = actions else { panic!("{actions:?}") };
+    let [JobAction::Send(AgentCommand::Stop { within_ms: Some(within_ms), .. })] = actions else {
+        panic!("{actions:?}")
+    };
     assert!((9_000..10_000).contains(within_ms), "{within_ms}");
 }
 

@@ -115,7 +115,8 @@ pub(super) fn committed(step: u64) -> Message {
 
 pub(super) fn verified(step: u64) -> JobEvent {
     let took = Duration::from_millis(5);
-    let verdict = ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
+    let verdict =
+        ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
     JobEvent::Judged { id: format!("step-{step}"), verdict }
 }
 

@@ -21,6 +21,7 @@ use serde::Serialize;
 
 pub use assemble::{Fresh, Loaded};
 
+use crate::limits::ReadLimits;
 use crate::progress::Progress;
 use crate::{bundle, output};
 use ckptd_core::error::{Error, Result};
@@ -34,6 +35,7 @@ pub struct Options {
     pub model: Option<PathBuf>,
     pub level: u8,
     pub threads: usize,
+    pub limits: ReadLimits,
     /// Set by a signal to call the import off.
     pub cancel: Arc<AtomicBool>,
 }
@@ -41,7 +43,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Options { fresh: Fresh::AdamW, model: None, level: 1, threads, cancel: Arc::default() }
+        Options {
+            fresh: Fresh::AdamW,
+            model: None,
+            level: 1,
+            threads,
+            limits: ReadLimits::default(),
+            cancel: Arc::default(),
+        }
     }
 }
 
@@ -62,17 +71,23 @@ pub struct Imported {
 }
 
 /// Reads the source at `from`. A bundle is unpacked beside `target` for as long as the result lives.
-pub fn load(from: &Path, target: &Path, model: Option<&Path>, progress: &dyn Progress) -> Result<Loaded> {
+pub fn load(
+    from: &Path,
+    target: &Path,
+    model: Option<&Path>,
+    limits: &ReadLimits,
+    progress: &dyn Progress,
+) -> Result<Loaded> {
     let mut scratch = None;
-    let mut parts = match parts::kind(from)? {
-        parts::Kind::Folder => parts::folder(from)?,
-        parts::Kind::Torch => parts::torch(from)?,
-        parts::Kind::Safetensors => parts::safetensors(from)?,
-        parts::Kind::Snapshot => parts::snapshot(from)?,
+    let mut parts = match parts::kind(from, limits)? {
+        parts::Kind::Folder => parts::folder(from, limits)?,
+        parts::Kind::Torch => parts::torch(from, limits)?,
+        parts::Kind::Safetensors => parts::safetensors(from, limits)?,
+        parts::Kind::Snapshot => parts::snapshot(from, limits)?,
         parts::Kind::Bundle => {
             let folder = output::Scratch::beside(target)?;
-            bundle::unpack_into(from, folder.path(), false, progress)?;
-            let parts = parts::folder(folder.path()).map_err(|e| within(e, folder.path(), from))?;
+            bundle::unpack_into(from, folder.path(), false, limits, progress)?;
+            let parts = parts::folder(folder.path(), limits).map_err(|e| within(e, folder.path(), from))?;
             scratch = Some(folder);
             parts
         }
@@ -98,7 +113,7 @@ fn within(error: Error, folder: &Path, bundle: &Path) -> Error {
 
 /// Whether a snapshot file lies at `path`.
 pub fn is_snapshot(path: &Path) -> Result<bool> {
-    Ok(path.is_file() && parts::kind(path)? == parts::Kind::Snapshot)
+    Ok(path.is_file() && parts::kind(path, &ReadLimits::default())? == parts::Kind::Snapshot)
 }
 
 /// Imports `from` into the store at `store`, which must hold no snapshots yet.
@@ -130,7 +145,7 @@ fn into_store(from: &Path, path: &Path, options: &Options, progress: &dyn Progre
             newest.id
         )));
     }
-    let mut loaded = load(from, path, options.model.as_deref(), progress)?;
+    let mut loaded = load(from, path, options.model.as_deref(), &options.limits, progress)?;
     loaded.complete(options.fresh)?;
     let Loaded { snapshot, state, exact, notes, .. } = &loaded;
     let run_id = match state {

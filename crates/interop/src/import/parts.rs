@@ -9,11 +9,12 @@ use serde::Deserialize;
 use crate::export::single::{CONFIG_KEY, OPTIMIZER_PREFIX, STATE_KEY};
 use crate::export::source::MOMENTS;
 use crate::export::torch::{OPTIMIZER, TRAINER_STATE};
+use crate::hf;
+use crate::limits::ReadLimits;
 use crate::mapped::{Mapped, read_small};
 use crate::safetensors;
 use crate::state::State;
 use crate::torch_pt::{PtFile, Value};
-use crate::{bundle, hf};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Role, Tensor, TensorMeta};
 use ckptd_core::store::SnapshotReader;
@@ -57,14 +58,14 @@ pub enum Optimizer {
 }
 
 /// What lies at `path`.
-pub fn kind(path: &Path) -> Result<Kind> {
+pub fn kind(path: &Path, limits: &ReadLimits) -> Result<Kind> {
     if path.is_dir() {
         return Ok(Kind::Folder);
     }
     let mapped = Mapped::open(path)?;
     let bytes = mapped.bytes();
     let has_pickle = || {
-        let entries = crate::archive::entries(&mapped)?;
+        let entries = crate::archive::entries(&mapped, limits)?;
         Ok::<_, Error>(entries.iter().any(|entry| entry.name == "data.pkl" || entry.name.ends_with("/data.pkl")))
     };
     match bytes {
@@ -82,8 +83,8 @@ pub fn kind(path: &Path) -> Result<Kind> {
 }
 
 /// A Hugging Face folder or a Trainer checkpoint.
-pub fn folder(dir: &Path) -> Result<Parts> {
-    let folder = hf::open(dir)?;
+pub fn folder(dir: &Path, limits: &ReadLimits) -> Result<Parts> {
+    let folder = hf::open(dir, limits)?;
     let state = State::read(dir)?;
     let mut parts = Parts { tensors: folder.tensors, ..Parts::default() };
     parts.files = match &state {
@@ -98,7 +99,7 @@ pub fn folder(dir: &Path) -> Result<Parts> {
     parts.state = state;
     let optimizer = dir.join(OPTIMIZER);
     if optimizer.exists() {
-        parts.optimizer = Optimizer::Torch { file: PtFile::open(&optimizer)?, key: None };
+        parts.optimizer = Optimizer::Torch { file: PtFile::open(&optimizer, limits)?, key: None };
     }
     let trainer_state = dir.join(TRAINER_STATE);
     if trainer_state.exists() {
@@ -108,8 +109,8 @@ pub fn folder(dir: &Path) -> Result<Parts> {
 }
 
 /// A `.pt` file: a state dict, or a dict that holds one beside the optimiser's.
-pub fn torch(path: &Path) -> Result<Parts> {
-    let file = PtFile::open(path)?;
+pub fn torch(path: &Path, limits: &ReadLimits) -> Result<Parts> {
+    let file = PtFile::open(path, limits)?;
     let mut parts = Parts::default();
     let value = file.value();
     let first = |keys: &[&'static str], fits: fn(&Value) -> bool| {
@@ -136,8 +137,8 @@ pub fn torch(path: &Path) -> Result<Parts> {
     Ok(parts)
 }
 
-pub fn safetensors(path: &Path) -> Result<Parts> {
-    let file = safetensors::open(path)?;
+pub fn safetensors(path: &Path, limits: &ReadLimits) -> Result<Parts> {
+    let file = safetensors::open(path, limits)?;
     let mut parts = Parts::default();
     let entry = |key: &str| file.metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
     if let Some(config) = entry(CONFIG_KEY) {
@@ -167,10 +168,10 @@ pub fn safetensors(path: &Path) -> Result<Parts> {
 }
 
 /// A snapshot file from another store.
-pub fn snapshot(path: &Path) -> Result<Parts> {
+pub fn snapshot(path: &Path, limits: &ReadLimits) -> Result<Parts> {
     let reader = SnapshotReader::open(path)?;
     let (raw, file) = (reader.manifest().raw_bytes, reader.file_bytes());
-    if raw > bundle::justified(file) {
+    if raw > limits.expanded(file) {
         return Err(Error::mismatch(
             path,
             format!("its {raw} bytes of tensors are not justified by {file} bytes of file"),

@@ -14,17 +14,15 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 
+use crate::limits::ReadLimits;
 use crate::mapped::Mapped;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta};
 
 pub use writer::{Item, Written, write};
 
-/// The header of a model of ten thousand tensors takes about 1 MiB.
-const MAX_HEADER_BYTES: u64 = 8 << 20;
-pub const MAX_TENSORS: usize = 65_536;
 pub const MAX_NAME_BYTES: usize = 512;
 pub const MAX_DIMENSIONS: usize = 16;
 
@@ -35,13 +33,13 @@ pub struct File {
 }
 
 /// Maps the file at `path` and checks all of its header. The tensors' bytes stay in the mapping.
-pub fn open(path: &Path) -> Result<File> {
+pub fn open(path: &Path, limits: &ReadLimits) -> Result<File> {
     let mapped = Mapped::open(path)?;
-    read(&mapped).map_err(|reason| Error::mismatch(path, format!("not a sound safetensors file: {reason}")))
+    read(&mapped, limits).map_err(|reason| Error::mismatch(path, format!("not a sound safetensors file: {reason}")))
 }
 
-fn read(mapped: &Arc<Mapped>) -> Result<File, String> {
-    let data = check_header(mapped.bytes())?;
+fn read(mapped: &Arc<Mapped>, limits: &ReadLimits) -> Result<File, String> {
+    let data = check_header(mapped.bytes(), limits)?;
     let (_, header) = SafeTensors::read_metadata(mapped.bytes()).map_err(|e| e.to_string())?;
     let mut tensors = Vec::new();
     for (name, info) in header.tensors() {
@@ -65,10 +63,10 @@ fn read(mapped: &Arc<Mapped>) -> Result<File, String> {
 }
 
 /// Holds the header against the caps and the file; returns where the data lies.
-fn check_header(bytes: &[u8]) -> Result<Range<u64>, String> {
+fn check_header(bytes: &[u8], limits: &ReadLimits) -> Result<Range<u64>, String> {
     let length = bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)).ok_or("the file is shorter than 8 bytes")?;
-    if length > MAX_HEADER_BYTES {
-        return Err(format!("it announces a header of {length} bytes; at most {MAX_HEADER_BYTES} are read"));
+    if length > limits.header_bytes {
+        return Err(format!("it announces a header of {length} bytes; at most {} are read", limits.header_bytes));
     }
     let data_start = 8 + length;
     let header = usize::try_from(data_start)
@@ -76,8 +74,12 @@ fn check_header(bytes: &[u8]) -> Result<Range<u64>, String> {
         .and_then(|end| bytes.get(8..end))
         .ok_or_else(|| format!("it announces a header of {length} bytes, but the file ends after {}", bytes.len()))?;
     let data = data_start..bytes.len() as u64;
-    let names: Names =
-        serde_json::from_slice(header).map_err(|e| format!("its header is not what it should be: {e}"))?;
+    let visitor = NamesVisitor { max_tensors: limits.tensors };
+    let mut json = serde_json::Deserializer::from_slice(header);
+    let names = visitor
+        .deserialize(&mut json)
+        .and_then(|names| json.end().map(|()| names))
+        .map_err(|e| format!("its header is not what it should be: {e}"))?;
     match names.largest_end > data.end - data.start {
         true => Err(format!(
             "a tensor ends at byte {} of {} bytes of data; the file is cut",
@@ -103,13 +105,17 @@ struct HeaderItem {
     data_offsets: (u64, u64),
 }
 
-impl<'de> Deserialize<'de> for Names {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Names, D::Error> {
-        deserializer.deserialize_map(NamesVisitor)
-    }
+struct NamesVisitor {
+    max_tensors: usize,
 }
 
-struct NamesVisitor;
+impl<'de> DeserializeSeed<'de> for NamesVisitor {
+    type Value = Names;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Names, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
 
 impl<'de> Visitor<'de> for NamesVisitor {
     type Value = Names;
@@ -135,8 +141,8 @@ impl<'de> Visitor<'de> for NamesVisitor {
                     )));
                 }
             }
-            if seen.len() >= MAX_TENSORS {
-                return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+            if seen.len() >= self.max_tensors {
+                return Err(A::Error::custom(format!("more than {} tensors", self.max_tensors)));
             }
             if let Some(twice) = seen.replace(name) {
                 return Err(A::Error::custom(format!("it names {twice:?} twice")));

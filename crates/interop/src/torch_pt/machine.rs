@@ -11,10 +11,7 @@ use std::sync::Arc;
 use super::globals::{self, Global};
 use super::object;
 use super::value::{Storage, TensorRef};
-
-/// A state dict takes about 30 op-codes for each tensor.
-const MAX_OPCODES: usize = 1_000_000;
-pub(super) const MAX_TENSORS: usize = 65_536;
+use crate::limits::ReadLimits;
 
 pub(super) type Id = u32;
 
@@ -44,12 +41,13 @@ pub(super) struct Machine<'a> {
     memo: HashMap<u32, Id>,
     pub(super) nodes: Vec<Node>,
     pub(super) tensors: usize,
+    pub(super) limits: &'a ReadLimits,
     pub(super) storages: HashMap<Arc<str>, Arc<Storage>>,
     pub(super) storage_bytes: StorageBytes<'a>,
 }
 
 /// Runs the pickle; returns the nodes and the last value. Errors name the op-code and its place.
-pub(super) fn run(input: &[u8], storage_bytes: StorageBytes) -> Result<(Vec<Node>, Id), String> {
+pub(super) fn run(input: &[u8], storage_bytes: StorageBytes, limits: &ReadLimits) -> Result<(Vec<Node>, Id), String> {
     if input.first() != Some(&0x80) {
         return Err("it does not begin as a pickle of protocol 2 or later".into());
     }
@@ -61,10 +59,11 @@ pub(super) fn run(input: &[u8], storage_bytes: StorageBytes) -> Result<(Vec<Node
         memo: HashMap::new(),
         nodes: Vec::new(),
         tensors: 0,
+        limits,
         storages: HashMap::new(),
         storage_bytes,
     };
-    for _ in 0..MAX_OPCODES {
+    for _ in 0..limits.pickle_opcodes {
         let start = machine.at;
         let result = machine.byte().and_then(|op| match op {
             b'.' => machine.pop().map(Some),
@@ -76,7 +75,7 @@ pub(super) fn run(input: &[u8], storage_bytes: StorageBytes) -> Result<(Vec<Node
             Err(what) => return Err(format!("{what} (at byte {start})")),
         }
     }
-    Err(format!("more than {MAX_OPCODES} op-codes"))
+    Err(format!("more than {} op-codes", limits.pickle_opcodes))
 }
 
 impl Machine<'_> {

@@ -24,15 +24,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use value::{Storage, TensorRef, Value};
 
 use crate::archive;
+use crate::limits::ReadLimits;
 use crate::mapped::Mapped;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{Role, Tensor, TensorBytes, TensorMeta};
-
-const MAX_PICKLE_BYTES: u64 = 16 << 20;
-
-/// How often a byte of the file may occur in the tensors that are taken from it. Tied weights share a storage; a file
-/// whose tensors are many times its own size is made up.
-const MAX_SHARING: u64 = 4;
 
 /// An opened file: its object as plain values, and the bytes of its tensors.
 pub struct PtFile {
@@ -40,14 +35,15 @@ pub struct PtFile {
     value: Value,
     storages: HashMap<String, Range<u64>>,
     taken_bytes: AtomicU64,
+    max_taken_bytes: u64,
 }
 
 impl PtFile {
-    pub fn open(path: &Path) -> Result<PtFile> {
+    pub fn open(path: &Path, limits: &ReadLimits) -> Result<PtFile> {
         let mapped = Mapped::open(path)?;
         check_kind(mapped.bytes()).map_err(|reason| Error::mismatch(path, reason))?;
-        let entries = archive::entries(&mapped)?;
-        read(&mapped, &entries).map_err(|reason| Error::mismatch(path, reason))
+        let entries = archive::entries(&mapped, limits)?;
+        read(&mapped, &entries, limits).map_err(|reason| Error::mismatch(path, reason))
     }
 
     /// The object that was saved.
@@ -66,7 +62,7 @@ impl PtFile {
         let meta = TensorMeta { role, name: name.to_owned(), dtype, shape: tensor.shape.clone() };
         let bytes = meta.bytes().ok_or_else(|| refuse("its size overflows"))?;
         let taken = self.taken_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if taken > self.mapped.len().saturating_mul(MAX_SHARING) {
+        if taken > self.max_taken_bytes {
             return Err(refuse("the tensors take many times the file's own size; the file is made up"));
         }
         let bytes = match tensor.is_contiguous() {
@@ -131,7 +127,7 @@ fn check_kind(bytes: &[u8]) -> Result<(), String> {
     Err("not a PyTorch file: torch.save writes a zip archive, and this is none".into())
 }
 
-fn read(mapped: &Arc<Mapped>, entries: &[archive::Entry]) -> Result<PtFile, String> {
+fn read(mapped: &Arc<Mapped>, entries: &[archive::Entry], limits: &ReadLimits) -> Result<PtFile, String> {
     const NONE: &str = "a zip archive without data.pkl: not written by torch.save";
     if entries.iter().any(|entry| entry.name.ends_with("/constants.pkl")) {
         return Err("a TorchScript archive, which holds a program; save the state_dict instead".into());
@@ -152,8 +148,8 @@ fn read(mapped: &Arc<Mapped>, entries: &[archive::Entry]) -> Result<PtFile, Stri
             String::from_utf8_lossy(&order[..order.len().min(16)])
         ));
     }
-    if pickle.bytes > MAX_PICKLE_BYTES {
-        return Err(format!("data.pkl has {} bytes; at most {MAX_PICKLE_BYTES} are read", pickle.bytes));
+    if pickle.bytes > limits.pickle_bytes {
+        return Err(format!("data.pkl has {} bytes; at most {} are read", pickle.bytes, limits.pickle_bytes));
     }
     let data = format!("{folder}data/");
     let storages: HashMap<String, Range<u64>> = entries
@@ -161,10 +157,11 @@ fn read(mapped: &Arc<Mapped>, entries: &[archive::Entry]) -> Result<PtFile, Stri
         .filter_map(|entry| Some((entry.name.strip_prefix(&data)?.to_owned(), entry.data.clone())))
         .collect();
     let storage_bytes = |key: &str| storages.get(key).map(|range| range.end - range.start);
-    let value = machine::run(bytes(&pickle.data), &storage_bytes)
-        .and_then(|(nodes, root)| tree::build(&nodes, root))
+    let value = machine::run(bytes(&pickle.data), &storage_bytes, limits)
+        .and_then(|(nodes, root)| tree::build(&nodes, root, limits))
         .map_err(|what| format!("{}: {what}", pickle.name))?;
-    Ok(PtFile { mapped: Arc::clone(mapped), value, storages, taken_bytes: AtomicU64::new(0) })
+    let max_taken_bytes = mapped.len().saturating_mul(limits.sharing);
+    Ok(PtFile { mapped: Arc::clone(mapped), value, storages, taken_bytes: AtomicU64::new(0), max_taken_bytes })
 }
 
 /// `data.pkl` lies in one folder, whose name is of no interest.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::globals::Global;
-use super::machine::{Id, MAX_TENSORS, Machine, Node};
+use super::machine::{Id, Machine, Node};
 use super::value::{Storage, TensorRef};
 use crate::safetensors::MAX_DIMENSIONS;
 
@@ -85,8 +85,8 @@ pub(super) fn storage(machine: &mut Machine, id: Id) -> Result<Arc<Storage>, Str
 
 fn tensor(machine: &mut Machine, [storage, offset, shape, stride]: [Id; 4]) -> Result<TensorRef, String> {
     machine.tensors += 1;
-    if machine.tensors > MAX_TENSORS {
-        return Err(format!("more than {MAX_TENSORS} tensors"));
+    if machine.tensors > machine.limits.tensors {
+        return Err(format!("more than {} tensors", machine.limits.tensors));
     }
     let Node::Storage(storage) = machine.node(storage) else { return Err("a tensor without a storage".into()) };
     let storage = Arc::clone(storage);

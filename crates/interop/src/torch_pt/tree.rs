@@ -9,27 +9,26 @@ use std::sync::Arc;
 use super::globals::Global;
 use super::machine::{Id, Node};
 use super::value::Value;
+use crate::limits::ReadLimits;
 
-const MAX_DEPTH: usize = 64;
-const MAX_VALUES: usize = 1_000_000;
-
-pub(super) fn build(nodes: &[Node], root: Id) -> Result<Value, String> {
-    Builder { nodes, values: 0 }.value(root, 0)
+pub(super) fn build(nodes: &[Node], root: Id, limits: &ReadLimits) -> Result<Value, String> {
+    Builder { nodes, values: 0, limits }.value(root, 0)
 }
 
 struct Builder<'a> {
     nodes: &'a [Node],
     values: usize,
+    limits: &'a ReadLimits,
 }
 
 impl Builder<'_> {
     fn value(&mut self, id: Id, depth: usize) -> Result<Value, String> {
         self.values += 1;
-        if self.values > MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} values"));
+        if self.values > self.limits.pickle_values {
+            return Err(format!("more than {} values", self.limits.pickle_values));
         }
-        if depth > MAX_DEPTH {
-            return Err(format!("values within values more than {MAX_DEPTH} deep"));
+        if depth > self.limits.pickle_depth {
+            return Err(format!("values within values more than {} deep", self.limits.pickle_depth));
         }
         let nodes = self.nodes;
         Ok(match nodes.get(id as usize).ok_or("a value that was never made")? {
