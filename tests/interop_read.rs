@@ -99,7 +99,7 @@ fn a_whole_checkpoint_is_read_as_plain_values() {
         assert_eq!(value.get("flag"), Some(&Value::Bool(true)));
         assert_eq!(value.get("negative").unwrap().as_int(), Some(-(1 << 40)));
         assert_eq!(value.get("big"), Some(&Value::Other("a very large number")));
-        assert_eq!(value.get("dtype"), Some(&Value::DType(ckptd_core::snapshot::DType::BF16)));
+        assert_eq!(value.get("dtype"), Some(&Value::DType(ckptd_core::dtype::DType::BF16)));
         assert_eq!(value.get("size"), Some(&Value::Tuple(vec![Value::Int(1), Value::Int(2)])));
         assert_eq!(value.get("pair"), Some(&Value::Tuple(vec![Value::Int(1), Value::Float(2.0)])));
         let optimizer = value.get("optimizer").unwrap();

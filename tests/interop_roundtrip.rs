@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ckptd_core::config::{Config, ScheduleKind, TrainSection};
-use ckptd_core::snapshot::{DType, Role};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::Role;
 use ckptd_core::store::{SnapshotReader, Store};
 use ckptd_interop::export::{self, Format};
 use ckptd_interop::import::{self, Fresh};

@@ -7,7 +7,8 @@ mod support;
 
 use std::path::Path;
 
-use ckptd_core::snapshot::{CarriedFile, DType, Role, Snapshot, Tensor, TensorMeta};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{CarriedFile, Role, Snapshot, Tensor, TensorMeta};
 use ckptd_core::store::{CommitOptions, Committed, SnapshotReader, Store, commit};
 use support::{RUN, floats, snapshot, store};
 

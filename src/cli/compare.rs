@@ -13,8 +13,9 @@ use serde_json::Value;
 use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
+use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::snapshot::{DType, TensorMeta, TrainState};
+use ckptd_core::snapshot::{TensorMeta, TrainState};
 use ckptd_core::store::SnapshotReader;
 use ckptd_interop::progress::Progress;
 

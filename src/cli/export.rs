@@ -7,8 +7,8 @@ use clap::ValueEnum;
 use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
+use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
-use ckptd_core::snapshot::DType;
 use ckptd_core::text::ByteSize;
 use ckptd_interop::export::{self, Exported, Format};
 

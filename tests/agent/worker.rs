@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use ckptd_core::dtype::DType;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
-use ckptd_core::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::snapshot::{Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::{CommitOptions, SnapshotReader, Store, commit};
 
 pub const SCRIPT: &str = "FAKE_WORKER_SCRIPT";

@@ -1,6 +1,7 @@
 //! Snapshot files whose hashes are all right and whose contents are not.
 
-use ckptd_core::snapshot::{DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::{CommitOptions, Store, commit, format};
 use serde_json::{Value, json};
 

@@ -1,7 +1,8 @@
 //! Small stores and snapshots for tests.
 #![allow(dead_code, clippy::unwrap_used)] // each test file uses its own part of this
 
-use ckptd_core::snapshot::{CarriedFile, DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::{CommitOptions, Committed, Store, commit};
 
 pub const RUN: &str = "0123456789abcdef0123456789abcdef";

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ckptd_core::snapshot::{CarriedFile, DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::format::{self, TensorRecord};
 
 use crate::random::Random;

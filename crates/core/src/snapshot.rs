@@ -9,54 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Element type of a tensor, named as safetensors names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum DType {
-    F64,
-    F32,
-    F16,
-    BF16,
-    I64,
-    I32,
-    I16,
-    I8,
-    U8,
-    Bool,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
-        match self {
-            DType::F64 | DType::I64 => 8,
-            DType::F32 | DType::I32 => 4,
-            DType::F16 | DType::BF16 | DType::I16 => 2,
-            DType::I8 | DType::U8 | DType::Bool => 1,
-        }
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            DType::F64 => "F64",
-            DType::F32 => "F32",
-            DType::F16 => "F16",
-            DType::BF16 => "BF16",
-            DType::I64 => "I64",
-            DType::I32 => "I32",
-            DType::I16 => "I16",
-            DType::I8 => "I8",
-            DType::U8 => "U8",
-            DType::Bool => "BOOL",
-        }
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::dtype::DType;
 
 /// What a tensor is to the training; optimiser state carries PyTorch's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -132,8 +85,16 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// A tensor that owns its bytes, as many as `meta` says.
     pub fn new(meta: TensorMeta, bytes: Vec<u8>) -> Tensor {
         Tensor { meta, bytes: Arc::new(bytes) }
+    }
+
+    /// Whether the other one has the same type, shape and bytes, whatever it is called.
+    pub fn has_values_of(&self, other: &Tensor) -> bool {
+        self.meta.dtype == other.meta.dtype
+            && self.meta.shape == other.meta.shape
+            && (*self.bytes).as_ref() == (*other.bytes).as_ref()
     }
 }
 

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ckptd_core::snapshot::{CarriedFile, DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 
 /// SplitMix64.
 #[derive(Clone)]

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use ckptd_core::snapshot::{DType, Metrics, Role, Tensor as SnapshotTensor, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{Metrics, Role, Tensor as SnapshotTensor, TensorMeta, TrainState};
 use ckptd_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 

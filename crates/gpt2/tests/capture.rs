@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
-use ckptd_core::snapshot::{DType, Role, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{Role, TensorMeta, TrainState};
 use ckptd_gpt2::capture::{Capture, State};
 use ckptd_gpt2::optim::{ModelOptimizer, Step};
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
-use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{Role, Tensor, TensorMeta, TrainState};
 use ckptd_gpt2::capture::State;
 use ckptd_gpt2::gpt2::{Batch, Gpt2, Gpt2Config, Gradients, init};
 use ckptd_gpt2::optim::{ModelOptimizer, Step};

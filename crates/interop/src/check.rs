@@ -11,7 +11,6 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +18,9 @@ use crate::import::{self, Loaded};
 use crate::limits::ReadLimits;
 use crate::model;
 use crate::progress::Progress;
+use ckptd_core::dtype::{DType, numbers};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::snapshot::{DType, Role, TensorMeta};
+use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::store::SnapshotReader;
 
 /// Values of a block: its sums are added up in the order of the blocks.
@@ -297,23 +297,5 @@ impl Values<'_> {
         let blocks: Vec<(f64, f64)> = self.blocks().zip(other.blocks()).map(block).collect();
         let (squares, largest) = blocks.into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, f64::max(a.1, b.1)));
         (squares.sqrt(), if squares.is_nan() { f64::NAN } else { largest })
-    }
-}
-
-/// The numbers of a block.
-fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f64> {
-    fn each<const N: usize>(bytes: &[u8], one: fn([u8; N]) -> f64) -> Vec<f64> {
-        bytes.as_chunks::<N>().0.iter().map(|value| one(*value)).collect()
-    }
-    match dtype {
-        DType::F64 => each(bytes, f64::from_le_bytes),
-        DType::F32 => bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
-        DType::F16 => each(bytes, |b| f16::from_le_bytes(b).into()),
-        DType::BF16 => each(bytes, |b| bf16::from_le_bytes(b).into()),
-        DType::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
-        DType::I32 => each(bytes, |b| i32::from_le_bytes(b).into()),
-        DType::I16 => each(bytes, |b| i16::from_le_bytes(b).into()),
-        DType::I8 => each(bytes, |b| i8::from_le_bytes(b).into()),
-        DType::U8 | DType::Bool => each(bytes, |b: [u8; 1]| b[0].into()),
     }
 }

@@ -5,13 +5,12 @@
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
 //! In reading order: [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`hf`] (reading and writing files) within [`limits`];
-//! [`model`] (GPT-2's names), [`convert`], [`output`], [`progress`]; [`state`], [`export`], [`bundle`], [`import`],
+//! [`model`] (GPT-2's names), [`output`], [`progress`]; [`state`], [`export`], [`bundle`], [`import`],
 //! [`check`].
 
 pub mod archive;
 pub mod bundle;
 pub mod check;
-pub mod convert;
 pub mod export;
 pub mod hf;
 pub mod import;

@@ -97,7 +97,8 @@ pub fn is_tied<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ckptd_core::snapshot::{DType, Role};
+    use ckptd_core::dtype::DType;
+    use ckptd_core::snapshot::Role;
 
     #[test]
     fn names_of_others_become_those_of_the_model() {

@@ -8,7 +8,7 @@ use super::reader::Reader;
 use super::split::{STRETCH, join};
 use super::whiten::{Grid, Means};
 use super::{ChunkContext, CodecError, Coding, Isa};
-use crate::snapshot::DType;
+use crate::dtype::DType;
 
 /// Decodes chunks, one at a time; holds the scratch memory of one thread.
 ///

@@ -9,7 +9,8 @@ use super::split::split;
 use super::survey::entropy_bits;
 use super::whiten::{Grid, Means};
 use super::{ChunkContext, Coding, Isa, room};
-use crate::snapshot::{DType, Role};
+use crate::dtype::DType;
+use crate::snapshot::Role;
 
 /// Floats fewer than this go through zstd: planes would not earn their headers.
 const FEWEST_FLOATS: usize = 512;

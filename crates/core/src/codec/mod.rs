@@ -35,7 +35,8 @@ pub use decode::Decoder;
 pub use dispatch::Isa;
 pub use encode::Encoder;
 
-use crate::snapshot::{DType, Role};
+use crate::dtype::DType;
+use crate::snapshot::Role;
 
 /// Raw bytes of a chunk, except for the last one of a tensor.
 pub const CHUNK_BYTES: usize = 512 << 10;

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::snapshot::{DType, Role};
+use crate::dtype::DType;
+use crate::snapshot::Role;
 
 const DTYPES: [DType; 10] = [
     DType::F64,

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use super::format::{self, ChunkPlace, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer};
 use super::{Store, layout};
 use crate::codec::{CHUNK_BYTES, Encoder, room};
+use crate::dtype;
 use crate::error::{Error, Result};
 use crate::os::block_writer::{BlockWriter, Starvation};
 use crate::os::fs::{self, Dir, SECTOR};
 use crate::pipeline::{Pipeline, PipelineEnded};
-use crate::snapshot::{DType, Role, Snapshot, TensorBytes, TensorMeta};
+use crate::snapshot::{Role, Snapshot, TensorBytes, TensorMeta};
 
 /// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
 const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
@@ -344,7 +345,7 @@ impl EncodeStage<'_> {
                 encoded_hash: *blake3::hash(&memory[..length]).as_bytes(),
                 raw_hash: format::chunk_hash(raw, unit.offset, whole.len() == unit.bytes),
             };
-            let finite = unit.context.role != Role::Param || all_finite(raw, unit.context.dtype);
+            let finite = unit.context.role != Role::Param || dtype::all_finite(unit.context.dtype, raw);
             drop(item);
             if self.left[unit.item].fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -368,25 +369,6 @@ const BACKGROUND_NICE: i32 = 3;
 pub fn low_priority() {
     // Linux keeps a nice value for each thread. Refusal only means that the thread competes as an equal.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BACKGROUND_NICE);
-}
-
-fn all_finite(raw: &[u8], dtype: DType) -> bool {
-    // An exponent of all ones is an infinity or a NaN. No early exit: the loop vectorises.
-    let bad = match dtype {
-        DType::F32 => raw.chunks_exact(4).fold(false, |bad, b| {
-            let exponent = u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000;
-            bad | (exponent == 0x7f80_0000)
-        }),
-        DType::BF16 => {
-            raw.chunks_exact(2).fold(false, |bad, b| bad | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80))
-        }
-        DType::F16 => {
-            raw.chunks_exact(2).fold(false, |bad, b| bad | (u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00))
-        }
-        DType::F64 => raw.as_chunks().0.iter().fold(false, |bad, b| bad | !f64::from_le_bytes(*b).is_finite()),
-        _ => false,
-    };
-    !bad
 }
 
 const _: () = assert!(HEAD_BYTES < SECTOR);

@@ -12,8 +12,9 @@ use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_ro
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CHUNK_BYTES, ChunkContext, MAX_OVERHEAD};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::snapshot::{DType, Metrics, Provenance, Role, TensorMeta, TrainState};
+use crate::snapshot::{Metrics, Provenance, Role, TensorMeta, TrainState};
 
 pub const VERSION: u32 = 1;
 const HEAD_MAGIC: [u8; 8] = *b"\x89CKPTD\r\n";

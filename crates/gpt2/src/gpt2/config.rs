@@ -1,7 +1,8 @@
 //! A GPT-2's shape, read from transformers' config.json: every field that changes the arithmetic is honoured or
 //! refused by name. Deliberately not here: tensors of libtorch.
 
-use ckptd_core::snapshot::{DType, Role, TensorMeta};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 

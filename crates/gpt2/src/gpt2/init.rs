@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta};
+use ckptd_core::dtype;
+use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 use ckptd_core::{Error, Result};
-use half::{bf16, f16};
 use tch::{Device, Kind};
 
 use super::Gpt2Config;
@@ -68,7 +68,7 @@ pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [Destin
     }
     let tied = !destinations.iter().any(|d| d.meta.name == LM_HEAD);
     if let Some(head) = given.get(LM_HEAD).filter(|_| tied)
-        && !given.get(WTE).is_some_and(|wte| same_values(head, wte))
+        && !given.get(WTE).is_some_and(|wte| head.has_values_of(wte))
     {
         faults.push(format!("{LM_HEAD} differs from {WTE} although the config ties them (tie_word_embeddings)"));
     }
@@ -102,10 +102,6 @@ fn is_mask(name: &str) -> bool {
     layer.is_some_and(|(n, rest)| n.parse::<u32>().is_ok() && matches!(rest, "attn.bias" | "attn.masked_bias"))
 }
 
-fn same_values(a: &Tensor, b: &Tensor) -> bool {
-    a.meta.shape == b.meta.shape && a.meta.dtype == b.meta.dtype && (*a.bytes).as_ref() == (*b.bytes).as_ref()
-}
-
 fn copy(tensor: &Tensor, meta: &TensorMeta, destination: &mut [u8]) -> Result<(), String> {
     let TensorMeta { name, shape, .. } = meta;
     if tensor.meta.shape != *shape {
@@ -113,19 +109,9 @@ fn copy(tensor: &Tensor, meta: &TensorMeta, destination: &mut [u8]) -> Result<()
     }
     let source: &[u8] = (*tensor.bytes).as_ref();
     let dtype = tensor.meta.dtype;
-    if source.len() / dtype.size() != destination.len() / 4 {
+    if source.len() != destination.len() / 4 * dtype.size() {
         return Err(format!("{name} has {} bytes, which is not its shape's {dtype}", source.len()));
     }
-    let narrow = |to_f32: fn([u8; 2]) -> f32, destination: &mut [u8]| {
-        for (value, bytes) in destination.chunks_exact_mut(4).zip(source.chunks_exact(2)) {
-            value.copy_from_slice(&to_f32([bytes[0], bytes[1]]).to_le_bytes());
-        }
-    };
-    match dtype {
-        DType::F32 => destination.copy_from_slice(source),
-        DType::F16 => narrow(|b| f16::from_le_bytes(b).to_f32(), destination),
-        DType::BF16 => narrow(|b| bf16::from_le_bytes(b).to_f32(), destination),
-        _ => return Err(format!("{name} is {dtype}; F32, F16 and BF16 can be loaded")),
-    }
-    Ok(())
+    dtype::widen_into(destination, dtype, source)
+        .ok_or_else(|| format!("{name} is {dtype}; F32, F16 and BF16 can be loaded"))
 }

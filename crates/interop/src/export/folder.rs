@@ -12,8 +12,9 @@ use crate::progress::Progress;
 use crate::safetensors::{self, Item};
 use crate::state::{self, State};
 use crate::{hf, output};
+use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::snapshot::{DType, TensorMeta};
+use ckptd_core::snapshot::TensorMeta;
 use ckptd_core::store::format::FileRecord;
 
 const GENERATION: &str = "generation_config.json";

@@ -21,8 +21,8 @@ use serde::Serialize;
 use crate::progress::Progress;
 use crate::{bundle, output};
 use ckptd_core::config::Config;
+use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::snapshot::DType;
 use source::Source;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use crate::{convert, hf, model};
+use crate::{hf, model};
+use ckptd_core::dtype::{self, DType};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::pipeline::ahead;
-use ckptd_core::snapshot::{DType, Role, TensorMeta};
+use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::store::read::{ChunkRun, ChunkRunReader};
 use ckptd_core::store::{Manifest, SnapshotReader};
 
@@ -116,7 +117,7 @@ impl Source {
     fn convert(&self, bytes: Vec<u8>, meta: &TensorMeta, dtype: DType) -> Result<Vec<u8>> {
         match meta.dtype == dtype {
             true => Ok(bytes),
-            false => convert::convert(&bytes, meta.dtype, dtype).ok_or_else(|| {
+            false => dtype::convert(&bytes, meta.dtype, dtype).ok_or_else(|| {
                 Error::mismatch(self.path(), format!("{} is {}, which cannot become {dtype}", meta.name, meta.dtype))
             }),
         }

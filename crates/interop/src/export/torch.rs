@@ -17,8 +17,9 @@ use crate::progress::Progress;
 use crate::state::State;
 use crate::torch_pt::pickler::{Object, TensorSlot};
 use crate::torch_pt::writer;
+use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
-use ckptd_core::snapshot::{DType, Role, TensorMeta};
+use ckptd_core::snapshot::{Role, TensorMeta};
 
 pub const OPTIMIZER: &str = "optimizer.pt";
 pub const SCHEDULER: &str = "scheduler.pt";

@@ -124,7 +124,7 @@ fn exact(parts: Parts, state: State, from: &Path, progress: &dyn Progress) -> Re
     check_hashes(&tensors, &state, from, progress)?;
     for ((_, name), extra) in &found {
         let embedding = tensors.iter().find(|tensor| tensor.meta.name == model::EMBEDDING);
-        if name != model::HEAD || !embedding.is_some_and(|embedding| same_bytes(embedding, extra)) {
+        if name != model::HEAD || !embedding.is_some_and(|embedding| embedding.has_values_of(extra)) {
             return Err(refuse(format!("{} is not part of the snapshot that was exported", extra.meta.label())));
         }
     }
@@ -268,7 +268,7 @@ fn tie(tensors: &mut BTreeMap<String, Tensor>, tied: Option<bool>) -> Result<(),
             _ => Ok(()),
         };
     };
-    match (tied, same_bytes(embedding, head)) {
+    match (tied, embedding.has_values_of(head)) {
         (Some(true) | None, true) => {
             tensors.remove(model::HEAD);
             Ok(())
@@ -280,8 +280,4 @@ fn tie(tensors: &mut BTreeMap<String, Tensor>, tied: Option<bool>) -> Result<(),
         )),
         (Some(false), _) | (None, false) => Ok(()),
     }
-}
-
-fn same_bytes(a: &Tensor, b: &Tensor) -> bool {
-    a.meta.dtype == b.meta.dtype && a.meta.shape == b.meta.shape && (*a.bytes).as_ref() == (*b.bytes).as_ref()
 }

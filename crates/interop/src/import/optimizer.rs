@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 
+use crate::model;
 use crate::torch_pt::{PtFile, TensorRef, Value};
-use crate::{convert, model};
+use ckptd_core::dtype::{self, DType};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta};
+use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 
 #[derive(Debug, Default)]
 pub struct Moments {
@@ -114,7 +115,7 @@ pub fn widen(tensor: Tensor) -> Result<Tensor, String> {
     match dtype {
         DType::F32 => Ok(tensor),
         DType::F16 | DType::BF16 => {
-            let bytes = convert::convert((*tensor.bytes).as_ref(), dtype, DType::F32).unwrap_or_default();
+            let bytes = dtype::convert((*tensor.bytes).as_ref(), dtype, DType::F32).unwrap_or_default();
             Ok(Tensor::new(TensorMeta { dtype: DType::F32, ..tensor.meta }, bytes))
         }
         _ => Err(format!(

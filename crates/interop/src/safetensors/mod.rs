@@ -18,8 +18,9 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::limits::ReadLimits;
 use crate::mapped::Mapped;
+use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::snapshot::{DType, Role, Tensor, TensorMeta};
+use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 
 pub use writer::{Item, Written, write};
 

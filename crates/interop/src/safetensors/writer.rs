@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::progress::Progress;
+use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::fs;
-use ckptd_core::snapshot::DType;
 use ckptd_core::store::BlockWriter;
 
 /// What was written.

@@ -2,7 +2,7 @@
 //! nothing that runs. A name stands here for a plain value or for a constructor of plain values that the machine
 //! knows; no code of anybody is ever looked up.
 
-use ckptd_core::snapshot::DType;
+use ckptd_core::dtype::DType;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Global {

@@ -1,7 +1,7 @@
 //! Pickles (protocol 2) of plain objects with tensors in them, op-code for op-code what PyTorch's own reader with
 //! `weights_only=True` accepts. Deliberately not here: the archive (writer), shared or cyclic objects.
 
-use ckptd_core::snapshot::DType;
+use ckptd_core::dtype::DType;
 
 /// What is to be saved.
 #[derive(Clone, Debug, PartialEq)]

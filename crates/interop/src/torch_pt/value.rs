@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ckptd_core::snapshot::DType;
+use ckptd_core::dtype::DType;
 
 /// A value of the pickle. Containers are trees: a shared one occurs once for each place that names it.
 #[derive(Clone, Debug, PartialEq)]
