@@ -55,6 +55,11 @@ enum Command {
     Unpin(pin::UnpinArgs),
 }
 
+/// The command line as it is parsed, for the page that is made of it (docs/cli.md).
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Exit codes besides an error's own.
 pub(crate) mod code {
     pub const DONE: u8 = 0;
@@ -101,6 +106,6 @@ fn execute(command: Command) -> Result<u8> {
 mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
-        <super::Cli as clap::CommandFactory>::command().debug_assert();
+        super::command().debug_assert();
     }
 }
