@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use ckptd::session::costs::Costs;
+use ckptd::session::costs::LearnedCosts;
 use ckptd::session::interval::{IntervalInputs, choose};
 use support::Random;
 
@@ -39,17 +39,17 @@ fn fixed(uptimes: &[f64], every: f64, snapshot: (f64, f64)) -> f64 {
 
 /// Goodput of the automatic interval, which knows nothing at the beginning, and the interval that it ends with.
 fn auto(uptimes: &[f64], snapshot: (f64, f64), random: &mut Random) -> (f64, f64) {
-    let mut costs = Costs::default();
+    let mut costs = LearnedCosts::default();
     let (mut useful, mut total, mut every) = (0.0, 0.0, 0.0);
     for uptime in uptimes {
-        let facts = IntervalInputs {
+        let inputs = IntervalInputs {
             lost: costs.lost(),
             time: costs.snapshot_time().unwrap_or_default(),
             mtbf: costs.mtbf(),
             mtbf_is_given: false,
             failures: costs.failures,
         };
-        every = choose(&facts, 0.01).every.as_secs_f64();
+        every = choose(&inputs, 0.01).every.as_secs_f64();
         useful += kept(*uptime, every, snapshot);
         total += uptime + RESTART;
         costs.uptime_seconds += uptime;

@@ -7,14 +7,15 @@ use jiff::Timestamp;
 use super::target::Target;
 use super::{code, output};
 use crate::daemon::status::ask;
-use crate::session::ledger::{Ledger, Outlook};
+use crate::session::records::{SessionOutlook, SessionRecords};
 use crate::training::progress::{
-    self, Counts, HistoryReport, IntervalReport, Report, SessionReport, SnapshotReport, SnapshotState, StallReport,
-    State, WorkerReport,
+    Counts, HistoryReport, IntervalReport, Report, SessionReport, SnapshotReport, SnapshotState, StallReport, State,
+    WorkerReport,
 };
 use ckptd_core::config;
 use ckptd_core::error::Result;
 use ckptd_core::store;
+use ckptd_core::text::rough_duration;
 
 /// Sessions that the text lists.
 const SHOWN: usize = 5;
@@ -49,9 +50,10 @@ pub fn execute(args: &Args) -> Result<u8> {
 /// What the store's files say while no daemon runs.
 fn of_files(target: &Target) -> Result<Report> {
     let now = Timestamp::now();
-    let mut ledger: Ledger = target.store.read_record(store::Record::Sessions).ok().flatten().unwrap_or_default();
+    let mut records: SessionRecords =
+        target.store.read_record(store::Record::Sessions).ok().flatten().unwrap_or_default();
     // Nobody answers: one that has no end will get none any more.
-    ledger.close_killed();
+    records.close_killed();
     let entries = target.store.entries()?;
     let newest = entries.iter().find(|e| e.own && e.healthy());
     let manifest = newest.and_then(|e| e.manifest.as_ref());
@@ -93,7 +95,7 @@ fn of_files(target: &Target) -> Result<Report> {
         stall_ms: StallReport::default(),
         worker: WorkerReport::default(),
         interval: IntervalReport::default(),
-        history: HistoryReport::of(&ledger, total_steps, now),
+        history: HistoryReport::of(&records, total_steps, now),
     })
 }
 
@@ -104,7 +106,7 @@ fn without_a_word(pid: u32) -> String {
 }
 
 fn describe(report: &Report) -> String {
-    let age = |seconds: f64| progress::duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let age = |seconds: f64| rough_duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
     let state = format!("{:?}", report.state).to_lowercase();
     let total = report.total_steps.map_or_else(String::new, |total| format!(" of {total}"));
     let loss = report.loss.map_or_else(String::new, |loss| format!(", loss {loss:.4}"));
@@ -143,7 +145,7 @@ fn describe(report: &Report) -> String {
 fn describe_history(history: &HistoryReport) -> Vec<String> {
     let mut lines = Vec::new();
     if let (Some(sessions), Some(ends_at)) = (history.sessions_left, history.ends_at) {
-        lines.push(format!("outlook: {}", Outlook { sessions, ends_at }.text()));
+        lines.push(format!("outlook: {}", SessionOutlook { sessions, ends_at }.text()));
     }
     for (age, session) in history.latest.iter().take(SHOWN).enumerate() {
         let began = session.began.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S");
@@ -155,7 +157,7 @@ fn describe_history(history: &HistoryReport) -> Vec<String> {
         lines.push(format!(
             "session {}: {began}, {}, steps {} to {}{lost}: {cause}",
             history.sessions.saturating_sub(age as u64),
-            progress::duration(session.length()),
+            rough_duration(session.length()),
             session.from_step,
             session.saved_step,
         ));

@@ -1,19 +1,19 @@
 //! The scribe: one thread that writes the store's small files, so that the event loop waits for no disk.
 //!
-//! Invariant: of several ledgers that wait only the newest is written; a failure costs better plans and nothing else.
+//! Invariant: of several records that wait only the newest is written; a failure costs better plans and nothing else.
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use crate::session::ledger::Ledger;
+use crate::session::records::SessionRecords;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::{Record, Store};
 
 pub enum Note {
-    Ledger(Box<Ledger>),
+    SessionRecords(Box<SessionRecords>),
     Job(Box<Config>),
 }
 
@@ -53,15 +53,15 @@ impl Scribe {
 fn write_all(store: &Store, queue: &mpsc::Receiver<Note>) {
     let mut told = false;
     while let Ok(first) = queue.recv() {
-        let (mut ledger, mut job) = (None, None);
+        let (mut records, mut job) = (None, None);
         for note in std::iter::once(first).chain(queue.try_iter()) {
             match note {
-                Note::Ledger(newer) => ledger = Some(newer),
+                Note::SessionRecords(newer) => records = Some(newer),
                 Note::Job(newer) => job = Some(newer),
             }
         }
         let written = [
-            ledger.map(|ledger| store.write_record(Record::Sessions, &ledger)),
+            records.map(|records| store.write_record(Record::Sessions, &records)),
             job.map(|job| store.write_record(Record::Job, &job)),
         ];
         for error in written.into_iter().flatten().filter_map(Result::err) {

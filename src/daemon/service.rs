@@ -12,7 +12,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-use crate::session::clock::Moment;
+use crate::session::clock::BootInstant;
 use crate::training::progress::{Progress, State};
 
 /// Between two changes of the status text.
@@ -49,7 +49,7 @@ pub struct ServiceManager {
 
 impl ServiceManager {
     /// The manager that NOTIFY_SOCKET names, if there is one. `hang_timeout`: what a silence of the worker may last.
-    pub fn connect(hang_timeout: Duration, now: Moment) -> ServiceManager {
+    pub fn connect(hang_timeout: Duration, now: BootInstant) -> ServiceManager {
         let (outbox, messages) = sync_channel::<Vec<Word>>(OUTBOX);
         // Its other end is dropped when all is sent.
         let (all_sent, sent) = sync_channel(0);
@@ -89,12 +89,12 @@ impl ServiceManager {
     }
 
     /// The worker or the keeper has shown that it lives.
-    pub fn sign_of_life(&mut self, now: Moment) {
+    pub fn sign_of_life(&mut self, now: BootInstant) {
         self.account.sign_of_life(now);
     }
 
     /// Says what is due.
-    pub fn update(&mut self, progress: &Progress, now: Moment) {
+    pub fn update(&mut self, progress: &Progress, now: BootInstant) {
         if self.outbox.is_some() {
             let words = self.account.due(&Facts::of(progress), now);
             self.send(words);
@@ -102,7 +102,7 @@ impl ServiceManager {
     }
 
     /// When [`ServiceManager::update`] is wanted at the latest.
-    pub fn wake_at(&self, progress: &Progress, now: Moment) -> Option<Moment> {
+    pub fn wake_at(&self, progress: &Progress, now: BootInstant) -> Option<BootInstant> {
         self.outbox.as_ref().and_then(|_| self.account.wake_at(&Facts::of(progress), now))
     }
 
@@ -182,18 +182,18 @@ struct Account {
     /// The manager gives the service up after so long without a ping.
     watchdog: Option<Duration>,
     quiet_limit: Duration,
-    last_sign: Moment,
+    last_sign: BootInstant,
     /// Something has lived since the last ping.
     has_lived: bool,
-    last_ping: Option<Moment>,
+    last_ping: Option<BootInstant>,
     status: String,
-    last_status: Option<Moment>,
+    last_status: Option<BootInstant>,
     said_stopping: bool,
-    last_extension: Option<Moment>,
+    last_extension: Option<BootInstant>,
 }
 
 impl Account {
-    fn new(watchdog: Option<Duration>, quiet_limit: Duration, now: Moment) -> Account {
+    fn new(watchdog: Option<Duration>, quiet_limit: Duration, now: BootInstant) -> Account {
         Account {
             watchdog,
             quiet_limit,
@@ -207,12 +207,12 @@ impl Account {
         }
     }
 
-    fn sign_of_life(&mut self, now: Moment) {
+    fn sign_of_life(&mut self, now: BootInstant) {
         self.has_lived = true;
         self.last_sign = now;
     }
 
-    fn due(&mut self, facts: &Facts, now: Moment) -> Vec<Word> {
+    fn due(&mut self, facts: &Facts, now: BootInstant) -> Vec<Word> {
         let mut words = Vec::new();
         if self.status != facts.status && now >= next(self.last_status, STATUS_INTERVAL, now) {
             self.status.clone_from(&facts.status);
@@ -236,26 +236,26 @@ impl Account {
         words
     }
 
-    fn wake_at(&self, facts: &Facts, now: Moment) -> Option<Moment> {
+    fn wake_at(&self, facts: &Facts, now: BootInstant) -> Option<BootInstant> {
         let status = (self.status != facts.status).then(|| next(self.last_status, STATUS_INTERVAL, now));
         let ping = self.ping_at(now).filter(|_| self.may_ping(facts, now));
         let extension = facts.is_stopping.then(|| next(self.last_extension, EXTENSION_INTERVAL, now));
         [status, ping, extension].into_iter().flatten().min()
     }
 
-    fn may_ping(&self, facts: &Facts, now: Moment) -> bool {
+    fn may_ping(&self, facts: &Facts, now: BootInstant) -> bool {
         let is_quiet = !facts.has_worker || facts.is_stopping;
         self.has_lived || (is_quiet && now - self.last_sign < self.quiet_limit)
     }
 
     /// Four pings in the time that the manager waits for one.
-    fn ping_at(&self, now: Moment) -> Option<Moment> {
+    fn ping_at(&self, now: BootInstant) -> Option<BootInstant> {
         self.watchdog.map(|watchdog| next(self.last_ping, watchdog / 4, now))
     }
 }
 
 /// `interval` after `last`, or at once.
-fn next(last: Option<Moment>, interval: Duration, now: Moment) -> Moment {
+fn next(last: Option<BootInstant>, interval: Duration, now: BootInstant) -> BootInstant {
     last.map_or(now, |last| last + interval)
 }
 
@@ -264,8 +264,8 @@ fn next(last: Option<Moment>, interval: Duration, now: Moment) -> Moment {
 mod tests {
     use super::*;
 
-    const fn at(seconds: u64) -> Moment {
-        Moment::since_boot(Duration::from_secs(1000 + seconds))
+    const fn at(seconds: u64) -> BootInstant {
+        BootInstant::since_boot(Duration::from_secs(1000 + seconds))
     }
 
     fn account() -> Account {

@@ -24,12 +24,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
-use crate::session::clock::{Moment, Now};
-use crate::session::notice::{Call, Notice};
+use crate::session::clock::{BootInstant, ClockReading};
+use crate::session::notice::{NoticeKind, SessionNotice};
 use ckptd_core::config::SessionSection;
 
 /// Takes what the sources have to say.
-pub type Sink = Arc<dyn Fn(Notice) + Send + Sync>;
+pub type Sink = Arc<dyn Fn(SessionNotice) + Send + Sync>;
 
 /// A source that is asked now and then.
 pub trait Source: Send {
@@ -67,7 +67,7 @@ pub enum When {
 }
 
 impl When {
-    fn moment(self, now: Now) -> Moment {
+    fn moment(self, now: ClockReading) -> BootInstant {
         match self {
             When::At(time) => now.moment_of(time),
             When::In(duration) => now.at + duration,
@@ -151,8 +151,8 @@ fn poll(mut source: Box<dyn Source>, wakes: &Receiver<Wake>, sink: &Sink) {
             Ok(found) => {
                 trouble.over();
                 let again = found.again;
-                for call in heard.news(name, found, Now::read()) {
-                    sink(Notice { source: name.into(), call });
+                for kind in heard.news(name, found, ClockReading::now()) {
+                    sink(SessionNotice { source: name.into(), kind });
                 }
                 match again {
                     Some(wait) => wait,
@@ -179,22 +179,22 @@ struct Heard {
 
 impl Heard {
     /// What is new in an answer.
-    fn news(&mut self, name: &str, found: Found, now: Now) -> Vec<Call> {
+    fn news(&mut self, name: &str, found: Found, now: ClockReading) -> Vec<NoticeKind> {
         let mut calls = Vec::new();
         for risk in found.risks {
             if self.risks.insert(risk.clone()) {
                 info!("{name}: {risk}");
-                calls.push(Call::Snapshot);
+                calls.push(NoticeKind::Snapshot);
             }
         }
         match found.end {
             Some(end) if self.end.as_ref() != Some(&end.what) => {
                 info!("{name}: {}", end.what);
-                calls.push(Call::EndsAt(end.when.moment(now)));
+                calls.push(NoticeKind::EndsAt(end.when.moment(now)));
                 self.end = Some(end.what);
             }
             None if self.end.is_some() => {
-                calls.push(Call::Withdrawn);
+                calls.push(NoticeKind::Withdrawn);
                 self.end = None;
             }
             _ => {}
@@ -242,17 +242,17 @@ mod tests {
 
     #[test]
     fn what_was_announced_is_not_announced_again_and_a_new_word_takes_its_place() {
-        let (mut heard, now) = (Heard::default(), Now::read());
-        let later = Now { at: now.at + Duration::from_secs(10), ..now };
+        let (mut heard, now) = (Heard::default(), ClockReading::now());
+        let later = ClockReading { at: now.at + Duration::from_secs(10), ..now };
         let mut news = |found, now| heard.news("test", found, now);
-        let in_30 = Call::EndsAt(now.at + Duration::from_secs(30));
+        let in_30 = NoticeKind::EndsAt(now.at + Duration::from_secs(30));
         assert_eq!(news(Found::default(), now), []);
         assert_eq!(news(Found { end: end("preempted"), ..Found::default() }, now), [in_30]);
         assert_eq!(news(Found { end: end("preempted"), ..Found::default() }, later), [], "the end must not move");
-        assert_eq!(news(Found::default(), later), [Call::Withdrawn]);
+        assert_eq!(news(Found::default(), later), [NoticeKind::Withdrawn]);
         assert_eq!(news(Found::default(), later), []);
         let risk = Found { risks: ["rebalance".into()].into(), ..Found::default() };
-        assert_eq!(news(risk.clone(), now), [Call::Snapshot]);
+        assert_eq!(news(risk.clone(), now), [NoticeKind::Snapshot]);
         assert_eq!(news(risk, now), []);
     }
 

@@ -18,7 +18,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{debug, info};
 
 use super::{Sink, Trouble, Wake};
-use crate::session::notice::{Call, Notice};
+use crate::session::notice::{NoticeKind, SessionNotice};
 
 pub const NAME: &str = "notice file";
 /// Between two looks where nothing is reported.
@@ -47,7 +47,7 @@ pub fn watch(path: &Path, wakes: &Receiver<Wake>, wake: Sender<Wake>, sink: &Sin
                     }
                     Some(known) if has_news(known, &now) => {
                         info!("{NAME}: {} was touched", path.display());
-                        return sink(Notice { source: NAME.into(), call: Call::Finish });
+                        return sink(SessionNotice { source: NAME.into(), kind: NoticeKind::Finish });
                     }
                     // What was taken away counts anew when it comes back.
                     Some(_) => before = Some(now),
@@ -144,7 +144,7 @@ mod tests {
 
     struct Watched {
         wake: Sender<Wake>,
-        notices: Receiver<Notice>,
+        notices: Receiver<SessionNotice>,
         thread: JoinHandle<()>,
     }
 
@@ -189,7 +189,7 @@ mod tests {
                     Err(e) => assert!(e == RecvTimeoutError::Timeout && n < 1000),
                 }
             };
-            assert_eq!(notice, Notice { source: NAME.into(), call: Call::Finish });
+            assert_eq!(notice, SessionNotice { source: NAME.into(), kind: NoticeKind::Finish });
             watched.thread.join().unwrap();
         }
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use ckptd_core::text::{exact_duration, parse_duration};
+
 use super::{End, Found, Source, When, program};
 
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -54,7 +56,7 @@ impl Source for Systemd {
         let now = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
         let end = End {
-            what: format!("RuntimeMaxSec of {} is {}", self.unit.name, humantime::format_duration(limit.max)),
+            what: format!("RuntimeMaxSec of {} is {}", self.unit.name, exact_duration(limit.max)),
             when: When::In(limit.left(now)),
         };
         Ok(Found { end: Some(end), again: Some(INTERVAL), ..Found::default() })
@@ -88,7 +90,7 @@ pub fn parse_show(answer: &str) -> Result<Option<Limit>, String> {
     };
     let max = match value("RuntimeMaxUSec")? {
         "infinity" => return Ok(None),
-        text => humantime::parse_duration(text).map_err(|e| format!("RuntimeMaxUSec={text:?} is no duration: {e}"))?,
+        text => parse_duration(text).map_err(|e| format!("RuntimeMaxUSec: {e}"))?,
     };
     let since = value("ActiveEnterTimestampMonotonic")?;
     let since: u64 = since.parse().map_err(|_| format!("ActiveEnterTimestampMonotonic={since:?} is no number"))?;

@@ -1,8 +1,8 @@
-//! The session's clock: CLOCK_BOOTTIME, which nobody sets and which also runs while the machine sleeps.
+//! The session's clock: CLOCK_BOOTTIME, which cannot be set and runs on while the machine sleeps.
 //!
 //! Invariant: what a session may last is counted on this clock alone. [`std::time::Instant`] stands still while the
-//! machine is suspended, and the clock on the wall is set by whoever likes. Deliberately not here: times of day, which
-//! [`Now`] carries beside this clock so that both are read together and passed in.
+//! machine is suspended, and the wall clock can be set at any time. Deliberately not here: who reads the clocks; a
+//! [`ClockReading`] holds both, read together, and is passed in.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
@@ -10,79 +10,82 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
-/// A moment of this boot: the time since the machine started, its sleep included.
+/// The time since the machine started, its sleep included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(Duration);
+pub struct BootInstant(Duration);
 
-impl Moment {
-    pub fn now() -> Moment {
+impl BootInstant {
+    /// Reads the clock.
+    pub fn now() -> BootInstant {
         let time = clock_gettime(ClockId::Boottime);
         // The kernel gives no negative time for this clock.
-        Moment(Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32))
+        BootInstant(Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32))
     }
 
-    /// A moment `since_boot`, for tests and for what the kernel says in these terms.
-    pub const fn since_boot(since_boot: Duration) -> Moment {
-        Moment(since_boot)
+    /// `since_boot` after the start, for tests and for what the kernel says in these terms.
+    pub const fn since_boot(since_boot: Duration) -> BootInstant {
+        BootInstant(since_boot)
     }
 
     /// How long ago `earlier` was; zero if it is still to come.
-    pub fn saturating_duration_since(self, earlier: Moment) -> Duration {
+    pub fn saturating_duration_since(self, earlier: BootInstant) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-impl Add<Duration> for Moment {
-    type Output = Moment;
-    fn add(self, duration: Duration) -> Moment {
-        Moment(self.0.saturating_add(duration))
+impl Add<Duration> for BootInstant {
+    type Output = BootInstant;
+    fn add(self, duration: Duration) -> BootInstant {
+        BootInstant(self.0.saturating_add(duration))
     }
 }
 
-impl AddAssign<Duration> for Moment {
+impl AddAssign<Duration> for BootInstant {
     fn add_assign(&mut self, duration: Duration) {
         *self = *self + duration;
     }
 }
 
-impl Sub<Duration> for Moment {
-    type Output = Moment;
+impl Sub<Duration> for BootInstant {
+    type Output = BootInstant;
     /// Not before the boot.
-    fn sub(self, duration: Duration) -> Moment {
-        Moment(self.0.saturating_sub(duration))
+    fn sub(self, duration: Duration) -> BootInstant {
+        BootInstant(self.0.saturating_sub(duration))
     }
 }
 
-impl Sub for Moment {
+impl Sub for BootInstant {
     type Output = Duration;
-    fn sub(self, earlier: Moment) -> Duration {
+    fn sub(self, earlier: BootInstant) -> Duration {
         self.saturating_duration_since(earlier)
     }
 }
 
-/// Both clocks, read together: the one that only runs on, and the one on the wall.
+/// Both clocks, read together: the one since boot, and the wall clock.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
-    pub at: Moment,
+pub struct ClockReading {
+    pub at: BootInstant,
     pub wall: Timestamp,
 }
 
-impl Now {
-    pub fn read() -> Now {
-        Now { at: Moment::now(), wall: Timestamp::now() }
+impl ClockReading {
+    /// Reads both clocks.
+    pub fn now() -> ClockReading {
+        ClockReading { at: BootInstant::now(), wall: Timestamp::now() }
     }
 
     /// The moment at which the wall shows `time`, as both clocks stand now; what is past is now.
-    pub fn moment_of(&self, time: Timestamp) -> Moment {
+    pub fn moment_of(&self, time: Timestamp) -> BootInstant {
         self.at + Duration::try_from(time.duration_since(self.wall)).unwrap_or_default()
     }
 
     /// What the wall will show at `moment`, as both clocks stand now.
-    pub fn wall_at(&self, moment: Moment) -> Timestamp {
-        let ahead = |duration: Duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
-        let time = match moment >= self.at {
-            true => self.wall.checked_add(ahead(moment - self.at)),
-            false => self.wall.checked_sub(ahead(self.at - moment)),
+    pub fn wall_at(&self, moment: BootInstant) -> Timestamp {
+        let signed = |duration: Duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+        let time = if moment >= self.at {
+            self.wall.checked_add(signed(moment - self.at))
+        } else {
+            self.wall.checked_sub(signed(self.at - moment))
         };
         time.unwrap_or(Timestamp::MAX)
     }
@@ -94,8 +97,8 @@ mod tests {
 
     #[test]
     fn the_clock_runs_on_and_times_of_day_translate_both_ways() {
-        let now = Now::read();
-        assert!(Moment::now() >= now.at);
+        let now = ClockReading::now();
+        assert!(BootInstant::now() >= now.at);
         let later = now.at + Duration::from_secs(90);
         assert_eq!(now.moment_of(now.wall_at(later)), later);
         assert_eq!(later - now.at, Duration::from_secs(90));

@@ -17,9 +17,9 @@ const ASSUMED_MTBF: Duration = Duration::from_secs(6 * 3600);
 /// The newest values of a figure, in milliseconds, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Window(Vec<f64>);
+pub struct CostWindow(Vec<f64>);
 
-impl Window {
+impl CostWindow {
     pub fn push(&mut self, value: Duration) {
         if self.0.len() >= WINDOW {
             self.0.drain(..=self.0.len() - WINDOW);
@@ -64,19 +64,19 @@ fn duration(ms: f64) -> Option<Duration> {
 /// What is known of a store's costs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Costs {
+pub struct LearnedCosts {
     /// Final snapshots, from the stop to verified; at full priority, the training stopped.
-    pub finals_ms: Window,
+    pub finals_ms: CostWindow,
     /// The others, from the request to verified; at low priority beside the training.
-    pub snapshots_ms: Window,
+    pub snapshots_ms: CostWindow,
     /// What the training lost to each of those: the steps' time beyond their usual one.
-    pub lost_ms: Window,
+    pub lost_ms: CostWindow,
     /// Training time in all, and the failures in it that lost work: crashes, kills, sessions without an end.
     pub uptime_seconds: f64,
     pub failures: u64,
 }
 
-impl Costs {
+impl LearnedCosts {
     /// What the next final snapshot costs at most. Before the first one: what any snapshot does.
     pub fn final_cost(&self) -> Option<Duration> {
         self.finals_ms.p99().or_else(|| self.snapshots_ms.p99())
@@ -101,14 +101,14 @@ impl Costs {
 
 /// Measures what snapshots cost the training: a step beside a snapshot against a step without one.
 #[derive(Debug, Default)]
-pub struct Meter {
-    quiet_ms: Window,
+pub struct CostMeter {
+    quiet_ms: CostWindow,
     in_flight: bool,
     /// Signed, over the whole snapshot: a single step is as often faster than usual as it is slower.
     lost_seconds: f64,
 }
 
-impl Meter {
+impl CostMeter {
     pub fn snapshot_began(&mut self) {
         self.in_flight = true;
         self.lost_seconds = 0.0;
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn few_values_are_trusted_less_and_old_ones_are_forgotten() {
-        let mut window = Window::default();
+        let mut window = CostWindow::default();
         assert_eq!((window.p99(), window.median(), window.mean()), (None, None, None));
         window.push(ms(100));
         assert_eq!(window.p99(), Some(ms(150)));
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_mean_time_between_failures_begins_as_an_assumption_and_follows_what_is_seen() {
-        let mut costs = Costs::default();
+        let mut costs = LearnedCosts::default();
         assert_eq!(costs.mtbf(), ASSUMED_MTBF);
         costs.uptime_seconds = 100.0 * 600.0;
         costs.failures = 100;
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_a_snapshot_costs_the_training_is_the_steps_time_beyond_the_usual_one() {
-        let mut meter = Meter::default();
+        let mut meter = CostMeter::default();
         (0..10).for_each(|_| meter.stepped(ms(100)));
         meter.snapshot_began();
         [150, 130, 90, 100].into_iter().for_each(|step| meter.stepped(ms(step)));

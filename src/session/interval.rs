@@ -11,6 +11,8 @@
 
 use std::time::Duration;
 
+use ckptd_core::text::rough_duration;
+
 /// Never more often than that: a snapshot has costs that no step shows (the device's wear, the reader's time).
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Never more seldom, whatever the figures say: they may be wrong.
@@ -20,6 +22,7 @@ const FIRST: Duration = Duration::from_secs(60);
 /// How much of the interval a snapshot may be under way.
 const BUSY_SHARE: u32 = 2;
 
+/// What the interval follows from.
 #[derive(Clone, Copy, Debug)]
 pub struct IntervalInputs {
     /// What the training loses to a snapshot; `None`: not measured yet.
@@ -48,41 +51,45 @@ pub fn daly(lost: f64, mtbf: f64) -> f64 {
     (2.0 * lost * mtbf).sqrt() * (1.0 + ratio.sqrt() / 3.0 + ratio / 9.0) - lost
 }
 
-pub fn choose(facts: &IntervalInputs, max_overhead: f64) -> IntervalChoice {
-    let Some(lost) = facts.lost else {
-        let why = format!("every {}, until the first snapshot shows what one costs", text(FIRST));
-        return IntervalChoice { every: FIRST.max(facts.time.saturating_mul(BUSY_SHARE)), why };
+/// The interval that loses least, within the bounds.
+pub fn choose(inputs: &IntervalInputs, max_overhead: f64) -> IntervalChoice {
+    let Some(lost) = inputs.lost else {
+        let why = format!("every {}, until the first snapshot shows what one costs", rough_duration(FIRST));
+        return IntervalChoice { every: FIRST.max(inputs.time.saturating_mul(BUSY_SHARE)), why };
     };
-    let (cost, mtbf) = (lost.as_secs_f64(), facts.mtbf.as_secs_f64());
+    let (cost, mtbf) = (lost.as_secs_f64(), inputs.mtbf.as_secs_f64());
     let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
     let best = seconds(daly(cost, mtbf).max(0.0));
     let bounds = [
         (seconds(cost / max_overhead), format!("max_overhead = {} % asks for", percent(max_overhead))),
         (
-            facts.time.saturating_mul(BUSY_SHARE),
-            format!("a snapshot, which takes {}, must be over before the next:", text(facts.time)),
+            inputs.time.saturating_mul(BUSY_SHARE),
+            format!("a snapshot, which takes {}, must be over before the next:", rough_duration(inputs.time)),
         ),
         (SHORTEST, "the shortest interval is".to_owned()),
     ];
     let (least, reason) = bounds.into_iter().max_by_key(|(bound, _)| *bound).unwrap_or((SHORTEST, String::new()));
     let every = round(best.max(least).min(LONGEST));
-    let failures = match (facts.mtbf_is_given, facts.failures) {
-        (true, _) => format!("failures {} apart as [snapshot] mtbf says", text(facts.mtbf)),
-        (false, 0) => format!("failures assumed {} apart, none seen yet", text(facts.mtbf)),
-        (false, 1) => format!("failures about {} apart, one seen", text(facts.mtbf)),
-        (false, n) => format!("failures about {} apart, {n} seen", text(facts.mtbf)),
+    let failures = match (inputs.mtbf_is_given, inputs.failures) {
+        (true, _) => format!("failures {} apart as [snapshot] mtbf says", rough_duration(inputs.mtbf)),
+        (false, 0) => format!("failures assumed {} apart, none seen yet", rough_duration(inputs.mtbf)),
+        (false, 1) => format!("failures about {} apart, one seen", rough_duration(inputs.mtbf)),
+        (false, n) => format!("failures about {} apart, {n} seen", rough_duration(inputs.mtbf)),
     };
-    let bound = match () {
-        () if least > best => format!("; {reason} {}", text(round(least))),
-        () if best > LONGEST => "; the longest interval".to_owned(),
-        () => String::new(),
+    let bound = if least > best {
+        format!("; {reason} {}", rough_duration(round(least)))
+    } else if best > LONGEST {
+        "; the longest interval".to_owned()
+    } else {
+        String::new()
     };
     let share = 100.0 * cost / every.as_secs_f64();
     let why = format!(
-        "every {}: a snapshot costs the training {}, {failures}: {} would lose least{bound}; snapshots take {share:.2} % of the time",
-        text(every),
-        text(lost),
-        text(round(best)),
+        "every {}: a snapshot costs the training {}, {failures}: {} would lose least{bound}; \
+         snapshots take {share:.2} % of the time",
+        rough_duration(every),
+        rough_duration(lost),
+        rough_duration(round(best)),
     );
     IntervalChoice { every, why }
 }
@@ -102,22 +109,13 @@ fn percent(share: f64) -> String {
     format!("{percent}")
 }
 
-/// "35ms", "1.4s", "2m 20s".
-fn text(duration: Duration) -> String {
-    match duration.as_secs_f64() {
-        seconds if seconds < 1.0 => format!("{:.0}ms", seconds * 1e3),
-        seconds if seconds < 10.0 => format!("{}s", (seconds * 10.0).round() / 10.0),
-        _ => humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn facts(lost: f64, mtbf: f64) -> IntervalInputs {
+    fn inputs(lost: f64, mtbf: f64) -> IntervalInputs {
         let lost = Some(Duration::from_secs_f64(lost));
         let (time, mtbf) = (Duration::from_millis(500), Duration::from_secs_f64(mtbf));
         IntervalInputs { lost, time, mtbf, mtbf_is_given: false, failures: 3 }
@@ -133,16 +131,16 @@ mod tests {
 
     #[test]
     fn the_choice_is_explained_in_one_sentence() {
-        let choice = choose(&facts(0.2, 36_000.0), 0.01);
+        let choice = choose(&inputs(0.2, 36_000.0), 0.01);
         assert_eq!(
             choice.why,
             "every 2m: a snapshot costs the training 200ms, failures about 10h apart, 3 seen: 2m would lose least; \
              snapshots take 0.17 % of the time"
         );
-        let bound = choose(&facts(1.0, 600.0), 0.01);
+        let bound = choose(&inputs(1.0, 600.0), 0.01);
         assert_eq!(bound.every, Duration::from_secs(100));
         assert!(bound.why.contains("max_overhead = 1 % asks for 1m 40s"), "{}", bound.why);
-        let unknown = choose(&IntervalInputs { lost: None, ..facts(1.0, 600.0) }, 0.01);
+        let unknown = choose(&IntervalInputs { lost: None, ..inputs(1.0, 600.0) }, 0.01);
         assert!(unknown.why.contains("until the first snapshot shows"), "{}", unknown.why);
     }
 
@@ -151,12 +149,12 @@ mod tests {
         fn whatever_was_measured_the_bounds_hold(
             lost in 0.0f64..1e4, mtbf in 0.0f64..1e8, time in 0.0f64..1e3, overhead in 0.001f64..0.5,
         ) {
-            let facts = IntervalInputs { time: Duration::from_secs_f64(time), ..facts(lost, mtbf) };
-            let every = choose(&facts, overhead).every;
+            let inputs = IntervalInputs { time: Duration::from_secs_f64(time), ..inputs(lost, mtbf) };
+            let every = choose(&inputs, overhead).every;
             prop_assert!(every >= SHORTEST);
             if every < LONGEST {
                 prop_assert!(lost / every.as_secs_f64() <= overhead + 1e-9);
-                prop_assert!(every >= facts.time);
+                prop_assert!(every >= inputs.time);
             }
         }
     }

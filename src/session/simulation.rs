@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use super::clock::Moment;
-use super::costs::{Costs, Meter};
-use super::*;
+use super::clock::{BootInstant, ClockReading};
+use super::costs::{CostMeter, LearnedCosts};
+use super::plan::{PlanInputs, PlanPolicy, SessionPlan, earliest, plan};
 
 /// The same numbers for the same seed.
 struct Random(u64);
@@ -64,14 +64,14 @@ fn secs(seconds: f64) -> Duration {
 }
 
 /// One session. `notice`: (when it comes, when the machine then ends), both since the beginning.
-fn run(world: &World, costs: &mut Costs, notice: Option<(f64, f64)>, random: &mut Random) -> Session {
-    let began = Moment::since_boot(secs(1e6));
+fn run(world: &World, costs: &mut LearnedCosts, notice: Option<(f64, f64)>, random: &mut Random) -> Session {
+    let began = BootInstant::since_boot(secs(1e6));
     let at = |seconds: f64| began + secs(seconds);
     let mut now = world.startup;
     let (mut step_began, mut step_ends) = (now, now + random.around(world.step, world.step_sigma));
     let (mut last_snapshot, mut in_flight): (f64, Option<(f64, f64)>) = (now, None);
     let (mut steps, mut saved) = (0u64, 0u64);
-    let mut meter = Meter::default();
+    let mut meter = CostMeter::default();
     let budget_end = world.budget;
     let end = notice.map_or(budget_end, |(_, end)| end.min(budget_end));
     loop {
@@ -81,19 +81,19 @@ fn run(world: &World, costs: &mut Costs, notice: Option<(f64, f64)>, random: &mu
             Some(secs(budget_end)),
             None,
             known.map(|(_, end)| ("notice".to_owned(), at(end))).into_iter(),
-            Now { at: at(now), wall: jiff::Timestamp::UNIX_EPOCH },
+            ClockReading { at: at(now), wall: jiff::Timestamp::UNIX_EPOCH },
         );
-        let facts = Facts {
+        let inputs = PlanInputs {
             began,
             deadline,
             last_snapshot: at(last_snapshot),
             final_cost: costs.final_cost(),
             step: meter.fastest_step().map(|fastest| (at(step_began), fastest)),
         };
-        let policy = Policy { every: world.every.map(secs), margin: world.margin };
-        let plan = plan(&facts, &policy, at(now));
+        let policy = PlanPolicy { every: world.every.map(secs), margin: world.margin };
+        let plan = plan(&inputs, &policy, at(now));
         match plan {
-            Plan::Stop { .. } => {
+            SessionPlan::Stop { .. } => {
                 // One in flight is finished first, at full speed.
                 let wait = in_flight.map_or(0.0, |(_, ends)| ((ends - now) / 2.0).max(0.0));
                 let cost = random.around(world.snapshot, world.snapshot_sigma);
@@ -103,19 +103,19 @@ fn run(world: &World, costs: &mut Costs, notice: Option<(f64, f64)>, random: &mu
                     costs.finals_ms.push(secs(wait + cost));
                 }
                 let in_time = known.is_none_or(|(comes, end)| {
-                    comes + facts.final_cost.map_or(1e9, |c| c.as_secs_f64() * world.margin) + 1.0 < end
+                    comes + inputs.final_cost.map_or(1e9, |c| c.as_secs_f64() * world.margin) + 1.0 < end
                 });
                 return Session {
                     ended: done.min(end),
                     end,
                     final_cost: wait + cost,
-                    expected: facts.final_cost,
+                    expected: inputs.final_cost,
                     trained: now - world.startup,
                     unsaved_steps: steps - saved,
                     had_notice_in_time: in_time,
                 };
             }
-            Plan::Snapshot { .. } => {
+            SessionPlan::Snapshot { .. } => {
                 last_snapshot = now;
                 if in_flight.is_none() {
                     in_flight = Some((now, now + 1.3 * random.around(world.snapshot, world.snapshot_sigma)));
@@ -123,7 +123,7 @@ fn run(world: &World, costs: &mut Costs, notice: Option<(f64, f64)>, random: &mu
                 }
                 continue;
             }
-            Plan::GoOn { until } => {
+            SessionPlan::GoOn { until } => {
                 let wake = (until.unwrap() - began).as_secs_f64() + 1e-6;
                 let comes = notice.map(|(comes, _)| comes).filter(|comes| *comes > now).unwrap_or(f64::MAX);
                 let lands = in_flight.map_or(f64::MAX, |(_, ends)| ends);
@@ -179,7 +179,7 @@ fn in_thousands_of_sessions_no_completed_work_is_lost_to_a_deadline_that_was_kno
             margin: 1.5,
         };
         // What one session teaches the next one knows.
-        let mut costs = Costs::default();
+        let mut costs = LearnedCosts::default();
         for _ in 0..10 {
             let notice = (random.uniform() < 0.4).then(|| {
                 let comes = random.between(world.startup, world.budget);
@@ -221,7 +221,7 @@ fn at_least_95_percent_of_a_budget_of_60_seconds_is_trained_where_snapshots_are_
             budget: 60.0,
             margin: 1.5,
         };
-        let mut costs = Costs::default();
+        let mut costs = LearnedCosts::default();
         for _ in 0..5 {
             let session = run(&world, &mut costs, None, &mut random);
             least = least.min(session.trained / 60.0);

@@ -29,12 +29,12 @@ use crate::daemon::service::ServiceManager;
 use crate::daemon::verifier::{Keeper, Task};
 use crate::daemon::watcher::Watcher;
 pub use job::Outcome;
-use job::{Job, JobAction, JobEvent, Now, Signal};
+use job::{ClockReading, Job, JobAction, JobEvent, Signal};
 use progress::{Progress, Report, State};
 use worker::Worker;
 
 use crate::notices::{Sink, Sources};
-use crate::session::clock::Moment;
+use crate::session::clock::BootInstant;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::{Record, Store};
@@ -118,11 +118,11 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     info!("{}: {} in {}", config.job.name, start::describe(&config), store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
-    let ledger = store.read_record(Record::Sessions).ok().flatten().unwrap_or_default();
+    let records = store.read_record(Record::Sessions).ok().flatten().unwrap_or_default();
     let keeper = Keeper::start(store.clone(), inputs.clone())?;
     let scribe = Scribe::start(store)?;
     let watcher = Watcher::start(surroundings.path.clone(), surroundings.text.clone(), inputs.clone())?;
-    let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, ledger, began);
+    let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, records, began);
     let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, surroundings, manager };
     let outcome = agent.run(actions, &mut queue).await;
     agent.manager.finish(agent.job.progress());
@@ -142,16 +142,18 @@ pub struct Queue {
 
 impl Queue {
     /// The next input, or the tick at `wake_at`.
-    async fn next(&mut self, wake_at: Option<Moment>) -> Input {
+    async fn next(&mut self, wake_at: Option<BootInstant>) -> Input {
         if let Some(input) = self.held.pop_front() {
             return input;
         }
         let input = match wake_at {
             None => self.inputs.recv().await,
-            Some(at) => match tokio::time::timeout((at - Moment::now()).min(LONGEST_SLEEP), self.inputs.recv()).await {
-                Ok(input) => input,
-                Err(_) => return Input::Job(JobEvent::Tick),
-            },
+            Some(at) => {
+                match tokio::time::timeout((at - BootInstant::now()).min(LONGEST_SLEEP), self.inputs.recv()).await {
+                    Ok(input) => input,
+                    Err(_) => return Input::Job(JobEvent::Tick),
+                }
+            }
         };
         // The agent holds a sender itself, so that the queue never closes.
         input.unwrap_or(Input::Job(JobEvent::Tick))
@@ -180,20 +182,20 @@ impl Agent<'_> {
             if let Some(outcome) = outcome {
                 self.bury(queue).await;
                 // A rotation that has begun is better completed, but it must not hold up the end.
-                let left = self.job.time_to_leave(Now::read());
+                let left = self.job.time_to_leave(ClockReading::now());
                 self.scribe.finish(SCRIBE_TIMEOUT.min(left.max(SCRIBE_LEAST)));
-                let left = self.job.time_to_leave(Now::read());
+                let left = self.job.time_to_leave(ClockReading::now());
                 self.keeper.finish(if self.job.is_settled() { KEEPER_TIMEOUT.min(left) } else { Duration::ZERO });
                 return outcome;
             }
-            show.update(self.job.progress(), Moment::now());
-            let now = Now::read();
+            show.update(self.job.progress(), BootInstant::now());
+            let now = ClockReading::now();
             self.manager.update(self.job.progress(), now.at);
             let manager_at = self.manager.wake_at(self.job.progress(), now.at);
             let wake_at = [self.job.wake_at(now), show.wake_at(), manager_at].into_iter().flatten().min();
             actions = match queue.next(wake_at).await {
                 Input::Job(mut event) => {
-                    let now = Now::read();
+                    let now = ClockReading::now();
                     if let JobEvent::Config(Ok(config)) = &mut event {
                         config.snapshot.probe |= self.surroundings.probe;
                     }
@@ -211,7 +213,7 @@ impl Agent<'_> {
                     actions
                 }
                 Input::Status(reply) => {
-                    let _ = reply.send(self.job.report(Now::read()));
+                    let _ = reply.send(self.job.report(ClockReading::now()));
                     Vec::new()
                 }
             };
@@ -238,7 +240,7 @@ impl Agent<'_> {
                     Err(error) => JobEvent::NotStarted(error),
                 };
                 // Neither asks for more than to end.
-                let more = self.job.on(event, Now::read());
+                let more = self.job.on(event, ClockReading::now());
                 return more.into_iter().find_map(|action| self.act(action));
             }
             JobAction::Send(command) => {
@@ -251,7 +253,7 @@ impl Agent<'_> {
                     worker.kill();
                 }
             }
-            JobAction::Record(ledger) => self.scribe.give(Note::Ledger(ledger)),
+            JobAction::Record(records) => self.scribe.give(Note::SessionRecords(records)),
             JobAction::Remember(config) => self.scribe.give(Note::Job(config)),
             JobAction::Reload => {
                 self.manager.reloading();
@@ -268,7 +270,7 @@ impl Agent<'_> {
         let Some(worker) = self.worker.take() else { return };
         worker.kill();
         // One that is slow to die keeps the lock until it has, and the next run waits for it.
-        let left = self.job.time_to_leave(Now::read()).max(REAP_LEAST);
+        let left = self.job.time_to_leave(ClockReading::now()).max(REAP_LEAST);
         let deadline = tokio::time::Instant::now() + REAP_TIMEOUT.min(left);
         let gone = worker.gone();
         tokio::pin!(gone);
@@ -286,20 +288,20 @@ impl Agent<'_> {
 /// What the user sees of the progress: the panel, or a line now and then.
 struct Show<'a> {
     printer: &'a Printer,
-    next: Moment,
+    next: BootInstant,
     step: u64,
 }
 
 impl Show<'_> {
     fn new(printer: &Printer) -> Show<'_> {
-        Show { printer, next: Moment::now(), step: 0 }
+        Show { printer, next: BootInstant::now(), step: 0 }
     }
 
-    fn wake_at(&self) -> Option<Moment> {
+    fn wake_at(&self) -> Option<BootInstant> {
         self.printer.is_live().then_some(self.next)
     }
 
-    fn update(&mut self, progress: &Progress, now: Moment) {
+    fn update(&mut self, progress: &Progress, now: BootInstant) {
         if now < self.next {
             return;
         }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::session::clock::Moment;
-use crate::session::ledger::{Ledger, Session};
+use crate::session::clock::BootInstant;
+use crate::session::records::{SessionRecord, SessionRecords};
+use ckptd_core::text::rough_duration;
 
 /// Steps over which speed is averaged.
 const SPEED_WINDOW: usize = 32;
@@ -72,7 +73,7 @@ pub struct Progress {
     pub problem: Option<String>,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
-    speed: VecDeque<(Moment, u64)>,
+    speed: VecDeque<(BootInstant, u64)>,
     stalls_ms: VecDeque<f64>,
 }
 
@@ -97,14 +98,14 @@ impl Progress {
     }
 
     /// A worker is ready to train (again) after `step` steps.
-    pub fn ready(&mut self, step: u64, now: Moment) {
+    pub fn ready(&mut self, step: u64, now: BootInstant) {
         self.step = step;
         self.stage = None;
         self.speed.clear();
         self.speed.push_back((now, 0));
     }
 
-    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: Moment) {
+    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: BootInstant) {
         self.step = step;
         self.stage = None;
         self.loss = Some(loss).filter(|loss| loss.is_finite());
@@ -171,7 +172,7 @@ impl Progress {
     pub fn line_text(&self) -> String {
         let loss = self.loss.map_or_else(|| "not finite".to_owned(), |loss| format!("{loss:.4}"));
         let speed = self.tokens_per_second().map_or_else(String::new, |speed| format!(", {} tokens/s", count(speed)));
-        let left = self.time_left().map_or_else(String::new, |left| format!(", {} to finish", duration(left)));
+        let left = self.time_left().map_or_else(String::new, |left| format!(", {} to finish", rough_duration(left)));
         format!("step {}/{}, loss {loss}{speed}{left}", self.step, self.total_steps)
     }
 
@@ -185,8 +186,8 @@ impl Progress {
             (None, State::Stopping) => parts.push("stopping".to_owned()),
             (None, _) => {}
         }
-        parts.extend(self.time_left().map(|left| format!("done in {}", duration(left))));
-        parts.extend(self.deadline.map(|deadline| format!("session ends in {}", duration(age(now, deadline)))));
+        parts.extend(self.time_left().map(|left| format!("done in {}", rough_duration(left))));
+        parts.extend(self.deadline.map(|deadline| format!("session ends in {}", rough_duration(age(now, deadline)))));
         parts.join(" · ")
     }
 
@@ -196,7 +197,7 @@ impl Progress {
         parts.extend(self.loss.map(|loss| format!("loss {loss:.4}")));
         parts.extend(self.tokens_per_second().map(|speed| format!("{} tokens/s", count(speed))));
         parts.push(match &self.last_verified {
-            Some(last) => format!("step {} saved and verified {} ago", last.step, duration(age(last.at, now))),
+            Some(last) => format!("step {} saved and verified {} ago", last.step, rough_duration(age(last.at, now))),
             None => "nothing saved yet".to_owned(),
         });
         parts.join(" · ")
@@ -232,17 +233,6 @@ impl Progress {
 
 fn age(from: Timestamp, to: Timestamp) -> Duration {
     Duration::try_from(to.duration_since(from)).unwrap_or_default()
-}
-
-/// "1h 2m", "3m 20s", "12s": two units are enough.
-pub fn duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{}h {}m", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{}d {}h", seconds / 86400, seconds / 3600 % 24),
-    }
 }
 
 /// "950", "12.3k".
@@ -303,20 +293,20 @@ pub struct HistoryReport {
     pub sessions_left: Option<u64>,
     pub ends_at: Option<Timestamp>,
     /// Newest first.
-    pub latest: Vec<Session>,
+    pub latest: Vec<SessionRecord>,
 }
 
 /// Sessions that a report lists.
 const LISTED: usize = 20;
 
 impl HistoryReport {
-    pub fn of(ledger: &Ledger, total_steps: Option<u64>, now: Timestamp) -> HistoryReport {
-        let outlook = total_steps.and_then(|total| ledger.outlook(total, now));
+    pub fn of(records: &SessionRecords, total_steps: Option<u64>, now: Timestamp) -> HistoryReport {
+        let outlook = total_steps.and_then(|total| records.outlook(total, now));
         HistoryReport {
-            sessions: ledger.count(),
+            sessions: records.count(),
             sessions_left: outlook.map(|outlook| outlook.sessions),
             ends_at: outlook.map(|outlook| outlook.ends_at),
-            latest: ledger.sessions.iter().rev().take(LISTED).cloned().collect(),
+            latest: records.sessions.iter().rev().take(LISTED).cloned().collect(),
         }
     }
 }
@@ -356,7 +346,7 @@ mod tests {
     #[test]
     fn the_speed_is_that_of_the_last_steps_and_gives_the_time_left() {
         let mut progress = Progress::new(100);
-        let began = Moment::now();
+        let began = BootInstant::now();
         progress.ready(10, began);
         assert_eq!(progress.tokens_per_second(), None);
         for n in 1..=10 {
@@ -380,8 +370,8 @@ mod tests {
     #[test]
     fn a_report_holds_the_keys_of_the_contract_and_null_for_what_is_unknown() {
         let mut progress = Progress::new(10);
-        progress.ready(0, Moment::now());
-        progress.stepped(1, f64::NAN, 5, Moment::now());
+        progress.ready(0, BootInstant::now());
+        progress.stepped(1, f64::NAN, 5, BootInstant::now());
         let json = serde_json::to_value(progress.report(Timestamp::now())).unwrap();
         assert!(json["loss"].is_null());
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use super::job::{JobEvent, Now, Signal};
+use super::job::{ClockReading, JobEvent, Signal};
 use super::{Input, Queue};
-use crate::session::clock::Moment;
+use crate::session::clock::BootInstant;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::lock::SESSION;
@@ -24,21 +24,26 @@ const TICKS_PER_SECOND: u32 = 100;
 const MAX_STARTUP: Duration = Duration::from_secs(60);
 
 /// When the session began: with the process, since that is what a budget is counted from.
-pub fn began(config: &Config) -> Result<Now> {
-    let now = Now::read();
+pub fn began(config: &Config) -> Result<ClockReading> {
+    let now = ClockReading::now();
     if let Some(deadline) = config.session.deadline.filter(|deadline| deadline.0 <= now.wall) {
         return Err(Error::Config(format!("[session] deadline: {} is past", deadline.0)));
     }
     let started = lock::start_ticks(std::process::id())
-        .map(|ticks| Moment::since_boot(Duration::from_secs(ticks) / TICKS_PER_SECOND));
+        .map(|ticks| BootInstant::since_boot(Duration::from_secs(ticks) / TICKS_PER_SECOND));
     // Nonsense, in a namespace with a clock of its own for example, is not believed.
     let at = started.filter(|at| *at <= now.at && now.at - *at < MAX_STARTUP).unwrap_or(now.at);
-    Ok(Now { at, wall: now.wall_at(at) })
+    Ok(ClockReading { at, wall: now.wall_at(at) })
 }
 
 /// Takes the store's lock. A worker whose agent is gone is committing its last snapshot: it is waited for. `None`: a
 /// signal or the budget ended the wait.
-pub async fn lock(store: &Store, config: &Config, session: Now, queue: &mut Queue) -> Result<Option<StoreLock>> {
+pub async fn lock(
+    store: &Store,
+    config: &Config,
+    session: ClockReading,
+    queue: &mut Queue,
+) -> Result<Option<StoreLock>> {
     let began = Instant::now();
     let budget_ends = config.session.budget.map(|budget| session.at + budget.0);
     let mut held = Vec::new();
@@ -65,11 +70,11 @@ pub async fn lock(store: &Store, config: &Config, session: Now, queue: &mut Queu
             }
             _ => return Err(error),
         }
-        let input = queue.next(Some(Moment::now() + LOCK_INTERVAL)).await;
+        let input = queue.next(Some(BootInstant::now() + LOCK_INTERVAL)).await;
         match input {
             Input::Job(JobEvent::Signal(Signal::Interrupt | Signal::Terminate | Signal::Finish)) => return Ok(None),
             Input::Job(JobEvent::Notice(_)) => held.push(input),
-            _ if budget_ends.is_some_and(|end| Moment::now() >= end) => return Ok(None),
+            _ if budget_ends.is_some_and(|end| BootInstant::now() >= end) => return Ok(None),
             _ => {}
         }
     }

@@ -20,6 +20,26 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .map_err(|e| format!("{text:?} is not a duration such as \"90s\" or \"11h45m\": {e}"))
 }
 
+/// A duration in full, as [`parse_duration`] reads it: "1h 2m 3s".
+pub fn exact_duration(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+/// A duration in two units at most, for people: "35ms", "1.4s", "2m 20s", "10h".
+pub fn rough_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (value, unit, rest, smaller) = match seconds {
+        _ if duration.is_zero() => return "0s".to_owned(),
+        0 => return format!("{}ms", (duration.as_secs_f64() * 1e3).round()),
+        1..10 => return format!("{}s", (duration.as_secs_f64() * 10.0).round() / 10.0),
+        10..60 => return format!("{seconds}s"),
+        60..3600 => (seconds / 60, "m", seconds % 60, "s"),
+        3600..86400 => (seconds / 3600, "h", seconds / 60 % 60, "m"),
+        _ => (seconds / 86400, "d", seconds / 3600 % 24, "h"),
+    };
+    if rest == 0 { format!("{value}{unit}") } else { format!("{value}{unit} {rest}{smaller}") }
+}
+
 impl Serialize for TextValue<Duration> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_duration(self.0))
@@ -69,5 +89,17 @@ impl<'de> Deserialize<'de> for TextValue<u64> {
         let size: bytesize::ByteSize =
             text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not a size such as \"20GiB\"")))?;
         Ok(TextValue(size.as_u64()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rough_duration_has_two_units_at_most() {
+        let text = |seconds: f64| rough_duration(Duration::from_secs_f64(seconds));
+        let texts = [0.0, 0.035, 1.44, 12.9, 60.0, 140.0, 36_000.0, 3725.0, 90_000.0].map(text);
+        assert_eq!(texts, ["0s", "35ms", "1.4s", "12s", "1m", "2m 20s", "10h", "1h 2m", "1d 1h"]);
     }
 }

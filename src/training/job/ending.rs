@@ -10,7 +10,7 @@ const SAME_SIGNAL: Duration = Duration::from_millis(200);
 const HARD_END: Duration = Duration::from_millis(100);
 
 impl Job {
-    pub(super) fn signalled(&mut self, signal: Signal, now: Now) {
+    pub(super) fn signalled(&mut self, signal: Signal, now: ClockReading) {
         let by = now.at + self.config.session.grace.0;
         match signal {
             Signal::Snapshot if self.trains() => {
@@ -35,7 +35,7 @@ impl Job {
     }
 
     /// Ends the session with a last snapshot, by `by` at the latest.
-    pub(super) fn stop(&mut self, why: &str, by: Moment, by_signal: bool, now: Now) {
+    pub(super) fn stop(&mut self, why: &str, by: BootInstant, by_signal: bool, now: ClockReading) {
         let first = self.stop.is_none();
         let asked = self.stop.as_ref().filter(|stop| stop.by_signal || !by_signal).map_or(now.at, |stop| stop.asked);
         // Whoever is ended by force needs time for that, too.
@@ -63,7 +63,7 @@ impl Job {
             }
             Phase::Running(run) if run.last_word.is_none() && run.killed_for.is_none() => {
                 info!("stopping: {why}; taking the last snapshot (a second signal ends at once)");
-                let within = (by - now.at).saturating_sub(FAREWELL);
+                let within = (by - now.at).saturating_sub(EXIT_RESERVE);
                 let within_ms = Some(u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
                 self.act(JobAction::Send(AgentCommand::Stop { snapshot: true, reason: why.to_owned(), within_ms }));
             }
@@ -71,7 +71,7 @@ impl Job {
         }
     }
 
-    fn settle_when_idle(&mut self, now: Now) {
+    fn settle_when_idle(&mut self, now: ClockReading) {
         self.phase = Phase::Settling { finished: false };
         if self.unjudged.is_empty() {
             self.end_as_it_is(now);
@@ -79,13 +79,13 @@ impl Job {
     }
 
     /// No worker is left: the session ends when what it committed is read back.
-    pub(super) fn settle(&mut self, finished: bool, now: Now) {
+    pub(super) fn settle(&mut self, finished: bool, now: ClockReading) {
         self.phase = Phase::Settling { finished };
         self.progress.state = State::Stopping;
         self.conclude_if_settled(now);
     }
 
-    pub(super) fn conclude_if_settled(&mut self, now: Now) {
+    pub(super) fn conclude_if_settled(&mut self, now: ClockReading) {
         let Phase::Settling { finished } = self.phase else { return };
         if !self.unjudged.is_empty() {
             return;
@@ -106,7 +106,7 @@ impl Job {
     }
 
     /// Ends a session whose training is not complete, saying what the next one goes on from.
-    pub(super) fn end_as_it_is(&mut self, now: Now) {
+    pub(super) fn end_as_it_is(&mut self, now: ClockReading) {
         let (step, total) = (self.progress.step, self.config.train.steps);
         let why = self.stop.as_ref().map_or("stopped", |stop| stop.why.as_str());
         let outcome = match self.progress.last_durable() {
@@ -138,15 +138,15 @@ impl Job {
     }
 
     /// What the final snapshot took, from the stop to its verification.
-    fn learn_final(&mut self, now: Now) {
+    fn learn_final(&mut self, now: ClockReading) {
         let verified = self.progress.last_snapshot.as_ref().is_some_and(|last| last.state == SnapshotState::Verified);
         if let Some(stop) = self.stop.as_ref().filter(|stop| stop.saved && verified) {
-            self.ledger.costs.finals_ms.push(now.at - stop.began);
+            self.records.costs.finals_ms.push(now.at - stop.began);
         }
     }
 
     /// The time that is left for a tidy end.
-    pub fn time_to_leave(&self, now: Now) -> Duration {
+    pub fn time_to_leave(&self, now: ClockReading) -> Duration {
         self.stop.as_ref().map_or(Duration::MAX, |stop| stop.by - now.at)
     }
 
@@ -164,7 +164,7 @@ impl Job {
     }
 
     /// The loop kills and reaps the worker if one is left.
-    pub(super) fn end(&mut self, outcome: Result<Outcome>, now: Now) {
+    pub(super) fn end(&mut self, outcome: Result<Outcome>, now: ClockReading) {
         self.count_time(now);
         self.phase = Phase::Ended;
         self.record_end(
@@ -176,7 +176,8 @@ impl Job {
             },
             now,
         );
-        if let (Ok(Outcome::Resume), Some(outlook)) = (&outcome, self.ledger.outlook(self.config.train.steps, now.wall))
+        if let (Ok(Outcome::Resume), Some(outlook)) =
+            (&outcome, self.records.outlook(self.config.train.steps, now.wall))
         {
             info!(sessions_left = outlook.sessions, "{}", outlook.text());
         }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::session::Notice;
-pub use crate::session::clock::Now;
-use crate::session::ledger::Ledger;
+pub use crate::session::clock::ClockReading;
+use crate::session::notice::SessionNotice;
+use crate::session::records::SessionRecords;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::protocol::{self, AgentCommand};
@@ -36,7 +36,7 @@ pub enum JobEvent {
     /// The job file was changed, or somebody asked to read it again.
     Config(Result<Box<Config>>),
     /// A notice source has something to say.
-    Notice(Notice),
+    Notice(SessionNotice),
     /// The time that [`Job::wake_at`] named has come.
     Tick,
 }
@@ -63,8 +63,8 @@ pub enum JobAction {
     Verify {
         id: String,
     },
-    /// Write the ledger to the store.
-    Record(Box<Ledger>),
+    /// Write the records to the store.
+    Record(Box<SessionRecords>),
     /// Read the job file again.
     Reload,
     /// Log from this level on.

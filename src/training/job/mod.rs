@@ -20,14 +20,15 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-pub use events::{JobAction, JobEvent, Now, Outcome, ReadBack, Resume, ResumeDecision, Signal, WorkerExit};
+pub use events::{ClockReading, JobAction, JobEvent, Outcome, ReadBack, Resume, ResumeDecision, Signal, WorkerExit};
 
 use super::progress::{HistoryReport, IntervalReport, Progress, Report, SnapshotState, State};
 use super::restarts::{Cause, Restarts};
-use crate::session::clock::Moment;
-use crate::session::costs::Meter;
-use crate::session::ledger::Ledger;
-use crate::session::{Call, FAREWELL, Notice, Plan};
+use crate::session::clock::BootInstant;
+use crate::session::costs::CostMeter;
+use crate::session::notice::{NoticeKind, SessionNotice};
+use crate::session::plan::{EXIT_RESERVE, SessionPlan};
+use crate::session::records::SessionRecords;
 use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::protocol::{self, AgentCommand, WorkerFailure};
@@ -47,17 +48,17 @@ pub struct Job {
     progress: Progress,
     restarts: Restarts,
     stop: Option<Stop>,
-    began: Moment,
+    began: BootInstant,
     /// When the state that the next worker would go on from was captured, or the training began.
-    last_snapshot: Moment,
+    last_snapshot: BootInstant,
     /// When the snapshot in flight was begun.
-    in_flight: Option<Moment>,
+    in_flight: Option<BootInstant>,
     /// What notice sources say of the session's end.
-    notices: BTreeMap<String, Moment>,
-    ledger: Ledger,
-    meter: Meter,
-    /// When the ledger was given to be written last.
-    recorded: Option<Moment>,
+    notices: BTreeMap<String, BootInstant>,
+    records: SessionRecords,
+    meter: CostMeter,
+    /// When the records was given to be written last.
+    recorded: Option<BootInstant>,
     /// Snapshots that the keeper has not judged yet.
     unjudged: Vec<Unjudged>,
     /// What the user was told last about snapshots that fail, so that it is told once.
@@ -70,7 +71,7 @@ pub struct Job {
 enum Phase {
     Choosing,
     BackingOff {
-        until: Moment,
+        until: BootInstant,
     },
     Running(Box<Run>),
     /// No worker is left; what it committed is being read back.
@@ -84,30 +85,30 @@ enum Phase {
 struct Run {
     resume: Option<Resume>,
     next_seq: u64,
-    last_sign: Moment,
+    last_sign: BootInstant,
     greeted: bool,
     ready: bool,
     /// The last completed step, and when that was.
     step: u64,
-    step_began: Option<Moment>,
-    /// Training time is in the ledger up to here.
-    counted_to: Option<Moment>,
+    step_began: Option<BootInstant>,
+    /// Training time is in the records up to here.
+    counted_to: Option<BootInstant>,
     /// The worker can be told other settings while it runs.
     configurable: bool,
     /// It has said its last word: `Ok(finished)` or why it failed.
     last_word: Option<Result<bool, (WorkerFailure, String)>>,
-    leave_by: Option<Moment>,
+    leave_by: Option<BootInstant>,
     killed_for: Option<Cause>,
 }
 
 struct Stop {
-    by: Moment,
+    by: BootInstant,
     why: String,
     by_signal: bool,
     /// When it was asked for first, by a signal if there was one.
-    asked: Moment,
+    asked: BootInstant,
     /// When the worker was told, and whether it has made anything durable since.
-    began: Moment,
+    began: BootInstant,
     saved: bool,
 }
 
@@ -115,22 +116,22 @@ struct Unjudged {
     id: String,
     step: u64,
     write: Duration,
-    began: Moment,
+    began: BootInstant,
     stall: Duration,
 }
 
 impl Job {
     /// A job whose session begins `now`, with what is to be done first.
-    /// `ledger` is what the store's earlier sessions left.
+    /// `records` is what the store's earlier sessions left.
     pub fn new(
         config: Config,
         run_id: String,
         accept_changes: bool,
-        mut ledger: Ledger,
-        now: Now,
+        mut records: SessionRecords,
+        now: ClockReading,
     ) -> (Job, Vec<JobAction>) {
         let progress = Progress::new(config.train.steps);
-        ledger.begin(&run_id, now.wall);
+        records.begin(&run_id, now.wall);
         let mut job = Job {
             phase: Phase::Choosing,
             progress,
@@ -140,8 +141,8 @@ impl Job {
             last_snapshot: now.at,
             in_flight: None,
             notices: BTreeMap::new(),
-            ledger,
-            meter: Meter::default(),
+            records,
+            meter: CostMeter::default(),
             recorded: None,
             unjudged: Vec::new(),
             complaint: None,
@@ -166,7 +167,7 @@ impl Job {
     }
 
     /// Takes note of `event` and says what is to be done.
-    pub fn on(&mut self, event: JobEvent, now: Now) -> Vec<JobAction> {
+    pub fn on(&mut self, event: JobEvent, now: ClockReading) -> Vec<JobAction> {
         match event {
             JobEvent::Chosen(choice) => self.chosen(choice, now),
             JobEvent::NotStarted(error) => self.end(Err(error), now),
@@ -186,22 +187,22 @@ impl Job {
     }
 
     /// When [`JobEvent::Tick`] is wanted at the latest.
-    pub fn wake_at(&self, now: Now) -> Option<Moment> {
+    pub fn wake_at(&self, now: ClockReading) -> Option<BootInstant> {
         let of_phase = match &self.phase {
             Phase::BackingOff { until } => Some(*until),
             Phase::Running(run) => Some(self.patience_ends(run)),
             Phase::Choosing | Phase::Settling { .. } | Phase::Ended => None,
         };
         let of_plan = match (&self.stop, self.plan(now)) {
-            (None, Plan::GoOn { until }) => until,
-            (None, Plan::Snapshot { .. } | Plan::Stop { .. }) => Some(now.at),
+            (None, SessionPlan::GoOn { until }) => until,
+            (None, SessionPlan::Snapshot { .. } | SessionPlan::Stop { .. }) => Some(now.at),
             (Some(stop), _) => Some(stop.by),
         };
         [of_phase, of_plan].into_iter().flatten().min()
     }
 
     /// When a worker that says nothing more is killed.
-    fn patience_ends(&self, run: &Run) -> Moment {
+    fn patience_ends(&self, run: &Run) -> BootInstant {
         let silence = if run.greeted { self.config.worker.hang_timeout.0 } else { HELLO_TIMEOUT };
         run.leave_by.unwrap_or(run.last_sign + silence)
     }
@@ -212,7 +213,7 @@ impl Job {
         matches!(&self.phase, Phase::Running(run) if trains(run))
     }
 
-    fn ticked(&mut self, now: Now) {
+    fn ticked(&mut self, now: ClockReading) {
         if let Some(stop) = &self.stop
             && now.at >= stop.by
         {
@@ -247,7 +248,7 @@ impl Job {
         self.act(JobAction::Choose { discard });
     }
 
-    fn chosen(&mut self, choice: Result<ResumeDecision>, now: Now) {
+    fn chosen(&mut self, choice: Result<ResumeDecision>, now: ClockReading) {
         if !matches!(self.phase, Phase::Choosing) {
             return; // The session was asked to end meanwhile.
         }
@@ -291,14 +292,14 @@ impl Job {
     /// A worker is about to go on after `step` steps; what an earlier one did beyond them is lost.
     fn began_at(&mut self, step: u64) {
         let reached = self.progress.step;
-        let Some(session) = self.ledger.current() else { return };
+        let Some(session) = self.records.current() else { return };
         if session.from_step == session.saved_step && session.trained_seconds == 0.0 {
             (session.from_step, session.saved_step, session.step) = (step, step, step);
         }
         session.lost_steps += reached.saturating_sub(step);
     }
 
-    fn judged(&mut self, id: &str, verdict: ReadBack, now: Now) {
+    fn judged(&mut self, id: &str, verdict: ReadBack, now: ClockReading) {
         let Some(at) = self.unjudged.iter().position(|u| u.id == id) else { return };
         let Unjudged { step, write, began, stall, .. } = self.unjudged.swap_remove(at);
         match verdict {
@@ -346,7 +347,7 @@ impl Job {
     }
 
     /// Takes another snapshot at once, unless that one was just taken for the same reason.
-    fn refuted(&mut self, now: Now) {
+    fn refuted(&mut self, now: ClockReading) {
         self.refuted_in_a_row += 1;
         if self.refuted_in_a_row == 1 && self.stop.is_none() {
             self.request_snapshot("the last one failed its verification", now);

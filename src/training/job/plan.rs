@@ -2,37 +2,38 @@
 
 use super::*;
 use crate::session::interval;
-use crate::session::{self, Deadline, Plan, Policy};
+use crate::session::plan::{self, PlanInputs, PlanPolicy, SessionDeadline};
+use ckptd_core::text::{exact_duration, rough_duration};
 
 /// Time between two records of how far the session is.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Job {
     /// The earliest moment by which the session must be over.
-    pub(super) fn deadline(&self, now: Now) -> Option<Deadline> {
+    pub(super) fn deadline(&self, now: ClockReading) -> Option<SessionDeadline> {
         let Config { session, .. } = &self.config;
         let (budget, time_of_day) = (session.budget.map(|budget| budget.0), session.deadline.map(|time| time.0));
         let notices = self.notices.iter().map(|(source, at)| (source.clone(), *at));
-        session::earliest(self.began, budget, time_of_day, notices, now)
+        plan::earliest(self.began, budget, time_of_day, notices, now)
     }
 
     /// What the session's plan asks for now. Snapshots are for a worker that trains.
-    pub(super) fn plan(&self, now: Now) -> Plan {
+    pub(super) fn plan(&self, now: ClockReading) -> SessionPlan {
         let step = match &self.phase {
             Phase::Running(run) if self.trains() => run.step_began,
             _ => None,
         };
-        let facts = session::Facts {
+        let inputs = PlanInputs {
             began: self.began,
             deadline: self.deadline(now),
             // Nothing is due of what does not train, and nothing is to be learned from it.
             last_snapshot: if self.trains() { self.last_snapshot } else { now.at },
-            final_cost: self.ledger.costs.final_cost(),
+            final_cost: self.records.costs.final_cost(),
             step: step.zip(self.meter.fastest_step()),
         };
         let every = self.interval().map(|choice| choice.every).filter(|_| self.trains());
-        let policy = Policy { every, margin: self.config.session.margin };
-        session::plan(&facts, &policy, now.at)
+        let policy = PlanPolicy { every, margin: self.config.session.margin };
+        plan::plan(&inputs, &policy, now.at)
     }
 
     /// The time between snapshots; `None` where the worker counts steps: it alone sees a step's end while it is there.
@@ -41,84 +42,84 @@ impl Job {
         match (policy.every_steps, policy.every) {
             (Some(_), _) => None,
             (None, SnapshotEvery::Interval(every)) => {
-                Some(interval::IntervalChoice { every, why: format!("every {}, as configured", text(every)) })
+                Some(interval::IntervalChoice { every, why: format!("every {}, as configured", exact_duration(every)) })
             }
             (None, SnapshotEvery::Auto) => {
-                let costs = &self.ledger.costs;
-                let facts = interval::IntervalInputs {
+                let costs = &self.records.costs;
+                let inputs = interval::IntervalInputs {
                     lost: costs.lost(),
                     time: costs.snapshot_time().unwrap_or_default(),
                     mtbf: policy.mtbf.map_or_else(|| costs.mtbf(), |mtbf| mtbf.0),
                     mtbf_is_given: policy.mtbf.is_some(),
                     failures: costs.failures,
                 };
-                Some(interval::choose(&facts, policy.max_overhead))
+                Some(interval::choose(&inputs, policy.max_overhead))
             }
         }
     }
 
-    pub(super) fn keep_to_plan(&mut self, now: Now) {
+    pub(super) fn keep_to_plan(&mut self, now: ClockReading) {
         if self.stop.is_some() || matches!(self.phase, Phase::Ended) {
             return;
         }
         match self.plan(now) {
-            Plan::GoOn { .. } => {}
-            Plan::Snapshot { why } => self.request_snapshot(why, now),
-            Plan::Stop { by, why } => self.stop(&why, by, false, now),
+            SessionPlan::GoOn { .. } => {}
+            SessionPlan::Snapshot { why } => self.request_snapshot(why, now),
+            SessionPlan::Stop { by, why } => self.stop(&why, by, false, now),
         }
     }
 
-    pub(super) fn request_snapshot(&mut self, reason: &str, now: Now) {
+    pub(super) fn request_snapshot(&mut self, reason: &str, now: ClockReading) {
         if self.trains() {
             self.last_snapshot = now.at;
             self.act(JobAction::Send(AgentCommand::Snapshot { reason: reason.into() }));
         }
     }
 
-    pub(super) fn noticed(&mut self, notice: Notice, now: Now) {
-        let Notice { source, call } = notice;
-        match call {
-            Call::EndsAt(at) => {
+    pub(super) fn noticed(&mut self, notice: SessionNotice, now: ClockReading) {
+        let SessionNotice { source, kind } = notice;
+        match kind {
+            NoticeKind::EndsAt(at) => {
                 if self.notices.insert(source.clone(), at) != Some(at) {
-                    info!("{source}: the session ends in {}", text(at - now.at));
+                    info!("{source}: the session ends in {}", rough_duration(at - now.at));
                 }
             }
-            Call::Withdrawn => {
+            NoticeKind::Withdrawn => {
                 if self.notices.remove(&source).is_some() {
                     info!("{source}: the end of the session is withdrawn");
                 }
             }
-            Call::Snapshot if self.trains() => {
+            NoticeKind::Snapshot if self.trains() => {
                 info!("{source}: snapshot now");
                 self.request_snapshot(&source, now);
             }
-            Call::Snapshot => info!("{source}: nothing trains now, so that there is nothing to save"),
-            Call::Finish => self.stop(&source, now.at + self.config.session.grace.0, false, now),
+            NoticeKind::Snapshot => info!("{source}: nothing trains now, so that there is nothing to save"),
+            NoticeKind::Finish => self.stop(&source, now.at + self.config.session.grace.0, false, now),
         }
     }
 
     /// A snapshot of the running training was verified that was asked for at `began`.
-    pub(super) fn learn_snapshot(&mut self, began: Moment, stall: Duration, now: Now) {
+    pub(super) fn learn_snapshot(&mut self, began: BootInstant, stall: Duration, now: ClockReading) {
         let lost = self.meter.snapshot_ended(stall);
         if self.stop.is_none() {
-            self.ledger.costs.snapshots_ms.push(now.at - began);
-            self.ledger.costs.lost_ms.push(lost);
+            self.records.costs.snapshots_ms.push(now.at - began);
+            self.records.costs.lost_ms.push(lost);
         }
     }
 
     /// Counts the training time since the last look at it.
-    pub(super) fn count_time(&mut self, now: Now) {
+    pub(super) fn count_time(&mut self, now: ClockReading) {
         let Phase::Running(run) = &mut self.phase else { return };
         let Some(since) = run.counted_to.replace(now.at).filter(|_| run.ready) else { return };
         let seconds = (now.at - since).as_secs_f64();
-        self.ledger.costs.uptime_seconds += seconds;
-        if let Some(session) = self.ledger.current() {
+        self.records.costs.uptime_seconds += seconds;
+        if let Some(session) = self.records.current() {
             session.trained_seconds += seconds;
         }
     }
 
-    /// Has the ledger written, unless it just was.
-    pub(super) fn record(&mut self, at_once: bool, now: Now) {
+    /// Has the records written, unless it just was.
+    pub(super) fn record(&mut self, at_once: bool, now: ClockReading) {
         if !at_once && self.recorded.is_some_and(|at| now.at < at + RECORD_INTERVAL) {
             return;
         }
@@ -126,29 +127,29 @@ impl Job {
         self.count_time(now);
         let saved = self.progress.last_verified.as_ref().map_or(0, |last| last.step);
         let step = self.progress.step;
-        if let Some(session) = self.ledger.current() {
+        if let Some(session) = self.records.current() {
             (session.seen, session.step, session.saved_step) = (now.wall, step, saved);
         }
-        self.act(JobAction::Record(Box::new(self.ledger.clone())));
+        self.act(JobAction::Record(Box::new(self.records.clone())));
     }
 
     /// Closes the session's entry.
-    pub(super) fn record_end(&mut self, cause: String, now: Now) {
+    pub(super) fn record_end(&mut self, cause: String, now: ClockReading) {
         self.count_time(now);
         let saved = self.progress.last_durable().map_or(0, |last| last.step);
         let step = self.progress.step;
-        if let Some(session) = self.ledger.current() {
+        if let Some(session) = self.records.current() {
             (session.seen, session.step, session.saved_step) = (now.wall, step, saved);
             session.lost_steps += step.saturating_sub(saved);
             (session.ended, session.cause) = (Some(now.wall), cause);
         }
-        self.act(JobAction::Record(Box::new(self.ledger.clone())));
+        self.act(JobAction::Record(Box::new(self.records.clone())));
     }
 
     /// Everything that `ckptd status` tells.
-    pub fn report(&self, now: Now) -> Report {
+    pub fn report(&self, now: ClockReading) -> Report {
         let mut report = self.progress.report(now.wall);
-        if let Some(Deadline { at, why }) = self.deadline(now) {
+        if let Some(SessionDeadline { at, why }) = self.deadline(now) {
             report.session.deadline = Some(now.wall_at(at));
             report.session.seconds_left = Some(((at - now.at).as_secs_f64() * 10.0).round() / 10.0);
             report.session.source = Some(why);
@@ -160,20 +161,12 @@ impl Job {
                 IntervalReport { seconds: None, why }
             }
         };
-        let mut ledger = self.ledger.clone();
+        let mut records = self.records.clone();
         let saved = self.progress.last_verified.as_ref().map_or(0, |last| last.step);
-        if let Some(session) = ledger.current() {
+        if let Some(session) = records.current() {
             (session.seen, session.step, session.saved_step) = (now.wall, self.progress.step, saved);
         }
-        report.history = HistoryReport::of(&ledger, Some(self.config.train.steps), now.wall);
+        report.history = HistoryReport::of(&records, Some(self.config.train.steps), now.wall);
         report
     }
-}
-
-fn text(duration: Duration) -> String {
-    humantime::format_duration(match duration.as_secs() {
-        0 => duration,
-        seconds => Duration::from_secs(seconds),
-    })
-    .to_string()
 }

@@ -5,7 +5,7 @@ use ckptd_core::config::live;
 
 impl Job {
     /// Takes over what may change while running; a change that may not, or a file that is wrong, changes nothing.
-    pub(super) fn reconfigured(&mut self, config: Result<Box<Config>>, now: Now) {
+    pub(super) fn reconfigured(&mut self, config: Result<Box<Config>>, now: ClockReading) {
         if matches!(self.phase, Phase::Ended) {
             return;
         }

@@ -5,8 +5,8 @@ use super::tests::*;
 use super::*;
 use ckptd_core::protocol::WorkerEvent as Message;
 
-fn notice(call: Call) -> JobEvent {
-    JobEvent::Notice(Notice { source: "Slurm".into(), call })
+fn notice(kind: NoticeKind) -> JobEvent {
+    JobEvent::Notice(SessionNotice { source: "Slurm".into(), kind })
 }
 
 fn is_stop(actions: &[JobAction]) -> bool {
@@ -58,11 +58,11 @@ fn a_deadline_is_a_time_of_day_and_stays_one_when_the_clock_is_set() {
 fn the_earliest_notice_ends_the_session_in_time_and_one_that_is_withdrawn_does_not() {
     let mut bench = Bench::training("[worker]\nhang_timeout = \"1h\"\n[snapshot]\nevery = \"1h\"\n", 0);
     let ends = bench.now.at + Duration::from_secs(600);
-    bench.on(notice(Call::EndsAt(ends)));
+    bench.on(notice(NoticeKind::EndsAt(ends)));
     assert_eq!(bench.job.report(bench.now).session.source.as_deref(), Some("Slurm ends the session"));
-    bench.on(notice(Call::Withdrawn));
+    bench.on(notice(NoticeKind::Withdrawn));
     assert_eq!(bench.job.report(bench.now).session.deadline, None);
-    bench.on(notice(Call::EndsAt(ends)));
+    bench.on(notice(NoticeKind::EndsAt(ends)));
     while !is_stop(bench.wake()) {
         bench.say(step(1));
         assert!(bench.now.at < ends, "it slept past its end");
@@ -78,14 +78,14 @@ fn the_earliest_notice_ends_the_session_in_time_and_one_that_is_withdrawn_does_n
 fn a_notice_of_raised_risk_is_answered_by_a_snapshot_and_one_to_finish_by_the_end() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    assert!(matches!(bench.on(notice(Call::Snapshot)), [JobAction::Send(AgentCommand::Snapshot { .. })]));
-    assert!(is_stop(bench.on(notice(Call::Finish))));
+    assert!(matches!(bench.on(notice(NoticeKind::Snapshot)), [JobAction::Send(AgentCommand::Snapshot { .. })]));
+    assert!(is_stop(bench.on(notice(NoticeKind::Finish))));
 }
 
 #[test]
 fn a_stop_says_how_much_time_there_is_and_a_deadline_does_not_wait_for_a_signals_grace() {
     let mut bench = Bench::training("[session]\ngrace = \"30s\"\n", 0);
-    bench.on(notice(Call::EndsAt(bench.now.at + Duration::from_secs(50))));
+    bench.on(notice(NoticeKind::EndsAt(bench.now.at + Duration::from_secs(50))));
     bench.pass(Duration::from_secs(40));
     let actions = bench.on(JobEvent::Signal(Signal::Terminate));
     let [JobAction::Send(AgentCommand::Stop { within_ms: Some(within_ms), .. })] = actions else {
@@ -105,12 +105,12 @@ fn what_a_final_snapshot_takes_is_learned_for_the_next_session() {
     bench.on(exited(0));
     bench.pass(Duration::from_millis(100));
     let actions = bench.job.on(verified(1), bench.now);
-    let ledger = actions.iter().find_map(|action| match action {
-        JobAction::Record(ledger) => Some(ledger),
+    let records = actions.iter().find_map(|action| match action {
+        JobAction::Record(records) => Some(records),
         _ => None,
     });
-    let ledger = ledger.unwrap();
-    assert_eq!(ledger.costs.finals_ms.median(), Some(Duration::from_millis(800)));
-    let session = ledger.sessions.last().unwrap();
+    let records = records.unwrap();
+    assert_eq!(records.costs.finals_ms.median(), Some(Duration::from_millis(800)));
+    let session = records.sessions.last().unwrap();
     assert_eq!((session.cause.as_str(), session.saved_step, session.lost_steps), ("SIGTERM", 1, 0));
 }

@@ -11,8 +11,8 @@ use ckptd_core::snapshot::TrainState;
 /// A job with a clock that a test turns.
 pub(super) struct Bench {
     pub(super) job: Job,
-    began: Moment,
-    pub(super) now: Now,
+    began: BootInstant,
+    pub(super) now: ClockReading,
     actions: Vec<JobAction>,
 }
 
@@ -20,8 +20,8 @@ impl Bench {
     fn new(toml: &str) -> Bench {
         let toml = format!("[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[train]\nsteps = 20\n{toml}");
         let config = Config::parse(&toml, "/job.toml".as_ref()).unwrap();
-        let now = Now::read();
-        let (job, actions) = Job::new(config, "run".into(), false, Ledger::default(), now);
+        let now = ClockReading::now();
+        let (job, actions) = Job::new(config, "run".into(), false, SessionRecords::default(), now);
         Bench { job, began: now.at, now, actions }
     }
 
@@ -41,7 +41,7 @@ impl Bench {
 
     pub(super) fn on(&mut self, event: JobEvent) -> &[JobAction] {
         self.actions = self.job.on(event, self.now);
-        // The ledger is written beside everything else.
+        // The records is written beside everything else.
         self.actions.retain(|action| !matches!(action, JobAction::Record(_)));
         &self.actions
     }
@@ -275,7 +275,7 @@ proptest! {
         let mut bench = Bench::new("[session]\ngrace = \"10s\"\n[worker]\nhang_timeout = \"60s\"\n");
         let (mut alive, mut choosing, mut at, mut saved) = (false, true, 0u64, 0u64);
         let mut unjudged: Vec<u64> = Vec::new();
-        let mut stop_by: Option<Moment> = None;
+        let mut stop_by: Option<BootInstant> = None;
         for happening in happenings {
             if choosing {
                 choosing = false;

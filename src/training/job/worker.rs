@@ -3,12 +3,13 @@
 use super::*;
 use crate::training::restarts;
 use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent as Message};
+use ckptd_core::text::rough_duration;
 
 /// One complaint, and what to do.
 const DISK_FULL: &str = "disk full: free some space or lower [retention] keep_last, then run again";
 
 impl Job {
-    pub(super) fn said(&mut self, message: Message, now: Now) {
+    pub(super) fn said(&mut self, message: Message, now: ClockReading) {
         let Phase::Running(run) = &mut self.phase else { return };
         if run.killed_for.is_some() || run.last_word.is_some() {
             return;
@@ -82,7 +83,7 @@ impl Job {
         }
     }
 
-    fn greeted(&mut self, version: u32, worker: &str, worker_version: &str, now: Now) {
+    fn greeted(&mut self, version: u32, worker: &str, worker_version: &str, now: ClockReading) {
         let Phase::Running(run) = &mut self.phase else { return };
         if version != protocol::VERSION {
             let what = format!(
@@ -106,7 +107,7 @@ impl Job {
         self.act(JobAction::Send(AgentCommand::Start(Box::new(start))));
     }
 
-    fn ready(&mut self, now: Now) {
+    fn ready(&mut self, now: ClockReading) {
         let Phase::Running(run) = &mut self.phase else { return };
         run.ready = true;
         run.counted_to = Some(now.at);
@@ -117,13 +118,13 @@ impl Job {
         self.last_snapshot = now.at;
     }
 
-    fn last_word(&mut self, word: Result<bool, (WorkerFailure, String)>, now: Now) {
+    fn last_word(&mut self, word: Result<bool, (WorkerFailure, String)>, now: ClockReading) {
         let Phase::Running(run) = &mut self.phase else { return };
         run.last_word = Some(word);
         run.leave_by = Some(now.at + LEAVE_TIMEOUT);
     }
 
-    fn said_of_snapshot(&mut self, message: Message, now: Now) {
+    fn said_of_snapshot(&mut self, message: Message, now: ClockReading) {
         match message {
             Message::SnapshotStarted { step, reason, .. } => {
                 debug!(step, reason, "snapshot of step {step} ({reason})");
@@ -178,7 +179,7 @@ impl Job {
     }
 
     /// Ends a worker that is of no use any more; what follows comes with its exit.
-    pub(super) fn kill_for(&mut self, cause: Cause, now: Now) {
+    pub(super) fn kill_for(&mut self, cause: Cause, now: ClockReading) {
         let Phase::Running(run) = &mut self.phase else { return };
         if run.killed_for.is_none() {
             run.killed_for = Some(cause);
@@ -187,7 +188,7 @@ impl Job {
         }
     }
 
-    pub(super) fn exited(&mut self, exit: WorkerExit, now: Now) {
+    pub(super) fn exited(&mut self, exit: WorkerExit, now: ClockReading) {
         self.progress.worker_pid = None;
         self.count_time(now);
         self.in_flight = None;
@@ -218,12 +219,12 @@ impl Job {
         }
     }
 
-    pub(super) fn crashed(&mut self, cause: Cause, place: Option<u64>, exit: &WorkerExit, now: Now) {
+    pub(super) fn crashed(&mut self, cause: Cause, place: Option<u64>, exit: &WorkerExit, now: ClockReading) {
         for line in &exit.last_words {
             warn!("worker: {line}");
         }
-        self.ledger.costs.failures += 1;
-        if let Some(session) = self.ledger.current() {
+        self.records.costs.failures += 1;
+        if let Some(session) = self.records.current() {
             session.failures += 1;
         }
         self.record(true, now);
@@ -239,7 +240,7 @@ impl Job {
                 self.progress.restarts += 1;
                 let wait_text = match wait.is_zero() {
                     true => "at once".to_owned(),
-                    false => format!("in {}", humantime::format_duration(wait)),
+                    false => format!("in {}", rough_duration(wait)),
                 };
                 let restarts = self.progress.restarts;
                 let told =

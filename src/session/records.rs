@@ -1,14 +1,15 @@
-//! The ledger of a store: its sessions so far and what they taught, and what follows for those to come.
+//! The sessions of a store so far, what they taught about costs, and the outlook that follows.
 //!
-//! Invariant: a session is entered when it begins, so that one without an end was killed. Bounded: the newest sessions
-//! are kept one by one, older ones as sums. Deliberately not here: how it is kept (store), who writes it (agent).
+//! Invariant: a session is entered when it begins: one without an end was killed. Bounded: the newest sessions are kept
+//! one by one, older ones only counted. Deliberately not here: how it is kept (core's store), when it is written
+//! (training/job).
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::costs::Costs;
+use super::costs::LearnedCosts;
 
 /// Sessions that are kept one by one.
 const KEPT: usize = 500;
@@ -17,18 +18,18 @@ const RECENT: usize = 5;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Ledger {
+pub struct SessionRecords {
     /// Of the training that the sessions belong to.
     pub run_id: String,
-    pub costs: Costs,
+    pub costs: LearnedCosts,
     /// Oldest first; the last one may be under way.
-    pub sessions: Vec<Session>,
+    pub sessions: Vec<SessionRecord>,
     /// Sessions that are no longer kept one by one.
     pub forgotten: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Session {
+pub struct SessionRecord {
     pub began: Timestamp,
     /// `None`: it is under way, or it was killed.
     pub ended: Option<Timestamp>,
@@ -51,16 +52,17 @@ pub struct Session {
 
 pub const KILLED: &str = "killed";
 
-impl Ledger {
+impl SessionRecords {
     /// Enters a session that begins now. One before it without an end was killed: that is a failure, and what it had
     /// trained since its last snapshot is lost.
     pub fn begin(&mut self, run_id: &str, now: Timestamp) {
         if self.run_id != run_id {
-            *self = Ledger { run_id: run_id.to_owned(), costs: self.costs.clone(), ..Ledger::default() };
+            *self =
+                SessionRecords { run_id: run_id.to_owned(), costs: self.costs.clone(), ..SessionRecords::default() };
         }
         self.close_killed();
         let saved = self.sessions.last().map_or(0, |session| session.saved_step);
-        self.sessions.push(Session {
+        self.sessions.push(SessionRecord {
             began: now,
             ended: None,
             seen: now,
@@ -89,7 +91,7 @@ impl Ledger {
     }
 
     /// The session under way.
-    pub fn current(&mut self) -> Option<&mut Session> {
+    pub fn current(&mut self) -> Option<&mut SessionRecord> {
         self.sessions.last_mut()
     }
 
@@ -99,13 +101,13 @@ impl Ledger {
 
     /// How many more sessions the training needs at the pace of the last ones, and when it would end if they follow
     /// one another as these did. `None` where no session has got on yet.
-    pub fn outlook(&self, total_steps: u64, now: Timestamp) -> Option<Outlook> {
+    pub fn outlook(&self, total_steps: u64, now: Timestamp) -> Option<SessionOutlook> {
         let last = self.sessions.last()?;
         let left = total_steps.saturating_sub(last.saved_step);
         if left == 0 {
-            return Some(Outlook { sessions: 0, ends_at: last.ended.unwrap_or(now) });
+            return Some(SessionOutlook { sessions: 0, ends_at: last.ended.unwrap_or(now) });
         }
-        let recent: Vec<&Session> =
+        let recent: Vec<&SessionRecord> =
             self.sessions.iter().rev().filter(|session| session.gained() > 0).take(RECENT).collect();
         let gained = recent.iter().fold(0u64, |sum, session| sum.saturating_add(session.gained()));
         let count = recent.len() as u64;
@@ -123,11 +125,11 @@ impl Ledger {
         let work = length.as_secs_f64() * left as f64 * count as f64 / gained as f64;
         let wait = Duration::try_from_secs_f64(work + pause.as_secs_f64() * sessions as f64).unwrap_or(Duration::MAX);
         let ends_at = now.checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)).ok()?;
-        Some(Outlook { sessions, ends_at })
+        Some(SessionOutlook { sessions, ends_at })
     }
 }
 
-impl Session {
+impl SessionRecord {
     pub fn length(&self) -> Duration {
         between(self.began, self.ended.unwrap_or(self.seen))
     }
@@ -143,12 +145,12 @@ fn between(earlier: Timestamp, later: Timestamp) -> Duration {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outlook {
+pub struct SessionOutlook {
     pub sessions: u64,
     pub ends_at: Timestamp,
 }
 
-impl Outlook {
+impl SessionOutlook {
     /// "about 3 more sessions like the last ones, until Tue 24 Nov 23:10 at this pace"
     pub fn text(&self) -> String {
         let end = self.ends_at.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%a %-d %b %H:%M").to_string();
@@ -170,45 +172,45 @@ mod tests {
     }
 
     /// A session of an hour that brings the training to `step`.
-    fn hour(ledger: &mut Ledger, began: i64, step: u64) {
-        ledger.begin("run", at(began));
-        let session = ledger.current().unwrap();
+    fn hour(records: &mut SessionRecords, began: i64, step: u64) {
+        records.begin("run", at(began));
+        let session = records.current().unwrap();
         (session.step, session.saved_step, session.seen) = (step, step, at(began + 60));
         (session.ended, session.cause) = (Some(at(began + 60)), "SIGTERM".into());
     }
 
     #[test]
     fn a_session_without_an_end_was_killed_and_its_unsaved_steps_are_lost() {
-        let mut ledger = Ledger::default();
-        ledger.begin("run", at(0));
-        let session = ledger.current().unwrap();
+        let mut records = SessionRecords::default();
+        records.begin("run", at(0));
+        let session = records.current().unwrap();
         (session.step, session.saved_step, session.seen) = (25, 20, at(9));
-        ledger.begin("run", at(30));
-        let killed = &ledger.sessions[0];
+        records.begin("run", at(30));
+        let killed = &records.sessions[0];
         assert_eq!((killed.cause.as_str(), killed.ended, killed.lost_steps), (KILLED, Some(at(9)), 5));
-        assert_eq!(ledger.costs.failures, 1);
-        assert_eq!(ledger.sessions[1].from_step, 20);
+        assert_eq!(records.costs.failures, 1);
+        assert_eq!(records.sessions[1].from_step, 20);
     }
 
     #[test]
     fn the_outlook_counts_the_sessions_that_are_left_and_the_pauses_between_them() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.outlook(100, at(0)), None);
-        hour(&mut ledger, 0, 10);
-        assert_eq!(ledger.outlook(40, at(60)).unwrap(), Outlook { sessions: 3, ends_at: at(60 + 180) });
-        hour(&mut ledger, 90, 20);
+        let mut records = SessionRecords::default();
+        assert_eq!(records.outlook(100, at(0)), None);
+        hour(&mut records, 0, 10);
+        assert_eq!(records.outlook(40, at(60)).unwrap(), SessionOutlook { sessions: 3, ends_at: at(60 + 180) });
+        hour(&mut records, 90, 20);
         // Half an hour of pause before each.
-        assert_eq!(ledger.outlook(40, at(150)).unwrap(), Outlook { sessions: 2, ends_at: at(150 + 180) });
-        hour(&mut ledger, 180, 40);
-        assert_eq!(ledger.outlook(40, at(240)).unwrap().sessions, 0);
+        assert_eq!(records.outlook(40, at(150)).unwrap(), SessionOutlook { sessions: 2, ends_at: at(150 + 180) });
+        hour(&mut records, 180, 40);
+        assert_eq!(records.outlook(40, at(240)).unwrap().sessions, 0);
     }
 
     #[test]
     fn another_training_in_the_same_store_begins_a_new_account_with_the_old_costs() {
-        let mut ledger = Ledger::default();
-        hour(&mut ledger, 0, 10);
-        ledger.costs.failures = 3;
-        ledger.begin("another", at(100));
-        assert_eq!((ledger.sessions.len(), ledger.costs.failures, ledger.sessions[0].from_step), (1, 3, 0));
+        let mut records = SessionRecords::default();
+        hour(&mut records, 0, 10);
+        records.costs.failures = 3;
+        records.begin("another", at(100));
+        assert_eq!((records.sessions.len(), records.costs.failures, records.sessions[0].from_step), (1, 3, 0));
     }
 }
