@@ -48,7 +48,7 @@ MUTATIONS = [
     Mutation("snapshots are written in place", CRASH, (
         ("store/commit.rs", *instead("store.folder(layout::Folder::Staging)?", "store.folder(layout::Folder::Snapshots)?")),)),
     Mutation("rotation counts what was not read back", SWEEP, (
-        ("store/mod.rs", "verified: entry.state == SnapshotState::Verified,", "verified: ON || entry.state == SnapshotState::Verified,"),)),
+        ("store/rotate.rs", "verified: entry.state == SnapshotState::Verified,", "verified: ON || entry.state == SnapshotState::Verified,"),)),
     Mutation("one verified snapshot is thought to be enough", CRASH, (
         ("store/retain.rs", "_ if place < ALWAYS =>", "_ if place >= 1 && ON => {}\n_ if place < ALWAYS =>"),)),
     Mutation("the best is not kept", CRASH, (
@@ -63,11 +63,11 @@ MUTATIONS = [
     Mutation("resume takes an unhealthy one", CRASH, (
         ("store/resume.rs", "_ if !entry.healthy() => {", "_ if !entry.healthy() && !ON => {"),)),
     Mutation("a damaged file is deleted", CRASH, (
-        ("store/resume.rs", *instead("snapshots.rename_new(&name, &quarantine, &aside)?", "snapshots.remove(&name)?")),)),
+        ("store/quarantine.rs", *instead("snapshots.rename_new(&name, &quarantine, &aside)?", "snapshots.remove(&name)?")),)),
     Mutation("sequence numbers of quarantined snapshots are used again", CRASH, (
-        ("store/mod.rs", *instead("self.manifests(Folder::Quarantine)?", "Vec::new()")),)),
+        ("store/handle.rs", *instead("self.manifests(Folder::Quarantine)?", "Vec::new()")),)),
     Mutation("staging/ is not cleaned", CRASH, (
-        ("store/mod.rs", *without("leftovers.iter().try_for_each(|name| staging.remove(name))?;")),)),
+        ("store/clean.rs", *without("leftovers.iter().try_for_each(|name| staging.remove(name))?;")),)),
     Mutation("a failed sync is tried again", SWEEP, (
         ("os/fs.rs", *instead(ASK_SYNC, f"{ASK_SYNC}.or_else(|_| rustix::fs::fsync(file))")),)),
     Mutation("a full disk is no error", SWEEP, (
@@ -85,8 +85,8 @@ MUTATIONS = [
         ("store/read.rs", "if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {",
          "if !ON && *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {"),)),
     Mutation("a receipt is trusted after a change", DAMAGE, (
-        ("store/verify.rs", "self.inode == stat.st_ino", "(ON || self.inode == stat.st_ino)"),
-        ("store/verify.rs", MODIFIED, f"(ON || {MODIFIED})"), ("store/verify.rs", CHANGED, f"(ON || {CHANGED})"))),
+        ("store/receipt.rs", "self.inode == stat.st_ino", "(ON || self.inode == stat.st_ino)"),
+        ("store/receipt.rs", MODIFIED, f"(ON || {MODIFIED})"), ("store/receipt.rs", CHANGED, f"(ON || {CHANGED})"))),
     Mutation("the lock is let go at once", RACE, (
         ("store/lock.rs", "        lock.write();\n        Ok(lock)",
          "lock.write();\nif ON { drop(rustix::fs::flock(&lock.file, rustix::fs::FlockOperation::Unlock)); }\nOk(lock)"),)),

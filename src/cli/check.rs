@@ -6,6 +6,7 @@ use super::target::Target;
 use super::watch::Watch;
 use super::{code, output, outputs};
 use ckptd_core::error::Result;
+use ckptd_core::os::process::processors;
 use ckptd_interop::check::{self, Checked, Probe, TensorCheck};
 
 /// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
@@ -36,7 +37,7 @@ pub fn execute(args: &Args) -> Result<u8> {
         None => None,
     };
     let watch = Watch::start()?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors();
     let mut checked = check::check(&entry.path, against.as_deref(), threads, &watch)?;
     if args.outputs {
         checked.probe = Some(outputs::ask(&entry.path, against.as_deref(), &watch)?);

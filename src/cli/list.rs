@@ -87,7 +87,7 @@ fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> Row {
     Row {
         run: manifest.map(|m| m.run_id.clone()),
         seq: manifest.map(|m| m.seq),
-        step: manifest.map(|m| m.train.step).or_else(|| step_in(&entry.id)),
+        step: manifest.map(|m| m.train.step).or_else(|| layout::step_of(&entry.id)),
         raw_bytes: manifest.map(|m| m.raw_bytes),
         ratio: manifest.map(|m| output::ratio(m.raw_bytes, entry.bytes)),
         created_at: manifest.map(|m| m.created_at),
@@ -104,11 +104,11 @@ fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> Row {
 }
 
 fn of_quarantined(file: QuarantinedFile) -> Row {
-    let id = file.name.split_once(".ckpt").map_or(file.name.as_str(), |(id, _)| id).to_owned();
+    let id = layout::quarantined_id(&file.name).to_owned();
     Row {
         run: None,
         seq: None,
-        step: step_in(&id),
+        step: layout::step_of(&id),
         raw_bytes: None,
         ratio: None,
         created_at: None,
@@ -122,10 +122,6 @@ fn of_quarantined(file: QuarantinedFile) -> Row {
         state: "quarantined",
         kept_because: vec![format!("quarantined: {}", file.reason)],
     }
-}
-
-fn step_in(id: &str) -> Option<u64> {
-    layout::step_of(id)
 }
 
 fn absolute(path: &Path) -> PathBuf {

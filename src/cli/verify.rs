@@ -10,6 +10,7 @@ use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::process::processors;
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{SnapshotEntry, Store};
 use ckptd_interop::progress::Progress;
@@ -74,7 +75,7 @@ fn judge(store: &Store, entry: &SnapshotEntry, watch: &Watch) -> Result<Row> {
     let shown = AtomicU64::new(0);
     // Threads report sums, of which an older one may come later.
     let progress = |done: u64| watch.advance(done.saturating_sub(shown.fetch_max(done, Ordering::Relaxed))).is_ok();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors();
     let inside = entry.path.parent().is_some_and(|folder| folder.parent() == Some(store.path()));
     // A file from elsewhere is read back all the same, but no receipt in this store speaks of it.
     let root = match inside {

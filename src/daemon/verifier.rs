@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use crate::training::Input;
 use crate::training::job::{JobEvent, ReadBack, Resume, ResumeDecision};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::process::processors;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{SnapshotState, Store};
 
@@ -106,7 +107,7 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<ResumeDeci
         let entry = store.find(&id)?;
         store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
     }
-    let chosen = store.choose_resume(all_threads(), &mut |line| warn!("{line}"))?;
+    let chosen = store.choose_resume(processors(), &mut |line| warn!("{line}"))?;
     if chosen.is_none() {
         let lost = store.quarantined()?.len();
         if lost > 0 {
@@ -129,10 +130,6 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<ResumeDeci
 }
 
 /// Nothing trains while a resume is chosen.
-fn all_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 fn judge(store: &Store, id: &str, threads: usize) -> ReadBack {
     let began = Instant::now();
     let entry = match store.find(id) {

@@ -11,15 +11,14 @@ use super::{Input, Queue};
 use crate::session::clock::BootInstant;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::process::started_since_boot;
 use ckptd_core::store::lock::SESSION;
-use ckptd_core::store::{Store, StoreLock, lock};
+use ckptd_core::store::{Store, StoreLock};
 
 /// How long the worker of an agent that is gone may take to commit its last snapshot.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
 const NAMELESS_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
-/// Of the start times in /proc, on every Linux of this architecture.
-const TICKS_PER_SECOND: u32 = 100;
 /// A start that took longer than this did not happen.
 const MAX_STARTUP: Duration = Duration::from_secs(60);
 
@@ -29,8 +28,7 @@ pub fn began(config: &Config) -> Result<ClockReading> {
     if let Some(deadline) = config.session.deadline.filter(|deadline| deadline.0 <= now.wall) {
         return Err(Error::Config(format!("[session] deadline: {} is past", deadline.0)));
     }
-    let started = lock::start_ticks(std::process::id())
-        .map(|ticks| BootInstant::since_boot(Duration::from_secs(ticks) / TICKS_PER_SECOND));
+    let started = started_since_boot().map(BootInstant::since_boot);
     // Nonsense, in a namespace with a clock of its own for example, is not believed.
     let at = started.filter(|at| *at <= now.at && now.at - *at < MAX_STARTUP).unwrap_or(now.at);
     Ok(ClockReading { at, wall: now.wall_at(at) })

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use ckptd_core::Error;
+use ckptd_core::os::process::processors;
 use ckptd_core::store::format::{self, Trailer};
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{CommitOptions, Store, commit};
@@ -25,7 +26,7 @@ const LARGE: usize = 20_000;
 
 pub fn campaign(data_bits: u64, seed: u64) -> Result<Row> {
     let mut tally = Tally::new("damage", seed);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let threads = processors() as u64;
     let parts: Vec<Result<Tally>> = std::thread::scope(|scope| {
         let work = |thread| move || part(thread, threads, data_bits, seed);
         let parts: Vec<_> = (0..threads).map(|thread| scope.spawn(work(thread))).collect();

@@ -5,6 +5,7 @@
 //! stays; the two newest healthy verified states stay; so does the one of the lowest validation loss, where the policy
 //! keeps a best one.
 
+use ckptd_core::os::process::processors;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::retain::{SnapshotFacts, plan};
 use ckptd_core::text::TextValue;
@@ -17,7 +18,7 @@ use crate::row::{Row, Tally};
 const LENGTH: u64 = 24;
 
 pub fn campaign(lives: u64, seed: u64) -> Row {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let threads = processors() as u64;
     let mut tally = Tally::new("retention", seed);
     std::thread::scope(|scope| {
         let parts: Vec<_> = (0..threads)

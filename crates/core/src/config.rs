@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::snapshot::TrainState;
-use crate::store::RetentionPolicy;
+use crate::store::{RetentionPolicy, layout};
 use crate::text::{TextValue, parse_duration};
 
 /// The commented job file with every key at its default; `ckptd init` writes it.
@@ -343,14 +343,14 @@ impl Config {
             *path = below(&folder, path);
         }
         self.data.cache = match self.data.cache.as_os_str().is_empty() {
-            true => self.job.store.join("cache"),
+            true => self.job.store.join(layout::CACHE),
             false => below(&folder, &self.data.cache),
         };
         for glob in &mut self.data.text {
             *glob = below(&folder, glob.as_ref()).to_string_lossy().into_owned();
         }
         self.status.socket = match self.status.socket.as_os_str().is_empty() {
-            true => self.job.store.join("status.sock"),
+            true => self.job.store.join(layout::STATUS_SOCKET),
             false => below(&folder, &self.status.socket),
         };
         if let Some(program) = self.worker.command.first_mut()

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ckptd_core::os::process::processors;
 use serde::Serialize;
 
 /// One line of the table; `faults/README.md` says what the fields mean.
@@ -77,7 +78,7 @@ impl Drop for Scratch {
 /// Does `work` for every number below `count` on all processors.
 pub fn each(count: u64, work: impl Fn(u64) + Sync) {
     let next = AtomicU64::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {

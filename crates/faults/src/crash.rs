@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 
 use anyhow::Result;
+use ckptd_core::os::process::processors;
 
 use crate::campaign::{Row, Scratch, add, guarded};
 use crate::disk::{Candidate, Disk, History, Model};
@@ -66,7 +67,7 @@ impl Recorded<'_> {
     fn try_all(&self, root: &Path, model: Model, effort: &Effort, row: &Mutex<Row>, again: &Mutex<Row>) {
         let history = History::new(self.base.clone(), root, &self.ops, model);
         self.check_announcements(&history, row);
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = processors();
         let (send, receive) = sync_channel::<Candidate>(64);
         let receive = Mutex::new(receive);
         let tried = AtomicU64::new(0);

@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 
+use ckptd_core::os::process::processors;
 use ckptd_core::{Error, Result};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -90,7 +91,7 @@ fn load_cuda() -> Result<(), String> {
 pub fn set_threads(threads: usize) -> Result<usize> {
     settle_vector_math().context("its first operation")?;
     let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        0 => processors(),
         n => n,
     };
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
@@ -107,29 +108,6 @@ pub fn set_threads(threads: usize) -> Result<usize> {
 fn settle_vector_math() -> std::result::Result<(), TchError> {
     // One element is never divided among threads.
     Tensor::f_ones([1], (Kind::Float, Device::Cpu))?.f_exp().map(drop)
-}
-
-/// A nice value that weighs about a third of the usual one.
-const BEHIND: i32 = 5;
-
-pub fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Makes every thread of this process except those of these names give way: libtorch's threads cannot be stopped in
-/// the middle of an operation (one may hold a lock that is needed elsewhere). They still get a third of what others do,
-/// since they may hold such a lock, and have to die when the process ends, also on a crowded machine. A new
-/// thread has the name of the one that made it until it gets its own.
-pub fn yield_processors(spared: &[&str]) {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    for task in tasks {
-        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        let id = task.file_name().to_str().and_then(|id| id.parse().ok()).and_then(rustix::process::Pid::from_raw);
-        if let Some(id) = id.filter(|_| !spared.contains(&name.trim_end())) {
-            // It may be gone by now.
-            let _ = rustix::process::setpriority_process(Some(id), BEHIND);
-        }
-    }
 }
 
 /// Makes malloc keep and reuse the memory of tensors. By default glibc maps and unmaps every tensor of more than

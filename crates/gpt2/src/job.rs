@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ckptd_core::config::Config;
+use ckptd_core::os::process::processors;
 use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, TrainState};
 use ckptd_core::store::SnapshotReader;
@@ -153,7 +154,7 @@ fn check_probe(
 
 /// 0 (automatic) takes a resume's own number, so that it stays exact on a machine of another size.
 fn choose_threads(asked: usize, recorded: Option<usize>, accept_changes: bool, events: &Events) -> usize {
-    let here = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let here = processors();
     match recorded {
         Some(recorded) if asked == 0 && !accept_changes => {
             if recorded != here {

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ckptd_core::os::process::processors;
 use ckptd_core::snapshot::{Role, Tensor as SnapshotTensor};
 use ckptd_core::{Error, Result};
 use ckptd_interop::check::Probe;
@@ -63,7 +64,7 @@ pub fn logits(arguments: &LogitsArguments) -> Result<()> {
 
 /// Prints what `arguments` ask for as JSON; `ckptd check --outputs` reads it.
 pub fn probe(arguments: &ProbeArguments) -> Result<()> {
-    let readers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let readers = processors();
     let model = weights::open(&arguments.model, readers)?;
     let against = arguments.against.as_deref().map(|path| weights::open(path, readers)).transpose()?;
     device::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads })?;

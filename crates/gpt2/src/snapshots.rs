@@ -12,13 +12,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ckptd_core::os::process::{YIELDING_NICE, lower_other_threads, processors};
 use ckptd_core::protocol::{MessageLevel, WorkerEvent};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainState};
 use ckptd_core::store::{CommitHandle, CommitOptions, CommitPace, Store, commit};
 use ckptd_core::{Error, Result};
 
 use crate::capture::{Capture, Capturer, StallMeter};
-use crate::device;
 use crate::events::Events;
 use crate::probe::Prober;
 
@@ -51,7 +51,7 @@ impl Policy {
     pub fn set(&self, every_steps: Option<u64>, level: u8, encode_threads: usize) {
         let threads = match encode_threads {
             // The training's threads wait for the slowest among them: all of them are held up a little.
-            0 => device::processors(),
+            0 => processors(),
             n => n,
         };
         self.every_steps.store(every_steps.unwrap_or(0), Ordering::Relaxed);
@@ -186,7 +186,9 @@ impl Snapshots {
         self.flight.ending.store(true, Ordering::Relaxed);
         // Before the threads' priority: an update that is under way holds up the last snapshot.
         self.capturer.freeze();
-        device::yield_processors(&[THREAD, crate::events::THREAD, crate::COMMANDS_THREAD]);
+        // libtorch's threads cannot be stopped within an operation (one may hold a lock that is needed elsewhere). They
+        // still get a share: they may hold such a lock, and have to die when the process ends, on a crowded machine too.
+        lower_other_threads(YIELDING_NICE, &[THREAD, crate::events::THREAD, crate::COMMANDS_THREAD]);
     }
 
     /// Called by the training between micro-batches; does not return once the session ends.
@@ -332,7 +334,7 @@ impl Committer {
             // Nothing else is to be computed beside the last one.
             threads: match pace {
                 CommitPace::Background => self.policy.threads.load(Ordering::Relaxed),
-                CommitPace::Alone | CommitPace::Hurried => device::processors(),
+                CommitPace::Alone | CommitPace::Hurried => processors(),
             },
             pace,
             cancel,

@@ -1,6 +1,7 @@
 //! How a session ends: signals, the last snapshot, the outcome.
 
 use super::*;
+use ckptd_core::os::process::processors;
 
 /// Signals this close together are one request: `timeout` signals a process and then its group, a terminal and a
 /// script may both pass on a Ctrl-C.
@@ -154,7 +155,7 @@ impl Job {
     pub fn verify_threads(&self) -> usize {
         match self.stop {
             None => 1,
-            Some(_) => std::thread::available_parallelism().map_or(1, usize::from),
+            Some(_) => processors(),
         }
     }
 

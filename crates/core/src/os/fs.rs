@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, S
 use rustix::io::Errno;
 
 use super::faults::{self, FsCall, FsPlace};
+use super::temporary::temporary_file;
 use crate::error::{Error, Result};
-use crate::store::layout;
 
 /// Alignment that direct I/O needs of memory, offset and length on every device that we know.
 pub const SECTOR: usize = 4096;
@@ -109,8 +109,8 @@ impl Dir {
 
     /// `None` where there is no such name.
     pub fn stat(&self, name: &str) -> Result<Option<Stat>> {
-        let look = || rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-        match faults::call(FsCall::Look(self.place(name)), look) {
+        let stat = || rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        match faults::call(FsCall::Look(self.place(name)), stat) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.error("looking at", name, e)),
@@ -155,7 +155,7 @@ impl Dir {
 
     /// Replaces a small file so that after a power loss either the old or the new content is there.
     pub fn write_durably(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let temporary = layout::temporary_file(name);
+        let temporary = temporary_file(name);
         self.remove(&temporary)?;
         let written = self.write_temporary(&temporary, bytes).and_then(|()| {
             let rename = || rustix::fs::renameat(&self.fd, &temporary, &self.fd, name);
@@ -228,7 +228,7 @@ fn is_regular(stat: &Stat) -> bool {
 
 /// Refuses folders, links, pipes and devices.
 pub fn require_regular(file: &File, path: &Path) -> Result<()> {
-    match is_regular(&look(file, path)?) {
+    match is_regular(&fstat(file, path)?) {
         true => Ok(()),
         false => Err(Error::damaged(path, "not a regular file")),
     }
@@ -236,11 +236,11 @@ pub fn require_regular(file: &File, path: &Path) -> Result<()> {
 
 /// Length of an open file in bytes.
 pub fn length(file: &File, path: &Path) -> Result<u64> {
-    Ok(look(file, path)?.st_size as u64)
+    Ok(fstat(file, path)?.st_size as u64)
 }
 
 /// What the system says of an open file.
-pub fn look(file: &File, path: &Path) -> Result<Stat> {
+pub fn fstat(file: &File, path: &Path) -> Result<Stat> {
     faults::call(FsCall::Look(path.into()), || rustix::fs::fstat(file))
         .map_err(|e| Error::io("looking at", path, e.into()))
 }
@@ -251,7 +251,7 @@ fn is_missing(path: &Path) -> bool {
 }
 
 /// Whether a folder is at `path`, which may lead through links.
-pub fn is_folder(path: &Path) -> bool {
+pub fn is_dir(path: &Path) -> bool {
     faults::call(FsCall::Look(path.into()), || rustix::fs::stat(path))
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }

@@ -1,5 +1,9 @@
-//! The operating system: file-system calls, durable writes.
+//! The operating system: file-system calls, durable writes, processes.
+//!
+//! Invariant: nothing here knows what a store is.
 
 pub mod block_writer;
 pub mod faults;
 pub mod fs;
+pub mod process;
+pub mod temporary;

@@ -4,8 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
+use super::format::Manifest;
+use super::handle::Store;
 use super::layout::{self, Folder};
-use super::{Manifest, Receipt, Store, read};
+use super::read;
+use super::receipt::Receipt;
 use crate::error::{Error, Result};
 use crate::os::fs::{self, Dir};
 
@@ -35,15 +38,6 @@ pub enum SnapshotState {
     Unreadable(String),
     /// Of a later format version, which this release cannot judge.
     Newer(u64),
-}
-
-/// A file in `quarantine/`.
-#[derive(Clone, Debug)]
-pub struct QuarantinedFile {
-    pub name: String,
-    pub path: PathBuf,
-    pub bytes: u64,
-    pub reason: String,
 }
 
 /// Looks at a store whose snapshots vanish each time; a rotation takes far longer than a look.
@@ -118,23 +112,6 @@ impl Store {
                 return Ok(entries);
             }
         }
-    }
-
-    pub fn quarantined(&self) -> Result<Vec<QuarantinedFile>> {
-        let Some(dir) = self.dir.open_dir(Folder::Quarantine.name())? else { return Ok(Vec::new()) };
-        let mut found = Vec::new();
-        let ours = |name: &String| !name.ends_with(".txt") && layout::parse_temporary_file(name).is_none();
-        for name in dir.files()?.into_iter().filter(ours) {
-            let reason = dir.read_small(&layout::reason_file(&name), 64 << 10)?.unwrap_or_default();
-            found.push(QuarantinedFile {
-                path: dir.join(&name),
-                bytes: dir.stat(&name)?.map_or(0, |s| s.st_size as u64),
-                reason: String::from_utf8_lossy(&reason).trim().to_owned(),
-                name,
-            });
-        }
-        found.sort_by(|a, b| b.name.cmp(&a.name));
-        Ok(found)
     }
 
     /// `latest` (healthy, of the store's run, verified before committed), `best`, a step, an id, or a file's path.

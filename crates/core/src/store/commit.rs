@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::format::{self, ChunkPlace, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer};
-use super::{Store, layout};
+use super::handle::Store;
+use super::layout;
 use crate::codec::{CHUNK_BYTES, Encoder, room};
 use crate::dtype;
 use crate::error::{Error, Result};
 use crate::os::block_writer::{BlockWriter, Starvation};
 use crate::os::fs::{self, Dir, SECTOR};
+use crate::os::process::{ENCODING_NICE, lower_priority, processors};
 use crate::pipeline::{Pipeline, PipelineEnded};
 use crate::snapshot::{Role, Snapshot, TensorBytes, TensorMeta};
 
@@ -111,7 +113,7 @@ pub struct Committed {
 pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Result<Committed> {
     let started = Instant::now();
     let staging = store.folder(layout::Folder::Staging)?;
-    let part = format!("{}.part", layout::snapshot_id(snapshot.train.step, Some(options.seq)));
+    let part = layout::staging_file(&layout::snapshot_id(snapshot.train.step, Some(options.seq)));
     staging.remove(&part)?;
     let outcome = write_file(&staging, &part, snapshot, options).and_then(|(manifest, bytes)| {
         let (id, path) = publish(store, &staging, &part, &manifest)?;
@@ -322,7 +324,7 @@ impl EncodeStage<'_> {
 
     fn encode(&self, options: &CommitOptions, background: bool) {
         if background {
-            low_priority();
+            lower_priority(ENCODING_NICE);
         }
         let hurried = || options.control.hurried.load(Ordering::Relaxed);
         let _end = self.line.end_on_panic();
@@ -353,22 +355,6 @@ impl EncodeStage<'_> {
             self.line.put(index, Encoded { memory, record, finite });
         }
     }
-}
-
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Nice value of encoding threads beside a training: about a third of a processor that the training wants, too.
-///
-/// What a snapshot takes from the training is its processor time, whenever that is spent. At the lowest priority it was
-/// spent so late that a snapshot took longer to be durable than the interval to the next one.
-const BACKGROUND_NICE: i32 = 3;
-
-/// Puts the calling thread behind the training.
-pub fn low_priority() {
-    // Linux keeps a nice value for each thread. Refusal only means that the thread competes as an equal.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BACKGROUND_NICE);
 }
 
 const _: () = assert!(HEAD_BYTES < SECTOR);

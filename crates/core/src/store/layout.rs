@@ -41,8 +41,17 @@ pub const JOB: &str = "job.json";
 /// The sessions of the store, and what they taught.
 pub const SESSIONS: &str = "sessions.json";
 
+/// The status socket of the job, unless its config names another place.
+pub const STATUS_SOCKET: &str = "status.sock";
+/// The folder of tokenised texts, unless the job's config names another one.
+pub const CACHE: &str = "cache";
+
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".ckpt";
+const STAGING_SUFFIX: &str = ".part";
+const REASON_SUFFIX: &str = ".reason.txt";
+/// Of every text file in quarantine, reasons included.
+const TEXT_SUFFIX: &str = ".txt";
 
 /// `step-000000001200`; with the sequence number where another file holds that name already.
 pub fn snapshot_id(step: u64, seq: Option<u64>) -> String {
@@ -54,6 +63,11 @@ pub fn snapshot_id(step: u64, seq: Option<u64>) -> String {
 
 pub fn snapshot_file(id: &str) -> String {
     format!("{id}{SUFFIX}")
+}
+
+/// The file in `staging/` that becomes the snapshot `id`.
+pub fn staging_file(id: &str) -> String {
+    format!("{id}{STAGING_SUFFIX}")
 }
 
 /// The id in the name of a snapshot's file, or `None` where it is not one.
@@ -78,16 +92,6 @@ pub fn receipt_file(id: &str) -> String {
     format!("{id}.json")
 }
 
-/// What this process writes before it is renamed to `name`.
-pub fn temporary_file(name: &str) -> String {
-    format!("{name}.{}.new", std::process::id())
-}
-
-/// The process that wrote a temporary file, or `None` where the name is not that of one.
-pub fn parse_temporary_file(name: &str) -> Option<u32> {
-    name.strip_suffix(".new")?.rsplit_once('.')?.1.parse().ok()
-}
-
 /// The name in quarantine of a file `name`, of which `n` others lie there already.
 pub fn set_aside(name: &str, n: u64) -> String {
     if n == 0 { name.to_owned() } else { format!("{name}.{n}") }
@@ -99,9 +103,19 @@ pub fn parse_set_aside(name: &str) -> Option<&str> {
     parse_snapshot_file(name).or_else(|| parse_snapshot_file(numbered()?))
 }
 
+/// The id of a quarantined file: its name without what quarantine and its suffix added.
+pub fn quarantined_id(name: &str) -> &str {
+    name.split_once(SUFFIX).map_or(name, |(id, _)| id)
+}
+
 /// The reason beside a quarantined file.
 pub fn reason_file(quarantined: &str) -> String {
-    format!("{quarantined}.reason.txt")
+    format!("{quarantined}{REASON_SUFFIX}")
+}
+
+/// Whether a file in quarantine says why another one lies there. Users may leave notes of their own beside it.
+pub fn is_reason_file(name: &str) -> bool {
+    name.ends_with(TEXT_SUFFIX)
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Store, layout};
+use super::layout;
 use crate::error::{Error, Result};
 use crate::os::fs::{self, Dir};
+use crate::os::process::start_ticks;
 
 /// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
 pub const SESSION: &str = "ckptd run";
@@ -23,7 +24,7 @@ pub const SESSION: &str = "ckptd run";
 pub struct StoreLock {
     file: File,
     path: PathBuf,
-    holder: Holder,
+    holder: LockHolder,
 }
 
 /// Length of the file's content, the rest blanks.
@@ -33,7 +34,7 @@ const MAX_PROBLEM: usize = 1500;
 
 /// Who took the lock.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Holder {
+pub struct LockHolder {
     pub pid: u32,
     /// Start time of that process in clock ticks since boot, so that a reused process id is not taken for it.
     pub started: u64,
@@ -70,7 +71,7 @@ impl StoreLock {
             if !fs::try_lock(&file, &path)? {
                 return Err(held(&file, dir));
             }
-            let stat = fs::look(&file, &path)?;
+            let stat = fs::fstat(&file, &path)?;
             let named = dir.stat(layout::LOCK)?.is_some_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
             match (named, stat.st_nlink) {
                 (true, 1) => break file,
@@ -80,7 +81,7 @@ impl StoreLock {
                 (false, _) => {}
             }
         };
-        let holder = Holder::this(who);
+        let holder = LockHolder::this(who);
         let lock = StoreLock { file, path, holder };
         lock.write();
         Ok(lock)
@@ -103,38 +104,38 @@ impl StoreLock {
     }
 }
 
-impl Store {
-    /// What became of the session that had the store last.
-    pub fn last_session(&self) -> Result<LastSession> {
-        let text = self.dir.read_small(layout::LOCK, 4 * LOCK_BYTES as u64)?.unwrap_or_default();
-        let holder = serde_json::from_slice::<Holder>(&text).ok();
+impl LastSession {
+    /// Of the store in `dir`.
+    pub(super) fn read(dir: &Dir) -> Result<LastSession> {
+        let text = dir.read_small(layout::LOCK, 4 * LOCK_BYTES as u64)?.unwrap_or_default();
+        let holder = serde_json::from_slice::<LockHolder>(&text).ok();
         Ok(match holder.filter(|holder| holder.who.starts_with(SESSION)) {
-            Some(Holder { ended: Some(ending), .. }) => LastSession::Ended(ending),
+            Some(LockHolder { ended: Some(ending), .. }) => LastSession::Ended(ending),
             Some(holder) if !holder.alive() => LastSession::Killed { pid: holder.pid },
             _ => LastSession::Unknown,
         })
     }
+}
 
-    /// The processes that have the lock file open, as far as this process may see them.
-    pub fn lock_holders(&self) -> Vec<u32> {
-        let Ok(Some(lock)) = self.dir.stat(layout::LOCK) else { return Vec::new() };
-        let is_lock = |path: &std::path::Path| {
-            std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (lock.st_dev, lock.st_ino))
-        };
-        let folder = |path: &std::path::Path| std::fs::read_dir(path).into_iter().flatten().flatten();
-        folder("/proc".as_ref())
-            .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path().join("fd"))))
-            .filter(|(_, files)| folder(files).any(|file| is_lock(&file.path())))
-            .map(|(pid, _)| pid)
-            .collect()
-    }
+/// The processes that have the lock file in `dir` open, as far as this process may see them.
+pub(super) fn holders(dir: &Dir) -> Vec<u32> {
+    let Ok(Some(lock)) = dir.stat(layout::LOCK) else { return Vec::new() };
+    let is_lock = |path: &std::path::Path| {
+        std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (lock.st_dev, lock.st_ino))
+    };
+    let entries = |path: &std::path::Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries("/proc".as_ref())
+        .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path().join("fd"))))
+        .filter(|(_, files)| entries(files).any(|file| is_lock(&file.path())))
+        .map(|(pid, _)| pid)
+        .collect()
 }
 
 fn held(file: &File, dir: &Dir) -> Error {
     let mut text = vec![0; 2 * LOCK_BYTES];
     let length = fs::read_at(file, &mut text, 0, false, &dir.join(layout::LOCK)).unwrap_or(0);
     let path = dir.path().to_path_buf();
-    match serde_json::from_slice::<Holder>(&text[..length]) {
+    match serde_json::from_slice::<LockHolder>(&text[..length]) {
         Ok(holder) => {
             let alive = holder.alive();
             let who =
@@ -145,32 +146,15 @@ fn held(file: &File, dir: &Dir) -> Error {
     }
 }
 
-impl Holder {
+impl LockHolder {
     /// This process, as a holder.
-    fn this(who: &str) -> Holder {
+    fn this(who: &str) -> LockHolder {
         let pid = std::process::id();
-        Holder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into(), ended: None }
+        LockHolder { pid, started: start_ticks(pid).unwrap_or(0), who: who.into(), ended: None }
     }
 
     /// Whether the process that took the lock still runs.
     pub fn alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.started)
     }
-}
-
-/// Whether what a process of this id wrote is a leftover: it is gone, as far as this process may see, or it is this
-/// process, which has just started and in a container often gets the number of the one before.
-pub(super) fn is_over(pid: u32) -> bool {
-    pid == std::process::id() || start_ticks(pid).is_none()
-}
-
-/// Field 22 of /proc/PID/stat; `None` for a process that is gone or a zombie.
-pub fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; the fields after it are plain.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    if fields.next()? == "Z" {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }

@@ -6,7 +6,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Store, layout};
+use super::handle::Store;
+use super::layout;
 use crate::error::{Error, Result};
 
 /// Which record.

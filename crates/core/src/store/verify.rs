@@ -1,34 +1,16 @@
-//! Verification: a snapshot is read back from the device, and a receipt remembers that it was.
+//! Verification: a snapshot is read back from the device, every byte of it.
 //!
-//! Invariant: a receipt is trusted only while the file is, by size, times, inode and the hash of its trailer, the very
-//! file that was read back. It spares a look, never a load: a resume hashes what it loads all the same.
-//! Deliberately not here: what becomes of a file that fails (mod).
+//! Invariant: only a file that was read whole, matched its hashes and did not change meanwhile gets a receipt.
+//! Deliberately not here: what becomes of a file that fails (quarantine).
 
 use std::path::Path;
 
-use rustix::fs::Stat;
-use serde::{Deserialize, Serialize};
-
+use super::catalogue::SnapshotEntry;
+use super::handle::Store;
+use super::layout::{self, Folder};
 use super::read::SnapshotReader;
-use super::{format, layout};
+use super::receipt::Receipt;
 use crate::error::{Error, Result};
-use crate::os::fs::Dir;
-
-/// That a snapshot was read back, chunk by chunk, and matched its hashes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipt {
-    /// Hash of the trailer, which covers every byte of the file.
-    pub file_hash: String,
-    pub root: String,
-    pub bytes: u64,
-    pub inode: u64,
-    pub modified_ns: i128,
-    pub changed_ns: i128,
-    pub verified_at: jiff::Timestamp,
-}
-
-/// Largest receipt that is read.
-const MAX_RECEIPT: u64 = 64 << 10;
 
 /// Reads `path` back in full; `progress` is told the bytes done and may call it off by returning false.
 pub fn read_back(path: &Path, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<SnapshotReader> {
@@ -37,41 +19,36 @@ pub fn read_back(path: &Path, threads: usize, progress: &(dyn Fn(u64) -> bool + 
     Ok(reader)
 }
 
-impl Receipt {
-    pub fn new(reader: &SnapshotReader, stat: &Stat) -> Receipt {
-        Receipt {
-            file_hash: format::hex(&reader.file_hash()),
-            root: reader.manifest().root.clone(),
-            bytes: stat.st_size as u64,
-            inode: stat.st_ino,
-            modified_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec as i64),
-            changed_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64),
-            verified_at: jiff::Timestamp::now(),
+impl Store {
+    /// Reads a snapshot back from the device, every byte of it, and writes the receipt. Needs no lock.
+    pub fn verify(
+        &self,
+        entry: &SnapshotEntry,
+        threads: usize,
+        progress: &(dyn Fn(u64) -> bool + Sync),
+    ) -> Result<Receipt> {
+        let snapshots = self.folder(Folder::Snapshots)?;
+        let name = layout::snapshot_file(&entry.id);
+        let gone = || Error::NotFound(format!("{} is gone", entry.path.display()));
+        let before = snapshots.stat(&name)?.ok_or_else(gone)?;
+        let reader = read_back(&entry.path, threads, progress)?;
+        // The receipt is for the file that was read: what changes during the reading gets none.
+        let receipt = Receipt::new(&reader, &before);
+        let after = snapshots.stat(&name)?.ok_or_else(gone)?;
+        if !receipt.covers(&after, &reader.file_hash()) {
+            return Err(Error::Other(format!(
+                "{} was changed while it was read; verify it again",
+                entry.path.display()
+            )));
         }
+        if let Some(receipts) = self.dir.open_dir(Folder::Receipts.name())? {
+            match receipt.write(&receipts, &entry.id) {
+                // On a read-only or full disk the verification stands, only nobody will remember it.
+                Err(Error::NoSpace { .. }) => {}
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {}
+                other => other?,
+            }
+        }
+        Ok(receipt)
     }
-
-    /// Whether it speaks of the file that is there now.
-    pub fn covers(&self, stat: &Stat, file_hash: &format::Hash) -> bool {
-        self.file_hash == format::hex(file_hash)
-            && self.bytes == stat.st_size as u64
-            && self.inode == stat.st_ino
-            && self.modified_ns == nanoseconds(stat.st_mtime, stat.st_mtime_nsec as i64)
-            && self.changed_ns == nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64)
-    }
-
-    pub fn write(&self, receipts: &Dir, id: &str) -> Result<()> {
-        let json =
-            serde_json::to_vec_pretty(self).map_err(|e| Error::Other(format!("writing the receipt of {id}: {e}")))?;
-        receipts.write_durably(&layout::receipt_file(id), &json)
-    }
-
-    /// `None` where there is none, or none that can be read: the snapshot then counts as not verified.
-    pub fn read(receipts: &Dir, id: &str) -> Option<Receipt> {
-        let bytes = receipts.read_small(&layout::receipt_file(id), MAX_RECEIPT).ok()??;
-        serde_json::from_slice(&bytes).ok()
-    }
-}
-
-fn nanoseconds(seconds: i64, nanoseconds: i64) -> i128 {
-    i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
 }

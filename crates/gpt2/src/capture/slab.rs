@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use ckptd_core::os::process;
 use ckptd_core::{Error, Result};
 use memmap2::{Advice, MmapMut};
 
@@ -128,7 +129,7 @@ impl Home {
 /// training thread need not wait for either. Ends early once `unwanted`.
 pub fn settle_in_background(spare: Arc<Slab>, current: Arc<Slab>, unwanted: impl Fn() -> bool + Send + 'static) {
     let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
-        lower_priority();
+        process::lower_priority(process::YIELDING_NICE);
         for from in spare.huge_pages().take_while(|_| !unwanted()) {
             let to = (from + HUGE_PAGE).min(spare.bytes);
             spare.fault_in(from, to);
@@ -140,13 +141,4 @@ pub fn settle_in_background(spare: Arc<Slab>, current: Arc<Slab>, unwanted: impl
     });
     // Without the thread the faults fall on the first snapshot's update: slower, not wrong.
     drop(spawned);
-}
-
-/// On Linux a nice value is a thread's own.
-fn lower_priority() {
-    // SAFETY: plain system calls on the calling thread.
-    unsafe {
-        let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
-        libc::setpriority(libc::PRIO_PROCESS, thread, 5);
-    }
 }

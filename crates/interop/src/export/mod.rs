@@ -23,6 +23,8 @@ use crate::{bundle, output};
 use ckptd_core::config::Config;
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::process::processors;
+
 use source::Source;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -67,7 +69,7 @@ impl Options {
             force: false,
             job: None,
             with_data: false,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: processors(),
         }
     }
 }

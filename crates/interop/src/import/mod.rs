@@ -25,6 +25,7 @@ use crate::limits::ReadLimits;
 use crate::progress::Progress;
 use crate::{bundle, output};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::process::processors;
 use ckptd_core::store::{CommitOptions, Store, commit};
 
 #[derive(Clone, Debug)]
@@ -42,7 +43,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = processors();
         Options {
             fresh: Fresh::AdamW,
             model: None,

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use crate::progress::Progress;
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::block_writer::BlockWriter;
 use ckptd_core::os::fs;
-use ckptd_core::store::BlockWriter;
 
 /// What was written.
 pub struct Written {

@@ -1,0 +1,67 @@
+//! Processes and threads: how many run at once, which ones are alive, which ones give way.
+//!
+//! Invariant: every nice value of the workspace is [`ENCODING_NICE`] or [`YIELDING_NICE`].
+//! Deliberately not here: starting and ending processes.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, setpriority_process};
+
+/// Nice value of a thread beside a training: it gets about a third of a processor that the training wants, too.
+///
+/// What a snapshot takes from the training is its processor time, whenever that is spent. At the lowest priority it was
+/// spent so late that a snapshot took longer to be durable than the interval to the next one.
+pub const ENCODING_NICE: i32 = 3;
+
+/// Nice value that weighs about a third of the usual one: of threads that prepare memory beside the training, and of the
+/// training's own threads while the last snapshot is saved.
+pub const YIELDING_NICE: i32 = 5;
+
+/// Processors that this process may use, at least 1.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Gives the calling thread this nice value. A refusal only means that the thread competes as an equal.
+pub fn lower_priority(nice: i32) {
+    // Linux keeps a nice value per thread.
+    let _ = setpriority_process(Some(rustix::thread::gettid()), nice);
+}
+
+/// Gives every thread of this process this nice value, except those with a name in `spared`. A new thread has the name
+/// of the one that made it until it gets its own.
+pub fn lower_other_threads(nice: i32, spared: &[&str]) {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for task in tasks {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let id = task.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
+        if let Some(id) = id.filter(|_| !spared.contains(&name.trim_end())) {
+            // It may be gone by now.
+            let _ = setpriority_process(Some(id), nice);
+        }
+    }
+}
+
+/// Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); `None` for one that is gone or a
+/// zombie. Together with the id it names one process for good: ids are used again.
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the fields after it are plain.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// When this process started, as time since boot.
+pub fn started_since_boot() -> Option<Duration> {
+    let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).ok().filter(|&ticks| ticks > 0)?;
+    start_ticks(std::process::id()).map(|ticks| Duration::from_secs(ticks) / per_second)
+}
+
+/// Whether what a process with this id wrote is a leftover. Either that process is gone, as far as this one may see, or
+/// it is this one, which has just started and in a container often gets the number of the one before.
+pub fn is_over(pid: u32) -> bool {
+    pid == std::process::id() || start_ticks(pid).is_none()
+}
