@@ -32,8 +32,8 @@ LATE_SYNC = "if ON { let path = snapshots.join(&name); fs::sync_file(&fs::open_p
 ASK_SYNC = "faults::call(FsCall::Sync(path.into()), || rustix::fs::fsync(file))"
 WRITE = "faults::write(path.into(), at, &buffer[done..], write)"
 NO_PROGRESS = 'return Err(Error::io("writing", path, std::io::ErrorKind::WriteZero.into()))'
-MODIFIED = "self.modified_ns == nanoseconds(stat.st_mtime, stat.st_mtime_nsec as i64)"
-CHANGED = "self.changed_ns == nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64)"
+MODIFIED = "self.modified_ns == stamp.modified_ns()"
+CHANGED = "self.changed_ns == stamp.changed_ns()"
 
 MUTATIONS = [
     Mutation("the file is not synced", CRASH, (("store/commit.rs", *without(SYNC_FILE)),)),
@@ -85,7 +85,7 @@ MUTATIONS = [
         ("store/read.rs", "if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {",
          "if !ON && *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {"),)),
     Mutation("a receipt is trusted after a change", DAMAGE, (
-        ("store/receipt.rs", "self.inode == stat.st_ino", "(ON || self.inode == stat.st_ino)"),
+        ("store/receipt.rs", "self.inode == stamp.inode", "(ON || self.inode == stamp.inode)"),
         ("store/receipt.rs", MODIFIED, f"(ON || {MODIFIED})"), ("store/receipt.rs", CHANGED, f"(ON || {CHANGED})"))),
     Mutation("the lock is let go at once", RACE, (
         ("store/lock.rs", "        lock.write();\n        Ok(lock)",

@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
+use ckptd_core::os::stamp::FileStamp;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{debug, info};
 
@@ -62,21 +62,7 @@ pub fn watch(path: &Path, wakes: &Receiver<Wake>, wake: Sender<Wake>, sink: &Sin
 }
 
 /// What tells whether something was touched: for the file itself, or for each entry of the folder.
-type Seen = BTreeMap<OsString, Signature>;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Signature {
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-}
-
-impl Signature {
-    fn of(metadata: &std::fs::Metadata) -> Signature {
-        let modified = (metadata.mtime(), metadata.mtime_nsec());
-        Signature { inode: metadata.ino(), bytes: metadata.len(), modified }
-    }
-}
+type Seen = BTreeMap<OsString, FileStamp>;
 
 fn look(path: &Path) -> std::io::Result<Seen> {
     let metadata = match std::fs::metadata(path) {
@@ -85,13 +71,13 @@ fn look(path: &Path) -> std::io::Result<Seen> {
         Err(e) => return Err(e),
     };
     if !metadata.is_dir() {
-        return Ok([(OsString::new(), Signature::of(&metadata))].into());
+        return Ok([(OsString::new(), FileStamp::from(&metadata))].into());
     }
     let mut seen = Seen::new();
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         match std::fs::metadata(entry.path()) {
-            Ok(metadata) => drop(seen.insert(entry.file_name(), Signature::of(&metadata))),
+            Ok(metadata) => drop(seen.insert(entry.file_name(), FileStamp::from(&metadata))),
             // It went meanwhile, or is a link to nowhere.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(e),
@@ -101,7 +87,8 @@ fn look(path: &Path) -> std::io::Result<Seen> {
 }
 
 fn has_news(before: &Seen, now: &Seen) -> bool {
-    now.iter().any(|(name, signature)| before.get(name) != Some(signature))
+    // A new owner, mode or link is no touch.
+    now.iter().any(|(name, stamp)| !before.get(name).is_some_and(|known| known.same_content(stamp)))
 }
 
 /// Reports changes of `path`, and of what lies in it if it is a folder; `None` where that cannot be had (yet).

@@ -1,17 +1,19 @@
 //! Token files: little-endian u16 or u32 ids and nothing else, memory-mapped to read, whole or absent when written.
 //!
 //! Invariant: what is known about a file ([`Facts`]) was read from exactly these bytes. It is remembered beside the
-//! cache and believed without another look only while the file's [`Stamp`] is the same.
+//! cache and believed without another look only while the file's [`FileStamp`] is the same.
 //! Deliberately not here: where ids come from and what they mean (data).
 
-use std::fs::{File, Metadata, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{BufWriter, Write};
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ckptd_core::os::publish::{Existing, publish};
+use ckptd_core::os::stamp::FileStamp;
 use ckptd_core::{Error, Result};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -22,9 +24,6 @@ pub type Progress<'a> = dyn FnMut(&str, Option<f64>) + 'a;
 
 /// Unfinished files in a cache folder begin with it.
 const TEMPORARY: &str = ".tmp-";
-
-/// A file changed less than this ago may change again without a new time stamp, so its stamp proves nothing.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// Bytes of one id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +59,7 @@ pub struct TokenView {
 
 impl TokenView {
     /// The whole of `path`, and the stamp of the file that was opened.
-    pub fn open(path: &Path, width: Width) -> Result<(TokenView, Stamp)> {
+    pub fn open(path: &Path, width: Width) -> Result<(TokenView, FileStamp)> {
         let file = File::open(path).map_err(|e| Error::io("opening token file", path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io("reading", path, e))?;
         if !metadata.is_file() {
@@ -79,7 +78,7 @@ impl TokenView {
         // which are checked where they matter; a file shortened underneath raises SIGBUS, as documented above.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping token file", path, e))?;
         let len = map.len() / width.bytes();
-        Ok((TokenView { map: Arc::new(map), width, start: 0, len }, Stamp::of(&metadata)))
+        Ok((TokenView { map: Arc::new(map), width, start: 0, len }, FileStamp::from(&metadata)))
     }
 
     /// Number of tokens.
@@ -198,39 +197,6 @@ impl TokenWriter {
     }
 }
 
-/// What tells, without reading it, that a file is still the one that was read: any write, replacement or reset time
-/// stamp changes one of these. The change time cannot be set by a program.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
-    pub bytes: u64,
-    device: u64,
-    inode: u64,
-    /// Seconds and nanoseconds since 1970.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    pub fn of(metadata: &Metadata) -> Stamp {
-        Stamp {
-            bytes: metadata.len(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Whether the file had rested for long enough at `now` that a later change must show in its stamp. Asked at the
-    /// time of reading; a stamp that has not settled is not remembered, as git does with its index.
-    pub fn is_settled(&self, now: SystemTime) -> bool {
-        let (seconds, nanoseconds) = self.modified.max(self.changed);
-        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else { return false };
-        now.duration_since(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds))
-            .is_ok_and(|age| age >= SETTLED_AFTER)
-    }
-}
-
 /// The JSON document at `path`, or `None` where there is none that can be read: what is remembered is worth nothing
 /// but time.
 pub fn recall<T: DeserializeOwned>(path: &Path) -> Option<T> {
@@ -282,9 +248,12 @@ fn temporary(folder: &Path) -> Result<NamedTempFile> {
 }
 
 fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.as_file().sync_all().map_err(|e| Error::io("syncing", path, e))?;
-    file.persist(path).map_err(|e| Error::io("renaming to", path, e.error))?;
-    Ok(())
+    let published = publish(file.as_file(), file.path(), path, Existing::Replace);
+    if published.is_ok() {
+        // Its name is the target's now; there is nothing left to remove.
+        let _ = file.keep();
+    }
+    published
 }
 
 #[cfg(test)]
@@ -328,16 +297,6 @@ mod tests {
         assert!(error.to_string().contains("3 bytes are no whole number of 2-byte ids"), "{error}");
         std::fs::write(&path, []).unwrap();
         assert!(TokenView::open(&path, Width::U16).unwrap().0.is_empty());
-    }
-
-    #[test]
-    fn a_stamp_settles_two_seconds_after_the_last_change() {
-        let file = NamedTempFile::new().unwrap();
-        let stamp = Stamp::of(&file.as_file().metadata().unwrap());
-        let now = SystemTime::now();
-        assert!(!stamp.is_settled(now));
-        assert!(!stamp.is_settled(now - Duration::from_secs(3600)), "a file from the future");
-        assert!(stamp.is_settled(now + Duration::from_secs(3)));
     }
 
     #[test]

@@ -13,17 +13,18 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, RenameFlags};
+use rustix::fs::FlockOperation;
 
 use crate::{hf, state};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::publish::{Existing, folder_of, publish};
 
 /// Files that are made durable at a time.
 const SYNCS: usize = 16;
 
 /// Whether `target` may be written; call this before any long work.
 pub fn check(target: &Path, force: bool) -> Result<()> {
-    let parent = parent(target);
+    let parent = folder_of(target);
     if target.file_name().is_none() {
         return Err(Error::Config(format!("{} is not a name to write to", target.display())));
     }
@@ -48,7 +49,6 @@ pub fn file<T>(target: &Path, force: bool, fill: impl FnOnce(&mut File) -> Resul
     check(target, force)?;
     let mut partial = Partial::make(target, "partial", make_file)?;
     let result = fill(&mut partial.handle)?;
-    partial.handle.sync_all().map_err(|e| Error::io("syncing", &partial.path, e))?;
     partial.publish(target, force)?;
     Ok(result)
 }
@@ -58,7 +58,6 @@ pub fn folder<T>(target: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<
     check(target, force)?;
     let partial = Partial::make(target, "partial", make_folder)?;
     let result = fill(&partial.path)?;
-    partial.handle.sync_all().map_err(|e| Error::io("syncing", &partial.path, e))?;
     partial.publish(target, force)?;
     Ok(result)
 }
@@ -111,7 +110,7 @@ struct Partial {
 impl Partial {
     fn make(target: &Path, kind: &str, create: impl FnOnce(&Path) -> Result<File>) -> Result<Partial> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let path = parent(target).join(format!(".{name}.ckptd-{kind}"));
+        let path = folder_of(target).join(format!(".{name}.ckptd-{kind}"));
         remove_stale(&path)?;
         let handle = create(&path)?;
         let partial = Partial { path, handle, published: false };
@@ -120,23 +119,23 @@ impl Partial {
     }
 
     fn publish(mut self, target: &Path, force: bool) -> Result<()> {
-        let renaming = |e: rustix::io::Errno| Error::io("renaming to", target, e.into());
-        let cwd = rustix::fs::CWD;
-        match std::fs::symlink_metadata(target) {
+        let existing = match std::fs::symlink_metadata(target) {
             Ok(found) if found.is_dir() && !is_empty(target)? => {
                 check(target, force)?;
-                // The old folder comes to lie under the partial name, and is removed with it.
-                rustix::fs::renameat_with(cwd, &self.path, cwd, target, RenameFlags::EXCHANGE).map_err(renaming)?;
-                remove(&self.path)?;
+                Existing::Exchange
             }
-            Ok(_) if force => rustix::fs::rename(&self.path, target).map_err(renaming)?,
+            Ok(_) if force => Existing::Replace,
             // An empty folder, or nothing: what appeared meanwhile is not replaced.
-            Ok(found) if found.is_dir() => rustix::fs::rename(&self.path, target).map_err(renaming)?,
-            _ => rename_new(&self.path, target)?,
-        }
+            Ok(found) if found.is_dir() => Existing::Replace,
+            _ => Existing::Keep,
+        };
+        publish(&self.handle, &self.path, target, existing)?;
         self.published = true;
-        let parent = parent(target);
-        open_folder(&parent)?.sync_all().map_err(|e| Error::io("syncing", &parent, e))
+        if existing == Existing::Exchange {
+            // The old folder has the partial name now.
+            remove(&self.path)?;
+        }
+        Ok(())
     }
 }
 
@@ -157,20 +156,6 @@ fn make_file(path: &Path) -> Result<File> {
 fn make_folder(path: &Path) -> Result<File> {
     std::fs::create_dir(path).map_err(|e| Error::io("creating", path, e))?;
     open_folder(path)
-}
-
-fn rename_new(from: &Path, target: &Path) -> Result<()> {
-    let cwd = rustix::fs::CWD;
-    match rustix::fs::renameat_with(cwd, from, cwd, target, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
-        // File systems without the flag: the look just before is the best there is.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP)
-            if std::fs::symlink_metadata(target).is_err() =>
-        {
-            std::fs::rename(from, target).map_err(|e| Error::io("renaming to", target, e))
-        }
-        Err(e) => Err(Error::io("renaming to", target, e.into())),
-    }
 }
 
 /// Removes a partial that nobody is writing any more.
@@ -226,11 +211,4 @@ fn is_model_folder(folder: &Path) -> Result<bool> {
 
 fn open_folder(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io("opening", path, e))
-}
-
-fn parent(target: &Path) -> PathBuf {
-    match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
 }

@@ -181,10 +181,10 @@ impl Dir {
         let call = FsCall::Rename(self.place(from), to.place(name));
         match faults::call(call, || rustix::fs::renameat_with(&self.fd, from, &to.fd, name, RenameFlags::NOREPLACE)) {
             Ok(()) => return Ok(()),
-            // File systems without the flag (NFS, some FUSE mounts): the lock makes the look before the rename safe.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            Err(e) if lacks_rename_flags(e) => {}
             Err(e) => return Err(to.error("renaming to", name, e)),
         }
+        // The store's lock makes the question before the rename safe.
         if to.stat(name)?.is_some() {
             return Err(to.error("renaming to", name, Errno::EXIST));
         }
@@ -216,6 +216,41 @@ impl Dir {
     }
 }
 
+/// Renames, in place of what is at `to`.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    faults::call(FsCall::Rename(from.into(), to.into()), || rustix::fs::rename(from, to))
+        .map_err(|e| Error::io("renaming to", to, e.into()))
+}
+
+/// Renames to a name that must be free.
+pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    match rename_with(from, to, RenameFlags::NOREPLACE) {
+        // What appears between this question and the rename is replaced; there is no better way here.
+        Err(e) if lacks_rename_flags(e) && is_free(to) => rename(from, to),
+        outcome => outcome.map_err(|e| Error::io("renaming to", to, e.into())),
+    }
+}
+
+/// Swaps what is at two names.
+pub fn exchange(one: &Path, other: &Path) -> Result<()> {
+    rename_with(one, other, RenameFlags::EXCHANGE).map_err(|e| Error::io("renaming to", other, e.into()))
+}
+
+fn rename_with(from: &Path, to: &Path, flags: RenameFlags) -> rustix::io::Result<()> {
+    let here = rustix::fs::CWD;
+    faults::call(FsCall::Rename(from.into(), to.into()), || rustix::fs::renameat_with(here, from, here, to, flags))
+}
+
+/// Whether not even a link is at `path`.
+fn is_free(path: &Path) -> bool {
+    matches!(faults::call(FsCall::Look(path.into()), || rustix::fs::lstat(path)), Err(Errno::NOENT))
+}
+
+/// Whether the error is that of a file system without flags for renames (NFS, some FUSE mounts).
+fn lacks_rename_flags(error: Errno) -> bool {
+    matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+}
+
 /// What a folder says that belongs to somebody else or to a file system that is read-only or has no folders to sync.
 fn is_elsewhere(kind: std::io::ErrorKind) -> bool {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
@@ -245,7 +280,7 @@ pub fn fstat(file: &File, path: &Path) -> Result<Stat> {
         .map_err(|e| Error::io("looking at", path, e.into()))
 }
 
-/// Whether nothing is at `path`. What cannot be looked at is there: whoever opens it gets to know why.
+/// Whether nothing is at `path`. What cannot be looked at counts as there: opening it gives the reason.
 fn is_missing(path: &Path) -> bool {
     matches!(faults::call(FsCall::Look(path.into()), || rustix::fs::stat(path)), Err(Errno::NOENT))
 }

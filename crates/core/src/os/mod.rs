@@ -6,4 +6,6 @@ pub mod block_writer;
 pub mod faults;
 pub mod fs;
 pub mod process;
+pub mod publish;
+pub mod stamp;
 pub mod temporary;

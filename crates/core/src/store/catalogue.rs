@@ -11,6 +11,7 @@ use super::read;
 use super::receipt::Receipt;
 use crate::error::{Error, Result};
 use crate::os::fs::{self, Dir};
+use crate::os::stamp::FileStamp;
 
 /// A file in `snapshots/` (or, through [`Store::find`], elsewhere).
 #[derive(Clone, Debug)]
@@ -170,7 +171,8 @@ fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir
         Err(e) => (SnapshotState::Unreadable(e.to_string()), None),
         Ok((manifest, file_hash)) => {
             let receipt = receipts.and_then(|dir| Receipt::read(dir, id));
-            let covered = receipt.is_some_and(|r| r.covers(stat, &file_hash) && r.root == manifest.root);
+            let covered =
+                receipt.is_some_and(|r| r.covers(&FileStamp::from(stat), &file_hash) && r.root == manifest.root);
             (if covered { SnapshotState::Verified } else { SnapshotState::Committed }, Some(manifest))
         }
     };

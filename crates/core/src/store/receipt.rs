@@ -4,13 +4,13 @@
 //! file that was read back. It spares reading it again for a listing; a resume hashes what it loads all the same.
 //! Deliberately not here: the reading back (verify).
 
-use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
 use super::read::SnapshotReader;
 use super::{format, layout};
 use crate::error::{Error, Result};
 use crate::os::fs::Dir;
+use crate::os::stamp::FileStamp;
 
 /// That a snapshot was read back, chunk by chunk, and matched its hashes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,25 +29,26 @@ pub struct Receipt {
 const MAX_RECEIPT: u64 = 64 << 10;
 
 impl Receipt {
-    pub fn new(reader: &SnapshotReader, stat: &Stat) -> Receipt {
+    /// Of the file that was read back through `reader` and had this stamp.
+    pub fn new(reader: &SnapshotReader, stamp: &FileStamp) -> Receipt {
         Receipt {
             file_hash: format::hex(&reader.file_hash()),
             root: reader.manifest().root.clone(),
-            bytes: stat.st_size as u64,
-            inode: stat.st_ino,
-            modified_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec as i64),
-            changed_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64),
+            bytes: stamp.bytes,
+            inode: stamp.inode,
+            modified_ns: stamp.modified_ns(),
+            changed_ns: stamp.changed_ns(),
             verified_at: jiff::Timestamp::now(),
         }
     }
 
     /// Whether it speaks of the file that is there now.
-    pub fn covers(&self, stat: &Stat, file_hash: &format::Hash) -> bool {
+    pub fn covers(&self, stamp: &FileStamp, file_hash: &format::Hash) -> bool {
         self.file_hash == format::hex(file_hash)
-            && self.bytes == stat.st_size as u64
-            && self.inode == stat.st_ino
-            && self.modified_ns == nanoseconds(stat.st_mtime, stat.st_mtime_nsec as i64)
-            && self.changed_ns == nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64)
+            && self.bytes == stamp.bytes
+            && self.inode == stamp.inode
+            && self.modified_ns == stamp.modified_ns()
+            && self.changed_ns == stamp.changed_ns()
     }
 
     pub fn write(&self, receipts: &Dir, id: &str) -> Result<()> {
@@ -61,8 +62,4 @@ impl Receipt {
         let bytes = receipts.read_small(&layout::receipt_file(id), MAX_RECEIPT).ok()??;
         serde_json::from_slice(&bytes).ok()
     }
-}
-
-fn nanoseconds(seconds: i64, nanoseconds: i64) -> i128 {
-    i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
 }

@@ -11,6 +11,7 @@ use super::layout::{self, Folder};
 use super::read::SnapshotReader;
 use super::receipt::Receipt;
 use crate::error::{Error, Result};
+use crate::os::stamp::FileStamp;
 
 /// Reads `path` back in full; `progress` is told the bytes done and may call it off by returning false.
 pub fn read_back(path: &Path, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<SnapshotReader> {
@@ -33,9 +34,9 @@ impl Store {
         let before = snapshots.stat(&name)?.ok_or_else(gone)?;
         let reader = read_back(&entry.path, threads, progress)?;
         // The receipt is for the file that was read: what changes during the reading gets none.
-        let receipt = Receipt::new(&reader, &before);
+        let receipt = Receipt::new(&reader, &FileStamp::from(&before));
         let after = snapshots.stat(&name)?.ok_or_else(gone)?;
-        if !receipt.covers(&after, &reader.file_hash()) {
+        if !receipt.covers(&FileStamp::from(&after), &reader.file_hash()) {
             return Err(Error::Other(format!(
                 "{} was changed while it was read; verify it again",
                 entry.path.display()

@@ -1,7 +1,7 @@
 //! Which text files a job names, in an order that is the same everywhere, and the hashes of their contents.
 //!
 //! Invariant: a hash is believed without reading the file only while the file's stamp is the one it had when it was
-//! read, and had then settled (see [`Stamp::is_settled`]). Deliberately not here: what is in the files (text).
+//! read, and had then settled (see [`FileStamp::is_settled`]). Deliberately not here: what is in the files (text).
 
 use std::fs::File;
 use std::io::Read;
@@ -9,12 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
+use ckptd_core::os::stamp::FileStamp;
 use ckptd_core::{Error, Result};
 use globset::{GlobBuilder, GlobMatcher};
 use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
-use crate::tokens::{Progress, Stamp, recall, remember};
+use crate::tokens::{Progress, recall, remember};
 
 /// What a folder is searched for.
 const ENDINGS: [&str; 2] = ["txt", "md"];
@@ -123,7 +124,7 @@ pub struct Source {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Seen {
     /// None: it had changed too recently to be recognised.
-    stamp: Option<Stamp>,
+    stamp: Option<FileStamp>,
     blake3: String,
 }
 
@@ -143,9 +144,9 @@ pub fn digest(paths: Vec<PathBuf>, cache: &Path, progress: &mut Progress) -> Res
     for (i, path) in paths.into_iter().enumerate() {
         let now = SystemTime::now();
         let metadata = path.metadata().map_err(|e| Error::io("reading", &path, e))?;
-        let known = before.get(i).filter(|seen| seen.stamp.as_ref() == Some(&Stamp::of(&metadata)));
+        let known = before.get(i).filter(|seen| seen.stamp.as_ref() == Some(&FileStamp::from(&metadata)));
         let (stamp, hash) = match known.and_then(|seen| blake3::Hash::from_hex(&seen.blake3).ok()) {
-            Some(hash) => (Stamp::of(&metadata), hash),
+            Some(hash) => (FileStamp::from(&metadata), hash),
             None => {
                 has_news = true;
                 hash_file(&path, &mut |share| progress("reading text", Some((i as f64 + share) / total as f64)))?
@@ -161,10 +162,10 @@ pub fn digest(paths: Vec<PathBuf>, cache: &Path, progress: &mut Progress) -> Res
     Ok(sources)
 }
 
-fn hash_file(path: &Path, progress: &mut dyn FnMut(f64)) -> Result<(Stamp, blake3::Hash)> {
+fn hash_file(path: &Path, progress: &mut dyn FnMut(f64)) -> Result<(FileStamp, blake3::Hash)> {
     let fail = |e| Error::io("reading", path, e);
     let mut file = File::open(path).map_err(fail)?;
-    let stamp = Stamp::of(&file.metadata().map_err(fail)?);
+    let stamp = FileStamp::from(&file.metadata().map_err(fail)?);
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -176,7 +177,7 @@ fn hash_file(path: &Path, progress: &mut dyn FnMut(f64)) -> Result<(Stamp, blake
             Err(e) => return Err(fail(e)),
         };
     }
-    if Stamp::of(&file.metadata().map_err(fail)?) != stamp {
+    if FileStamp::from(&file.metadata().map_err(fail)?) != stamp {
         return Err(changed(path));
     }
     Ok((stamp, hasher.finalize()))
@@ -245,7 +246,7 @@ mod tests {
             let memory = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
             let mut seen: Vec<Seen> = recall(&memory).unwrap();
             for (seen, path) in seen.iter_mut().zip(&paths) {
-                seen.stamp = Some(Stamp::of(&path.metadata().unwrap()));
+                seen.stamp = Some(FileStamp::from(&path.metadata().unwrap()));
             }
             remember(&memory, &seen).unwrap();
         };

@@ -21,15 +21,14 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use ckptd_core::config;
+use ckptd_core::os::stamp::FileStamp;
 use ckptd_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use self::files::Source;
 use self::text::Blocks;
 use self::tokenizer::Encoder;
-use crate::tokens::{
-    Facts, Progress, Stamp, TokenView, TokenWriter, Width, prepare_cache, recall, remember, write_whole,
-};
+use crate::tokens::{Facts, Progress, TokenView, TokenWriter, Width, prepare_cache, recall, remember, write_whole};
 
 /// Enters the key of every cached file: another value makes new ones.
 const FORMAT: &[u8] = b"ckptd tokens v1";
@@ -103,7 +102,7 @@ struct Opened {
 struct Known {
     width: Width,
     /// None: it had changed too recently to be recognised.
-    stamp: Option<Stamp>,
+    stamp: Option<FileStamp>,
     facts: Facts,
 }
 
