@@ -76,7 +76,7 @@ fn everything() -> Snapshot {
     saved.files =
         vec![file("config.json", b"{}".to_vec()), file("empty", Vec::new()), file("a b", floats(3, 300, 768))];
     saved.train.best_val_loss = Some(3.0e-7);
-    saved.train.settings.insert("quote \" and \u{1f}".into(), "é\\\n".into());
+    saved.train.settings.set("quote \" and \u{1f}", "é\\\n");
     saved.metrics.train_loss = Some(f64::NAN);
     saved
 }

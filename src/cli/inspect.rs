@@ -116,7 +116,10 @@ fn describe(document: &Document) -> String {
         provenance.device,
         provenance.host,
     );
-    for (name, value) in &train.settings {
+    if !train.arithmetic.is_first() {
+        text.push_str(&format!("  arithmetic = {}\n", train.arithmetic));
+    }
+    for (name, value) in train.settings.iter() {
         text.push_str(&format!("  {name} = {value}\n"));
     }
     let tensors = document.manifest.tensors.iter().map(|t| (t.meta.dtype.name(), format!("{:?}", t.meta.shape)));

@@ -1,7 +1,6 @@
 //! A worker that trains nothing: it speaks the protocol, and commits real snapshots of a state that follows from the
 //! step alone. It misbehaves as the files in its script folder say: `exit-in-7` holds how often it is to exit in step 7.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -235,11 +234,8 @@ fn snapshot(state: &State, reason: &str) -> Snapshot {
         train: TrainState {
             step: state.step,
             tokens_seen: state.step * 64,
-            epoch: 0,
             position: state.step,
-            last_eval_step: 0,
-            best_val_loss: None,
-            settings: BTreeMap::new(),
+            ..TrainState::default()
         },
         metrics: Metrics { train_loss: Some(10.0 / state.step.max(1) as f64), ..Metrics::default() },
         provenance: Provenance { reason: reason.into(), ..Provenance::default() },

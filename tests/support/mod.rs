@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // each test file uses its own part of this
 
 use ckptd_core::dtype::DType;
+use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::{CommitOptions, Committed, Store, commit};
 
@@ -58,11 +59,10 @@ pub fn snapshot(step: u64, rows: usize) -> Snapshot {
         train: TrainState {
             step,
             tokens_seen: step * 512,
-            epoch: 0,
             position: step,
-            last_eval_step: 0,
             best_val_loss: Some(3.5),
-            settings: [("seed".to_owned(), "1337".to_owned())].into(),
+            settings: TrainSettings::from_iter([("seed", "1337")]),
+            ..TrainState::default()
         },
         metrics: Metrics { train_loss: Some(4.0), ..Metrics::default() },
         provenance: Provenance { ckptd: "test".into(), ..Provenance::default() },

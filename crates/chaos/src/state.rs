@@ -1,7 +1,5 @@
 //! A training state that follows from its step alone, so that any snapshot can be held against what it must be.
 
-use std::collections::BTreeMap;
-
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::format::{self, TensorRecord};
@@ -54,13 +52,5 @@ fn weights(step: u64, elements: usize) -> Vec<u8> {
 }
 
 fn train(step: u64) -> TrainState {
-    TrainState {
-        step,
-        tokens_seen: step * 64,
-        epoch: 0,
-        position: step,
-        last_eval_step: 0,
-        best_val_loss: None,
-        settings: BTreeMap::new(),
-    }
+    TrainState { step, tokens_seen: step * 64, position: step, ..TrainState::default() }
 }

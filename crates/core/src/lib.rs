@@ -5,6 +5,7 @@
 //!
 //! Deliberately not here: processes, networks, a command line, libtorch. A program in another language can link this.
 
+pub mod arithmetic;
 pub mod codec;
 pub mod config;
 pub mod dtype;
@@ -13,6 +14,7 @@ pub mod os;
 pub mod pipeline;
 pub mod protocol;
 pub mod schedule;
+pub mod settings;
 pub mod snapshot;
 pub mod store;
 pub mod text;

@@ -3,13 +3,14 @@
 //! Invariant: nothing here knows how a snapshot is stored, or what trains. Bytes are little-endian and row-major.
 //! Deliberately not here: files (store), libtorch (the trainer crate).
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arithmetic::ArithmeticNumber;
 use crate::dtype::DType;
+use crate::settings::TrainSettings;
 
 /// What a tensor is to the training; optimiser state carries PyTorch's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -121,7 +122,10 @@ pub struct TrainState {
     pub best_val_loss: Option<f64>,
     /// The settings that change the arithmetic (seed, batch size, optimiser, threads, data hash, ...), by name. A
     /// resume under other values is refused unless the user accepts it.
-    pub settings: BTreeMap<String, String>,
+    pub settings: TrainSettings,
+    /// The arithmetic that the training is computed under. The first one is not written.
+    #[serde(default, skip_serializing_if = "ArithmeticNumber::is_first")]
+    pub arithmetic: ArithmeticNumber,
 }
 
 /// Figures of the moment. They do not enter `root`.

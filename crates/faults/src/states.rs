@@ -1,10 +1,10 @@
 //! Small training states that are a pure function of (seed, sequence number), so that every byte that comes back can be
 //! compared without having kept it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ckptd_core::dtype::DType;
+use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 
 /// SplitMix64.
@@ -82,7 +82,7 @@ pub fn snapshot(seed: u64, seq: u64) -> Snapshot {
         }
     }
     let step = step_of(seq);
-    let settings = BTreeMap::from([("seed".to_owned(), seed.to_string())]);
+    let settings = TrainSettings::from_iter([("seed", seed.to_string())]);
     Snapshot {
         tensors,
         train: TrainState { step, tokens_seen: step * 64, position: step % 7, settings, ..TrainState::default() },

@@ -66,15 +66,7 @@ fn main() -> ckptd_core::Result<()> {
 }
 
 fn begin() -> TrainState {
-    TrainState {
-        step: 0,
-        tokens_seen: 0,
-        epoch: 0,
-        position: 0,
-        last_eval_step: 0,
-        best_val_loss: None,
-        settings: Default::default(),
-    }
+    TrainState::default()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

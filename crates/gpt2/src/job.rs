@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ckptd_core::config::Config;
+use ckptd_core::arithmetic::{ArithmeticNumber, KnownArithmetic};
+use ckptd_core::config::{Config, ResolvedJob};
 use ckptd_core::os::process::processors;
 use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent};
+use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, TrainState};
 use ckptd_core::store::SnapshotReader;
 use ckptd_core::{Error, Result};
@@ -27,6 +29,9 @@ use crate::probe::{Answers, Prober};
 
 /// Largest companion file of a model folder that travels in snapshots, in bytes.
 const MAX_CARRIED: u64 = 32 << 20;
+
+/// The arithmetic of this worker: `gpt2` and `optim` as they are, and the older ones that they still compute.
+const ARITHMETIC: KnownArithmetic = KnownArithmetic { newest: ArithmeticNumber::FIRST, older: &[] };
 
 /// A training that is ready to run.
 pub struct Job {
@@ -56,7 +61,7 @@ impl Job {
         // It was written past the page cache, so that it is not in there, and need not be: it is read once.
         let snapshot = resume.as_deref().map(SnapshotReader::open_past_cache).transpose()?;
         let device = device::open(&config.job.device)?;
-        let recorded = snapshot.as_ref().and_then(|s| s.manifest().train.settings.get("threads")?.parse().ok());
+        let recorded = snapshot.as_ref().and_then(|s| s.manifest().train.settings.threads());
         let threads = choose_threads(config.job.threads, recorded, accept_changes, events);
         let threads = device::set_threads(threads)?;
 
@@ -92,15 +97,8 @@ impl Job {
         let theirs = folder.as_ref().map(|folder| folder.config_json.as_slice());
         let files = carried(&config, config_json(&shape, theirs, data.eot), &data)?;
         let optimizer = ModelOptimizer::new(&config.train, threads)?;
-        let train = TrainState {
-            step: 0,
-            tokens_seen: 0,
-            epoch: 0,
-            position: 0,
-            last_eval_step: 0,
-            best_val_loss: None,
-            settings,
-        };
+        let arithmetic = choose_arithmetic(snapshot.as_ref(), accept_changes, events)?;
+        let train = TrainState { settings, arithmetic, ..TrainState::default() };
         let mut state = State::new(&shape.parameters(), optimizer.roles(), device, train)?;
         events.send(WorkerEvent::Progress { stage: "loading the weights".into(), fraction: None });
         let probe = snapshot.as_ref().and_then(|snapshot| snapshot.manifest().metrics.probe.clone());
@@ -172,31 +170,33 @@ fn choose_threads(asked: usize, recorded: Option<usize>, accept_changes: bool, e
     }
 }
 
+/// The snapshot's own arithmetic, or the newest for a training that begins.
+fn choose_arithmetic(
+    snapshot: Option<&SnapshotReader>,
+    accept_changes: bool,
+    events: &Events,
+) -> Result<ArithmeticNumber> {
+    // A state imported from other programs was computed under none of ours.
+    let Some(snapshot) = snapshot.filter(|snapshot| !snapshot.manifest().train.settings.is_empty()) else {
+        return Ok(ARITHMETIC.newest);
+    };
+    let unknown = match ARITHMETIC.going_on(snapshot.manifest().train.arithmetic) {
+        Ok(number) => return Ok(number),
+        Err(unknown) => unknown,
+    };
+    if !accept_changes {
+        let what = format!("{unknown}; use the release that took it, or go on to another result with --accept-changes");
+        return Err(Error::mismatch(snapshot.path(), what));
+    }
+    events.log(MessageLevel::Warn, format!("going on with arithmetic {}: the snapshot {unknown}", ARITHMETIC.newest));
+    Ok(ARITHMETIC.newest)
+}
+
 /// Everything that changes the arithmetic, by name.
-fn settings(
-    config: &Config,
-    shape: &Gpt2Config,
-    data: &Dataset,
-    device: Device,
-    threads: usize,
-) -> BTreeMap<String, String> {
-    let mut settings = BTreeMap::new();
-    // A struct of plain fields always serialises; a missing entry would only be compared as missing.
-    if let Ok(serde_json::Value::Object(train)) = serde_json::to_value(&config.train) {
-        settings.extend(train.into_iter().map(|(key, value)| (format!("train.{key}"), value.to_string())));
-    }
-    if let Ok(serde_json::Value::Object(model)) = serde_json::from_str(&shape.to_json()) {
-        settings.extend(model.into_iter().map(|(key, value)| (format!("model.{key}"), value.to_string())));
-    }
+fn settings(config: &Config, shape: &Gpt2Config, data: &Dataset, device: Device, threads: usize) -> TrainSettings {
     let device = if matches!(device, Device::Cpu) { "cpu" } else { "cuda" };
-    let others = [
-        ("seed", config.job.seed.to_string()),
-        ("device", device.to_owned()),
-        ("threads", threads.to_string()),
-        ("data.content", data.content_hash.clone()),
-        ("data.validation", config.data.validation.to_string()),
-    ];
-    settings.extend(others.map(|(key, value)| (key.to_owned(), value)));
+    let mut settings = config.train_settings(&ResolvedJob { device, threads, data_content: &data.content_hash });
+    shape.record(&mut settings);
     settings
 }
 
@@ -254,7 +254,7 @@ fn restore(
     let changed = match saved.settings.is_empty() {
         // Imported from others, who do not say under which settings it came about.
         true => Vec::new(),
-        false => differences(&saved.settings, &now.settings),
+        false => saved.settings.differences(&now.settings),
     };
     if !changed.is_empty() {
         let list = changed.join("; ");
@@ -298,22 +298,9 @@ fn restore(
     })?;
     state.edit(|train, metrics| {
         let settings = std::mem::take(&mut train.settings);
-        *train = TrainState { settings, ..saved.clone() };
+        *train = TrainState { settings, arithmetic: train.arithmetic, ..saved.clone() };
         // The answers were those of that snapshot; each one has its own.
         *metrics = Metrics { probe: None, ..manifest.metrics.clone() };
     });
     Ok((saved.clone(), manifest.root.clone()))
-}
-
-/// "seed: 1 then, 2 now" for each setting that differs.
-fn differences(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
-    let none = "not set".to_owned();
-    let mut keys: Vec<&String> = then.keys().chain(now.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    keys.into_iter()
-        .map(|key| (key, then.get(key).unwrap_or(&none), now.get(key).unwrap_or(&none)))
-        .filter(|(_, then, now)| then != now)
-        .map(|(key, then, now)| format!("{key}: {then} then, {now} now"))
-        .collect()
 }

@@ -73,7 +73,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<Weights> {
         files,
         step: Some(manifest.train.step),
         probe: manifest.metrics.probe.clone(),
-        threads: manifest.train.settings.get("threads").and_then(|threads| threads.parse().ok()),
+        threads: manifest.train.settings.threads(),
     })
 }
 

@@ -43,15 +43,7 @@ fn metas() -> Vec<TensorMeta> {
 }
 
 fn state(optimizer: &ModelOptimizer) -> State {
-    let train = TrainState {
-        step: 0,
-        tokens_seen: 0,
-        epoch: 0,
-        position: 0,
-        last_eval_step: 0,
-        best_val_loss: None,
-        settings: Default::default(),
-    };
+    let train = TrainState::default();
     let mut state = State::new(&metas(), optimizer.roles(), tch::Device::Cpu, train).unwrap();
     let fill = |destinations: &mut [ckptd_gpt2::capture::Destination<'_>]| {
         let mut random = Random(7);

@@ -109,15 +109,7 @@ fn train(config: &Gpt2Config, case: &Case, kind: Kind, tensors: &[Tensor]) -> Ve
 }
 
 fn state(config: &Gpt2Config, roles: &[Role], tensors: &[Tensor]) -> State {
-    let train = TrainState {
-        step: 0,
-        tokens_seen: 0,
-        epoch: 0,
-        position: 0,
-        last_eval_step: 0,
-        best_val_loss: None,
-        settings: Default::default(),
-    };
+    let train = TrainState::default();
     let mut state = State::new(&config.parameters(), roles, CPU, train).unwrap();
     state.fill(|destinations| init::from_tensors(tensors, "the test's folder", destinations)).unwrap();
     state

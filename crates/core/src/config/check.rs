@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use super::{Config, SnapshotEvery, TextValue, TrainSection};
+use super::sections::{Config, SnapshotEvery, TrainSection};
+use crate::text::TextValue;
 
 impl Config {
     /// The first value that makes no sense.

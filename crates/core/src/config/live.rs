@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::Config;
+use super::sections::Config;
 
 /// Sections and keys that take effect at once.
 const LIVE: [&str; 14] = [

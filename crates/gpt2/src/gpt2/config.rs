@@ -2,12 +2,17 @@
 //! refused by name. Deliberately not here: tensors of libtorch.
 
 use ckptd_core::dtype::DType;
+use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// The presets of [`Gpt2Config::preset`].
 pub const PRESETS: [&str; 5] = ["gpt2-mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"];
+
+const MODEL_TYPE: &str = "gpt2";
+const ARCHITECTURES: [&str; 1] = ["GPT2LMHeadModel"];
+const DTYPE: &str = "float32";
 
 /// The fields of transformers' `GPT2Config` that decide what a GPT2LMHeadModel computes, with its defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,10 +125,54 @@ impl Gpt2Config {
     /// A config.json that transformers reads as this model.
     pub fn to_json(&self) -> String {
         let mut json = serde_json::to_value(self).unwrap_or_default();
-        json["model_type"] = "gpt2".into();
-        json["architectures"] = serde_json::json!(["GPT2LMHeadModel"]);
-        json["dtype"] = "float32".into();
+        json["model_type"] = MODEL_TYPE.into();
+        json["architectures"] = serde_json::json!(ARCHITECTURES);
+        json["dtype"] = DTYPE.into();
         format!("{json:#}\n")
+    }
+
+    /// Adds what of the model changes the arithmetic, and what config.json says of it besides.
+    pub fn record(&self, settings: &mut TrainSettings) {
+        // A field that comes later has to be given to `add_later` with the value that reproduces the model without it.
+        let Gpt2Config {
+            vocab_size,
+            n_positions,
+            n_embd,
+            n_layer,
+            n_head,
+            n_inner,
+            activation_function,
+            resid_pdrop,
+            embd_pdrop,
+            attn_pdrop,
+            layer_norm_epsilon,
+            initializer_range,
+            scale_attn_weights,
+            scale_attn_by_inverse_layer_idx,
+            reorder_and_upcast_attn,
+            tie_word_embeddings,
+        } = self;
+        let mut section = settings.section("model");
+        section.add("vocab_size", vocab_size);
+        section.add("n_positions", n_positions);
+        section.add("n_embd", n_embd);
+        section.add("n_layer", n_layer);
+        section.add("n_head", n_head);
+        section.add("n_inner", n_inner);
+        section.add("activation_function", activation_function);
+        section.add("resid_pdrop", resid_pdrop);
+        section.add("embd_pdrop", embd_pdrop);
+        section.add("attn_pdrop", attn_pdrop);
+        section.add("layer_norm_epsilon", layer_norm_epsilon);
+        section.add("initializer_range", initializer_range);
+        section.add("scale_attn_weights", scale_attn_weights);
+        section.add("scale_attn_by_inverse_layer_idx", scale_attn_by_inverse_layer_idx);
+        section.add("reorder_and_upcast_attn", reorder_and_upcast_attn);
+        section.add("tie_word_embeddings", tie_word_embeddings);
+        // Of the config.json that snapshots carry: constants, and part of every root so far.
+        section.add("model_type", &MODEL_TYPE);
+        section.add("architectures", &ARCHITECTURES);
+        section.add("dtype", &DTYPE);
     }
 
     /// The same model with all three dropouts at `p`.

@@ -2,9 +2,8 @@
 //! from the job's config, else ckptd's defaults.
 
 use crate::torch_pt::pickler::Object;
-use ckptd_core::config::{Config, TrainSection};
+use ckptd_core::config::Config;
 use ckptd_core::schedule;
-use ckptd_core::snapshot::TrainState;
 use ckptd_core::store::Manifest;
 
 pub struct Hyper {
@@ -23,7 +22,7 @@ pub struct Hyper {
 
 impl Hyper {
     pub fn of(manifest: &Manifest, job: Option<&Config>) -> Hyper {
-        let train = effective(&manifest.train, job.map(|job| job.train.clone()).unwrap_or_default());
+        let train = job.map(|job| job.train.clone()).unwrap_or_default().with_recorded(&manifest.train.settings);
         Hyper {
             learning_rate: train.learning_rate,
             rate_now: schedule::learning_rate(&train, manifest.train.step),
@@ -70,27 +69,4 @@ impl Hyper {
             ("initial_lr", Object::Float(self.learning_rate)),
         ]
     }
-}
-
-/// `train` with what the snapshot's own settings say instead.
-fn effective(state: &TrainState, mut train: TrainSection) -> TrainSection {
-    fn set<T: serde::de::DeserializeOwned>(state: &TrainState, key: &str, target: &mut T) {
-        // The worker records `[train]` key by key, each value as JSON.
-        let value = state.settings.get(&format!("train.{key}")).and_then(|text| serde_json::from_str(text).ok());
-        if let Some(value) = value {
-            *target = value;
-        }
-    }
-    set(state, "learning_rate", &mut train.learning_rate);
-    set(state, "schedule", &mut train.schedule);
-    set(state, "warmup_steps", &mut train.warmup_steps);
-    set(state, "min_learning_rate", &mut train.min_learning_rate);
-    set(state, "steps", &mut train.steps);
-    set(state, "weight_decay", &mut train.weight_decay);
-    set(state, "betas", &mut train.betas);
-    set(state, "eps", &mut train.eps);
-    set(state, "momentum", &mut train.momentum);
-    set(state, "eval_every", &mut train.eval_every);
-    set(state, "batch_size", &mut train.batch_size);
-    train
 }

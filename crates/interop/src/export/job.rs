@@ -73,8 +73,7 @@ struct Known {
 
 fn tokens(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn Progress) -> Result<()> {
     let Some(data) = options.job.as_ref().map(|job| &job.data) else { return Ok(()) };
-    let settings = &source.manifest().train.settings;
-    let Some(content) = settings.get("data.content") else {
+    let Some(content) = source.manifest().train.settings.data_content() else {
         return Err(Error::mismatch(source.path(), "the snapshot does not say what it was trained on"));
     };
     if let Some(path) = &data.tokens {

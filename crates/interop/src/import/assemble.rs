@@ -206,15 +206,7 @@ fn plain(parts: Parts, from: &Path) -> Result<Loaded> {
     let mut moments = moments.tensors;
     moments.sort_by_key(|tensor| (tensor.meta.role, place.get(tensor.meta.name.as_str()).copied()));
     tensors.extend(moments);
-    let train = TrainState {
-        step,
-        tokens_seen: parts.tokens_seen,
-        epoch: 0,
-        position: 0,
-        last_eval_step: 0,
-        best_val_loss: None,
-        settings: BTreeMap::new(),
-    };
+    let train = TrainState { step, tokens_seen: parts.tokens_seen, ..TrainState::default() };
     let provenance =
         Provenance { ckptd: env!("CARGO_PKG_VERSION").into(), reason: "import".into(), ..Provenance::default() };
     let snapshot = Snapshot { tensors, train, metrics: parts.metrics, provenance, files: parts.files };

@@ -1,0 +1,209 @@
+//! From the text of a job file to a [`Config`] whose paths are absolute and whose values make sense.
+//!
+//! Invariant: paths are relative to the file's folder; a message names the file, and the line where the text is wrong.
+//! Deliberately not here: whether other files exist.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::sections::Config;
+use crate::error::{Error, Result};
+use crate::store::layout;
+
+/// The commented job file with every key at its default; `ckptd init` writes it.
+pub const TEMPLATE: &str = include_str!("../../../../config/ckptd.toml");
+
+impl Config {
+    /// Reads and validates the job file at `path`.
+    pub fn load(path: &Path) -> Result<Config> {
+        Config::parse(&Config::read(path)?, path)
+    }
+
+    /// The text of the job file at `path`.
+    pub fn read(path: &Path) -> Result<String> {
+        std::fs::read_to_string(path).map_err(|e| {
+            Error::Config(format!("reading config {}: {e}; `ckptd init` writes one to start from", path.display()))
+        })
+    }
+
+    /// Validates `text`, which stands in the file `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Config> {
+        let mut config: Config =
+            toml::from_str(text).map_err(|e| Error::Config(format!("{}: {}", path.display(), explain(&e, text))))?;
+        config.resolve(path)?;
+        config.validate().map_err(|what| Error::Config(format!("{}: {what}", path.display())))?;
+        Ok(config)
+    }
+
+    /// Fills in what is derived from the file's place, and makes paths absolute.
+    fn resolve(&mut self, path: &Path) -> Result<()> {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // Without links in it, `..` can be taken off the folder's path.
+        let folder = std::fs::canonicalize(folder)
+            .or_else(|_| std::path::absolute(folder))
+            .map_err(|e| Error::io("resolving", folder, e))?;
+        if self.job.name.is_empty() {
+            self.job.name = path.file_stem().map_or_else(|| "job".into(), |s| s.to_string_lossy().into_owned());
+        }
+        if self.job.store.as_os_str().is_empty() {
+            self.job.store = Path::new("checkpoints").join(&self.job.name);
+        }
+        self.job.store = below(&folder, &self.job.store);
+        let (model, data, session) = (&mut self.model, &mut self.data, &mut self.session);
+        let given = [&mut model.from, &mut data.tokens, &mut data.tokenizer, &mut session.notice_file];
+        for path in given.into_iter().flatten() {
+            *path = below(&folder, path);
+        }
+        self.data.cache = if self.data.cache.as_os_str().is_empty() {
+            self.job.store.join(layout::CACHE)
+        } else {
+            below(&folder, &self.data.cache)
+        };
+        for glob in &mut self.data.text {
+            *glob = below(&folder, glob.as_ref()).to_string_lossy().into_owned();
+        }
+        self.status.socket = if self.status.socket.as_os_str().is_empty() {
+            self.job.store.join(layout::STATUS_SOCKET)
+        } else {
+            below(&folder, &self.status.socket)
+        };
+        if let Some(program) = self.worker.command.first_mut()
+            && program.contains('/')
+        {
+            *program = below(&folder, program.as_ref()).to_string_lossy().into_owned();
+        }
+        Ok(())
+    }
+}
+
+/// `path` as seen from `folder`, which holds no links: leading `.` and `..` are resolved, so that messages are short.
+fn below(folder: &Path, path: &Path) -> PathBuf {
+    let mut folder = folder.to_path_buf();
+    let mut components = path.components();
+    loop {
+        let rest = components.as_path();
+        match components.next() {
+            Some(Component::ParentDir) if folder.pop() => {}
+            Some(Component::ParentDir | Component::CurDir) => {}
+            _ => return folder.join(rest),
+        }
+    }
+}
+
+/// A TOML error as "line L: what", with the nearest known key where a key is unknown.
+fn explain(error: &toml::de::Error, text: &str) -> String {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let mut what = error.message().trim().to_owned();
+    // serde's derive writes: unknown field `x`, expected one of `a`, `b`
+    if let Some((unknown, known)) = what.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
+        let nearest = known
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .max_by(|a, b| strsim::jaro_winkler(a, unknown).total_cmp(&strsim::jaro_winkler(b, unknown)));
+        what = match nearest {
+            Some(nearest) => format!("unknown key `{unknown}`; did you mean `{nearest}`?"),
+            None => format!("unknown key `{unknown}`"),
+        };
+    }
+    match line {
+        Some(line) => format!("line {line}: {what}"),
+        None => what,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::sections::SnapshotEvery;
+    use super::*;
+    use crate::text::TextValue;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/jobs/tiny.toml"))
+    }
+
+    #[test]
+    fn the_template_holds_every_key_at_its_default() {
+        // Optional keys stand in it commented out, as "#key = value".
+        let mut defaults = toml::Table::try_from(Config::default()).unwrap();
+        let template: toml::Table = toml::from_str(TEMPLATE).unwrap();
+        // The template names a model and text, so that it is a job; they have no default.
+        for (section, key) in [("model", "preset"), ("data", "text")] {
+            let value = template[section][key].clone();
+            defaults[section].as_table_mut().unwrap().insert(key.into(), value);
+        }
+        assert_eq!(template, defaults);
+        let uncommented: String = TEMPLATE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line))
+            .fold(String::new(), |text, line| text + line + "\n");
+        let all: toml::Table = toml::from_str(&uncommented).unwrap();
+        let known: toml::Table = toml::from_str(
+            r#"model = ["from", "dropout"]
+               data = ["tokens", "tokenizer"]
+               snapshot = ["every_steps", "mtbf"]
+               retention = ["keep_every_steps", "max_bytes"]
+               session = ["budget", "deadline", "notice_file"]"#,
+        )
+        .unwrap();
+        for (section, optional) in known {
+            for key in optional.as_array().unwrap() {
+                assert!(all[&section].get(key.as_str().unwrap()).is_some(), "[{section}] {key} is not documented");
+            }
+        }
+        toml::from_str::<Config>(&uncommented).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
+        let error = parse("[model]\npreset = \"gpt2\"\n[train]\nlerning_rate = 1.0\n").unwrap_err().to_string();
+        assert_eq!(error, "/jobs/tiny.toml: line 4: unknown key `lerning_rate`; did you mean `learning_rate`?");
+        let error = parse("[trian]\nsteps = 1\n").unwrap_err().to_string();
+        assert!(error.contains("did you mean `train`?"), "{error}");
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file_and_durations_and_sizes_are_text() {
+        let config = parse(
+            "[model]\nfrom = \"gpt\"\n[data]\ntext = [\"*.txt\"]\n[session]\nbudget = \"11h45m\"\n\
+             [retention]\nmax_bytes = \"2GiB\"\n[status]\nsocket = \"./../run/s.sock\"\n[snapshot]\nevery = \"auto\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.job.store, Path::new("/jobs/checkpoints/tiny"));
+        assert_eq!(config.model.from.unwrap(), Path::new("/jobs/gpt"));
+        assert_eq!(config.data.text, ["/jobs/*.txt"]);
+        assert_eq!(config.session.budget, Some(TextValue(Duration::from_secs(11 * 3600 + 45 * 60))));
+        assert_eq!(config.retention.max_bytes, Some(TextValue(2 << 30)));
+        assert_eq!(config.snapshot.every, SnapshotEvery::Auto);
+        assert_eq!(config.status.socket, Path::new("/run/s.sock"));
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_is_refused_with_section_and_key() {
+        let base = "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n";
+        for (line, names) in [
+            ("[train]\nsteps = 0", "[train] steps"),
+            ("[train]\nbetas = [0.9, 1.0]", "[train] betas"),
+            ("[retention]\nkeep_last = 1", "[retention] keep_last"),
+            ("[snapshot]\nevery = \"soon\"", "line 6"),
+            ("[job]\ndevice = \"tpu\"", "[job] device"),
+            ("[session]\nmargin = 0.5", "[session] margin"),
+            ("[session]\ndeadline = \"tonight\"", "line 6"),
+            ("[log]\nlevel = \"loud\"", "line 6"),
+        ] {
+            let error = parse(&format!("{base}{line}\n")).unwrap_err();
+            assert_eq!(error.exit_code(), 78);
+            assert!(error.to_string().contains(names), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_config_survives_the_protocol_unchanged() {
+        let config =
+            parse("[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[session]\nbudget = \"90s\"").unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
+    }
+}
