@@ -138,9 +138,7 @@ fn a_folder_without_its_parts_is_refused_by_name() {
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     assert!(refusal().contains("holds no weights"));
     let index = dir.path().join("model.safetensors.index.json");
-    for (name, what) in
-        [("../x", "not the plain name"), ("/etc/passwd", "not the plain name"), ("a.safetensors", "not in the folder")]
-    {
+    for (name, what) in [("a/x", "not the plain name"), ("a.safetensors", "not in the folder")] {
         std::fs::write(&index, format!(r#"{{"weight_map":{{"a":"{name}"}}}}"#)).unwrap();
         assert!(refusal().contains(what), "{}", refusal());
     }

@@ -1,4 +1,4 @@
-//! Files as attackers make them: pickles by op-code, torch archives, safetensors, zip and tar.zst bundles.
+//! Files made byte by byte: pickles by op-code, torch archives, safetensors, zip and tar.zst bundles.
 #![allow(dead_code, clippy::unwrap_used)] // each user takes its own part of this
 
 use std::io::{Cursor, Write};
@@ -114,7 +114,7 @@ pub fn tar_entry(name: &[u8], kind: u8, announced: u64, content: &[u8]) -> Vec<u
     header.set_mode(0o644);
     header.as_old_mut().linkflag[0] = kind;
     if matches!(kind, b'1' | b'2') {
-        header.as_old_mut().linkname[..11].copy_from_slice(b"/etc/passwd");
+        header.as_old_mut().linkname[..11].copy_from_slice(b"config.json");
     }
     header.set_cksum();
     let mut entry = header.as_bytes().to_vec();

@@ -65,7 +65,7 @@ fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, index: usize) -> Result<Entry, Str
         return Err(format!("{name:?} is encrypted"));
     }
     let start = file.data_start().ok_or_else(|| format!("{name:?} has no data"))?;
-    let end = start.checked_add(file.compressed_size()).ok_or_else(|| format!("{name:?} ends beyond the file"))?;
+    let data = data(start, file.compressed_size()).ok_or_else(|| format!("{name:?} ends beyond the file"))?;
     let stored = file.compression() == CompressionMethod::Stored;
     if stored && file.size() != file.compressed_size() {
         return Err(format!("{name:?} is stored, but its two sizes differ"));
@@ -74,7 +74,12 @@ fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, index: usize) -> Result<Entry, Str
     // The upper half of the external attributes is the Unix mode where a Unix tool wrote them.
     let kind = file.unix_mode().unwrap_or(0) & 0o170_000;
     let regular = !folder && !file.is_symlink() && matches!(kind, 0 | 0o100_000);
-    Ok(Entry { index, stored, regular, folder, bytes: file.size(), crc32: file.crc32(), data: start..end, name })
+    Ok(Entry { index, stored, regular, folder, bytes: file.size(), crc32: file.crc32(), data, name })
+}
+
+/// The bytes of an entry; `None` where its end overflows.
+fn data(start: u64, bytes: u64) -> Option<Range<u64>> {
+    Some(start..start.checked_add(bytes)?)
 }
 
 /// Every entry's data lies before the directory, and no two overlap.
@@ -137,4 +142,30 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, data: Range<u64>) -> Entry {
+        let (name, bytes) = (name.to_owned(), data.end - data.start);
+        Entry { index: 0, name, stored: true, regular: true, folder: false, bytes, crc32: 0, data }
+    }
+
+    #[test]
+    fn entries_that_share_a_byte_or_reach_into_the_directory_are_refused() {
+        let layout = |b: Range<u64>| check_layout(&[entry("a", 10..20), entry("b", b)], 30);
+        assert_eq!(layout(20..30), Ok(()));
+        assert!(layout(19..25).is_err_and(|what| what.contains("overlap")));
+        assert!(layout(5..11).is_err_and(|what| what.contains("overlap")));
+        assert!(layout(10..20).is_err_and(|what| what.contains("overlap")));
+        assert!(layout(20..31).is_err_and(|what| what.contains("beyond the end of the data")));
+    }
+
+    #[test]
+    fn data_whose_end_overflows_is_none() {
+        assert_eq!(data(10, 5), Some(10..15));
+        assert_eq!(data(10, u64::MAX - 9), None);
+    }
 }

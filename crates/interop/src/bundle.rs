@@ -359,3 +359,21 @@ impl Into<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_in_one_folder_are_unpacked() {
+        let plain = |name: &str| Names::default().file(name, &ReadLimits::default());
+        assert_eq!(plain("a").as_deref(), Ok("a"));
+        assert_eq!(plain("./a").as_deref(), Ok("a"));
+        assert_eq!(plain("model/a").as_deref(), Ok("a"));
+        for name in
+            ["", ".", "..", "../b", "a/../b", "a/../../b", "/b", "a/b/c", "a\\b", "a\0b", "a\tb", "a/", "~/../b"]
+        {
+            assert!(plain(name).is_err(), "{name:?}");
+        }
+    }
+}

@@ -18,7 +18,6 @@ use ckptd_core::snapshot::{Role, Tensor};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_INDEX_BYTES: u64 = 16 << 20;
-const MAX_SHARDS: usize = 1024;
 
 pub const CONFIG: &str = "config.json";
 pub const SAFETENSORS: &str = "model.safetensors";
@@ -100,8 +99,8 @@ fn shards(dir: &Path, path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     let mut files: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
     files.sort_unstable();
     files.dedup();
-    if files.len() > MAX_SHARDS {
-        return Err(refuse(format!("{} shards; at most {MAX_SHARDS} are read", files.len())));
+    if files.len() > limits.shards {
+        return Err(refuse(format!("{} shards; at most {} are read", files.len(), limits.shards)));
     }
     let mut tensors: Vec<Tensor> = Vec::new();
     let mut found: BTreeMap<String, &str> = BTreeMap::new();
@@ -155,4 +154,18 @@ pub fn state_dict_tensors(file: &PtFile, dict: &Value) -> Result<Vec<Tensor>> {
 fn check_plain(name: &str) -> Result<(), &'static str> {
     let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
     if plain && name.len() <= 255 { Ok(()) } else { Err("is not the plain name of a file in the folder") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_plain_name_of_a_file_is_a_shards_name() {
+        assert_eq!(check_plain("model-00001-of-00002.safetensors"), Ok(()));
+        assert_eq!(check_plain(&"n".repeat(255)), Ok(()));
+        for name in ["", ".", "..", "../b", "/b", "a/b", "a\\b", "a\0b", &"n".repeat(256)] {
+            assert!(check_plain(name).is_err(), "{name:?}");
+        }
+    }
 }

@@ -22,6 +22,8 @@ pub struct ReadLimits {
     pub sharing: u64,
     /// The header of a safetensors file; one of ten thousand tensors takes about 1 MiB.
     pub header_bytes: u64,
+    /// Files of weights that an index may name.
+    pub shards: usize,
     pub bundle_files: usize,
     /// Weights hardly shrink: what unpacks to many times its size, and to more than `expansion_bytes`, is made up.
     pub expansion: u64,
@@ -42,6 +44,7 @@ impl Default for ReadLimits {
             tensors: 65_536,
             sharing: 4,
             header_bytes: 8 << 20,
+            shards: 1024,
             bundle_files: 4096,
             expansion: 200,
             expansion_bytes: 64 << 20,

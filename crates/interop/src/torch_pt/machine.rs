@@ -51,18 +51,7 @@ pub(super) fn run(input: &[u8], storage_bytes: StorageBytes, limits: &ReadLimits
     if input.first() != Some(&0x80) {
         return Err("it does not begin as a pickle of protocol 2 or later".into());
     }
-    let mut machine = Machine {
-        input,
-        at: 0,
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
-        nodes: Vec::new(),
-        tensors: 0,
-        limits,
-        storages: HashMap::new(),
-        storage_bytes,
-    };
+    let mut machine = Machine::new(input, storage_bytes, limits);
     for _ in 0..limits.pickle_opcodes {
         let start = machine.at;
         let result = machine.byte().and_then(|op| match op {
@@ -76,6 +65,23 @@ pub(super) fn run(input: &[u8], storage_bytes: StorageBytes, limits: &ReadLimits
         }
     }
     Err(format!("more than {} op-codes", limits.pickle_opcodes))
+}
+
+impl<'a> Machine<'a> {
+    fn new(input: &'a [u8], storage_bytes: StorageBytes<'a>, limits: &'a ReadLimits) -> Machine<'a> {
+        Machine {
+            input,
+            at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            nodes: Vec::new(),
+            tensors: 0,
+            limits,
+            storages: HashMap::new(),
+            storage_bytes,
+        }
+    }
 }
 
 impl Machine<'_> {
@@ -372,4 +378,21 @@ fn opcode_name(op: u8) -> String {
         _ => return format!("0x{op:02x}"),
     };
     name.into()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_up_to_the_largest_number_takes_no_more_than_there_is() {
+        let limits = ReadLimits::default();
+        let mut machine = Machine::new(b"\x80\x02N.", &|_| None, &limits);
+        machine.take(1).unwrap();
+        for length in [4, u64::MAX - 1, u64::MAX] {
+            assert!(machine.take(length).is_err(), "{length}");
+        }
+        assert_eq!(machine.take(3).unwrap(), b"\x02N.");
+    }
 }

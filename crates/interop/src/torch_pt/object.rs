@@ -6,6 +6,7 @@ use super::globals::Global;
 use super::machine::{Id, Machine, Node};
 use super::value::{Storage, TensorRef};
 use crate::safetensors::MAX_DIMENSIONS;
+use ckptd_core::dtype::DType;
 
 /// `callee(*arguments)`.
 pub(super) fn call(machine: &mut Machine, callee: Id, arguments: Id) -> Result<Id, String> {
@@ -75,12 +76,17 @@ pub(super) fn storage(machine: &mut Machine, id: Id) -> Result<Arc<Storage>, Str
         };
     }
     let bytes = (machine.storage_bytes)(&key).ok_or_else(|| format!("storage {key:?} is not in the archive"))?;
-    if elements.checked_mul(dtype.size() as u64) != Some(bytes) {
+    if !fills(elements, dtype, bytes) {
         return Err(format!("storage {key} is to hold {elements} values of {dtype}, but its record has {bytes} bytes"));
     }
     let storage = Arc::new(Storage { key: Arc::clone(&key), dtype, elements });
     machine.storages.insert(key, Arc::clone(&storage));
     Ok(storage)
+}
+
+/// Whether so many elements take exactly `bytes`.
+fn fills(elements: u64, dtype: DType, bytes: u64) -> bool {
+    elements.checked_mul(dtype.size() as u64) == Some(bytes)
 }
 
 fn tensor(machine: &mut Machine, [storage, offset, shape, stride]: [Id; 4]) -> Result<TensorRef, String> {
@@ -145,5 +151,41 @@ fn size(machine: &Machine, id: Id) -> Result<u64, String> {
     match machine.node(id) {
         Node::Int(size) => u64::try_from(*size).map_err(|_| format!("the negative size {size}")),
         _ => Err("a size that is no integer".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(offset: u64, shape: &[u64], stride: &[u64]) -> TensorRef {
+        let storage = Arc::new(Storage { key: "0".into(), dtype: DType::F32, elements: 16 });
+        TensorRef { storage, offset, shape: shape.to_vec(), stride: stride.to_vec() }
+    }
+
+    #[test]
+    fn a_view_fits_only_where_its_last_element_lies_in_the_storage() {
+        for (offset, shape, stride) in [(0, [4, 4], [4, 1]), (12, [2, 2], [2, 1]), (16, [0, 4], [9, 9])] {
+            assert!(fits(&view(offset, &shape, &stride)), "{offset} {shape:?} {stride:?}");
+        }
+        for (offset, shape, stride) in [
+            (1, [4, 4], [4, 1]),
+            (17, [0, 4], [1, 1]),
+            (0, [17, 1], [0, 0]),
+            (0, [1 << 32, 1 << 32], [0, 0]),
+            (0, [1 << 40, 1 << 40], [1, 1]),
+            (0, [2, 2], [u64::MAX, u64::MAX]),
+            (0, [3, 3], [1 << 63, 1 << 63]),
+            (u64::MAX, [2, 1], [1, 1]),
+        ] {
+            assert!(!fits(&view(offset, &shape, &stride)), "{offset} {shape:?} {stride:?}");
+        }
+    }
+
+    #[test]
+    fn a_storage_whose_bytes_overflow_fills_no_record() {
+        assert!(fills(16, DType::F32, 64));
+        assert!(!fills(16, DType::F32, 63));
+        assert!(!fills((1 << 62) + 16, DType::F32, 64));
     }
 }
