@@ -21,18 +21,18 @@ use ckptd_core::protocol::{Start, VERSION};
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::{CommitPace, Store};
 use ckptd_core::{Error, Result};
-use ckptd_gpt2::capture::Capturer;
+use ckptd_gpt2::capture::StateCapturer;
 use ckptd_gpt2::device;
-use ckptd_gpt2::events::Events;
-use ckptd_gpt2::job::Job;
-use ckptd_gpt2::snapshots::{Policy, Settings, Snapshots};
-use ckptd_gpt2::train::Training;
+use ckptd_gpt2::events::EventSender;
+use ckptd_gpt2::job::TrainingSetup;
+use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
+use ckptd_gpt2::train::TrainingLoop;
 use serde_json::{Value, json};
 
 struct Bench {
-    training: Training,
-    snapshots: Snapshots,
-    capturer: Capturer,
+    training: TrainingLoop,
+    snapshots: SnapshotTaker,
+    capturer: StateCapturer,
     /// Steps completed.
     step: u64,
 }
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     device::tune_malloc();
     let mut arguments = std::env::args().skip(1);
     let path = PathBuf::from(arguments.next().ok_or_else(|| Error::Config("usage: worker JOB.toml".into()))?);
-    let events = Events::to_stdout().map_err(|e| Error::io("starting a thread for", "events", e))?;
+    let events = EventSender::to_stdout().map_err(|e| Error::io("starting a thread for", "events", e))?;
     let mut bench = open(&path, arguments.next().map(PathBuf::from), &events)?;
     answer(&events, json!({ "reply": "ready", "step": bench.step }));
     for line in std::io::stdin().lock().lines() {
@@ -54,14 +54,14 @@ fn main() -> Result<()> {
 }
 
 /// Events that were sent before the answer leave before it.
-fn answer(events: &Events, reply: Value) {
+fn answer(events: &EventSender, reply: Value) {
     events.flush();
     let mut out = std::io::stdout();
     // A reader that is gone ends the input as well.
     let _ = writeln!(out, "{reply}").and_then(|()| out.flush());
 }
 
-fn open(path: &Path, resume: Option<PathBuf>, events: &Events) -> Result<Bench> {
+fn open(path: &Path, resume: Option<PathBuf>, events: &EventSender) -> Result<Bench> {
     let config = Config::load(path)?;
     let store = Store::create(&config.job.store)?;
     store.clean_staging()?;
@@ -69,8 +69,8 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &Events) -> Result<Bench> 
     store.set_run_id(&run_id)?;
     let next_seq = store.next_seq()?;
     let start = Start { protocol: VERSION, config, run_id: run_id.clone(), next_seq, resume, accept_changes: true };
-    let job = Job::open(start, events)?;
-    let settings = Settings {
+    let job = TrainingSetup::open(start, events)?;
+    let settings = CommitSettings {
         store,
         run_id,
         next_seq,
@@ -81,10 +81,10 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &Events) -> Result<Bench> 
     };
     let capturer = job.state.capturer();
     let step = capturer.step();
-    let (policy, asked) = (Arc::<Policy>::default(), &job.config.snapshot);
+    let (policy, asked) = (Arc::<SnapshotPolicy>::default(), &job.config.snapshot);
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
-    let snapshots = Snapshots::new(capturer.clone(), settings, policy, events.clone())?;
-    let training = Training::new(job, events.clone(), snapshots.clone());
+    let snapshots = SnapshotTaker::new(capturer.clone(), settings, policy, events.clone())?;
+    let training = TrainingLoop::new(job, events.clone(), snapshots.clone());
     Ok(Bench { training, snapshots, capturer, step })
 }
 

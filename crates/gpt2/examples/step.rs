@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use ckptd_core::config::{Config, TrainSection};
 use ckptd_core::snapshot::TrainState;
-use ckptd_gpt2::capture::State;
+use ckptd_gpt2::capture::TrainingState;
 use ckptd_gpt2::device;
-use ckptd_gpt2::gpt2::{Batch, Gpt2, Gpt2Config, Gradients, init};
-use ckptd_gpt2::optim::{ModelOptimizer, Step};
+use ckptd_gpt2::gpt2::{Gpt2Config, Gpt2Model, ModelGradients, TokenBatch, init};
+use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
 
 fn main() -> ckptd_core::Result<()> {
     device::tune_malloc();
@@ -24,28 +24,28 @@ fn main() -> ckptd_core::Result<()> {
     let train = TrainSection { grad_clip: 0.0, ..Config::default().train };
     let optimizer = ModelOptimizer::new(&train, threads)?;
     let cpu = tch::Device::Cpu;
-    let mut state = State::new(&config.parameters(), optimizer.roles(), cpu, begin())?;
+    let mut state = TrainingState::new(&config.parameters(), optimizer.roles(), cpu, begin())?;
     let began = Instant::now();
     state.fill(|destinations| init::random(&config, 1, destinations))?;
     eprintln!("initialised in {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
 
     let capturer = state.capturer();
-    let mut model = Gpt2::new(config.clone(), cpu);
-    let mut gradients = Gradients::default();
+    let mut model = Gpt2Model::new(config.clone(), cpu);
+    let mut gradients = ModelGradients::default();
     let (mut passes_cpu, mut updates_cpu, mut stall) = (vec![], vec![], 0f64);
     let (mut passes, mut updates, mut outside, mut faults, mut loss) = (vec![], vec![], vec![], vec![], 0.0);
     for step in 1..=steps {
         let ids: Vec<i64> =
             (0..=rows * positions).map(|i| (i * i * 31 + step * 17) as i64 % config.vocab_size).collect();
         let (before, cpu_before, began) = (minor_faults(), cpu_ms(), Instant::now());
-        let batch = Batch::new(&ids[..ids.len() - 1], &ids[1..], rows, cpu)?;
+        let batch = TokenBatch::new(&ids[..ids.len() - 1], &ids[1..], rows, cpu)?;
         gradients.clear();
         loss = model.loss_and_grads(state.params(), &batch, 1.0, &mut gradients)?;
         passes.push(began.elapsed().as_secs_f64() * 1e3);
         passes_cpu.push(cpu_ms() - cpu_before);
         let capture = if every > 0 && step % every == 0 { capturer.capture()? } else { None };
         let (cpu_before, began) = (cpu_ms(), Instant::now());
-        let figures = Step { number: step as u64, learning_rate: 1e-4 };
+        let figures = UpdateStep { number: step as u64, learning_rate: 1e-4 };
         optimizer.step(&mut state, gradients.tensors(), figures, |train, _| train.step += 1)?;
         if let Some(capture) = &capture {
             stall = stall.max(capture.stall_meter().stall().as_secs_f64() * 1e3);

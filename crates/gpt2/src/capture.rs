@@ -22,12 +22,12 @@ use ckptd_core::snapshot::{Metrics, Role, Tensor as SnapshotTensor, TensorMeta, 
 use ckptd_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::device::Context;
-use slab::{Home, Slab};
+use crate::device::TorchContext;
+use slab::{StateMapping, TensorBuffer};
 
 /// The training thread's side: it reads the parameters and updates the state.
-pub struct State {
-    shared: Arc<Shared>,
+pub struct TrainingState {
+    shared: Arc<SharedState>,
     device: Device,
     /// Autograd leaves over the parameters' current homes, in the order of the slots.
     params: Vec<Tensor>,
@@ -35,19 +35,19 @@ pub struct State {
 
 /// The capturing side; any thread may hold a clone.
 #[derive(Clone)]
-pub struct Capturer {
-    shared: Arc<Shared>,
+pub struct StateCapturer {
+    shared: Arc<SharedState>,
 }
 
 /// One cut of the training. It is in flight until this and all the tensors' bytes are dropped.
-pub struct Capture {
+pub struct StateCapture {
     /// In the order of the state's slots.
     pub tensors: Vec<SnapshotTensor>,
     pub train: TrainState,
     pub metrics: Metrics,
     /// How long taking it took on the capturing thread, the wait for a running update included.
     pub capture_time: Duration,
-    ticket: Arc<Ticket>,
+    ticket: Arc<FlightTicket>,
 }
 
 /// Reads how long a snapshot has held up the training thread so far; outlives the snapshot.
@@ -56,7 +56,7 @@ pub struct StallMeter(Arc<AtomicU64>);
 
 /// Bytes of memory that the state takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
+pub struct StateMemory {
     pub state: u64,
     /// Held by the snapshot in flight although the training has moved on.
     pub extra: u64,
@@ -65,45 +65,45 @@ pub struct Memory {
 }
 
 /// A tensor's memory while the state is filled from an initialisation, a checkpoint or a snapshot.
-pub struct Destination<'a> {
+pub struct TensorDestination<'a> {
     pub meta: &'a TensorMeta,
     /// Aligned to 64 bytes.
     pub bytes: &'a mut [u8],
 }
 
 /// A tensor during an update: what to read, and where to write.
-pub enum Place {
+pub enum UpdatePlace {
     /// Float32 in host memory; `source` and `target` are equal, or do not overlap.
-    Host(Span),
+    Host(UpdateSpan),
     /// To be changed in place.
     Device(Tensor),
 }
 
 #[derive(Clone, Copy)]
-pub struct Span {
+pub struct UpdateSpan {
     pub source: *const f32,
     pub target: *mut f32,
     pub elements: usize,
 }
 
 // SAFETY: a span is handed out for one update, which has both homes to itself.
-unsafe impl Send for Span {}
+unsafe impl Send for UpdateSpan {}
 // SAFETY: as above; writers divide it among themselves.
-unsafe impl Sync for Span {}
+unsafe impl Sync for UpdateSpan {}
 
-struct Shared {
+struct SharedState {
     metas: Vec<TensorMeta>,
-    inner: Mutex<Inner>,
+    inner: Mutex<StateInner>,
     /// The same as `frozen`, for those who do not wait for the lock.
     ending: AtomicBool,
 }
 
-struct Inner {
-    slots: Vec<Slot>,
+struct StateInner {
+    slots: Vec<TensorSlot>,
     train: TrainState,
     metrics: Metrics,
     /// The snapshot in flight.
-    ticket: Weak<Ticket>,
+    ticket: Weak<FlightTicket>,
     extra_peak: u64,
     /// An update failed half way: the state is no longer one.
     torn: bool,
@@ -113,33 +113,33 @@ struct Inner {
     settled: bool,
 }
 
-enum Slot {
-    Host { homes: [Arc<Home>; 2], current: usize },
+enum TensorSlot {
+    Host { homes: [Arc<TensorBuffer>; 2], current: usize },
     Device(Tensor),
 }
 
 /// Alive while a snapshot is in flight.
-struct Ticket {
+struct FlightTicket {
     stall_ns: Arc<AtomicU64>,
 }
 
 /// A tensor's bytes for as long as a snapshot needs them.
-struct Handle {
-    home: Arc<Home>,
+struct BufferHandle {
+    home: Arc<TensorBuffer>,
     // Dropped after the home: while the ticket is gone, so is every handle.
-    _ticket: Arc<Ticket>,
+    _ticket: Arc<FlightTicket>,
 }
 
-impl AsRef<[u8]> for Handle {
+impl AsRef<[u8]> for BufferHandle {
     fn as_ref(&self) -> &[u8] {
         self.home.bytes()
     }
 }
 
-impl State {
+impl TrainingState {
     /// A state of zeros: `params`, and for each of `roles` a tensor of the same names and shapes after them, in
     /// that order. All of them float32.
-    pub fn new(params: &[TensorMeta], roles: &[Role], device: Device, train: TrainState) -> Result<State> {
+    pub fn new(params: &[TensorMeta], roles: &[Role], device: Device, train: TrainState) -> Result<TrainingState> {
         let moments = roles.iter().flat_map(|&role| params.iter().map(move |meta| TensorMeta { role, ..meta.clone() }));
         let metas: Vec<TensorMeta> = params.iter().cloned().chain(moments).collect();
         if let Some(meta) = metas.iter().find(|meta| meta.dtype != DType::F32) {
@@ -149,7 +149,7 @@ impl State {
             Device::Cpu => host_slots(&metas)?,
             _ => device_slots(&metas, device)?,
         };
-        let inner = Inner {
+        let inner = StateInner {
             slots,
             train,
             metrics: Metrics::default(),
@@ -159,8 +159,8 @@ impl State {
             frozen: false,
             settled: false,
         };
-        let shared = Arc::new(Shared { metas, inner: Mutex::new(inner), ending: AtomicBool::new(false) });
-        let mut state = State { shared, device, params: Vec::new() };
+        let shared = Arc::new(SharedState { metas, inner: Mutex::new(inner), ending: AtomicBool::new(false) });
+        let mut state = TrainingState { shared, device, params: Vec::new() };
         state.refresh_leaves()?;
         Ok(state)
     }
@@ -176,8 +176,8 @@ impl State {
         &self.params
     }
 
-    pub fn capturer(&self) -> Capturer {
-        Capturer { shared: self.shared.clone() }
+    pub fn capturer(&self) -> StateCapturer {
+        StateCapturer { shared: self.shared.clone() }
     }
 
     /// A copy of the train state and the metrics.
@@ -189,7 +189,7 @@ impl State {
     /// Changes the train state between updates (an evaluation was completed, a resume sets it).
     pub fn edit<T>(&mut self, change: impl FnOnce(&mut TrainState, &mut Metrics) -> T) -> T {
         let mut inner = self.shared.lock();
-        let Inner { train, metrics, .. } = &mut *inner;
+        let StateInner { train, metrics, .. } = &mut *inner;
         change(train, metrics)
     }
 
@@ -197,7 +197,7 @@ impl State {
     ///
     /// # Errors
     /// That of `fill`, or [`Error::Other`] while a snapshot is in flight.
-    pub fn fill<T>(&mut self, fill: impl FnOnce(&mut [Destination<'_>]) -> Result<T>) -> Result<T> {
+    pub fn fill<T>(&mut self, fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>) -> Result<T> {
         let shared = self.shared.clone();
         let mut inner = shared.lock();
         match self.device {
@@ -213,7 +213,7 @@ impl State {
     /// That of `apply`. The state may then be half updated, and is refused to captures and further updates.
     pub fn update<T>(
         &mut self,
-        apply: impl FnOnce(&[Place]) -> Result<T>,
+        apply: impl FnOnce(&[UpdatePlace]) -> Result<T>,
         advance: impl FnOnce(&mut TrainState, &mut Metrics),
     ) -> Result<T> {
         let began = Instant::now();
@@ -237,13 +237,13 @@ impl State {
         let result = apply(&places)?;
         inner.torn = false;
         for &index in &moved {
-            if let Slot::Host { current, .. } = &mut inner.slots[index] {
+            if let TensorSlot::Host { current, .. } = &mut inner.slots[index] {
                 *current = 1 - *current;
             }
         }
-        let Inner { train, metrics, .. } = &mut *inner;
+        let StateInner { train, metrics, .. } = &mut *inner;
         advance(train, metrics);
-        if let (false, Some(Slot::Host { homes, current })) = (inner.settled, inner.slots.first()) {
+        if let (false, Some(TensorSlot::Host { homes, current })) = (inner.settled, inner.slots.first()) {
             // Not before: it would take time from the first step after a restore.
             let shared = self.shared.clone();
             let unwanted = move || shared.ending.load(Ordering::Relaxed);
@@ -267,33 +267,33 @@ impl State {
     }
 }
 
-impl Capturer {
+impl StateCapturer {
     /// Takes a cut, or `None` while an earlier one is in flight.
     ///
     /// # Errors
     /// [`Error::Other`] after an update that failed half way, or where a device's memory cannot be copied.
-    pub fn capture(&self) -> Result<Option<Capture>> {
+    pub fn capture(&self) -> Result<Option<StateCapture>> {
         let began = Instant::now();
         let mut inner = self.shared.lock();
         inner.check()?;
         if inner.ticket.strong_count() > 0 {
             return Ok(None);
         }
-        let ticket = Arc::new(Ticket { stall_ns: Arc::default() });
+        let ticket = Arc::new(FlightTicket { stall_ns: Arc::default() });
         let mut bytes: Vec<ckptd_core::snapshot::TensorBytes> = Vec::with_capacity(inner.slots.len());
         for (slot, meta) in inner.slots.iter().zip(&self.shared.metas) {
             bytes.push(match slot {
-                Slot::Host { homes, current } => {
-                    Arc::new(Handle { home: homes[*current].clone(), _ticket: ticket.clone() })
+                TensorSlot::Host { homes, current } => {
+                    Arc::new(BufferHandle { home: homes[*current].clone(), _ticket: ticket.clone() })
                 }
-                Slot::Device(tensor) => Arc::new(to_host(tensor, meta)?),
+                TensorSlot::Device(tensor) => Arc::new(to_host(tensor, meta)?),
             });
         }
         let (train, metrics) = (inner.train.clone(), inner.metrics.clone());
         inner.ticket = Arc::downgrade(&ticket);
         drop(inner);
         let tensors = self.shared.metas.iter().cloned().zip(bytes).map(|(meta, bytes)| SnapshotTensor { meta, bytes });
-        Ok(Some(Capture { tensors: tensors.collect(), train, metrics, capture_time: began.elapsed(), ticket }))
+        Ok(Some(StateCapture { tensors: tensors.collect(), train, metrics, capture_time: began.elapsed(), ticket }))
     }
 
     /// Waits for an update that is under way; no other one begins after it.
@@ -312,15 +312,15 @@ impl Capturer {
         self.shared.lock().train.clone()
     }
 
-    pub fn memory(&self) -> Memory {
+    pub fn memory(&self) -> StateMemory {
         let inner = self.shared.lock();
         let extra = inner.extra();
         let state = self.shared.metas.iter().filter_map(TensorMeta::bytes).sum();
-        Memory { state, extra, extra_peak: inner.extra_peak.max(extra) }
+        StateMemory { state, extra, extra_peak: inner.extra_peak.max(extra) }
     }
 }
 
-impl Capture {
+impl StateCapture {
     pub fn stall_meter(&self) -> StallMeter {
         StallMeter(self.ticket.stall_ns.clone())
     }
@@ -338,14 +338,14 @@ impl StallMeter {
     }
 }
 
-impl Shared {
+impl SharedState {
     /// A thread that panicked under the lock left `torn` set if it was updating; everything else stays whole.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, StateInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl StateInner {
     fn check(&self) -> Result<()> {
         match self.torn {
             false => Ok(()),
@@ -356,22 +356,22 @@ impl Inner {
     }
 
     /// Where each tensor is read and written, and which of them change their home.
-    fn places(&mut self) -> Result<(Vec<Place>, Vec<usize>)> {
+    fn places(&mut self) -> Result<(Vec<UpdatePlace>, Vec<usize>)> {
         let mut moved = Vec::new();
         let mut places = Vec::with_capacity(self.slots.len());
         for (index, slot) in self.slots.iter_mut().enumerate() {
             places.push(match slot {
-                Slot::Device(tensor) => Place::Device(tensor.shallow_clone()),
-                Slot::Host { homes, current } => {
+                TensorSlot::Device(tensor) => UpdatePlace::Device(tensor.shallow_clone()),
+                TensorSlot::Host { homes, current } => {
                     let source = homes[*current].floats();
                     let elements = homes[*current].elements();
-                    let free = |home: &mut Arc<Home>| Arc::get_mut(home).is_some();
+                    let free = |home: &mut Arc<TensorBuffer>| Arc::get_mut(home).is_some();
                     if free(&mut homes[*current]) {
-                        Place::Host(Span { source, target: source, elements })
+                        UpdatePlace::Host(UpdateSpan { source, target: source, elements })
                     } else if free(&mut homes[1 - *current]) {
                         homes[1 - *current].fault_in();
                         moved.push(index);
-                        Place::Host(Span { source, target: homes[1 - *current].floats(), elements })
+                        UpdatePlace::Host(UpdateSpan { source, target: homes[1 - *current].floats(), elements })
                     } else {
                         return Err(Error::Other("both homes of a tensor are held by snapshots".into()));
                     }
@@ -386,25 +386,25 @@ impl Inner {
     /// Bytes of homes that are held but no longer current.
     fn extra(&self) -> u64 {
         let held = self.slots.iter().filter(|slot| match slot {
-            Slot::Host { homes, current } => Arc::strong_count(&homes[1 - current]) > 1,
-            Slot::Device(_) => false,
+            TensorSlot::Host { homes, current } => Arc::strong_count(&homes[1 - current]) > 1,
+            TensorSlot::Device(_) => false,
         });
-        held.map(Slot::bytes).sum()
+        held.map(TensorSlot::bytes).sum()
     }
 }
 
-impl Slot {
+impl TensorSlot {
     fn bytes(&self) -> u64 {
         match self {
-            Slot::Host { homes, .. } => homes[0].bytes().len() as u64,
-            Slot::Device(tensor) => 4 * tensor.numel() as u64,
+            TensorSlot::Host { homes, .. } => homes[0].bytes().len() as u64,
+            TensorSlot::Device(tensor) => 4 * tensor.numel() as u64,
         }
     }
 
     fn leaf(&self, meta: &TensorMeta) -> Result<Tensor> {
         let tensor = match self {
-            Slot::Device(tensor) => tensor.f_detach(),
-            Slot::Host { homes, current } => {
+            TensorSlot::Device(tensor) => tensor.f_detach(),
+            TensorSlot::Host { homes, current } => {
                 let shape: Vec<i64> = meta.shape.iter().map(|&d| d as i64).collect();
                 let bytes = homes[*current].floats().cast::<u8>().cast_const();
                 // SAFETY: the state owns the home, and drops or replaces its leaves before it.
@@ -419,34 +419,34 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn host_slots(metas: &[TensorMeta]) -> Result<Vec<Slot>> {
+fn host_slots(metas: &[TensorMeta]) -> Result<Vec<TensorSlot>> {
     let lengths: Vec<usize> = metas.iter().map(|meta| meta.bytes().unwrap_or(u64::MAX) as usize).collect();
-    let [first, second] = [Slab::new(&lengths)?, Slab::new(&lengths)?];
+    let [first, second] = [StateMapping::new(&lengths)?, StateMapping::new(&lengths)?];
     let pairs = first.into_iter().zip(second);
-    Ok(pairs.map(|(a, b)| Slot::Host { homes: [Arc::new(a), Arc::new(b)], current: 0 }).collect())
+    Ok(pairs.map(|(a, b)| TensorSlot::Host { homes: [Arc::new(a), Arc::new(b)], current: 0 }).collect())
 }
 
-fn device_slots(metas: &[TensorMeta], device: Device) -> Result<Vec<Slot>> {
+fn device_slots(metas: &[TensorMeta], device: Device) -> Result<Vec<TensorSlot>> {
     let slot = |meta: &TensorMeta| {
         let shape: Vec<i64> = meta.shape.iter().map(|&d| d as i64).collect();
         let zeros = Tensor::f_zeros(shape.as_slice(), (Kind::Float, device));
-        zeros.map(Slot::Device).context(format_args!("allocating {}", meta.label()))
+        zeros.map(TensorSlot::Device).context(format_args!("allocating {}", meta.label()))
     };
     metas.iter().map(slot).collect()
 }
 
 fn fill_host<T>(
     metas: &[TensorMeta],
-    slots: &mut [Slot],
-    fill: impl FnOnce(&mut [Destination<'_>]) -> Result<T>,
+    slots: &mut [TensorSlot],
+    fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>,
 ) -> Result<T> {
     let mut destinations = Vec::with_capacity(slots.len());
     for (slot, meta) in slots.iter_mut().zip(metas) {
-        if let Slot::Host { homes, current } = slot {
+        if let TensorSlot::Host { homes, current } = slot {
             let home = Arc::get_mut(&mut homes[*current]);
             let home =
                 home.ok_or_else(|| Error::Other("the state cannot be filled while a snapshot holds it".into()))?;
-            destinations.push(Destination { meta, bytes: home.bytes_mut() });
+            destinations.push(TensorDestination { meta, bytes: home.bytes_mut() });
         }
     }
     fill(&mut destinations)
@@ -454,14 +454,15 @@ fn fill_host<T>(
 
 fn fill_device<T>(
     metas: &[TensorMeta],
-    slots: &mut [Slot],
-    fill: impl FnOnce(&mut [Destination<'_>]) -> Result<T>,
+    slots: &mut [TensorSlot],
+    fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>,
 ) -> Result<T> {
-    let mut homes = Slab::new(&slots.iter().map(|slot| slot.bytes() as usize).collect::<Vec<_>>())?;
-    let destinations = homes.iter_mut().zip(metas).map(|(home, meta)| Destination { meta, bytes: home.bytes_mut() });
+    let mut homes = StateMapping::new(&slots.iter().map(|slot| slot.bytes() as usize).collect::<Vec<_>>())?;
+    let destinations =
+        homes.iter_mut().zip(metas).map(|(home, meta)| TensorDestination { meta, bytes: home.bytes_mut() });
     let result = fill(&mut destinations.collect::<Vec<_>>())?;
     for ((slot, home), meta) in slots.iter_mut().zip(&homes).zip(metas) {
-        if let Slot::Device(tensor) = slot {
+        if let TensorSlot::Device(tensor) = slot {
             let _no_grad = tch::no_grad_guard();
             let host = Tensor::f_from_data_size(home.bytes(), &tensor.size(), Kind::Float);
             let copied = host.and_then(|host| tensor.f_copy_(&host).map(|_| ()));

@@ -11,12 +11,12 @@ use ckptd_core::{Error, Result};
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Turns libtorch's errors into ckptd's, with the operation that failed.
-pub trait Context<T> {
+pub trait TorchContext<T> {
     /// `what` reads on after "libtorch failed in", as "the forward pass".
     fn context(self, what: impl std::fmt::Display) -> Result<T>;
 }
 
-impl<T> Context<T> for Result<T, TchError> {
+impl<T> TorchContext<T> for Result<T, TchError> {
     fn context(self, what: impl std::fmt::Display) -> Result<T> {
         self.map_err(|error| {
             // libtorch appends its C++ stack; the first line says what is wrong.

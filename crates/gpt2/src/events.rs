@@ -14,7 +14,7 @@ pub const THREAD: &str = "events";
 
 /// Sends events; clones go to other threads.
 #[derive(Clone)]
-pub struct Events {
+pub struct EventSender {
     sender: Sender<OutboxMessage>,
 }
 
@@ -27,12 +27,12 @@ enum OutboxMessage {
 /// How long the last events may take to leave when the process ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-impl Events {
+impl EventSender {
     /// Events that leave as lines on standard output.
-    pub fn to_stdout() -> std::io::Result<Events> {
+    pub fn to_stdout() -> std::io::Result<EventSender> {
         let (sender, receiver) = channel();
         std::thread::Builder::new().name(THREAD.into()).spawn(move || write_all(receiver))?;
-        Ok(Events { sender })
+        Ok(EventSender { sender })
     }
 
     pub fn send(&self, event: WorkerEvent) {
@@ -79,13 +79,13 @@ fn next_line(input: &mut impl BufRead) -> Result<Option<String>, String> {
 }
 
 /// Commands from standard input, blank lines passed over.
-pub struct Commands {
+pub struct CommandReader {
     input: BufReader<std::io::Stdin>,
 }
 
-impl Commands {
-    pub fn from_stdin() -> Commands {
-        Commands { input: BufReader::new(std::io::stdin()) }
+impl CommandReader {
+    pub fn from_stdin() -> CommandReader {
+        CommandReader { input: BufReader::new(std::io::stdin()) }
     }
 
     /// The next command; `None` when the agent is gone.

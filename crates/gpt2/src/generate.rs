@@ -13,11 +13,11 @@ use clap::builder::RangedU64ValueParser;
 use indicatif::ProgressBar;
 use tch::{Device, Tensor};
 
-use crate::data::tokenizer::{self, Encoder};
-use crate::device::{self, Context};
-use crate::gpt2::Gpt2;
+use crate::data::tokenizer::{self, TextEncoder};
+use crate::device::{self, TorchContext};
+use crate::gpt2::Gpt2Model;
 use crate::rng;
-use crate::weights::{self, Weights};
+use crate::weights::{self, ModelWeights};
 
 #[derive(clap::Args)]
 pub struct GenerateArguments {
@@ -58,7 +58,7 @@ pub struct GenerateArguments {
 
 /// How the next token is drawn from its logits.
 #[derive(Clone, Copy, Debug)]
-struct Sampling {
+struct SamplingSettings {
     temperature: f64,
     top_k: usize,
     top_p: f64,
@@ -77,13 +77,14 @@ pub fn generate(arguments: &GenerateArguments) -> Result<()> {
     bar.finish_and_clear();
 
     let prompt = prompt_ids(&encoder, &arguments.prompt)?;
-    let sampling = Sampling { temperature: arguments.temperature, top_k: arguments.top_k, top_p: arguments.top_p };
+    let sampling =
+        SamplingSettings { temperature: arguments.temperature, top_k: arguments.top_k, top_p: arguments.top_p };
     let began = Instant::now();
-    let mut text = Text { encoder: &encoder, ids: Vec::new(), shown: 0 };
+    let mut text = StreamedText { encoder: &encoder, ids: Vec::new(), shown: 0 };
     if !show(&arguments.prompt)? {
         return Ok(());
     }
-    let mut writer = Writer { model, context: prompt, vocabulary: encoder.vocab_size() as usize };
+    let mut writer = TextGenerator { model, context: prompt, vocabulary: encoder.vocab_size() as usize };
     for index in 0..arguments.tokens {
         let [word] = rng::words("generate", [arguments.seed, index]);
         let id = choose(&writer.next_logits()?, sampling, (word >> 11) as f64 / (1u64 << 53) as f64)?;
@@ -116,15 +117,15 @@ fn spinner(message: String) -> ProgressBar {
 }
 
 /// The tokenizer that was named, or the one that came with the model.
-fn encoder(model: &Weights, named: Option<&Path>, origin: &Path) -> Result<Encoder> {
+fn encoder(model: &ModelWeights, named: Option<&Path>, origin: &Path) -> Result<TextEncoder> {
     if let Some(path) = named {
         let location = tokenizer::locate(path)
             .ok_or_else(|| Error::Config(format!("--tokenizer: {} holds no tokenizer.json", path.display())))?;
-        return Encoder::load(&location);
+        return TextEncoder::load(&location);
     }
     let file = |name: &str| model.files.iter().find(|file| file.name == name).map(|file| file.bytes.as_slice());
     if let Some(json) = file("tokenizer.json") {
-        return Encoder::from_json(json.to_vec())
+        return TextEncoder::from_json(json.to_vec())
             .map_err(|e| Error::mismatch(origin, format!("its tokenizer.json cannot be used: {e}; give --tokenizer")));
     }
     if let (Some(vocab), Some(merges)) = (file("vocab.json"), file("merges.txt")) {
@@ -134,13 +135,13 @@ fn encoder(model: &Weights, named: Option<&Path>, origin: &Path) -> Result<Encod
             std::fs::write(&path, bytes).map_err(|e| Error::io("writing", path, e))?;
         }
         if let Some(location) = tokenizer::locate(folder.path()) {
-            return Encoder::load(&location);
+            return TextEncoder::load(&location);
         }
     }
     Err(Error::mismatch(origin, "it has no tokenizer with it; give --tokenizer, a tokenizer.json or a folder with one"))
 }
 
-fn prompt_ids(encoder: &Encoder, prompt: &str) -> Result<Vec<i64>> {
+fn prompt_ids(encoder: &TextEncoder, prompt: &str) -> Result<Vec<i64>> {
     let ids = encoder.encode_text(prompt).map_err(|e| Error::Other(format!("tokenizing the prompt: {e}")))?;
     match (ids.as_slice(), encoder.end_of_text()) {
         // Documents are separated by this token, so one begins behind it.
@@ -150,34 +151,34 @@ fn prompt_ids(encoder: &Encoder, prompt: &str) -> Result<Vec<i64>> {
     }
 }
 
-struct Writer {
-    model: Weights,
+struct TextGenerator {
+    model: ModelWeights,
     context: Vec<i64>,
     /// Ids that the tokenizer knows; the model's may be more.
     vocabulary: usize,
 }
 
-impl Writer {
+impl TextGenerator {
     fn next_logits(&self) -> Result<Vec<f32>> {
-        let Weights { config, params, .. } = &self.model;
+        let ModelWeights { config, params, .. } = &self.model;
         let seen = self.context.len().min(config.n_positions as usize);
         let window = &self.context[self.context.len() - seen..];
         let inputs = Tensor::f_from_slice(window).and_then(|t| t.f_unsqueeze(0)).context("making the context")?;
-        let mut logits = Gpt2::new(config.clone(), Device::Cpu).next_logits(params, &inputs)?;
+        let mut logits = Gpt2Model::new(config.clone(), Device::Cpu).next_logits(params, &inputs)?;
         logits.truncate(self.vocabulary);
         Ok(logits)
     }
 }
 
 /// The text that ids make, given out as soon as it is whole: a character may take several tokens.
-struct Text<'a> {
-    encoder: &'a Encoder,
+struct StreamedText<'a> {
+    encoder: &'a TextEncoder,
     ids: Vec<u32>,
     /// Bytes given out.
     shown: usize,
 }
 
-impl Text<'_> {
+impl StreamedText<'_> {
     fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.decode()?;
@@ -207,7 +208,7 @@ fn show(text: &str) -> Result<bool> {
 }
 
 /// The token that `uniform`, from 0 to below 1, falls on.
-fn choose(logits: &[f32], sampling: Sampling, uniform: f64) -> Result<u32> {
+fn choose(logits: &[f32], sampling: SamplingSettings, uniform: f64) -> Result<u32> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return Err(Error::Other(
             "the model answers with NaN; `ckptd check` says which of its tensors have any".into(),
@@ -262,7 +263,7 @@ mod tests {
     const LOGITS: [f32; 5] = [0.0, 2.0, 1.0, 2.0, f32::NEG_INFINITY];
 
     fn drawn(temperature: f64, top_k: usize, top_p: f64) -> Vec<u32> {
-        let sampling = Sampling { temperature, top_k, top_p };
+        let sampling = SamplingSettings { temperature, top_k, top_p };
         let mut ids: Vec<u32> = (0..1000).map(|i| choose(&LOGITS, sampling, i as f64 / 1000.0).unwrap()).collect();
         ids.dedup();
         ids
@@ -276,7 +277,7 @@ mod tests {
     #[test]
     fn tokens_are_drawn_in_proportion_and_impossible_ones_never() {
         assert_eq!(drawn(1.0, 0, 1.0), [1, 3, 2, 0]);
-        let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+        let sampling = SamplingSettings { temperature: 1.0, top_k: 0, top_p: 1.0 };
         let count =
             |id| (0..10_000).filter(|i| choose(&LOGITS, sampling, *i as f64 / 1e4).unwrap() == id).count() as f64;
         let total: f64 = LOGITS.iter().map(|&l| f64::from(l).exp()).sum();
@@ -295,7 +296,7 @@ mod tests {
 
     #[test]
     fn nan_is_an_error_and_no_token() {
-        let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+        let sampling = SamplingSettings { temperature: 1.0, top_k: 0, top_p: 1.0 };
         assert!(choose(&[0.0, f32::NAN], sampling, 0.5).unwrap_err().to_string().contains("NaN"));
     }
 }

@@ -1,7 +1,7 @@
 //! GPT-2 exactly as transformers' GPT2LMHeadModel: the same names, shapes and arithmetic, in float32.
 //!
-//! [`Gpt2Config`] is the shape; [`init`] fills the parameters; [`Gpt2`] computes losses, logits and gradients from
-//! parameters that it is given (`capture::State::params`), in the order of [`Gpt2Config::parameters`].
+//! [`Gpt2Config`] is the shape; [`init`] fills the parameters; [`Gpt2Model`] computes losses, logits and gradients from
+//! parameters that it is given (`capture::TrainingState::params`), in the order of [`Gpt2Config::parameters`].
 //!
 //! The body (blocks and last layer norm) is differentiated by libtorch's autograd. Its two ends are not: the head
 //! turns logits into their own gradient in place, and the embedding's gradient is added row by row to the gradient
@@ -19,7 +19,7 @@ use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 pub use config::{Activation, Gpt2Config, PRESETS};
 
-use crate::device::Context;
+use crate::device::TorchContext;
 
 /// Tensors of a block; `Gpt2Config::parameters` lists them in this order.
 const PER_LAYER: usize = 12;
@@ -28,20 +28,20 @@ const WPE: usize = 1;
 const FIRST_LAYER: usize = 2;
 
 /// Token ids and what each position has to predict, both int64 and [rows, positions], on the model's device.
-pub struct Batch {
+pub struct TokenBatch {
     pub inputs: Tensor,
     pub targets: Tensor,
 }
 
-impl Batch {
+impl TokenBatch {
     /// `inputs` and `targets` row by row; `targets[i]` is the token that follows `inputs[i]`.
-    pub fn new(inputs: &[i64], targets: &[i64], rows: usize, device: Device) -> Result<Batch> {
+    pub fn new(inputs: &[i64], targets: &[i64], rows: usize, device: Device) -> Result<TokenBatch> {
         if rows == 0 || inputs.is_empty() || inputs.len() != targets.len() || !inputs.len().is_multiple_of(rows) {
             let (n, m) = (inputs.len(), targets.len());
             return Err(Error::Other(format!("a batch of {rows} rows cannot hold {n} inputs and {m} targets")));
         }
         let tensor = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_view([rows as i64, -1])?.f_to_device(device);
-        Ok(Batch {
+        Ok(TokenBatch {
             inputs: tensor(inputs).context("making a batch")?,
             targets: tensor(targets).context("making a batch")?,
         })
@@ -55,12 +55,12 @@ impl Batch {
 
 /// The gradient of the mean loss with respect to every parameter, summed over the micro-batches since `clear`.
 #[derive(Default)]
-pub struct Gradients {
+pub struct ModelGradients {
     tensors: Vec<Tensor>,
     filled: bool,
 }
 
-impl Gradients {
+impl ModelGradients {
     /// In the order of [`Gpt2Config::parameters`]; empty before the first backward pass.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
@@ -73,15 +73,15 @@ impl Gradients {
 }
 
 /// The model: a shape, and scratch memory that stays allocated from step to step.
-pub struct Gpt2 {
+pub struct Gpt2Model {
     config: Gpt2Config,
     device: Device,
-    head: head::Head,
+    head: head::LossHead,
 }
 
-impl Gpt2 {
-    pub fn new(config: Gpt2Config, device: Device) -> Gpt2 {
-        Gpt2 { config, device, head: head::Head::default() }
+impl Gpt2Model {
+    pub fn new(config: Gpt2Config, device: Device) -> Gpt2Model {
+        Gpt2Model { config, device, head: head::LossHead::default() }
     }
 
     pub fn device(&self) -> Device {
@@ -115,7 +115,7 @@ impl Gpt2 {
     }
 
     /// Mean cross entropy in nats a token, without dropout.
-    pub fn loss(&mut self, params: &[Tensor], batch: &Batch) -> Result<f64> {
+    pub fn loss(&mut self, params: &[Tensor], batch: &TokenBatch) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
         let hidden = self.embed(params, &batch.inputs).and_then(|x| self.body(params, &x, false));
         let hidden = hidden.context("the forward pass")?;
@@ -128,9 +128,9 @@ impl Gpt2 {
     pub fn loss_and_grads(
         &mut self,
         params: &[Tensor],
-        batch: &Batch,
+        batch: &TokenBatch,
         weight: f64,
-        grads: &mut Gradients,
+        grads: &mut ModelGradients,
     ) -> Result<f64> {
         if grads.tensors.len() != params.len() {
             let _no_grad = tch::no_grad_guard();
@@ -141,7 +141,7 @@ impl Gpt2 {
                 false => param.f_empty_like(),
             };
             let tensors: Result<_, _> = params.iter().enumerate().map(memory).collect();
-            *grads = Gradients { tensors: tensors.context("allocating the gradients")?, filled: false };
+            *grads = ModelGradients { tensors: tensors.context("allocating the gradients")?, filled: false };
         }
         let embedded = {
             let _no_grad = tch::no_grad_guard();
@@ -160,9 +160,9 @@ impl Gpt2 {
         &mut self,
         params: &[Tensor],
         hidden: &Tensor,
-        batch: &Batch,
+        batch: &TokenBatch,
         weight: f64,
-        grads: &mut Gradients,
+        grads: &mut ModelGradients,
     ) -> Result<(f64, Tensor), TchError> {
         let (loss, d_hidden) = {
             let _no_grad = tch::no_grad_guard();
@@ -186,8 +186,8 @@ impl Gpt2 {
         params: &[Tensor],
         embedded: &Tensor,
         surrogate: Tensor,
-        batch: &Batch,
-        grads: &mut Gradients,
+        batch: &TokenBatch,
+        grads: &mut ModelGradients,
     ) -> Result<(), TchError> {
         let body = self.body_params();
         let mut wanted: Vec<&Tensor> = params[body.clone()].iter().collect();
@@ -212,7 +212,12 @@ impl Gpt2 {
         FIRST_LAYER..FIRST_LAYER + PER_LAYER * self.config.n_layer as usize + 2
     }
 
-    fn embedding_backward(&self, d_embedded: &Tensor, inputs: &Tensor, grads: &mut Gradients) -> Result<(), TchError> {
+    fn embedding_backward(
+        &self,
+        d_embedded: &Tensor,
+        inputs: &Tensor,
+        grads: &mut ModelGradients,
+    ) -> Result<(), TchError> {
         let c = self.config.n_embd;
         let positions = inputs.size()[1];
         if !grads.filled {

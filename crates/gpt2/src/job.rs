@@ -19,13 +19,13 @@ use ckptd_interop::limits::ReadLimits;
 use serde_json::{Map, Value};
 use tch::Device;
 
-use crate::capture::State;
-use crate::data::{self, Dataset};
+use crate::capture::TrainingState;
+use crate::data::{self, TokenDataset};
 use crate::device;
-use crate::events::Events;
-use crate::gpt2::{Gpt2, Gpt2Config, init};
+use crate::events::EventSender;
+use crate::gpt2::{Gpt2Config, Gpt2Model, init};
 use crate::optim::ModelOptimizer;
-use crate::probe::{Answers, Prober};
+use crate::probe::{LogitsFingerprint, LogitsProbe};
 
 /// Largest companion file of a model folder that travels in snapshots, in bytes.
 const MAX_CARRIED: u64 = 32 << 20;
@@ -34,13 +34,13 @@ const MAX_CARRIED: u64 = 32 << 20;
 const ARITHMETIC: KnownArithmetic = KnownArithmetic { newest: ArithmeticNumber::FIRST, older: &[] };
 
 /// A training that is ready to run.
-pub struct Job {
+pub struct TrainingSetup {
     pub config: Config,
     pub device: Device,
     pub threads: usize,
-    pub data: Dataset,
-    pub model: Gpt2,
-    pub state: State,
+    pub data: TokenDataset,
+    pub model: Gpt2Model,
+    pub state: TrainingState,
     pub optimizer: ModelOptimizer,
     /// Small files that every snapshot carries.
     pub files: Vec<CarriedFile>,
@@ -49,14 +49,14 @@ pub struct Job {
     pub resumed: Option<(TrainState, String)>,
 }
 
-impl Job {
+impl TrainingSetup {
     /// What computes the hash of a captured model's answers.
-    pub fn prober(&self) -> Prober {
-        Prober { config: self.model.config().clone(), device: self.device, threads: self.threads }
+    pub fn prober(&self) -> LogitsProbe {
+        LogitsProbe { config: self.model.config().clone(), device: self.device, threads: self.threads }
     }
 
     /// Prepares what `start` asks for. Tells `events` what takes time.
-    pub fn open(start: Start, events: &Events) -> Result<Job> {
+    pub fn open(start: Start, events: &EventSender) -> Result<TrainingSetup> {
         let Start { config, resume, accept_changes, .. } = start;
         // It was written past the page cache, so that it is not in there, and need not be: it is read once.
         let snapshot = resume.as_deref().map(SnapshotReader::open_past_cache).transpose()?;
@@ -81,7 +81,7 @@ impl Job {
             )));
         }
 
-        let request = data::Request {
+        let request = data::DataRequest {
             data: &config.data,
             train: &config.train,
             model_folder: config.model.from.as_deref(),
@@ -99,7 +99,7 @@ impl Job {
         let optimizer = ModelOptimizer::new(&config.train, threads)?;
         let arithmetic = choose_arithmetic(snapshot.as_ref(), accept_changes, events)?;
         let train = TrainState { settings, arithmetic, ..TrainState::default() };
-        let mut state = State::new(&shape.parameters(), optimizer.roles(), device, train)?;
+        let mut state = TrainingState::new(&shape.parameters(), optimizer.roles(), device, train)?;
         events.send(WorkerEvent::Progress { stage: "loading the weights".into(), fraction: None });
         let probe = snapshot.as_ref().and_then(|snapshot| snapshot.manifest().metrics.probe.clone());
         let resumed = match snapshot {
@@ -115,12 +115,12 @@ impl Job {
                 None
             }
         };
-        let model = Gpt2::new(shape, device);
+        let model = Gpt2Model::new(shape, device);
         if let (Some(saved), Some(path)) = (probe, &resume) {
             check_probe(&saved, path, &model, &state, accept_changes, events)?;
         }
         let provenance = provenance(device);
-        Ok(Job { config, device, threads, data, model, state, optimizer, files, provenance, resumed })
+        Ok(TrainingSetup { config, device, threads, data, model, state, optimizer, files, provenance, resumed })
     }
 }
 
@@ -128,12 +128,12 @@ impl Job {
 fn check_probe(
     saved: &str,
     path: &Path,
-    model: &Gpt2,
-    state: &State,
+    model: &Gpt2Model,
+    state: &TrainingState,
     accept_changes: bool,
-    events: &Events,
+    events: &EventSender,
 ) -> Result<()> {
-    let answers = Answers::of(model.config(), state.params(), model.device())?;
+    let answers = LogitsFingerprint::of(model.config(), state.params(), model.device())?;
     if answers.hash() == saved {
         events.log(MessageLevel::Info, "the model answers to the bit as it did when the snapshot was taken");
         return Ok(());
@@ -151,7 +151,7 @@ fn check_probe(
 }
 
 /// 0 (automatic) takes a resume's own number, so that it stays exact on a machine of another size.
-fn choose_threads(asked: usize, recorded: Option<usize>, accept_changes: bool, events: &Events) -> usize {
+fn choose_threads(asked: usize, recorded: Option<usize>, accept_changes: bool, events: &EventSender) -> usize {
     let here = processors();
     match recorded {
         Some(recorded) if asked == 0 && !accept_changes => {
@@ -174,7 +174,7 @@ fn choose_threads(asked: usize, recorded: Option<usize>, accept_changes: bool, e
 fn choose_arithmetic(
     snapshot: Option<&SnapshotReader>,
     accept_changes: bool,
-    events: &Events,
+    events: &EventSender,
 ) -> Result<ArithmeticNumber> {
     // A state imported from other programs was computed under none of ours.
     let Some(snapshot) = snapshot.filter(|snapshot| !snapshot.manifest().train.settings.is_empty()) else {
@@ -193,7 +193,7 @@ fn choose_arithmetic(
 }
 
 /// Everything that changes the arithmetic, by name.
-fn settings(config: &Config, shape: &Gpt2Config, data: &Dataset, device: Device, threads: usize) -> TrainSettings {
+fn settings(config: &Config, shape: &Gpt2Config, data: &TokenDataset, device: Device, threads: usize) -> TrainSettings {
     let device = if matches!(device, Device::Cpu) { "cpu" } else { "cuda" };
     let mut settings = config.train_settings(&ResolvedJob { device, threads, data_content: &data.content_hash });
     shape.record(&mut settings);
@@ -213,7 +213,7 @@ fn config_json(shape: &Gpt2Config, theirs: Option<&[u8]>, end_of_text: Option<u3
 }
 
 /// Config, tokenizer and the model folder's other small files, so that a snapshot can become such a folder again.
-fn carried(config: &Config, config_json: String, data: &Dataset) -> Result<Vec<CarriedFile>> {
+fn carried(config: &Config, config_json: String, data: &TokenDataset) -> Result<Vec<CarriedFile>> {
     let mut files = vec![CarriedFile { name: "config.json".into(), bytes: config_json.into_bytes().into() }];
     if let Some(json) = &data.tokenizer_json {
         files.push(CarriedFile { name: "tokenizer.json".into(), bytes: json.clone().into() });
@@ -243,10 +243,10 @@ fn provenance(device: Device) -> Provenance {
 /// Fills `state` from `snapshot`. Returns the train state as it was saved, and its root.
 fn restore(
     snapshot: &SnapshotReader,
-    state: &mut State,
+    state: &mut TrainingState,
     accept_changes: bool,
     threads: usize,
-    events: &Events,
+    events: &EventSender,
 ) -> Result<(TrainState, String)> {
     let manifest = snapshot.manifest();
     let saved = &manifest.train;

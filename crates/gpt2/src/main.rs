@@ -13,26 +13,26 @@ use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
 use ckptd_core::store::{CommitPace, Store};
 use ckptd_core::{Error, Result};
-use ckptd_gpt2::events::{Commands, Events};
-use ckptd_gpt2::job::Job;
-use ckptd_gpt2::snapshots::{Policy, Settings, Snapshots};
-use ckptd_gpt2::train::Training;
+use ckptd_gpt2::events::{CommandReader, EventSender};
+use ckptd_gpt2::job::TrainingSetup;
+use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
+use ckptd_gpt2::train::TrainingLoop;
 use ckptd_gpt2::{COMMANDS_THREAD, device, generate, probe};
 use clap::{Parser, Subcommand};
 
 /// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+struct WorkerArguments {
     /// Train this job alone, without the daemon: resume, snapshot, print events; nothing is verified or rotated.
     #[arg(long)]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    task: Option<Task>,
+    task: Option<ModelTask>,
 }
 
 #[derive(Subcommand)]
-enum Task {
+enum ModelTask {
     /// Let a snapshot, or any other model, go on with a text.
     Generate(generate::GenerateArguments),
     /// Write the logits of a model for a batch of tokens.
@@ -45,12 +45,12 @@ fn main() -> ExitCode {
     device::settle_openmp();
     device::tune_malloc();
     ckptd_core::os::fs::refuse_size_limit_signal();
-    let arguments = Arguments::parse();
+    let arguments = WorkerArguments::parse();
     if let Some(task) = arguments.task {
         let done = match task {
-            Task::Generate(arguments) => generate::generate(&arguments),
-            Task::Logits(arguments) => probe::logits(&arguments),
-            Task::Probe(arguments) => probe::probe(&arguments),
+            ModelTask::Generate(arguments) => generate::generate(&arguments),
+            ModelTask::Logits(arguments) => probe::logits(&arguments),
+            ModelTask::Probe(arguments) => probe::probe(&arguments),
         };
         return match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let events = match Events::to_stdout() {
+    let events = match EventSender::to_stdout() {
         Ok(events) => events,
         Err(e) => {
             eprintln!("ckptd-gpt2: starting a thread: {e}");
@@ -82,15 +82,15 @@ fn main() -> ExitCode {
 }
 
 /// Where the orders come from.
-enum Orders {
-    Agent(Commands),
+enum CommandSource {
+    Agent(CommandReader),
     /// Nobody: the session ends when the training does. The lock is held for as long as this lives.
     Alone {
         _lock: ckptd_core::store::StoreLock,
     },
 }
 
-fn run(events: &Events, start: impl FnOnce() -> Result<(Start, Orders)>) -> i32 {
+fn run(events: &EventSender, start: impl FnOnce() -> Result<(Start, CommandSource)>) -> i32 {
     let outcome = start().and_then(|(start, orders)| train(start, orders, events));
     let Err(error) = outcome else { return 0 };
     let failure = match &error {
@@ -103,10 +103,12 @@ fn run(events: &Events, start: impl FnOnce() -> Result<(Start, Orders)>) -> i32 
     i32::from(error.exit_code())
 }
 
-fn wait_for_start() -> Result<(Start, Orders)> {
-    let mut commands = Commands::from_stdin();
+fn wait_for_start() -> Result<(Start, CommandSource)> {
+    let mut commands = CommandReader::from_stdin();
     match commands.next_command() {
-        Ok(Some(AgentCommand::Start(start))) if start.protocol == VERSION => Ok((*start, Orders::Agent(commands))),
+        Ok(Some(AgentCommand::Start(start))) if start.protocol == VERSION => {
+            Ok((*start, CommandSource::Agent(commands)))
+        }
         Ok(Some(AgentCommand::Start(start))) => {
             Err(Error::Other(format!("the agent speaks protocol {}, this worker {VERSION}", start.protocol)))
         }
@@ -117,7 +119,7 @@ fn wait_for_start() -> Result<(Start, Orders)> {
 }
 
 /// What an agent would have said.
-fn alone(path: &std::path::Path) -> Result<(Start, Orders)> {
+fn alone(path: &std::path::Path) -> Result<(Start, CommandSource)> {
     let config = Config::load(path)?;
     let store = Store::create(&config.job.store)?;
     let lock = store.lock("ckptd-gpt2 alone")?;
@@ -131,7 +133,7 @@ fn alone(path: &std::path::Path) -> Result<(Start, Orders)> {
     let next_seq = store.next_seq()?;
     let resume = chosen.map(|c| c.entry.path);
     let start = Start { protocol: VERSION, config, run_id, next_seq, resume, accept_changes: false };
-    Ok((start, Orders::Alone { _lock: lock }))
+    Ok((start, CommandSource::Alone { _lock: lock }))
 }
 
 fn new_run_id(config: &Config) -> String {
@@ -141,20 +143,20 @@ fn new_run_id(config: &Config) -> String {
 }
 
 /// Prepares and trains. Returns when the training is complete; an end by command leaves the process from within.
-fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
+fn train(start: Start, orders: CommandSource, events: &EventSender) -> Result<()> {
     let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
-    let taker: Arc<OnceLock<Snapshots>> = Arc::default();
-    let policy: Arc<Policy> = Arc::default();
+    let taker: Arc<OnceLock<SnapshotTaker>> = Arc::default();
+    let policy: Arc<SnapshotPolicy> = Arc::default();
     let asked = &start.config.snapshot;
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
     let interval = start.config.snapshot.every;
     let own_timer = start.config.snapshot.every_steps.is_none();
     let _lock = match orders {
-        Orders::Agent(commands) => {
+        CommandSource::Agent(commands) => {
             obey(commands, taker.clone(), policy.clone(), events.clone())?;
             None
         }
-        Orders::Alone { _lock } => {
+        CommandSource::Alone { _lock } => {
             if let (SnapshotEvery::Interval(interval), true) = (interval, own_timer) {
                 let taker = taker.clone();
                 spawn("timer", move || {
@@ -169,8 +171,8 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
             Some(_lock)
         }
     };
-    let job = Job::open(start, events)?;
-    let settings = Settings {
+    let job = TrainingSetup::open(start, events)?;
+    let settings = CommitSettings {
         store: Store::open(&job.config.job.store)?,
         run_id,
         next_seq,
@@ -179,7 +181,7 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
         provenance: job.provenance.clone(),
         probe: job.config.snapshot.probe.then(|| job.prober()),
     };
-    let snapshots = Snapshots::new(job.state.capturer(), settings, policy, events.clone())?;
+    let snapshots = SnapshotTaker::new(job.state.capturer(), settings, policy, events.clone())?;
     let (train, _) = job.state.train();
     events.send(WorkerEvent::Ready {
         step: train.step,
@@ -192,14 +194,19 @@ fn train(start: Start, orders: Orders, events: &Events) -> Result<()> {
     });
     // From here on an order to stop has a state to save.
     let _ = taker.set(snapshots.clone());
-    let step = Training::new(job, events.clone(), snapshots.clone()).run()?;
+    let step = TrainingLoop::new(job, events.clone(), snapshots.clone()).run()?;
     snapshots.take_last("final", CommitPace::Alone, None)?;
     events.send(WorkerEvent::Done { step, finished: true });
     Ok(())
 }
 
 /// Obeys the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
-fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Policy>, events: Events) -> Result<()> {
+fn obey(
+    mut commands: CommandReader,
+    taker: Arc<OnceLock<SnapshotTaker>>,
+    policy: Arc<SnapshotPolicy>,
+    events: EventSender,
+) -> Result<()> {
     spawn(COMMANDS_THREAD, move || {
         let (save, reason, within) = loop {
             match commands.next_command() {
@@ -226,7 +233,7 @@ fn obey(mut commands: Commands, taker: Arc<OnceLock<Snapshots>>, policy: Arc<Pol
             // The failure was told as an event.
             code = i32::from(snapshots.take_last(&reason, CommitPace::Hurried, within).is_err());
         }
-        let step = taker.get().map_or(0, Snapshots::step);
+        let step = taker.get().map_or(0, SnapshotTaker::step);
         events.send(WorkerEvent::Done { step, finished: false });
         events.flush();
         // Not exit: its handlers would tear libtorch down under the step that is being computed.

@@ -1,4 +1,4 @@
-//! The update: global-norm clipping, SGD and AdamW over the tensors of a [`State`], in one pass over memory.
+//! The update: global-norm clipping, SGD and AdamW over the tensors of a [`TrainingState`], in one pass over memory.
 //!
 //! - SGD as torch.optim.SGD: b <- momentum b + (g + decay p), p <- p - lr b; without momentum there is no b.
 //! - AdamW as torch.optim.AdamW: p <- p (1 - lr decay); m, v <- moving averages of g and g^2;
@@ -19,27 +19,27 @@ use ckptd_core::snapshot::{Metrics, Role, TrainState};
 use ckptd_core::{Error, Result};
 use tch::{Device, Tensor};
 
-use crate::capture::{Place, State};
-use kernel::{Block, Kernels};
+use crate::capture::{TrainingState, UpdatePlace};
+use kernel::{UpdateBlock, UpdateKernels};
 
 /// What one update does, apart from the step's own figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
+pub enum UpdateRule {
     Sgd { momentum: f64 },
     AdamW { betas: [f64; 2], eps: f64 },
 }
 
 pub struct ModelOptimizer {
-    rule: Rule,
+    rule: UpdateRule,
     weight_decay: f64,
     /// Largest global norm of the gradient; 0: no clipping.
     clip: f64,
-    kernels: Kernels,
+    kernels: UpdateKernels,
 }
 
 /// A step's own figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct UpdateStep {
     /// The number of this step, from 1: the bias correction's t.
     pub number: u64,
     pub learning_rate: f64,
@@ -47,7 +47,7 @@ pub struct Step {
 
 /// The figures that a rule's inner loop needs, from settings and step, in the precision that it computes in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Coefficients {
+pub(crate) enum UpdateCoefficients {
     Sgd { lr: f32, momentum: f32, decay: f32, scale: f32 },
     AdamW { keep: f32, beta1: f32, beta2: f32, step_size: f32, root_scale: f32, eps: f32, scale: f32 },
 }
@@ -56,19 +56,19 @@ impl ModelOptimizer {
     /// From `[train]`, working on `threads` threads.
     pub fn new(train: &TrainSection, threads: usize) -> Result<ModelOptimizer> {
         let rule = match train.optimizer {
-            Kind::Sgd => Rule::Sgd { momentum: train.momentum },
-            Kind::Adamw => Rule::AdamW { betas: train.betas, eps: train.eps },
+            Kind::Sgd => UpdateRule::Sgd { momentum: train.momentum },
+            Kind::Adamw => UpdateRule::AdamW { betas: train.betas, eps: train.eps },
         };
-        let kernels = Kernels::new(threads)?;
+        let kernels = UpdateKernels::new(threads)?;
         Ok(ModelOptimizer { rule, weight_decay: train.weight_decay, clip: train.grad_clip, kernels })
     }
 
     /// The roles of the tensors that the rule keeps beside each parameter, in their order in the state.
     pub fn roles(&self) -> &'static [Role] {
         match self.rule {
-            Rule::Sgd { momentum: 0.0 } => &[],
-            Rule::Sgd { .. } => &[Role::MomentumBuffer],
-            Rule::AdamW { .. } => &[Role::ExpAvg, Role::ExpAvgSq],
+            UpdateRule::Sgd { momentum: 0.0 } => &[],
+            UpdateRule::Sgd { .. } => &[Role::MomentumBuffer],
+            UpdateRule::AdamW { .. } => &[Role::ExpAvg, Role::ExpAvgSq],
         }
     }
 
@@ -79,9 +79,9 @@ impl ModelOptimizer {
     /// [`Error::Other`] where gradients and state do not fit each other.
     pub fn step(
         &self,
-        state: &mut State,
+        state: &mut TrainingState,
         gradients: &[Tensor],
-        step: Step,
+        step: UpdateStep,
         advance: impl FnOnce(&mut TrainState, &mut Metrics),
     ) -> Result<f64> {
         let params = state.params().len();
@@ -104,7 +104,7 @@ impl ModelOptimizer {
         let on_host = gradients.iter().all(|gradient| gradient.device() == Device::Cpu);
         let norm = if on_host { self.kernels.norm(&slices(gradients)) } else { tensors::norm(gradients)? };
         let scale = self.clip_scale(norm);
-        let apply = |places: &[Place]| {
+        let apply = |places: &[UpdatePlace]| {
             if on_host {
                 self.on_host(places, gradients, &decays, step, scale)
             } else {
@@ -120,15 +120,18 @@ impl ModelOptimizer {
     }
 
     /// The rule's figures for a tensor that decays, or does not.
-    fn coefficients(&self, step: Step, scale: f64, decays: bool) -> Coefficients {
+    fn coefficients(&self, step: UpdateStep, scale: f64, decays: bool) -> UpdateCoefficients {
         let (lr, decay) = (step.learning_rate, if decays { self.weight_decay } else { 0.0 });
         match self.rule {
-            Rule::Sgd { momentum } => {
-                Coefficients::Sgd { lr: lr as f32, momentum: momentum as f32, decay: decay as f32, scale: scale as f32 }
-            }
-            Rule::AdamW { betas: [beta1, beta2], eps } => {
+            UpdateRule::Sgd { momentum } => UpdateCoefficients::Sgd {
+                lr: lr as f32,
+                momentum: momentum as f32,
+                decay: decay as f32,
+                scale: scale as f32,
+            },
+            UpdateRule::AdamW { betas: [beta1, beta2], eps } => {
                 let t = step.number as f64;
-                Coefficients::AdamW {
+                UpdateCoefficients::AdamW {
                     keep: (1.0 - lr * decay) as f32,
                     beta1: beta1 as f32,
                     beta2: beta2 as f32,
@@ -141,10 +144,17 @@ impl ModelOptimizer {
         }
     }
 
-    fn on_host(&self, places: &[Place], gradients: &[Tensor], decays: &[bool], step: Step, scale: f64) -> Result<()> {
+    fn on_host(
+        &self,
+        places: &[UpdatePlace],
+        gradients: &[Tensor],
+        decays: &[bool],
+        step: UpdateStep,
+        scale: f64,
+    ) -> Result<()> {
         let params = gradients.len();
         let span = |index: usize| match places.get(index) {
-            Some(Place::Host(span)) => Ok(*span),
+            Some(UpdatePlace::Host(span)) => Ok(*span),
             _ => Err(Error::Other("a tensor of the state is not in host memory although its gradient is".into())),
         };
         let mut blocks = Vec::new();
@@ -155,15 +165,22 @@ impl ModelOptimizer {
                 1 => [Some(span(index)?), Some(span(params + index)?), None],
                 _ => [Some(span(index)?), Some(span(params + index)?), Some(span(2 * params + index)?)],
             };
-            blocks.extend(Block::split(state, gradient, coefficients)?);
+            blocks.extend(UpdateBlock::split(state, gradient, coefficients)?);
         }
         self.kernels.update(&blocks);
         Ok(())
     }
 
-    fn on_device(&self, places: &[Place], gradients: &[Tensor], decays: &[bool], step: Step, scale: f64) -> Result<()> {
+    fn on_device(
+        &self,
+        places: &[UpdatePlace],
+        gradients: &[Tensor],
+        decays: &[bool],
+        step: UpdateStep,
+        scale: f64,
+    ) -> Result<()> {
         let tensor = |index: usize| match places.get(index) {
-            Some(Place::Device(tensor)) => Some(tensor),
+            Some(UpdatePlace::Device(tensor)) => Some(tensor),
             _ => None,
         };
         for (index, (gradient, &decays)) in gradients.iter().zip(decays).enumerate() {

@@ -12,10 +12,10 @@ use ckptd_core::{Error, Result};
 use ckptd_interop::check::Probe;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::{self, Context};
-use crate::gpt2::{Gpt2, Gpt2Config};
+use crate::device::{self, TorchContext};
+use crate::gpt2::{Gpt2Config, Gpt2Model};
 use crate::rng;
-use crate::weights::{self, Weights};
+use crate::weights::{self, ModelWeights};
 
 /// Small enough to be computed beside a training, and more than one row, so that batches are covered.
 const ROWS: i64 = 2;
@@ -53,12 +53,12 @@ pub struct ProbeArguments {
 /// Writes the logits that `arguments` ask for.
 pub fn logits(arguments: &LogitsArguments) -> Result<()> {
     let threads = device::set_threads(arguments.threads)?;
-    let Weights { config, params, .. } = weights::open(&arguments.model, threads)?;
+    let ModelWeights { config, params, .. } = weights::open(&arguments.model, threads)?;
     let rows = read_rows(&arguments.tokens, &config)?;
     let flat: Vec<i64> = rows.concat();
     let inputs =
         Tensor::f_from_slice(&flat).and_then(|t| t.f_view([rows.len() as i64, -1])).context("making the batch")?;
-    let logits = Gpt2::new(config, Device::Cpu).logits(&params, &inputs)?;
+    let logits = Gpt2Model::new(config, Device::Cpu).logits(&params, &inputs)?;
     std::fs::write(&arguments.out, bytes(&logits)?).map_err(|e| Error::io("writing", &arguments.out, e))
 }
 
@@ -68,11 +68,11 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
     let model = weights::open(&arguments.model, readers)?;
     let against = arguments.against.as_deref().map(|path| weights::open(path, readers)).transpose()?;
     device::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads })?;
-    let answers = Answers::of(&model.config, &model.params, Device::Cpu)?;
+    let answers = LogitsFingerprint::of(&model.config, &model.params, Device::Cpu)?;
     let delta = match &against {
         Some(other) if other.config.vocab_size != model.config.vocab_size => None,
         Some(other) => {
-            let there = Answers::of(&other.config, &other.params, Device::Cpu)?;
+            let there = LogitsFingerprint::of(&other.config, &other.params, Device::Cpu)?;
             Some(answers.largest_difference(&there)).filter(|delta| delta.is_finite())
         }
         None => None,
@@ -92,11 +92,11 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
 }
 
 /// The logits of the probe, as bytes of float32.
-pub struct Answers(Vec<u8>);
+pub struct LogitsFingerprint(Vec<u8>);
 
-impl Answers {
+impl LogitsFingerprint {
     /// Of a model whose parameters lie on `device`. The bits depend on the number of threads.
-    pub fn of(config: &Gpt2Config, params: &[Tensor], device: Device) -> Result<Answers> {
+    pub fn of(config: &Gpt2Config, params: &[Tensor], device: Device) -> Result<LogitsFingerprint> {
         let positions = POSITIONS.min(config.n_positions);
         let id = |index: i64| {
             let [word] = rng::words("probe", [index as u64]);
@@ -104,8 +104,8 @@ impl Answers {
         };
         let ids: Vec<i64> = (0..ROWS * positions).map(id).collect();
         let inputs = Tensor::f_from_slice(&ids).and_then(|t| t.f_view([ROWS, positions])?.f_to_device(device));
-        let logits = Gpt2::new(config.clone(), device).logits(params, &inputs.context("making the probe")?)?;
-        bytes(&logits).map(Answers)
+        let logits = Gpt2Model::new(config.clone(), device).logits(params, &inputs.context("making the probe")?)?;
+        bytes(&logits).map(LogitsFingerprint)
     }
 
     pub fn hash(&self) -> String {
@@ -123,7 +123,7 @@ impl Answers {
         self.values().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0)
     }
 
-    fn largest_difference(&self, other: &Answers) -> f64 {
+    fn largest_difference(&self, other: &LogitsFingerprint) -> f64 {
         let differences = self.values().zip(other.values()).map(|(a, b)| (a - b).abs());
         // `max` would pass over a NaN.
         differences.fold(0.0, |largest, d| if d > largest || d.is_nan() { d } else { largest })
@@ -131,20 +131,20 @@ impl Answers {
 }
 
 /// Computes the probe of a captured state, on the thread that commits it: the training is not held up.
-pub struct Prober {
+pub struct LogitsProbe {
     pub config: Gpt2Config,
     pub device: Device,
     /// As many as the training has: they decide the last bits.
     pub threads: usize,
 }
 
-impl Prober {
+impl LogitsProbe {
     /// The hash of the answers of the parameters among `tensors`, which are in the order of the model's.
     pub fn hash(&self, tensors: &[SnapshotTensor]) -> Result<String> {
         device::set_threads(self.threads)?;
         let params: Vec<&SnapshotTensor> = tensors.iter().filter(|tensor| tensor.meta.role == Role::Param).collect();
         let views: Vec<Tensor> = params.iter().map(|tensor| self.view(tensor)).collect::<Result<_>>()?;
-        Answers::of(&self.config, &views, self.device).map(|answers| answers.hash())
+        LogitsFingerprint::of(&self.config, &views, self.device).map(|answers| answers.hash())
     }
 
     fn view(&self, tensor: &SnapshotTensor) -> Result<Tensor> {

@@ -18,15 +18,15 @@ use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainStat
 use ckptd_core::store::{CommitHandle, CommitOptions, CommitPace, Store, commit};
 use ckptd_core::{Error, Result};
 
-use crate::capture::{Capture, Capturer, StallMeter};
-use crate::events::Events;
-use crate::probe::Prober;
+use crate::capture::{StallMeter, StateCapture, StateCapturer};
+use crate::events::EventSender;
+use crate::probe::LogitsProbe;
 
 /// The thread that commits, and those that encode for it.
 const THREAD: &str = "snapshots";
 
 /// What every snapshot of this session has in common.
-pub struct Settings {
+pub struct CommitSettings {
     pub store: Store,
     pub run_id: String,
     pub next_seq: u64,
@@ -35,19 +35,19 @@ pub struct Settings {
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
     /// What computes the hash of the model's answers, where snapshots are to hold one.
-    pub probe: Option<Prober>,
+    pub probe: Option<LogitsProbe>,
 }
 
 /// What the agent may change while the worker runs.
 #[derive(Debug, Default)]
-pub struct Policy {
+pub struct SnapshotPolicy {
     /// 0: not by steps.
     every_steps: AtomicU64,
     level: AtomicUsize,
     threads: AtomicUsize,
 }
 
-impl Policy {
+impl SnapshotPolicy {
     pub fn set(&self, every_steps: Option<u64>, level: u8, encode_threads: usize) {
         let threads = match encode_threads {
             // The training's threads wait for the slowest among them: all of them are held up a little.
@@ -68,23 +68,23 @@ impl Policy {
 
 /// Takes snapshots; clones go to other threads.
 #[derive(Clone)]
-pub struct Snapshots {
-    capturer: Capturer,
-    jobs: SyncSender<Job>,
-    flight: Arc<Flight>,
-    policy: Arc<Policy>,
-    events: Events,
+pub struct SnapshotTaker {
+    capturer: StateCapturer,
+    jobs: SyncSender<CommitJob>,
+    flight: Arc<SnapshotFlight>,
+    policy: Arc<SnapshotPolicy>,
+    events: EventSender,
 }
 
 /// What is in flight and what is durable.
-struct Flight {
-    state: Mutex<Durable>,
+struct SnapshotFlight {
+    state: Mutex<DurableState>,
     landed: Condvar,
     /// The session ends: no further step is to be computed.
     ending: AtomicBool,
 }
 
-struct Durable {
+struct DurableState {
     in_flight: Option<InFlight>,
     /// The newest state that is durable.
     newest: Option<TrainState>,
@@ -99,8 +99,8 @@ struct InFlight {
     control: Arc<CommitHandle>,
 }
 
-struct Job {
-    capture: Capture,
+struct CommitJob {
+    capture: StateCapture,
     reason: String,
     pace: CommitPace,
     cancel: Arc<AtomicBool>,
@@ -108,16 +108,21 @@ struct Job {
     outcome: Option<SyncSender<Result<()>>>,
 }
 
-impl Snapshots {
-    pub fn new(capturer: Capturer, settings: Settings, policy: Arc<Policy>, events: Events) -> Result<Snapshots> {
+impl SnapshotTaker {
+    pub fn new(
+        capturer: StateCapturer,
+        settings: CommitSettings,
+        policy: Arc<SnapshotPolicy>,
+        events: EventSender,
+    ) -> Result<SnapshotTaker> {
         let newest = settings.resumed.as_ref().map(|(train, _)| train.clone());
-        let flight = Arc::new(Flight {
-            state: Mutex::new(Durable { in_flight: None, newest, last_time: None }),
+        let flight = Arc::new(SnapshotFlight {
+            state: Mutex::new(DurableState { in_flight: None, newest, last_time: None }),
             landed: Condvar::new(),
             ending: AtomicBool::new(false),
         });
         let (jobs, receiver) = sync_channel(1);
-        let committer = Committer {
+        let committer = SnapshotCommitter {
             parent: settings.resumed.as_ref().map(|(_, root)| root.clone()),
             settings,
             flight: flight.clone(),
@@ -130,10 +135,10 @@ impl Snapshots {
             .name(THREAD.into())
             .spawn(move || committer.run(receiver))
             .map_err(|e| Error::io("starting a thread for", PathBuf::from("snapshots"), e))?;
-        Ok(Snapshots { capturer, jobs, flight, policy, events })
+        Ok(SnapshotTaker { capturer, jobs, flight, policy, events })
     }
 
-    /// [`Snapshots::take`] for the training thread, whose time in here counts as held up.
+    /// [`SnapshotTaker::take`] for the training thread, whose time in here counts as held up.
     pub fn take_between_steps(&self, reason: &str) {
         let began = Instant::now();
         if let Some(meter) = self.take(reason) {
@@ -205,15 +210,15 @@ impl Snapshots {
         if let Some(flight) = &durable.in_flight {
             let elapsed = flight.began.elapsed();
             let rest = ending::rest(flight.control.fraction(), elapsed);
-            let facts = ending::Facts {
+            let facts = ending::EndingInputs {
                 newer: self.capturer.train() != flight.train,
                 rest,
                 fresh: durable.last_time.or(rest.map(|rest| elapsed + rest)),
                 time: within,
             };
             match ending::decide(&facts) {
-                ending::Ending::Finish => flight.control.hurry(),
-                ending::Ending::Abandon => flight.cancel.store(true, Ordering::Relaxed),
+                ending::EndingChoice::Finish => flight.control.hurry(),
+                ending::EndingChoice::Abandon => flight.cancel.store(true, Ordering::Relaxed),
             }
         }
         drop(durable);
@@ -242,7 +247,7 @@ impl Snapshots {
     }
 
     /// The state as it is now, unless that is durable already.
-    fn capture(&self, durable: &Durable) -> Result<Option<Capture>> {
+    fn capture(&self, durable: &DurableState) -> Result<Option<StateCapture>> {
         // Handles of the snapshot before are dropped before it lands, so none is in flight here.
         let capture = self.capturer.capture()?.ok_or_else(|| Error::Other("a snapshot is held twice".into()))?;
         Ok(Some(capture).filter(|c| durable.newest.as_ref() != Some(&c.train)))
@@ -251,12 +256,12 @@ impl Snapshots {
     /// Takes the one place in flight.
     fn prepare(
         &self,
-        durable: &mut Durable,
-        capture: Capture,
+        durable: &mut DurableState,
+        capture: StateCapture,
         reason: &str,
         pace: CommitPace,
         outcome: Option<SyncSender<Result<()>>>,
-    ) -> Job {
+    ) -> CommitJob {
         let (cancel, control): (Arc<AtomicBool>, Arc<CommitHandle>) = Default::default();
         durable.in_flight = Some(InFlight {
             train: capture.train.clone(),
@@ -264,10 +269,10 @@ impl Snapshots {
             cancel: cancel.clone(),
             control: control.clone(),
         });
-        Job { capture, reason: reason.into(), pace, cancel, control, outcome }
+        CommitJob { capture, reason: reason.into(), pace, cancel, control, outcome }
     }
 
-    fn launch(&self, job: Job) {
+    fn launch(&self, job: CommitJob) {
         let capture_ms = job.capture.capture_time.as_secs_f64() * 1e3;
         let (step, reason) = (job.capture.train.step, job.reason.clone());
         self.events.send(WorkerEvent::SnapshotStarted { step, reason, capture_ms });
@@ -281,26 +286,26 @@ impl Snapshots {
     }
 }
 
-impl Flight {
-    fn lock(&self) -> MutexGuard<'_, Durable> {
+impl SnapshotFlight {
+    fn lock(&self) -> MutexGuard<'_, DurableState> {
         // Every change under this lock is one assignment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The thread that commits.
-struct Committer {
-    settings: Settings,
+struct SnapshotCommitter {
+    settings: CommitSettings,
     parent: Option<String>,
-    flight: Arc<Flight>,
-    policy: Arc<Policy>,
-    capturer: Capturer,
-    events: Events,
+    flight: Arc<SnapshotFlight>,
+    policy: Arc<SnapshotPolicy>,
+    capturer: StateCapturer,
+    events: EventSender,
     expected_bytes: u64,
 }
 
-impl Committer {
-    fn run(mut self, jobs: Receiver<Job>) {
+impl SnapshotCommitter {
+    fn run(mut self, jobs: Receiver<CommitJob>) {
         for job in jobs {
             let (step, train) = (job.capture.train.step, job.capture.train.clone());
             let (began, waiting) = (Instant::now(), job.outcome.clone());
@@ -325,8 +330,8 @@ impl Committer {
         }
     }
 
-    fn commit(&mut self, job: Job) -> Result<()> {
-        let Job { capture, reason, pace, cancel, control, .. } = job;
+    fn commit(&mut self, job: CommitJob) -> Result<()> {
+        let CommitJob { capture, reason, pace, cancel, control, .. } = job;
         let settings = &self.settings;
         let options = CommitOptions {
             parent: self.parent.clone(),

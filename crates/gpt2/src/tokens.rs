@@ -1,6 +1,6 @@
 //! Token files: little-endian u16 or u32 ids and nothing else, memory-mapped to read, whole or absent when written.
 //!
-//! Invariant: what is known about a file ([`Facts`]) was read from exactly these bytes. It is remembered beside the
+//! Invariant: what is known about a file ([`TokenFacts`]) was read from exactly these bytes. It is remembered beside the
 //! cache and believed without another look only while the file's [`FileStamp`] is the same.
 //! Deliberately not here: where ids come from and what they mean (data).
 
@@ -28,21 +28,21 @@ const TEMPORARY: &str = ".tmp-";
 /// Bytes of one id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Width {
+pub enum TokenWidth {
     U16,
     U32,
 }
 
-impl Width {
+impl TokenWidth {
     /// u16 while every id of the vocabulary fits, else u32.
-    pub fn for_vocab(vocab_size: u64) -> Width {
-        if vocab_size <= 1 << 16 { Width::U16 } else { Width::U32 }
+    pub fn for_vocab(vocab_size: u64) -> TokenWidth {
+        if vocab_size <= 1 << 16 { TokenWidth::U16 } else { TokenWidth::U32 }
     }
 
     pub const fn bytes(self) -> usize {
         match self {
-            Width::U16 => 2,
-            Width::U32 => 4,
+            TokenWidth::U16 => 2,
+            TokenWidth::U32 => 4,
         }
     }
 }
@@ -52,14 +52,14 @@ impl Width {
 #[derive(Clone, Debug)]
 pub struct TokenView {
     map: Arc<Mmap>,
-    width: Width,
+    width: TokenWidth,
     start: usize,
     len: usize,
 }
 
 impl TokenView {
     /// The whole of `path`, and the stamp of the file that was opened.
-    pub fn open(path: &Path, width: Width) -> Result<(TokenView, FileStamp)> {
+    pub fn open(path: &Path, width: TokenWidth) -> Result<(TokenView, FileStamp)> {
         let file = File::open(path).map_err(|e| Error::io("opening token file", path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io("reading", path, e))?;
         if !metadata.is_file() {
@@ -107,9 +107,9 @@ impl TokenView {
     }
 
     /// Reads every token of the view.
-    pub fn scan(&self, progress: &mut Progress) -> Facts {
+    pub fn scan(&self, progress: &mut Progress) -> TokenFacts {
         const CHUNK: usize = 4 << 20;
-        let mut survey = Survey::default();
+        let mut survey = TokenSurvey::default();
         for start in (0..self.len).step_by(CHUNK) {
             progress("checking tokens", Some(start as f64 / self.len as f64));
             let range = start..(start + CHUNK).min(self.len);
@@ -128,7 +128,7 @@ impl TokenView {
 
 /// What a full reading of a token file found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct TokenFacts {
     /// BLAKE3 of the file, as hex.
     pub blake3: String,
     pub tokens: u64,
@@ -138,13 +138,13 @@ pub struct Facts {
 }
 
 #[derive(Default)]
-struct Survey {
+struct TokenSurvey {
     hasher: blake3::Hasher,
     tokens: u64,
     max: Option<(u32, u64)>,
 }
 
-impl Survey {
+impl TokenSurvey {
     fn count(&mut self, ids: impl Iterator<Item = u32>) {
         for id in ids {
             if self.max.is_none_or(|(max, _)| id > max) {
@@ -154,42 +154,42 @@ impl Survey {
         }
     }
 
-    fn facts(&self) -> Facts {
+    fn facts(&self) -> TokenFacts {
         let (max_id, max_at) = self.max.unwrap_or_default();
-        Facts { blake3: self.hasher.finalize().to_hex().to_string(), tokens: self.tokens, max_id, max_at }
+        TokenFacts { blake3: self.hasher.finalize().to_hex().to_string(), tokens: self.tokens, max_id, max_at }
     }
 }
 
 /// Writes a token file; nothing stands at its path before [`TokenWriter::finish`].
 pub struct TokenWriter {
     file: BufWriter<NamedTempFile>,
-    width: Width,
-    survey: Survey,
+    width: TokenWidth,
+    survey: TokenSurvey,
     bytes: Vec<u8>,
 }
 
 impl TokenWriter {
     /// Starts a file in `folder`.
-    pub fn create(folder: &Path, width: Width) -> Result<TokenWriter> {
+    pub fn create(folder: &Path, width: TokenWidth) -> Result<TokenWriter> {
         let file = BufWriter::with_capacity(1 << 20, temporary(folder)?);
-        Ok(TokenWriter { file, width, survey: Survey::default(), bytes: Vec::new() })
+        Ok(TokenWriter { file, width, survey: TokenSurvey::default(), bytes: Vec::new() })
     }
 
     /// Appends `ids`, each of which fits the width.
     pub fn push(&mut self, ids: &[u32]) -> Result<()> {
         self.bytes.clear();
         match self.width {
-            Width::U16 => self.bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
-            Width::U32 => self.bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+            TokenWidth::U16 => self.bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+            TokenWidth::U32 => self.bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
         }
-        debug_assert!(self.width == Width::U32 || ids.iter().all(|&id| id <= u32::from(u16::MAX)));
+        debug_assert!(self.width == TokenWidth::U32 || ids.iter().all(|&id| id <= u32::from(u16::MAX)));
         self.survey.hasher.update(&self.bytes);
         self.survey.count(ids.iter().copied());
         self.file.write_all(&self.bytes).map_err(|e| Error::io("writing", self.file.get_ref().path(), e))
     }
 
     /// Makes the file durable and gives it its name, in the place of any other.
-    pub fn finish(self, path: &Path) -> Result<Facts> {
+    pub fn finish(self, path: &Path) -> Result<TokenFacts> {
         let facts = self.survey.facts();
         let file = self.file.into_inner().map_err(|e| Error::io("writing", path, e.into_error()))?;
         persist(file, path)?;
@@ -261,7 +261,7 @@ fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn write(folder: &Path, width: Width, ids: &[u32]) -> (std::path::PathBuf, Facts) {
+    fn write(folder: &Path, width: TokenWidth, ids: &[u32]) -> (std::path::PathBuf, TokenFacts) {
         let path = folder.join("tokens.bin");
         let mut writer = TokenWriter::create(folder, width).unwrap();
         for part in ids.chunks(3) {
@@ -274,7 +274,9 @@ mod tests {
 
     #[test]
     fn ids_come_back_as_written_and_the_facts_are_those_of_the_file() {
-        for (width, ids) in [(Width::U16, vec![3, 65535, 0, 65535, 9]), (Width::U32, vec![70_000, 1, u32::MAX, 2])] {
+        for (width, ids) in
+            [(TokenWidth::U16, vec![3, 65535, 0, 65535, 9]), (TokenWidth::U32, vec![70_000, 1, u32::MAX, 2])]
+        {
             let folder = tempfile::tempdir().unwrap();
             let (path, facts) = write(folder.path(), width, &ids);
             let (view, stamp) = TokenView::open(&path, width).unwrap();
@@ -283,7 +285,7 @@ mod tests {
             assert_eq!(view.slice(1..4).slice(1..2).ids(0..1).collect::<Vec<_>>(), ids[2..3]);
             assert_eq!(view.scan(&mut |_, _| ()), facts);
             assert_eq!(facts.blake3, blake3::hash(&std::fs::read(&path).unwrap()).to_hex().as_str());
-            assert_eq!(facts.max_at, if width == Width::U16 { 1 } else { 2 });
+            assert_eq!(facts.max_at, if width == TokenWidth::U16 { 1 } else { 2 });
         }
     }
 
@@ -292,11 +294,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.bin");
         std::fs::write(&path, [1, 2, 3]).unwrap();
-        let error = TokenView::open(&path, Width::U16).unwrap_err();
+        let error = TokenView::open(&path, TokenWidth::U16).unwrap_err();
         assert_eq!(error.exit_code(), 78);
         assert!(error.to_string().contains("3 bytes are no whole number of 2-byte ids"), "{error}");
         std::fs::write(&path, []).unwrap();
-        assert!(TokenView::open(&path, Width::U16).unwrap().0.is_empty());
+        assert!(TokenView::open(&path, TokenWidth::U16).unwrap().0.is_empty());
     }
 
     #[test]

@@ -9,37 +9,37 @@ use std::time::Instant;
 use ckptd_core::protocol::WorkerEvent;
 use ckptd_core::{Error, Result, schedule};
 
-use crate::data::order::{Cursor, EvalBatches, TrainBatches};
-use crate::events::Events;
-use crate::gpt2::{Batch, Gradients};
-use crate::job::Job;
-use crate::optim::Step;
+use crate::data::order::{DataCursor, EvalBatches, TrainBatches};
+use crate::events::EventSender;
+use crate::gpt2::{ModelGradients, TokenBatch};
+use crate::job::TrainingSetup;
+use crate::optim::UpdateStep;
 use crate::rng;
-use crate::snapshots::Snapshots;
+use crate::snapshots::SnapshotTaker;
 
 /// A training under way.
-pub struct Training {
-    job: Job,
+pub struct TrainingLoop {
+    job: TrainingSetup,
     batches: TrainBatches,
     eval_batches: EvalBatches,
-    gradients: Gradients,
+    gradients: ModelGradients,
     inputs: Vec<i64>,
     targets: Vec<i64>,
-    events: Events,
-    snapshots: Snapshots,
+    events: EventSender,
+    snapshots: SnapshotTaker,
 }
 
-impl Training {
-    pub fn new(job: Job, events: Events, snapshots: Snapshots) -> Training {
+impl TrainingLoop {
+    pub fn new(job: TrainingSetup, events: EventSender, snapshots: SnapshotTaker) -> TrainingLoop {
         let train = &job.config.train;
         let batches = TrainBatches::new(job.data.train.clone(), train.sequence_length, job.config.job.seed);
         let eval_batches =
             EvalBatches::new(job.data.val.clone(), train.sequence_length, train.batch_size, train.eval_batches);
-        Training {
+        TrainingLoop {
             job,
             batches,
             eval_batches,
-            gradients: Gradients::default(),
+            gradients: ModelGradients::default(),
             inputs: Vec::new(),
             targets: Vec::new(),
             events,
@@ -74,17 +74,17 @@ impl Training {
     /// One update, from the mean gradient over its micro-batches.
     fn step(&mut self, step: u64) -> Result<()> {
         let began = Instant::now();
-        let Job { config, device, model, state, optimizer, .. } = &mut self.job;
+        let TrainingSetup { config, device, model, state, optimizer, .. } = &mut self.job;
         let train = &config.train;
         let micro_batches = train.grad_accumulation;
         let (saved, _) = state.train();
-        let mut cursor = Cursor { epoch: saved.epoch, position: saved.position };
+        let mut cursor = DataCursor { epoch: saved.epoch, position: saved.position };
         let mut loss = 0.0;
         self.gradients.clear();
         for micro_batch in 0..micro_batches {
             self.snapshots.pause_if_ending();
             cursor = self.batches.fill(cursor, train.batch_size, &mut self.inputs, &mut self.targets);
-            let batch = Batch::new(&self.inputs, &self.targets, train.batch_size as usize, *device)?;
+            let batch = TokenBatch::new(&self.inputs, &self.targets, train.batch_size as usize, *device)?;
             tch::manual_seed(rng::seed_for(config.job.seed, step, micro_batch, "dropout"));
             let weight = 1.0 / micro_batches as f64;
             loss += weight * model.loss_and_grads(state.params(), &batch, weight, &mut self.gradients)?;
@@ -97,7 +97,7 @@ impl Training {
             return Err(self.diverged(step, loss, learning_rate));
         }
         let tokens = micro_batches * train.batch_size * train.sequence_length;
-        let figures = Step { number: step + 1, learning_rate };
+        let figures = UpdateStep { number: step + 1, learning_rate };
         let norm = optimizer.step(state, self.gradients.tensors(), figures, |train, metrics| {
             train.step = step + 1;
             train.tokens_seen += tokens;
@@ -155,7 +155,7 @@ impl Training {
             self.snapshots.pause_if_ending();
             self.eval_batches.fill(index, &mut self.inputs, &mut self.targets);
             let rows = self.job.config.train.batch_size as usize;
-            let batch = Batch::new(&self.inputs, &self.targets, rows, self.job.device)?;
+            let batch = TokenBatch::new(&self.inputs, &self.targets, rows, self.job.device)?;
             sum += self.job.model.loss(self.job.state.params(), &batch)?;
             let fraction = Some((index + 1) as f64 / batches as f64);
             self.events.send(WorkerEvent::Progress { stage: "evaluating".into(), fraction });

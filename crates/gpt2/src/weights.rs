@@ -13,11 +13,11 @@ use ckptd_interop::progress::Silent;
 use ckptd_interop::{hf, import};
 use tch::{Device, Kind, Tensor};
 
-use crate::capture::Destination;
-use crate::device::Context;
+use crate::capture::TensorDestination;
+use crate::device::TorchContext;
 use crate::gpt2::{Gpt2Config, init};
 
-pub struct Weights {
+pub struct ModelWeights {
     pub config: Gpt2Config,
     /// In the order of [`Gpt2Config::parameters`], on the CPU.
     pub params: Vec<Tensor>,
@@ -41,14 +41,14 @@ pub fn find(store: &Path, spec: &str) -> Result<PathBuf> {
 }
 
 /// Opens the model at `path`: a snapshot, a model folder, a `.pt` or safetensors file, a bundle.
-pub fn open(path: &Path, threads: usize) -> Result<Weights> {
+pub fn open(path: &Path, threads: usize) -> Result<ModelWeights> {
     match import::is_snapshot(path)? {
         true => from_snapshot(path, threads),
         false => from_others(path),
     }
 }
 
-fn from_snapshot(path: &Path, threads: usize) -> Result<Weights> {
+fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
     let reader = SnapshotReader::open(path)?;
     let mut files = Vec::new();
     for record in &reader.manifest().files {
@@ -67,7 +67,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<Weights> {
         reader.read_into(wanted, threads.max(1))
     })?;
     let manifest = reader.manifest();
-    Ok(Weights {
+    Ok(ModelWeights {
         config,
         params,
         files,
@@ -77,7 +77,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<Weights> {
     })
 }
 
-fn from_others(path: &Path) -> Result<Weights> {
+fn from_others(path: &Path) -> Result<ModelWeights> {
     // A bundle is unpacked there, for as long as it is read.
     let scratch = std::env::temp_dir().join(format!("ckptd-gpt2-{}", std::process::id()));
     let mut loaded = import::load(path, &scratch, None, &ReadLimits::default(), &Silent)?;
@@ -87,14 +87,14 @@ fn from_others(path: &Path) -> Result<Weights> {
     let tensors = &loaded.snapshot.tensors;
     let (config, params) = fill(&files, path, |destinations| init::from_tensors(tensors, &origin, destinations))?;
     let step = Some(loaded.snapshot.train.step).filter(|&step| step > 0);
-    Ok(Weights { config, params, files, step, probe: None, threads: None })
+    Ok(ModelWeights { config, params, files, step, probe: None, threads: None })
 }
 
 /// Parameters of the shape that the carried config.json describes, filled by `fill`.
 fn fill(
     files: &[CarriedFile],
     origin: &Path,
-    fill: impl FnOnce(&mut [Destination<'_>]) -> Result<()>,
+    fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<()>,
 ) -> Result<(Gpt2Config, Vec<Tensor>)> {
     let json = files.iter().find(|file| file.name == hf::CONFIG).ok_or_else(|| {
         Error::mismatch(origin, "it has no config.json, so that the model's shape is not known; import it with --model")
@@ -103,7 +103,7 @@ fn fill(
     let config = Gpt2Config::from_json(&String::from_utf8_lossy(&json.bytes), &name)?;
     let metas = config.parameters();
     let params: Vec<Tensor> = metas.iter().map(zeros).collect::<Result<_>>()?;
-    let mut destinations: Vec<Destination> =
+    let mut destinations: Vec<TensorDestination> =
         metas.iter().zip(&params).map(|(meta, tensor)| memory(meta, tensor)).collect();
     fill(&mut destinations)?;
     drop(destinations);
@@ -115,9 +115,9 @@ fn zeros(meta: &TensorMeta) -> Result<Tensor> {
     Tensor::f_zeros(shape.as_slice(), (Kind::Float, Device::Cpu)).context(format_args!("allocating {}", meta.name))
 }
 
-fn memory<'a>(meta: &'a TensorMeta, tensor: &'a Tensor) -> Destination<'a> {
+fn memory<'a>(meta: &'a TensorMeta, tensor: &'a Tensor) -> TensorDestination<'a> {
     let bytes = 4 * tensor.numel();
     // SAFETY: a contiguous float32 tensor of the CPU, which nobody else has seen and which outlives the borrow.
     let bytes = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), bytes) };
-    Destination { meta, bytes }
+    TensorDestination { meta, bytes }
 }

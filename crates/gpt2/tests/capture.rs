@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{Role, TensorMeta, TrainState};
-use ckptd_gpt2::capture::{Capture, State};
-use ckptd_gpt2::optim::{ModelOptimizer, Step};
+use ckptd_gpt2::capture::{StateCapture, TrainingState};
+use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
 
 const CAPTURES: u64 = 150;
 
@@ -42,10 +42,10 @@ fn metas() -> Vec<TensorMeta> {
     (0..24).map(meta).collect()
 }
 
-fn state(optimizer: &ModelOptimizer) -> State {
+fn state(optimizer: &ModelOptimizer) -> TrainingState {
     let train = TrainState::default();
-    let mut state = State::new(&metas(), optimizer.roles(), tch::Device::Cpu, train).unwrap();
-    let fill = |destinations: &mut [ckptd_gpt2::capture::Destination<'_>]| {
+    let mut state = TrainingState::new(&metas(), optimizer.roles(), tch::Device::Cpu, train).unwrap();
+    let fill = |destinations: &mut [ckptd_gpt2::capture::TensorDestination<'_>]| {
         let mut random = Random(7);
         for destination in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
             for value in destination.bytes.chunks_exact_mut(4) {
@@ -74,9 +74,9 @@ fn gradients(step: u64) -> Vec<tch::Tensor> {
     metas().into_iter().map(gradient).collect()
 }
 
-fn update(state: &mut State, optimizer: &ModelOptimizer, gradients: &[tch::Tensor]) {
+fn update(state: &mut TrainingState, optimizer: &ModelOptimizer, gradients: &[tch::Tensor]) {
     let step = state.train().0.step + 1;
-    let figures = Step { number: step, learning_rate: 1e-2 };
+    let figures = UpdateStep { number: step, learning_rate: 1e-2 };
     let advance = |train: &mut TrainState, metrics: &mut ckptd_core::snapshot::Metrics| {
         train.step = step;
         train.tokens_seen = 100 * step;
@@ -86,7 +86,7 @@ fn update(state: &mut State, optimizer: &ModelOptimizer, gradients: &[tch::Tenso
 }
 
 /// Every tensor's bytes, copied.
-fn copy(capture: &Capture) -> Vec<Vec<u8>> {
+fn copy(capture: &StateCapture) -> Vec<Vec<u8>> {
     capture.tensors.iter().map(|tensor| (*tensor.bytes).as_ref().to_vec()).collect()
 }
 
@@ -146,7 +146,7 @@ fn stress(kind: Kind) {
     assert_eq!(memory.extra, 0, "every handle is dropped: {memory:?}");
 }
 
-fn compare(capture: Capture, copies: &Mutex<HashMap<u64, Vec<Vec<u8>>>>, random: &mut Random) {
+fn compare(capture: StateCapture, copies: &Mutex<HashMap<u64, Vec<Vec<u8>>>>, random: &mut Random) {
     let step = capture.train.step;
     assert_eq!(capture.train.tokens_seen, 100 * step);
     assert_eq!(capture.metrics.train_loss.unwrap_or(0.0), step as f64);
@@ -203,7 +203,9 @@ fn an_update_that_fails_half_way_leaves_no_state_to_capture() {
     assert!(failed.is_err());
     assert_eq!(state.train().0.step, 0);
     assert!(capturer.capture().is_err());
-    assert!(optimizer.step(&mut state, &gradients(1), Step { number: 1, learning_rate: 0.1 }, |_, _| ()).is_err());
+    assert!(
+        optimizer.step(&mut state, &gradients(1), UpdateStep { number: 1, learning_rate: 0.1 }, |_, _| ()).is_err()
+    );
 }
 
 #[test]
@@ -229,7 +231,7 @@ fn the_parameters_follow_their_tensors_to_another_home() {
 fn gradients_that_do_not_fit_are_refused_before_anything_changes() {
     let optimizer = optimizer(Kind::Adamw);
     let mut state = state(&optimizer);
-    let step = Step { number: 1, learning_rate: 0.1 };
+    let step = UpdateStep { number: 1, learning_rate: 0.1 };
     let mut wrong = gradients(1);
     wrong[2] = tch::Tensor::zeros([64, 65], (tch::Kind::Float, tch::Device::Cpu));
     let error = optimizer.step(&mut state, &wrong, step, |_, _| ()).unwrap_err();

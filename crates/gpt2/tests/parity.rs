@@ -7,9 +7,9 @@ use std::process::Command;
 use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta, TrainState};
-use ckptd_gpt2::capture::State;
-use ckptd_gpt2::gpt2::{Batch, Gpt2, Gpt2Config, Gradients, init};
-use ckptd_gpt2::optim::{ModelOptimizer, Step};
+use ckptd_gpt2::capture::TrainingState;
+use ckptd_gpt2::gpt2::{Gpt2Config, Gpt2Model, ModelGradients, TokenBatch, init};
+use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -61,7 +61,7 @@ fn compare(folder: &Path) {
     let expected: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     let state = state(&config, &[], &tensors);
     let batch = batch(&case.tokens[0][0]);
-    let logits = Gpt2::new(config.clone(), CPU).logits(state.params(), &batch.inputs).unwrap();
+    let logits = Gpt2Model::new(config.clone(), CPU).logits(state.params(), &batch.inputs).unwrap();
     let mut ours = vec![0f32; logits.numel()];
     logits.copy_data(&mut ours, logits.numel());
     assert_eq!(ours.len(), expected.len());
@@ -92,8 +92,8 @@ fn train(config: &Gpt2Config, case: &Case, kind: Kind, tensors: &[Tensor]) -> Ve
     };
     let optimizer = ModelOptimizer::new(&settings, 2).unwrap();
     let mut state = state(config, optimizer.roles(), tensors);
-    let mut model = Gpt2::new(config.clone(), CPU);
-    let mut gradients = Gradients::default();
+    let mut model = Gpt2Model::new(config.clone(), CPU);
+    let mut gradients = ModelGradients::default();
     let mut losses = Vec::new();
     for (index, micro_batches) in case.tokens.iter().enumerate() {
         gradients.clear();
@@ -102,23 +102,23 @@ fn train(config: &Gpt2Config, case: &Case, kind: Kind, tensors: &[Tensor]) -> Ve
             weight * model.loss_and_grads(state.params(), &batch(tokens), weight, &mut gradients).unwrap()
         });
         losses.push(loss.sum());
-        let step = Step { number: index as u64 + 1, learning_rate };
+        let step = UpdateStep { number: index as u64 + 1, learning_rate };
         optimizer.step(&mut state, gradients.tensors(), step, |train, _| train.step += 1).unwrap();
     }
     losses
 }
 
-fn state(config: &Gpt2Config, roles: &[Role], tensors: &[Tensor]) -> State {
+fn state(config: &Gpt2Config, roles: &[Role], tensors: &[Tensor]) -> TrainingState {
     let train = TrainState::default();
-    let mut state = State::new(&config.parameters(), roles, CPU, train).unwrap();
+    let mut state = TrainingState::new(&config.parameters(), roles, CPU, train).unwrap();
     state.fill(|destinations| init::from_tensors(tensors, "the test's folder", destinations)).unwrap();
     state
 }
 
-fn batch(tokens: &[Vec<i64>]) -> Batch {
+fn batch(tokens: &[Vec<i64>]) -> TokenBatch {
     let inputs: Vec<i64> = tokens.iter().flat_map(|row| &row[..row.len() - 1]).copied().collect();
     let targets: Vec<i64> = tokens.iter().flat_map(|row| &row[1..]).copied().collect();
-    Batch::new(&inputs, &targets, tokens.len(), CPU).unwrap()
+    TokenBatch::new(&inputs, &targets, tokens.len(), CPU).unwrap()
 }
 
 fn read_safetensors(path: &Path) -> Vec<Tensor> {

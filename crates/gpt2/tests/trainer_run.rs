@@ -8,8 +8,8 @@ use std::process::Command;
 
 use ckptd_core::protocol::{self, WorkerEvent};
 use ckptd_core::store::Store;
-use ckptd_gpt2::data::order::{Cursor, TrainBatches};
-use ckptd_gpt2::tokens::{TokenView, Width};
+use ckptd_gpt2::data::order::{DataCursor, TrainBatches};
+use ckptd_gpt2::tokens::{TokenView, TokenWidth};
 use ckptd_interop::export::{self, Format};
 use ckptd_interop::import;
 use ckptd_interop::progress::Silent;
@@ -38,10 +38,10 @@ fn tokens() -> Vec<u16> {
 
 /// The batches of all steps, [step][row][position + 1]: from step SAVED on they are those that ckptd will read.
 fn batches(file: &Path) -> Vec<Vec<Vec<i64>>> {
-    let (view, _) = TokenView::open(file, Width::U16).unwrap();
+    let (view, _) = TokenView::open(file, TokenWidth::U16).unwrap();
     let order = TrainBatches::new(view, POSITIONS as u64, SEED);
     let (mut inputs, mut targets) = (Vec::new(), Vec::new());
-    let mut batch = |cursor: Cursor| {
+    let mut batch = |cursor: DataCursor| {
         let next = order.fill(cursor, ROWS as u64, &mut inputs, &mut targets);
         let rows = inputs.chunks(POSITIONS).zip(targets.chunks(POSITIONS));
         let rows: Vec<Vec<i64>> = rows.map(|(inputs, targets)| [inputs, &targets[POSITIONS - 1..]].concat()).collect();
@@ -49,7 +49,7 @@ fn batches(file: &Path) -> Vec<Vec<Vec<i64>>> {
     };
     let mut steps = Vec::new();
     // Trainer's own batches come from another epoch.
-    let (mut theirs, mut ours) = (Cursor { epoch: 7, position: 0 }, Cursor { epoch: 0, position: 0 });
+    let (mut theirs, mut ours) = (DataCursor { epoch: 7, position: 0 }, DataCursor { epoch: 0, position: 0 });
     for step in 0..STEPS {
         let cursor = if step < SAVED { &mut theirs } else { &mut ours };
         let (rows, next) = batch(*cursor);

@@ -16,7 +16,7 @@ const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
 /// One mapping, cut into homes.
-pub struct Slab {
+pub struct StateMapping {
     /// Owns the mapping; its bytes are accessed through `base`.
     map: MmapMut,
     base: *mut u8,
@@ -26,23 +26,23 @@ pub struct Slab {
 }
 
 // SAFETY: `base` points into the mapping that the slab owns; what lies in it is accessed through homes.
-unsafe impl Send for Slab {}
+unsafe impl Send for StateMapping {}
 // SAFETY: as above.
-unsafe impl Sync for Slab {}
+unsafe impl Sync for StateMapping {}
 
 /// The memory of one tensor. Who may write it is ruled by its `Arc`: only who holds the sole one, or the update
 /// that the module above serialises.
-pub struct Home {
-    slab: Arc<Slab>,
+pub struct TensorBuffer {
+    slab: Arc<StateMapping>,
     offset: usize,
     length: usize,
 }
 
-impl Slab {
+impl StateMapping {
     /// Zeroed homes of these lengths in bytes. Their pages are not faulted in yet.
     // The list is the slab: nobody needs it without its homes.
     #[allow(clippy::new_ret_no_self)]
-    pub fn new(lengths: &[usize]) -> Result<Vec<Home>> {
+    pub fn new(lengths: &[usize]) -> Result<Vec<TensorBuffer>> {
         let mut offsets = Vec::with_capacity(lengths.len());
         let mut bytes = 0usize;
         for &length in lengths {
@@ -53,9 +53,9 @@ impl Slab {
         let mut map = mapped.map_err(|e| Error::Other(format!("no memory for a state of {bytes} bytes: {e}")))?;
         let start = map.as_mut_ptr();
         let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
-        let slab = Arc::new(Slab { map, base, bytes, faulted: AtomicUsize::new(0) });
+        let slab = Arc::new(StateMapping { map, base, bytes, faulted: AtomicUsize::new(0) });
         let homes = offsets.into_iter().zip(lengths);
-        Ok(homes.map(|(offset, &length)| Home { slab: slab.clone(), offset, length }).collect())
+        Ok(homes.map(|(offset, &length)| TensorBuffer { slab: slab.clone(), offset, length }).collect())
     }
 
     /// Faults in `[from, to)` without changing its contents, also while others write there.
@@ -92,8 +92,8 @@ impl Slab {
     }
 }
 
-impl Home {
-    pub fn slab(&self) -> Arc<Slab> {
+impl TensorBuffer {
+    pub fn slab(&self) -> Arc<StateMapping> {
         self.slab.clone()
     }
 
@@ -127,7 +127,11 @@ impl Home {
 
 /// Faults the pages of `spare` in, and then makes those of both huge ones, on a thread of lower priority, so that the
 /// training thread need not wait for either. Ends early once `unwanted`.
-pub fn settle_in_background(spare: Arc<Slab>, current: Arc<Slab>, unwanted: impl Fn() -> bool + Send + 'static) {
+pub fn settle_in_background(
+    spare: Arc<StateMapping>,
+    current: Arc<StateMapping>,
+    unwanted: impl Fn() -> bool + Send + 'static,
+) {
     let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
         process::lower_priority(process::YIELDING_NICE);
         for from in spare.huge_pages().take_while(|_| !unwanted()) {

@@ -114,7 +114,7 @@ fn walk(base: &Path, depth: usize, hidden: bool, wanted: impl Fn(&Path) -> bool)
 
 /// A text file and the BLAKE3 of its contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct TextFile {
     pub path: PathBuf,
     pub bytes: u64,
     pub hash: blake3::Hash,
@@ -122,20 +122,21 @@ pub struct Source {
 
 /// What is remembered of one file, in the order of the paths that name the document.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Seen {
+struct TextRecord {
     /// None: it had changed too recently to be recognised.
     stamp: Option<FileStamp>,
     blake3: String,
 }
 
 /// Hashes `paths`, except those that are unchanged since `cache` last saw this list of paths.
-pub fn digest(paths: Vec<PathBuf>, cache: &Path, progress: &mut Progress) -> Result<Vec<Source>> {
+pub fn digest(paths: Vec<PathBuf>, cache: &Path, progress: &mut Progress) -> Result<Vec<TextFile>> {
     let mut name = blake3::Hasher::new();
     for path in &paths {
         name.update(path.as_os_str().as_bytes()).update(&[0]);
     }
     let memory = cache.join(format!("seen-{}.json", &name.finalize().to_hex()[..16]));
-    let before: Vec<Seen> = recall(&memory).filter(|seen: &Vec<Seen>| seen.len() == paths.len()).unwrap_or_default();
+    let before: Vec<TextRecord> =
+        recall(&memory).filter(|seen: &Vec<TextRecord>| seen.len() == paths.len()).unwrap_or_default();
 
     let total = paths.len();
     let mut sources = Vec::with_capacity(total);
@@ -153,8 +154,8 @@ pub fn digest(paths: Vec<PathBuf>, cache: &Path, progress: &mut Progress) -> Res
             }
         };
         let is_settled = stamp.is_settled(now);
-        sources.push(Source { path, bytes: stamp.bytes, hash });
-        seen.push(Seen { stamp: is_settled.then_some(stamp), blake3: hash.to_hex().to_string() });
+        sources.push(TextFile { path, bytes: stamp.bytes, hash });
+        seen.push(TextRecord { stamp: is_settled.then_some(stamp), blake3: hash.to_hex().to_string() });
     }
     if has_news {
         remember(&memory, &seen)?;
@@ -244,7 +245,7 @@ mod tests {
         // What the cache remembers is made to look settled, which takes two seconds otherwise.
         let settle = || {
             let memory = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
-            let mut seen: Vec<Seen> = recall(&memory).unwrap();
+            let mut seen: Vec<TextRecord> = recall(&memory).unwrap();
             for (seen, path) in seen.iter_mut().zip(&paths) {
                 seen.stamp = Some(FileStamp::from(&path.metadata().unwrap()));
             }

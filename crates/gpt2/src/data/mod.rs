@@ -25,10 +25,12 @@ use ckptd_core::os::stamp::FileStamp;
 use ckptd_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use self::files::Source;
-use self::text::Blocks;
-use self::tokenizer::Encoder;
-use crate::tokens::{Facts, Progress, TokenView, TokenWriter, Width, prepare_cache, recall, remember, write_whole};
+use self::files::TextFile;
+use self::text::TextBlocks;
+use self::tokenizer::TextEncoder;
+use crate::tokens::{
+    Progress, TokenFacts, TokenView, TokenWidth, TokenWriter, prepare_cache, recall, remember, write_whole,
+};
 
 /// Enters the key of every cached file: another value makes new ones.
 const FORMAT: &[u8] = b"ckptd tokens v1";
@@ -37,7 +39,7 @@ const FORMAT: &[u8] = b"ckptd tokens v1";
 const WAVE_BYTES: usize = 1 << 20;
 
 /// What is asked for.
-pub struct Request<'a> {
+pub struct DataRequest<'a> {
     pub data: &'a config::DataSection,
     pub train: &'a config::TrainSection,
     /// The model's folder, which may hold a tokenizer.
@@ -49,7 +51,7 @@ pub struct Request<'a> {
 }
 
 /// The tokens of a job.
-pub struct Dataset {
+pub struct TokenDataset {
     pub train: TokenView,
     /// The last `round(tokens * validation)` tokens.
     pub val: TokenView,
@@ -68,7 +70,7 @@ pub struct Dataset {
 /// Opens the tokens of `request`, tokenizing text that the cache does not hold yet.
 ///
 /// `progress` is told a stage and how much of it is done, at least every few seconds.
-pub fn open(request: &Request, progress: &mut Progress) -> Result<Dataset> {
+pub fn open(request: &DataRequest, progress: &mut Progress) -> Result<TokenDataset> {
     let mut notes = Vec::new();
     let opened = match &request.data.tokens {
         Some(path) => open_tokens(request, path, progress)?,
@@ -76,23 +78,23 @@ pub fn open(request: &Request, progress: &mut Progress) -> Result<Dataset> {
     };
     check_ids(&opened.facts, request.vocab_size, &opened.name)?;
     let (train, val) = split(&opened.view, request)?;
-    Ok(Dataset {
+    Ok(TokenDataset {
         train,
         val,
-        vocab_size: opened.encoder.as_ref().map_or(request.vocab_size, Encoder::vocab_size),
+        vocab_size: opened.encoder.as_ref().map_or(request.vocab_size, TextEncoder::vocab_size),
         content_hash: opened.content_hash,
-        eot: opened.encoder.as_ref().and_then(Encoder::end_of_text),
+        eot: opened.encoder.as_ref().and_then(TextEncoder::end_of_text),
         tokenizer_json: opened.encoder.map(|encoder| encoder.json().to_vec()),
         notes,
     })
 }
 
 /// Tokens before they are split.
-struct Opened {
+struct OpenedTokens {
     view: TokenView,
-    facts: Facts,
+    facts: TokenFacts,
     content_hash: String,
-    encoder: Option<Encoder>,
+    encoder: Option<TextEncoder>,
     /// In messages.
     name: String,
 }
@@ -100,14 +102,19 @@ struct Opened {
 /// What is remembered of a token file.
 #[derive(Serialize, Deserialize)]
 struct Known {
-    width: Width,
+    width: TokenWidth,
     /// None: it had changed too recently to be recognised.
     stamp: Option<FileStamp>,
-    facts: Facts,
+    facts: TokenFacts,
 }
 
 /// The token file at `path` that was made here, or `None` where there is none or it is not what was written.
-fn open_cached(path: &Path, width: Width, memory: &Path, progress: &mut Progress) -> Option<(TokenView, Facts)> {
+fn open_cached(
+    path: &Path,
+    width: TokenWidth,
+    memory: &Path,
+    progress: &mut Progress,
+) -> Option<(TokenView, TokenFacts)> {
     let now = SystemTime::now();
     let known: Known = recall(memory).filter(|known: &Known| known.width == width)?;
     let (view, stamp) = TokenView::open(path, width).ok()?;
@@ -124,7 +131,7 @@ fn open_cached(path: &Path, width: Width, memory: &Path, progress: &mut Progress
 }
 
 /// `[data] tokens`.
-fn open_tokens(request: &Request, path: &Path, progress: &mut Progress) -> Result<Opened> {
+fn open_tokens(request: &DataRequest, path: &Path, progress: &mut Progress) -> Result<OpenedTokens> {
     if !path.exists() {
         return Err(Error::Config(format!("[data] tokens: {} does not exist", path.display())));
     }
@@ -133,7 +140,7 @@ fn open_tokens(request: &Request, path: &Path, progress: &mut Progress) -> Resul
     let id = hex(blake3::hash(path.as_os_str().as_encoded_bytes()));
     let memory = cache.join(format!("file-{}.json", &id[..16]));
     let origin = origin(path)?;
-    let width = origin.as_ref().map_or(Width::for_vocab(request.vocab_size), |origin| origin.width);
+    let width = origin.as_ref().map_or(TokenWidth::for_vocab(request.vocab_size), |origin| origin.width);
     let now = SystemTime::now();
     let (view, stamp) = TokenView::open(path, width)?;
     let known = recall(&memory).filter(|k: &Known| k.width == width && k.stamp.as_ref() == Some(&stamp));
@@ -155,15 +162,15 @@ fn open_tokens(request: &Request, path: &Path, progress: &mut Progress) -> Resul
         Some(origin) => origin.content,
         None => facts.blake3.clone(),
     };
-    Ok(Opened { view, content_hash, facts, encoder, name })
+    Ok(OpenedTokens { view, content_hash, facts, encoder, name })
 }
 
 /// What `ckptd export --with-data` says of tokens that were made of text: they stand for that text.
 #[derive(Deserialize)]
 struct Origin {
-    /// The hash of the texts, as [`Dataset::content_hash`].
+    /// The hash of the texts, as [`TokenDataset::content_hash`].
     content: String,
-    width: Width,
+    width: TokenWidth,
     /// The hash of the token file.
     blake3: String,
 }
@@ -183,7 +190,7 @@ fn origin(path: &Path) -> Result<Option<Origin>> {
 }
 
 /// `[data] text`.
-fn open_text(request: &Request, notes: &mut Vec<String>, progress: &mut Progress) -> Result<Opened> {
+fn open_text(request: &DataRequest, notes: &mut Vec<String>, progress: &mut Progress) -> Result<OpenedTokens> {
     let cache = &request.data.cache;
     let paths = files::find(&request.data.text)?;
     prepare_cache(cache)?;
@@ -200,7 +207,7 @@ fn open_text(request: &Request, notes: &mut Vec<String>, progress: &mut Progress
     let key = key(&[blake3::hash(encoder.json())], &sources);
     let path = cache.join(format!("tokens-{key}.bin"));
     let memory = path.with_extension("json");
-    let width = Width::for_vocab(encoder.vocab_size());
+    let width = TokenWidth::for_vocab(encoder.vocab_size());
     let (view, facts) = match open_cached(&path, width, &memory, progress) {
         Some(cached) => cached,
         None => {
@@ -210,11 +217,11 @@ fn open_text(request: &Request, notes: &mut Vec<String>, progress: &mut Progress
         }
     };
     let name = format!("the tokenized text ({} files)", sources.len());
-    Ok(Opened { view, facts, content_hash: key, encoder: Some(encoder), name })
+    Ok(OpenedTokens { view, facts, content_hash: key, encoder: Some(encoder), name })
 }
 
 /// The tokenizer of `[data] tokenizer`, else the model folder's, if it has one.
-fn named_tokenizer(request: &Request) -> Result<Option<Encoder>> {
+fn named_tokenizer(request: &DataRequest) -> Result<Option<TextEncoder>> {
     let location = match &request.data.tokenizer {
         Some(path) => Some(tokenizer::locate(path).ok_or_else(|| {
             Error::Config(format!(
@@ -225,17 +232,17 @@ fn named_tokenizer(request: &Request) -> Result<Option<Encoder>> {
         })?),
         None => request.model_folder.and_then(tokenizer::locate),
     };
-    location.map(|location| Encoder::load(&location)).transpose()
+    location.map(|location| TextEncoder::load(&location)).transpose()
 }
 
 /// The byte-level BPE of these texts, from the cache where it was trained before.
 fn trained_tokenizer(
-    request: &Request,
-    sources: &[Source],
+    request: &DataRequest,
+    sources: &[TextFile],
     pool: &rayon::ThreadPool,
     notes: &mut Vec<String>,
     progress: &mut Progress,
-) -> Result<Encoder> {
+) -> Result<TextEncoder> {
     if let Some(folder) = request.model_folder {
         notes.push(format!(
             "{} has no tokenizer.json and no vocab.json with merges.txt; using a tokenizer trained on the text, which \
@@ -245,7 +252,7 @@ fn trained_tokenizer(
     }
     let key = key(&[blake3::hash(&request.vocab_size.to_le_bytes())], sources);
     let path = request.data.cache.join(format!("tokenizer-{key}.json"));
-    if let Some(encoder) = std::fs::read(&path).ok().and_then(|json| Encoder::from_json(json).ok()) {
+    if let Some(encoder) = std::fs::read(&path).ok().and_then(|json| TextEncoder::from_json(json).ok()) {
         return Ok(encoder);
     }
     let encoder = tokenizer::train(sources, request.vocab_size, pool, progress)?;
@@ -254,7 +261,7 @@ fn trained_tokenizer(
 }
 
 /// Names what follows from these settings and texts.
-fn key(settings: &[blake3::Hash], sources: &[Source]) -> String {
+fn key(settings: &[blake3::Hash], sources: &[TextFile]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(FORMAT);
     for hash in settings.iter().chain(sources.iter().map(|source| &source.hash)) {
@@ -269,16 +276,16 @@ fn hex(hash: blake3::Hash) -> String {
 
 /// Writes the ids of all texts to `path`, with the end-of-text token between documents that are not empty.
 fn tokenize(
-    sources: &[Source],
-    encoder: &Encoder,
+    sources: &[TextFile],
+    encoder: &TextEncoder,
     pool: &rayon::ThreadPool,
     path: &Path,
-    width: Width,
+    width: TokenWidth,
     notes: &mut Vec<String>,
     progress: &mut Progress,
-) -> Result<Facts> {
+) -> Result<TokenFacts> {
     let mut writer = TokenWriter::create(path.parent().unwrap_or(Path::new(".")), width)?;
-    let mut blocks = Blocks::new(sources);
+    let mut blocks = TextBlocks::new(sources);
     let mut last_document = None;
     loop {
         progress("tokenizing", Some(blocks.share_done()));
@@ -313,7 +320,7 @@ fn tokenize(
     writer.finish(path)
 }
 
-fn check_ids(facts: &Facts, vocab_size: u64, name: &str) -> Result<()> {
+fn check_ids(facts: &TokenFacts, vocab_size: u64, name: &str) -> Result<()> {
     if facts.tokens > 0 && u64::from(facts.max_id) >= vocab_size {
         return Err(Error::Config(format!(
             "{name}: token id {} at position {} is beyond the model's vocabulary (vocab_size {vocab_size}); use the \
@@ -325,7 +332,7 @@ fn check_ids(facts: &Facts, vocab_size: u64, name: &str) -> Result<()> {
 }
 
 /// The training and the validation part, each with enough tokens for one batch.
-fn split(view: &TokenView, request: &Request) -> Result<(TokenView, TokenView)> {
+fn split(view: &TokenView, request: &DataRequest) -> Result<(TokenView, TokenView)> {
     let (n, share, train) = (view.len(), request.data.validation, request.train);
     // At most half of the tokens, so that the conversion is exact enough and in range.
     let val_len = (n as f64 * share).round() as usize;

@@ -13,7 +13,7 @@ const ROUNDS: usize = 8;
 
 /// How far the training has read: `position` samples of `epoch` are consumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub struct DataCursor {
     pub epoch: u64,
     pub position: u64,
 }
@@ -24,57 +24,57 @@ pub struct Cursor {
 /// an epoch starts at `offset + i * sequence_length`. The offset, at most `sequence_length - 1`, is drawn anew for
 /// each epoch, so that the windows' borders move; the order is a permutation keyed by (seed, epoch).
 #[derive(Clone, Debug)]
-pub struct Sampler {
+pub struct SampleOrder {
     sequence_length: u64,
     seed: u64,
     samples: u64,
     max_offset: u64,
 }
 
-impl Sampler {
+impl SampleOrder {
     /// For `n_tokens` training tokens, at least `sequence_length + 1` of them.
-    pub fn new(n_tokens: u64, sequence_length: u64, seed: u64) -> Sampler {
+    pub fn new(n_tokens: u64, sequence_length: u64, seed: u64) -> SampleOrder {
         debug_assert!(sequence_length > 0 && n_tokens > sequence_length);
         // As many windows as fit at the largest offset, so that every epoch has the same number of them.
         let samples = (n_tokens.saturating_sub(sequence_length) / sequence_length).max(1);
         let slack = n_tokens.saturating_sub(1 + samples * sequence_length);
-        Sampler { sequence_length, seed, samples, max_offset: slack.min(sequence_length - 1) }
+        SampleOrder { sequence_length, seed, samples, max_offset: slack.min(sequence_length - 1) }
     }
 
     pub fn samples_per_epoch(&self) -> u64 {
         self.samples
     }
 
-    /// The tokens of the sample at `position` (below [`Sampler::samples_per_epoch`]) of `epoch`; one more than the
+    /// The tokens of the sample at `position` (below [`SampleOrder::samples_per_epoch`]) of `epoch`; one more than the
     /// sequence length.
     pub fn window(&self, epoch: u64, position: u64) -> Range<usize> {
         self.epoch(epoch).window(position)
     }
 
     /// `cursor`, `samples` further; past an epoch's end it goes on in the next.
-    pub fn advance(&self, cursor: Cursor, samples: u64) -> Cursor {
+    pub fn advance(&self, cursor: DataCursor, samples: u64) -> DataCursor {
         let position = cursor.position + samples;
-        Cursor { epoch: cursor.epoch + position / self.samples, position: position % self.samples }
+        DataCursor { epoch: cursor.epoch + position / self.samples, position: position % self.samples }
     }
 
-    fn epoch(&self, epoch: u64) -> Epoch {
+    fn epoch(&self, epoch: u64) -> EpochOrder {
         let [offset] = rng::words("epoch offset", [self.seed, epoch]);
-        Epoch {
-            permutation: Permutation::new(self.samples, rng::words("epoch order", [self.seed, epoch])),
+        EpochOrder {
+            permutation: KeyedPermutation::new(self.samples, rng::words("epoch order", [self.seed, epoch])),
             offset: offset % (self.max_offset + 1),
             sequence_length: self.sequence_length,
         }
     }
 }
 
-/// One epoch of a [`Sampler`].
-struct Epoch {
-    permutation: Permutation,
+/// One epoch of a [`SampleOrder`].
+struct EpochOrder {
+    permutation: KeyedPermutation,
     offset: u64,
     sequence_length: u64,
 }
 
-impl Epoch {
+impl EpochOrder {
     fn window(&self, position: u64) -> Range<usize> {
         let start = (self.offset + self.permutation.at(position) * self.sequence_length) as usize;
         start..start + self.sequence_length as usize + 1
@@ -84,15 +84,15 @@ impl Epoch {
 /// A keyed bijection of `0..n`: a Feistel network on the bits of `n - 1`, walked along its cycle until it lands below
 /// `n` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), under two evaluations on average.
 #[derive(Clone, Debug)]
-struct Permutation {
+struct KeyedPermutation {
     n: u64,
     bits: u32,
     keys: [u64; ROUNDS],
 }
 
-impl Permutation {
-    fn new(n: u64, keys: [u64; ROUNDS]) -> Permutation {
-        Permutation { n, bits: u64::BITS - n.saturating_sub(1).leading_zeros(), keys }
+impl KeyedPermutation {
+    fn new(n: u64, keys: [u64; ROUNDS]) -> KeyedPermutation {
+        KeyedPermutation { n, bits: u64::BITS - n.saturating_sub(1).leading_zeros(), keys }
     }
 
     fn at(&self, index: u64) -> u64 {
@@ -134,23 +134,29 @@ fn mix(value: u64) -> u64 {
 #[derive(Clone)]
 pub struct TrainBatches {
     tokens: TokenView,
-    sampler: Sampler,
+    sampler: SampleOrder,
 }
 
 impl TrainBatches {
     /// Over `tokens`, at least `sequence_length + 1` of them.
     pub fn new(tokens: TokenView, sequence_length: u64, seed: u64) -> TrainBatches {
-        let sampler = Sampler::new(tokens.len() as u64, sequence_length, seed);
+        let sampler = SampleOrder::new(tokens.len() as u64, sequence_length, seed);
         TrainBatches { tokens, sampler }
     }
 
-    pub fn sampler(&self) -> &Sampler {
+    pub fn sampler(&self) -> &SampleOrder {
         &self.sampler
     }
 
     /// Replaces `inputs` and `targets` with `batch_size` samples from `cursor` on, each `batch_size *
     /// sequence_length` ids, row by row, and returns the cursor after them.
-    pub fn fill(&self, cursor: Cursor, batch_size: u64, inputs: &mut Vec<i64>, targets: &mut Vec<i64>) -> Cursor {
+    pub fn fill(
+        &self,
+        cursor: DataCursor,
+        batch_size: u64,
+        inputs: &mut Vec<i64>,
+        targets: &mut Vec<i64>,
+    ) -> DataCursor {
         inputs.clear();
         targets.clear();
         // A cursor of other settings may lie past the end of an epoch of these.
@@ -222,8 +228,8 @@ mod tests {
 
     use super::*;
 
-    fn permutation(n: u64, seed: u64) -> Permutation {
-        Permutation::new(n, rng::words("epoch order", [seed, 0]))
+    fn permutation(n: u64, seed: u64) -> KeyedPermutation {
+        KeyedPermutation::new(n, rng::words("epoch order", [seed, 0]))
     }
 
     #[test]
@@ -243,7 +249,7 @@ mod tests {
         let order: Vec<u64> = (0..10).map(|i| permutation(10, 1337).at(i)).collect();
         assert_eq!(order, [8, 9, 0, 6, 2, 4, 7, 5, 1, 3]);
         assert_eq!(permutation(1 << 40, 1337).at(12345), 765_966_357_289);
-        assert_eq!(Sampler::new(1000, 64, 1337).window(3, 2), 114..179);
+        assert_eq!(SampleOrder::new(1000, 64, 1337).window(3, 2), 114..179);
     }
 
     #[test]
@@ -278,7 +284,7 @@ mod tests {
         fn every_sample_is_seen_exactly_once_an_epoch_and_lies_in_the_tokens(
             n_tokens in 9u64..5000, sequence_length in 1u64..9, seed: u64, epoch: u64,
         ) {
-            let sampler = Sampler::new(n_tokens, sequence_length, seed);
+            let sampler = SampleOrder::new(n_tokens, sequence_length, seed);
             let mut starts: Vec<usize> =
                 (0..sampler.samples_per_epoch()).map(|i| sampler.window(epoch, i).start).collect();
             starts.sort_unstable();
@@ -294,14 +300,14 @@ mod tests {
 
         #[test]
         fn seeking_equals_walking(n_tokens in 9u64..500, seed: u64, batches in prop::collection::vec(1u64..20, 1..20)) {
-            let sampler = Sampler::new(n_tokens, 8, seed);
-            let mut walked = Cursor::default();
+            let sampler = SampleOrder::new(n_tokens, 8, seed);
+            let mut walked = DataCursor::default();
             for &batch in &batches {
                 for _ in 0..batch {
                     walked = sampler.advance(walked, 1);
                 }
             }
-            prop_assert_eq!(sampler.advance(Cursor::default(), batches.iter().sum()), walked);
+            prop_assert_eq!(sampler.advance(DataCursor::default(), batches.iter().sum()), walked);
             prop_assert!(walked.position < sampler.samples_per_epoch());
         }
     }
@@ -309,7 +315,7 @@ mod tests {
     #[test]
     fn seeds_and_epochs_differ_in_order_and_offset() {
         let starts = |seed, epoch| -> Vec<usize> {
-            let sampler = Sampler::new(100_000, 64, seed);
+            let sampler = SampleOrder::new(100_000, 64, seed);
             (0..1000).map(|i| sampler.window(epoch, i).start).collect()
         };
         let (a, b, c) = (starts(1, 0), starts(1, 1), starts(2, 0));
@@ -321,7 +327,7 @@ mod tests {
 
     #[test]
     fn the_fewest_tokens_make_one_sample() {
-        let sampler = Sampler::new(9, 8, 1);
+        let sampler = SampleOrder::new(9, 8, 1);
         assert_eq!(sampler.samples_per_epoch(), 1);
         assert_eq!(sampler.window(5, 0), 0..9);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ckptd_core::config::{DataSection, TrainSection};
 
-use super::order::{Cursor, EvalBatches, TrainBatches};
+use super::order::{DataCursor, EvalBatches, TrainBatches};
 use super::*;
 
 /// A folder with a text, a cache and the settings to read one into the other.
@@ -52,8 +52,8 @@ impl Job {
         self
     }
 
-    fn request(&self) -> Request<'_> {
-        Request {
+    fn request(&self) -> DataRequest<'_> {
+        DataRequest {
             data: &self.data,
             train: &self.train,
             model_folder: None,
@@ -63,7 +63,7 @@ impl Job {
     }
 
     /// The dataset and the stages it took.
-    fn open(&self) -> Result<(Dataset, Vec<String>)> {
+    fn open(&self) -> Result<(TokenDataset, Vec<String>)> {
         let mut stages: Vec<String> = Vec::new();
         let dataset = open(&self.request(), &mut |stage, _| stages.push(stage.to_owned()))?;
         stages.dedup();
@@ -312,8 +312,8 @@ fn batches_hold_windows_and_their_shift_and_go_on_past_an_epoch_end() {
     let batches = TrainBatches::new(dataset.train.clone(), 8, 1337);
     let (mut inputs, mut targets) = (Vec::new(), Vec::new());
     let last = batches.sampler().samples_per_epoch() - 1;
-    let next = batches.fill(Cursor { epoch: 4, position: last }, 3, &mut inputs, &mut targets);
-    assert_eq!(next, Cursor { epoch: 5, position: 2 });
+    let next = batches.fill(DataCursor { epoch: 4, position: last }, 3, &mut inputs, &mut targets);
+    assert_eq!(next, DataCursor { epoch: 5, position: 2 });
     let places = [(4, last), (5, 0), (5, 1)];
     for (row, (epoch, position)) in places.into_iter().enumerate() {
         let window: Vec<i64> = dataset.train.ids(batches.sampler().window(epoch, position)).map(i64::from).collect();

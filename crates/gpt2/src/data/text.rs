@@ -9,7 +9,7 @@ use std::path::Path;
 
 use ckptd_core::{Error, Result};
 
-use super::files::{Source, changed};
+use super::files::{TextFile, changed};
 
 /// Largest block, in bytes of text. Small enough that the tokenizer's working memory (about 200 times as much) stays
 /// small, large enough that the work per block outweighs the hand-over.
@@ -18,25 +18,25 @@ pub const BLOCK_BYTES: usize = 64 << 10;
 const READ_BYTES: usize = 256 << 10;
 
 /// A piece of document `document` (0-based).
-pub struct Block {
+pub struct TextBlock {
     pub document: usize,
     pub text: String,
 }
 
 /// The blocks of all documents, in order.
-pub struct Blocks<'a> {
-    sources: &'a [Source],
+pub struct TextBlocks<'a> {
+    sources: &'a [TextFile],
     document: usize,
-    reader: Option<Reader>,
+    reader: Option<TextReader>,
     bytes_done: u64,
     /// Bytes that were no UTF-8 and were replaced, and the first file that had such.
     pub replaced: u64,
     pub first_replaced: Option<&'a Path>,
 }
 
-impl<'a> Blocks<'a> {
-    pub fn new(sources: &'a [Source]) -> Blocks<'a> {
-        Blocks { sources, document: 0, reader: None, bytes_done: 0, replaced: 0, first_replaced: None }
+impl<'a> TextBlocks<'a> {
+    pub fn new(sources: &'a [TextFile]) -> TextBlocks<'a> {
+        TextBlocks { sources, document: 0, reader: None, bytes_done: 0, replaced: 0, first_replaced: None }
     }
 
     /// Share of all bytes that is read.
@@ -47,15 +47,15 @@ impl<'a> Blocks<'a> {
     }
 
     /// The next block, or `None` after the last. An error where a file is no longer what was hashed.
-    pub fn next(&mut self) -> Result<Option<Block>> {
+    pub fn next(&mut self) -> Result<Option<TextBlock>> {
         while let Some(source) = self.sources.get(self.document) {
             let fail = |e| Error::io("reading", &source.path, e);
             let reader = match &mut self.reader {
                 Some(reader) => reader,
-                none => none.insert(Reader::new(File::open(&source.path).map_err(fail)?)),
+                none => none.insert(TextReader::new(File::open(&source.path).map_err(fail)?)),
             };
             if let Some(text) = reader.next_block().map_err(fail)? {
-                return Ok(Some(Block { document: self.document, text }));
+                return Ok(Some(TextBlock { document: self.document, text }));
             }
             if reader.hasher.finalize() != source.hash {
                 return Err(changed(&source.path));
@@ -73,7 +73,7 @@ impl<'a> Blocks<'a> {
 }
 
 /// One file's text.
-struct Reader {
+struct TextReader {
     file: Box<dyn Read + Send>,
     hasher: blake3::Hasher,
     buffer: Vec<u8>,
@@ -85,9 +85,9 @@ struct Reader {
     replaced: u64,
 }
 
-impl Reader {
-    fn new(file: impl Read + Send + 'static) -> Reader {
-        Reader {
+impl TextReader {
+    fn new(file: impl Read + Send + 'static) -> TextReader {
+        TextReader {
             file: Box::new(file),
             hasher: blake3::Hasher::new(),
             buffer: vec![0; READ_BYTES],
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn blocks(bytes: &[u8], sizes: &[usize]) -> (Vec<String>, u64) {
-        let mut reader = Reader::new(Trickle(bytes.to_vec(), sizes.to_vec()));
+        let mut reader = TextReader::new(Trickle(bytes.to_vec(), sizes.to_vec()));
         let mut blocks = Vec::new();
         while let Some(block) = reader.next_block().unwrap() {
             blocks.push(block);

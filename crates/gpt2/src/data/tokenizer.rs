@@ -19,8 +19,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::files::Source;
-use super::text::{BLOCK_BYTES, Block, Blocks};
+use super::files::TextFile;
+use super::text::{BLOCK_BYTES, TextBlock, TextBlocks};
 use crate::tokens::Progress;
 
 /// GPT-2's end-of-text token, and what others call theirs.
@@ -35,7 +35,7 @@ const CACHE_WORDS: usize = 1 << 17;
 const CACHE_WORD_BYTES: usize = 48;
 
 /// A tokenizer ready to use.
-pub struct Encoder {
+pub struct TextEncoder {
     tokenizer: Tokenizer,
     json: Vec<u8>,
     /// Words may be tokenized one by one, which lets most of them come from a cache.
@@ -45,31 +45,31 @@ pub struct Encoder {
 }
 
 /// The tokenizer's file or files in `path`: a tokenizer.json, or a folder with one or with vocab.json and merges.txt.
-pub fn locate(path: &Path) -> Option<Location> {
+pub fn locate(path: &Path) -> Option<TokenizerLocation> {
     if path.is_file() {
-        return Some(Location::Json(path.to_path_buf()));
+        return Some(TokenizerLocation::Json(path.to_path_buf()));
     }
     let [json, vocab, merges] = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| path.join(name));
     match json.is_file() {
-        true => Some(Location::Json(json)),
-        false => (vocab.is_file() && merges.is_file()).then_some(Location::VocabAndMerges(vocab, merges)),
+        true => Some(TokenizerLocation::Json(json)),
+        false => (vocab.is_file() && merges.is_file()).then_some(TokenizerLocation::VocabAndMerges(vocab, merges)),
     }
 }
 
-pub enum Location {
+pub enum TokenizerLocation {
     Json(PathBuf),
     VocabAndMerges(PathBuf, PathBuf),
 }
 
-impl Encoder {
-    pub fn load(location: &Location) -> Result<Encoder> {
+impl TextEncoder {
+    pub fn load(location: &TokenizerLocation) -> Result<TextEncoder> {
         match location {
-            Location::Json(path) => {
+            TokenizerLocation::Json(path) => {
                 let json = std::fs::read(path).map_err(|e| Error::io("reading tokenizer", path, e))?;
-                Encoder::from_json(json)
+                TextEncoder::from_json(json)
                     .map_err(|e| Error::Config(format!("tokenizer {}: not a tokenizer.json: {e}", path.display())))
             }
-            Location::VocabAndMerges(vocab, merges) => {
+            TokenizerLocation::VocabAndMerges(vocab, merges) => {
                 let invalid =
                     |e| Error::Config(format!("tokenizer {} with {}: {e}", vocab.display(), merges.display()));
                 let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
@@ -77,14 +77,14 @@ impl Encoder {
                 if tokenizer.token_to_id(END_OF_TEXT).is_some() {
                     tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]).map_err(invalid)?;
                 }
-                Encoder::from_json(to_json(&tokenizer).map_err(invalid)?).map_err(invalid)
+                TextEncoder::from_json(to_json(&tokenizer).map_err(invalid)?).map_err(invalid)
             }
         }
     }
 
     /// From the text of a tokenizer.json. What makes batches of texts even (padding, truncation) or training random
     /// (dropout) is switched off.
-    pub fn from_json(json: Vec<u8>) -> tokenizers::Result<Encoder> {
+    pub fn from_json(json: Vec<u8>) -> tokenizers::Result<TextEncoder> {
         let mut tokenizer = Tokenizer::from_bytes(&json)?;
         tokenizer.with_truncation(None)?.with_padding(None);
         if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
@@ -95,7 +95,7 @@ impl Encoder {
             tokenizer.with_model(bpe);
         }
         let by_word = is_by_word(&tokenizer);
-        Ok(Encoder { tokenizer, json, by_word, caches: Mutex::default() })
+        Ok(TextEncoder { tokenizer, json, by_word, caches: Mutex::default() })
     }
 
     /// The tokenizer.json.
@@ -114,7 +114,7 @@ impl Encoder {
     }
 
     /// The ids of each block, computed by the current rayon pool.
-    pub fn encode(&self, blocks: &[Block]) -> tokenizers::Result<Vec<Vec<u32>>> {
+    pub fn encode(&self, blocks: &[TextBlock]) -> tokenizers::Result<Vec<Vec<u32>>> {
         blocks.par_iter().map(|block| self.encode_text(&block.text)).collect()
     }
 
@@ -193,11 +193,11 @@ fn to_json(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u8>> {
 /// The crate's trainer counts in any order and breaks ties by token ids, so that the result depends on neither the
 /// number of threads nor the order of its hash maps; a test compares several processes.
 pub fn train(
-    sources: &[Source],
+    sources: &[TextFile],
     vocab_size: u64,
     pool: &rayon::ThreadPool,
     progress: &mut Progress,
-) -> Result<Encoder> {
+) -> Result<TextEncoder> {
     let alphabet = ByteLevel::alphabet();
     if vocab_size <= alphabet.len() as u64 {
         return Err(Error::Config(format!(
@@ -214,7 +214,7 @@ pub fn train(
         .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
         .build();
     let (share_to, share_from) = mpsc::channel();
-    let mut sample = Sample::new(sources, TRAINING_BYTES, share_to);
+    let mut sample = TokenizerSample::new(sources, TRAINING_BYTES, share_to);
 
     // The training runs beside this thread, which goes on showing that there is progress.
     let trained = std::thread::scope(|scope| {
@@ -224,7 +224,7 @@ pub fn train(
             let trained = pool.install(|| tokenizer.train(&mut trainer, &mut sample).map(|_| ()));
             match sample.error.take() {
                 Some(error) => Err(error),
-                None => trained.and_then(|()| to_json(&tokenizer)).and_then(Encoder::from_json).map_err(unexpected),
+                None => trained.and_then(|()| to_json(&tokenizer)).and_then(TextEncoder::from_json).map_err(unexpected),
             }
         });
         let mut share = None;
@@ -247,8 +247,8 @@ fn unexpected(error: tokenizers::Error) -> Error {
 
 /// The blocks that a tokenizer is trained on: all, or about `limit` bytes of them, evenly spread. An error ends them
 /// and is kept.
-struct Sample<'a> {
-    blocks: Blocks<'a>,
+struct TokenizerSample<'a> {
+    blocks: TextBlocks<'a>,
     share_to: mpsc::Sender<f64>,
     limit: u64,
     total: u64,
@@ -256,10 +256,10 @@ struct Sample<'a> {
     error: Option<Error>,
 }
 
-impl<'a> Sample<'a> {
-    fn new(sources: &'a [Source], limit: u64, share_to: mpsc::Sender<f64>) -> Sample<'a> {
+impl<'a> TokenizerSample<'a> {
+    fn new(sources: &'a [TextFile], limit: u64, share_to: mpsc::Sender<f64>) -> TokenizerSample<'a> {
         let total = sources.iter().map(|source| source.bytes).sum();
-        Sample { blocks: Blocks::new(sources), share_to, limit, total, read: 0, error: None }
+        TokenizerSample { blocks: TextBlocks::new(sources), share_to, limit, total, read: 0, error: None }
     }
 
     /// How many blocks should have been taken after `read` bytes.
@@ -268,7 +268,7 @@ impl<'a> Sample<'a> {
     }
 }
 
-impl Iterator for Sample<'_> {
+impl Iterator for TokenizerSample<'_> {
     type Item = String;
 
     fn next(&mut self) -> Option<String> {
@@ -298,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    fn trained() -> Encoder {
+    fn trained() -> TextEncoder {
         let text = "the cat's hat, the end.\n\nWe'll see 12 and 1234 -- of the\tthe  \n the é of é of\n".repeat(3);
         let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .show_progress(false)
@@ -309,7 +309,7 @@ mod tests {
             .into();
         let mut tokenizer = byte_level(BPE::default());
         tokenizer.train(&mut trainer, [text].iter()).unwrap();
-        Encoder::from_json(to_json(&tokenizer).unwrap()).unwrap()
+        TextEncoder::from_json(to_json(&tokenizer).unwrap()).unwrap()
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
             ("\"rstrip\":false", "\"rstrip\":true"),
         ] {
             assert!(json.contains(from));
-            assert!(!Encoder::from_json(json.replacen(from, to, 1).into_bytes()).unwrap().by_word, "{to}");
+            assert!(!TextEncoder::from_json(json.replacen(from, to, 1).into_bytes()).unwrap().by_word, "{to}");
         }
     }
 
@@ -349,7 +349,7 @@ mod tests {
         json["model"]["dropout"] = 0.9.into();
         json["truncation"] =
             serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
-        let encoder = Encoder::from_json(serde_json::to_vec(&json).unwrap()).unwrap();
+        let encoder = TextEncoder::from_json(serde_json::to_vec(&json).unwrap()).unwrap();
         let text = "the cat's hat, the end. We'll see 12 of the";
         assert_eq!(encoder.encode_text(text).unwrap(), plain.encode_text(text).unwrap());
     }
@@ -361,12 +361,12 @@ mod tests {
         let text: String = (0..BLOCK_BYTES * 5).map(|i| format!(" {i:07}")).collect();
         std::fs::write(&path, &text).unwrap();
         let bytes = text.len() as u64;
-        let sources = [Source { path, bytes, hash: blake3::hash(text.as_bytes()) }];
+        let sources = [TextFile { path, bytes, hash: blake3::hash(text.as_bytes()) }];
         let (share_to, _shares) = mpsc::channel();
-        let blocks: Vec<String> = Sample::new(&sources, bytes / 4, share_to.clone()).collect();
+        let blocks: Vec<String> = TokenizerSample::new(&sources, bytes / 4, share_to.clone()).collect();
         assert!((9..=11).contains(&blocks.len()), "{} of 40 blocks", blocks.len());
         let starts: Vec<usize> = blocks.iter().map(|block| text.find(&block[..8]).unwrap()).collect();
         assert!(starts.windows(2).all(|pair| (3..=5).contains(&((pair[1] - pair[0]) / BLOCK_BYTES + 1))), "{starts:?}");
-        assert_eq!(Sample::new(&sources, bytes, share_to).collect::<String>(), text);
+        assert_eq!(TokenizerSample::new(&sources, bytes, share_to).collect::<String>(), text);
     }
 }

@@ -9,11 +9,11 @@ const CHUNK_BYTES: i64 = 256 << 20;
 
 /// The buffer of logits, kept from step to step.
 #[derive(Default)]
-pub struct Head {
+pub struct LossHead {
     logits: Option<Tensor>,
 }
 
-impl Head {
+impl LossHead {
     /// Mean cross entropy in nats of `hidden` [.., n_embd] against `targets` [..].
     pub fn loss(&mut self, hidden: &Tensor, unembedding: &Tensor, targets: &Tensor) -> Result<f64, TchError> {
         let (hidden, targets) = (rows(hidden)?, targets.f_reshape(-1)?);

@@ -11,8 +11,8 @@ use ckptd_core::{Error, Result};
 use tch::{Device, Kind};
 
 use super::Gpt2Config;
-use crate::capture::Destination;
-use crate::device::Context;
+use crate::capture::TensorDestination;
+use crate::device::TorchContext;
 
 /// The prefix that GPT2LMHeadModel's names have over GPT2Model's.
 const PREFIX: &str = "transformer.";
@@ -22,9 +22,9 @@ const LM_HEAD: &str = "lm_head.weight";
 /// GPT-2's initialisation (transformers' `_init_weights`): weights from N(0, initializer_range), those of `c_proj`,
 /// which feed the residual stream, narrower by sqrt(2 n_layer); layer norms one, biases zero. A pure function of
 /// the seed and each tensor's name. It reseeds libtorch's generator.
-pub fn random(config: &Gpt2Config, seed: u64, destinations: &mut [Destination<'_>]) -> Result<()> {
+pub fn random(config: &Gpt2Config, seed: u64, destinations: &mut [TensorDestination<'_>]) -> Result<()> {
     let range = config.initializer_range;
-    for Destination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
+    for TensorDestination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
         if !meta.name.ends_with(".weight") {
             bytes.fill(0);
         } else if meta.shape.len() < 2 {
@@ -57,7 +57,7 @@ fn tensor_seed(seed: u64, name: &str) -> i64 {
 /// # Errors
 /// [`Error::Config`] that names every missing, extra, doubled, misshapen or untied tensor. `origin` names the
 /// checkpoint in it.
-pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [Destination<'_>]) -> Result<()> {
+pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [TensorDestination<'_>]) -> Result<()> {
     let mut faults = Vec::new();
     let mut given: BTreeMap<String, &Tensor> = BTreeMap::new();
     for tensor in tensors {
@@ -72,7 +72,7 @@ pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [Destin
     {
         faults.push(format!("{LM_HEAD} differs from {WTE} although the config ties them (tie_word_embeddings)"));
     }
-    for Destination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
+    for TensorDestination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
         match given.remove(&meta.name) {
             None => faults.push(format!("{} is missing", meta.name)),
             Some(tensor) => faults.extend(copy(tensor, meta, bytes).err()),

@@ -7,8 +7,8 @@ use ckptd_core::{Error, Result};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::Coefficients;
-use crate::capture::Span;
+use super::UpdateCoefficients;
+use crate::capture::UpdateSpan;
 
 /// Elements of a block: its four or seven streams of 64 KiB fit the second-level cache.
 const BLOCK: usize = 16 * 1024;
@@ -17,39 +17,39 @@ const BLOCK: usize = 16 * 1024;
 const LANES: usize = 16;
 
 /// A part of one tensor: where its parameter and moments are read and written, its gradient, its figures.
-pub struct Block<'a> {
-    state: [Option<Span>; 3],
+pub struct UpdateBlock<'a> {
+    state: [Option<UpdateSpan>; 3],
     gradient: &'a [f32],
-    coefficients: Coefficients,
+    coefficients: UpdateCoefficients,
 }
 
-impl<'a> Block<'a> {
+impl<'a> UpdateBlock<'a> {
     /// The blocks of a tensor: `state` is its parameter and its moments, as many as the rule has.
     pub fn split(
-        state: [Option<Span>; 3],
+        state: [Option<UpdateSpan>; 3],
         gradient: &'a [f32],
-        coefficients: Coefficients,
-    ) -> Result<impl Iterator<Item = Block<'a>>> {
+        coefficients: UpdateCoefficients,
+    ) -> Result<impl Iterator<Item = UpdateBlock<'a>>> {
         if state.iter().flatten().any(|span| span.elements != gradient.len()) {
             return Err(Error::Other("a gradient is not of its parameter's size".into()));
         }
         let part = move |index: usize, gradient: &'a [f32]| {
             let offset = index * BLOCK;
             let state = state.map(|span| {
-                span.map(|span| Span {
+                span.map(|span| UpdateSpan {
                     source: span.source.wrapping_add(offset),
                     target: span.target.wrapping_add(offset),
                     elements: gradient.len(),
                 })
             });
-            Block { state, gradient, coefficients }
+            UpdateBlock { state, gradient, coefficients }
         };
         Ok(gradient.chunks(BLOCK).enumerate().map(move |(index, gradient)| part(index, gradient)))
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Width {
+enum VectorWidth {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -57,16 +57,16 @@ enum Width {
     Baseline,
 }
 
-pub struct Kernels {
+pub struct UpdateKernels {
     pool: ThreadPool,
-    width: Width,
+    width: VectorWidth,
 }
 
-impl Kernels {
-    pub fn new(threads: usize) -> Result<Kernels> {
+impl UpdateKernels {
+    pub fn new(threads: usize) -> Result<UpdateKernels> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("ckptd-update-{n}")).build();
         let pool = pool.map_err(|e| Error::Other(format!("starting {threads} threads for the update: {e}")))?;
-        Ok(Kernels { pool, width: Width::best() })
+        Ok(UpdateKernels { pool, width: VectorWidth::best() })
     }
 
     /// The square root of the sum of squares over all tensors.
@@ -76,46 +76,46 @@ impl Kernels {
         sums.iter().sum::<f64>().sqrt()
     }
 
-    pub fn update(&self, blocks: &[Block<'_>]) {
+    pub fn update(&self, blocks: &[UpdateBlock<'_>]) {
         self.pool.install(|| blocks.par_iter().for_each(|block| self.width.update(block)));
     }
 }
 
-impl Width {
-    fn best() -> Width {
+impl VectorWidth {
+    fn best() -> VectorWidth {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") {
-                return Width::Avx512;
+                return VectorWidth::Avx512;
             }
             if is_x86_feature_detected!("avx2") {
-                return Width::Avx2;
+                return VectorWidth::Avx2;
             }
         }
-        Width::Baseline
+        VectorWidth::Baseline
     }
 
     fn squares(self, values: &[f32]) -> f64 {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `best` has found the instructions.
-            Width::Avx512 => unsafe { squares_avx512(values) },
+            VectorWidth::Avx512 => unsafe { squares_avx512(values) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Width::Avx2 => unsafe { squares_avx2(values) },
-            Width::Baseline => squares(values),
+            VectorWidth::Avx2 => unsafe { squares_avx2(values) },
+            VectorWidth::Baseline => squares(values),
         }
     }
 
-    fn update(self, block: &Block<'_>) {
+    fn update(self, block: &UpdateBlock<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `best` has found the instructions.
-            Width::Avx512 => unsafe { update_avx512(block) },
+            VectorWidth::Avx512 => unsafe { update_avx512(block) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Width::Avx2 => unsafe { update_avx2(block) },
-            Width::Baseline => update(block),
+            VectorWidth::Avx2 => unsafe { update_avx2(block) },
+            VectorWidth::Baseline => update(block),
         }
     }
 }
@@ -134,13 +134,13 @@ fn squares_avx2(values: &[f32]) -> f64 {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
-fn update_avx512(block: &Block<'_>) {
+fn update_avx512(block: &UpdateBlock<'_>) {
     update(block);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn update_avx2(block: &Block<'_>) {
+fn update_avx2(block: &UpdateBlock<'_>) {
     update(block);
 }
 
@@ -162,20 +162,20 @@ fn squares(values: &[f32]) -> f64 {
 }
 
 #[inline(always)]
-fn update(block: &Block<'_>) {
+fn update(block: &UpdateBlock<'_>) {
     match (block.coefficients, block.state) {
-        (Coefficients::Sgd { lr, momentum, decay, scale }, [Some(p), None, None]) => {
+        (UpdateCoefficients::Sgd { lr, momentum, decay, scale }, [Some(p), None, None]) => {
             let _ = momentum;
             each(block.gradient, [p], |g, [p]| [p - lr * (g * scale + decay * p)]);
         }
-        (Coefficients::Sgd { lr, momentum, decay, scale }, [Some(p), Some(b), None]) => {
+        (UpdateCoefficients::Sgd { lr, momentum, decay, scale }, [Some(p), Some(b), None]) => {
             each(block.gradient, [p, b], |g, [p, b]| {
                 let b = momentum * b + (g * scale + decay * p);
                 [p - lr * b, b]
             });
         }
         (
-            Coefficients::AdamW { keep, beta1, beta2, step_size, root_scale, eps, scale },
+            UpdateCoefficients::AdamW { keep, beta1, beta2, step_size, root_scale, eps, scale },
             [Some(p), Some(m), Some(v)],
         ) => {
             let (rest1, rest2) = (1.0 - beta1, 1.0 - beta2);
@@ -196,7 +196,7 @@ fn update(block: &Block<'_>) {
 /// Each group of [`LANES`] elements is read as a whole before it is written, so that the compiler may use vectors
 /// although source and target may be the same.
 #[inline(always)]
-fn each<const N: usize>(gradient: &[f32], spans: [Span; N], rule: impl Fn(f32, [f32; N]) -> [f32; N]) {
+fn each<const N: usize>(gradient: &[f32], spans: [UpdateSpan; N], rule: impl Fn(f32, [f32; N]) -> [f32; N]) {
     let (groups, rest) = gradient.as_chunks::<LANES>();
     for (index, gradients) in groups.iter().enumerate() {
         let mut values = [[0f32; LANES]; N];

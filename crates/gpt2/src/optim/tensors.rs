@@ -3,8 +3,8 @@
 use ckptd_core::{Error, Result};
 use tch::{Kind, TchError, Tensor};
 
-use super::Coefficients;
-use crate::device::Context;
+use super::UpdateCoefficients;
+use crate::device::TorchContext;
 
 /// The global norm of these tensors.
 pub fn norm(gradients: &[Tensor]) -> Result<f64> {
@@ -20,16 +20,16 @@ pub fn update(
     param: Option<&Tensor>,
     moments: [Option<&Tensor>; 2],
     gradient: &Tensor,
-    coefficients: Coefficients,
+    coefficients: UpdateCoefficients,
 ) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     let missing = || Error::Other("a tensor of the state is not on the device although its gradient is".into());
     let mut p = param.ok_or_else(missing)?.f_detach().context("the update")?;
     match coefficients {
-        Coefficients::Sgd { lr, momentum, decay, scale } => {
+        UpdateCoefficients::Sgd { lr, momentum, decay, scale } => {
             sgd(&mut p, moments[0], gradient, [lr, momentum, decay, scale]).context("the update")
         }
-        Coefficients::AdamW { .. } => {
+        UpdateCoefficients::AdamW { .. } => {
             let [m, v] = [moments[0].ok_or_else(missing)?, moments[1].ok_or_else(missing)?];
             adamw(&mut p, m, v, gradient, coefficients).context("the update")
         }
@@ -51,8 +51,14 @@ fn sgd(p: &mut Tensor, buffer: Option<&Tensor>, gradient: &Tensor, figures: [f32
     Ok(())
 }
 
-fn adamw(p: &mut Tensor, m: &Tensor, v: &Tensor, gradient: &Tensor, figures: Coefficients) -> Result<(), TchError> {
-    let Coefficients::AdamW { keep, beta1, beta2, step_size, root_scale, eps, scale } = figures else {
+fn adamw(
+    p: &mut Tensor,
+    m: &Tensor,
+    v: &Tensor,
+    gradient: &Tensor,
+    figures: UpdateCoefficients,
+) -> Result<(), TchError> {
+    let UpdateCoefficients::AdamW { keep, beta1, beta2, step_size, root_scale, eps, scale } = figures else {
         return Ok(());
     };
     let (mut m, mut v) = (m.shallow_clone(), v.shallow_clone());
