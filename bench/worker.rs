@@ -65,7 +65,7 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &EventSender) -> Result<Be
     let config = Config::load(path)?;
     let store = Store::create(&config.job.store)?;
     store.clean_staging()?;
-    let run_id = store.run_id()?.unwrap_or_else(|| format!("{:032x}", std::process::id()));
+    let run_id = store.run_id()?.unwrap_or_else(|| format!("{:032x}", std::process::id()).into());
     store.set_run_id(&run_id)?;
     let next_seq = store.next_seq()?;
     let start = Start { protocol: VERSION, config, run_id: run_id.clone(), next_seq, resume, accept_changes: true };

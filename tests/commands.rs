@@ -172,7 +172,7 @@ fn inspect_shows_the_manifest_and_how_each_tensor_is_stored() {
     let (_folder, store, _) = job_store();
     let saved = save_verified(&store, 10, 1);
     let document = json(&ckptd(&["inspect", "--json", path(&store), "latest"]));
-    assert_eq!((&document["root"], &document["train"]["step"]), (&saved.root.clone().into(), &10.into()));
+    assert_eq!((&document["root"], &document["train"]["step"]), (&saved.root.as_str().into(), &10.into()));
     assert_eq!(document["tensors"].as_array().unwrap().len(), 6);
     let stored = document["stored"].as_array().unwrap();
     assert_eq!(stored.len(), 7);
@@ -181,7 +181,10 @@ fn inspect_shows_the_manifest_and_how_each_tensor_is_stored() {
     let encoded: u64 = stored.iter().map(|item| item["encoded_bytes"].as_u64().unwrap()).sum();
     assert!(encoded < document["bytes"].as_u64().unwrap());
     let text = stdout(&ckptd(&["inspect", path(&store), saved.path.to_str().unwrap()]));
-    assert!(text.contains(&saved.root) && text.contains("h.0.weight") && text.contains("config.json"), "{text}");
+    assert!(
+        text.contains(saved.root.as_str()) && text.contains("h.0.weight") && text.contains("config.json"),
+        "{text}"
+    );
 }
 
 #[test]

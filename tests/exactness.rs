@@ -75,7 +75,7 @@ impl Job {
     fn root(&self) -> String {
         let newest = self.newest().unwrap_or_else(|| panic!("no snapshot; the log says:\n{}", self.read_log()));
         assert_eq!(newest.state, SnapshotState::Verified, "the last snapshot is verified");
-        newest.manifest.unwrap().root
+        newest.manifest.unwrap().root.into()
     }
 
     fn read_log(&self) -> String {

@@ -71,7 +71,7 @@ impl Job {
         assert_eq!(agent.wait().unwrap().code(), Some(0), "{}", self.log());
         let manifest = self.newest().unwrap().manifest.unwrap();
         assert_eq!(manifest.train.step, STEPS);
-        (manifest.root, manifest.raw_bytes)
+        (manifest.root.into(), manifest.raw_bytes)
     }
 }
 

@@ -77,7 +77,7 @@ fn train(job: &Path, options: &[&str]) -> String {
     let store = Store::open(&ckptd_core::config::Config::load(job).unwrap().job.store).unwrap();
     let newest = store.find("latest").unwrap();
     assert_eq!((newest.step(), newest.state), (12, SnapshotState::Verified));
-    newest.manifest.unwrap().root
+    newest.manifest.unwrap().root.into()
 }
 
 fn text(path: &Path) -> &str {

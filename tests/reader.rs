@@ -82,7 +82,8 @@ fn everything() -> Snapshot {
 }
 
 fn commit_to(store: &Store, saved: &Snapshot, seq: u64, level: u8) -> Committed {
-    let options = CommitOptions { level, threads: 2, parent: Some("0".repeat(64)), ..CommitOptions::new(RUN, seq) };
+    let options =
+        CommitOptions { level, threads: 2, parent: Some("0".repeat(64).into()), ..CommitOptions::new(RUN, seq) };
     commit(store, saved.clone(), &options).unwrap()
 }
 
@@ -100,7 +101,7 @@ fn a_reader_that_knows_only_the_documents_reads_every_byte_of_every_tensor() {
         let committed = commit_to(&store, &saved, seq, level);
         let manifest = read_in_python(&committed.path, folder.path());
         let ours = SnapshotReader::open(&committed.path).unwrap();
-        assert_eq!(manifest["root"], committed.root);
+        assert_eq!(manifest["root"], committed.root.as_str());
         assert_eq!(manifest["file_hash"], blake3::Hash::from_bytes(ours.file_hash()).to_hex().as_str());
         assert_eq!((&manifest["seq"], &manifest["healthy"]), (&seq.into(), &false.into()));
         assert_eq!(manifest["train"], serde_json::to_value(&saved.train).unwrap());

@@ -69,7 +69,7 @@ impl Job {
     fn root(&self) -> String {
         let newest = self.store().find("latest").unwrap();
         assert_eq!(newest.state, SnapshotState::Verified);
-        newest.manifest.unwrap().root
+        newest.manifest.unwrap().root.into()
     }
 }
 

@@ -20,7 +20,7 @@ fn small_files_that_a_kill_left_half_written_are_removed_by_the_next_start_and_n
     let half = |name: &str| format!("{name}.{GONE}.new");
     let left = [
         root.join("receipts").join(half(&layout::receipt_file(&saved.id))),
-        root.join("pins").join(half(&saved.id)),
+        root.join("pins").join(half(saved.id.as_str())),
         root.join("quarantine").join(half(&layout::reason_file("step-000000000020.ckpt"))),
         root.join(half(layout::RUN)),
     ];
@@ -96,6 +96,6 @@ fn an_older_snapshot_does_not_pass_for_the_latest_when_a_newer_one_cannot_be_rea
     let newest = save_verified(&store, 20, 2);
     std::fs::set_permissions(&newest.path, std::fs::Permissions::from_mode(0o000)).unwrap();
     let error = store.find("latest").unwrap_err().to_string();
-    assert!(error.contains(&newest.id) && error.contains("cannot be read"), "{error}");
+    assert!(error.contains(newest.id.as_str()) && error.contains("cannot be read"), "{error}");
     assert_eq!(store.find("10").unwrap().step(), 10);
 }

@@ -9,6 +9,7 @@ use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::ByteSize;
 use ckptd_interop::export::{self, Exported, Format};
 
@@ -100,7 +101,7 @@ fn parse_size(text: &str) -> Result<ByteSize, String> {
     size.map(|size| ckptd_core::text::TextValue(size.as_u64())).map_err(|e| format!("not a size such as 5GB: {e}"))
 }
 
-fn describe(id: &str, exported: &Exported) -> String {
+fn describe(id: &SnapshotId, exported: &Exported) -> String {
     let packed = match exported.format {
         Format::Zip | Format::TarZst => {
             let (raw, packed) = (output::size(exported.raw_bytes), output::size(exported.bytes));

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::target::Target;
 use super::{code, output};
 use ckptd_core::error::Result;
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::format::{FileRecord, TensorRecord};
 use ckptd_core::store::read::ChunkStat;
 use ckptd_core::store::{Manifest, SnapshotReader};
@@ -27,7 +28,7 @@ pub struct Args {
 /// `--json`: the manifest, and with each tensor and file how it is stored.
 #[derive(Serialize)]
 struct Document<'a> {
-    id: &'a str,
+    id: &'a SnapshotId,
     path: PathBuf,
     bytes: u64,
     ratio: f64,

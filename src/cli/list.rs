@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::target::Target;
 use super::{code, output};
 use ckptd_core::error::Result;
+use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::store::{QuarantinedFile, SnapshotEntry, SnapshotState, layout};
 
 /// Show the snapshots, newest first, with their state and why each is kept.
@@ -24,8 +25,8 @@ pub struct Args {
 /// One snapshot in `--json`; the names are a contract. What cannot be read is null.
 #[derive(Serialize)]
 struct Row {
-    id: String,
-    run: Option<String>,
+    id: SnapshotId,
+    run: Option<RunId>,
     seq: Option<u64>,
     step: Option<u64>,
     path: PathBuf,
@@ -35,7 +36,7 @@ struct Row {
     created_at: Option<Timestamp>,
     state: &'static str,
     healthy: Option<bool>,
-    root: Option<String>,
+    root: Option<StateRoot>,
     train_loss: Option<f64>,
     val_loss: Option<f64>,
     kept_because: Vec<String>,
@@ -53,7 +54,7 @@ pub fn execute(args: &Args) -> Result<u8> {
 
 fn rows(target: &Target) -> Result<Vec<Row>> {
     let plan = target.store.plan(&target.retention(), Timestamp::now())?;
-    let mut reasons: HashMap<String, Vec<String>> =
+    let mut reasons: HashMap<SnapshotId, Vec<String>> =
         plan.into_iter().filter(|verdict| verdict.keep).map(|verdict| (verdict.id, verdict.reasons)).collect();
     let mut rows: Vec<Row> = Vec::new();
     for entry in target.store.entries()? {
@@ -104,7 +105,7 @@ fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> Row {
 }
 
 fn of_quarantined(file: QuarantinedFile) -> Row {
-    let id = layout::quarantined_id(&file.name).to_owned();
+    let id = layout::quarantined_id(&file.name);
     Row {
         run: None,
         seq: None,
@@ -134,7 +135,7 @@ fn table(rows: &[Row]) -> String {
         .iter()
         .map(|row| {
             vec![
-                row.step.map_or_else(|| row.id.clone(), |step| step.to_string()),
+                row.step.map_or_else(|| row.id.to_string(), |step| step.to_string()),
                 match row.healthy {
                     Some(false) => format!("{}, unhealthy", row.state),
                     _ => row.state.to_owned(),

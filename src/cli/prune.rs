@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::target::Target;
 use super::{code, output};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::RetentionVerdict;
 
 /// Delete what the retention policy does not keep; with --dry-run, show what that would be.
@@ -25,7 +26,7 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Row<'a> {
-    id: &'a str,
+    id: &'a SnapshotId,
     bytes: u64,
     keep: bool,
     reasons: &'a [String],
@@ -63,7 +64,7 @@ fn describe(plan: &[RetentionVerdict], dry_run: bool) -> String {
         .iter()
         .map(|v| {
             let what = if v.keep { "keep" } else { deletes };
-            vec![what.to_owned(), v.id.clone(), output::size(v.bytes), v.reasons.join(", ")]
+            vec![what.to_owned(), v.id.to_string(), output::size(v.bytes), v.reasons.join(", ")]
         })
         .collect();
     let gone: Vec<u64> = plan.iter().filter(|v| !v.keep).map(|v| v.bytes).collect();

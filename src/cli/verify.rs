@@ -10,6 +10,7 @@ use super::target::Target;
 use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::{SnapshotId, StateRoot};
 use ckptd_core::os::process::processors;
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{SnapshotEntry, Store};
@@ -30,13 +31,13 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Row {
-    id: String,
+    id: SnapshotId,
     path: PathBuf,
     bytes: u64,
     verified: bool,
     /// Why it is not.
     reason: Option<String>,
-    root: Option<String>,
+    root: Option<StateRoot>,
     seconds: f64,
 }
 
@@ -71,7 +72,7 @@ pub fn execute(args: &Args) -> Result<u8> {
 
 fn judge(store: &Store, entry: &SnapshotEntry, watch: &Watch) -> Result<Row> {
     let began = Instant::now();
-    watch.begin(&entry.id, entry.bytes);
+    watch.begin(entry.id.as_str(), entry.bytes);
     let shown = AtomicU64::new(0);
     // Threads report sums, of which an older one may come later.
     let progress = |done: u64| watch.advance(done.saturating_sub(shown.fetch_max(done, Ordering::Relaxed))).is_ok();

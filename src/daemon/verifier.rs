@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use crate::training::Input;
 use crate::training::job::{JobEvent, ReadBack, Resume, ResumeDecision};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::os::process::processors;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{SnapshotState, Store};
@@ -20,10 +21,10 @@ use ckptd_core::store::{SnapshotState, Store};
 pub enum Task {
     /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
     Choose {
-        discard: Option<(String, String)>,
+        discard: Option<(SnapshotId, String)>,
     },
     Verify {
-        id: String,
+        id: SnapshotId,
         retention: RetentionPolicy,
         threads: usize,
     },
@@ -102,7 +103,7 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Other("an internal error while reading the store".into()))
 }
 
-fn choose(store: &Store, discard: Option<(String, String)>) -> Result<ResumeDecision> {
+fn choose(store: &Store, discard: Option<(SnapshotId, String)>) -> Result<ResumeDecision> {
     if let Some((id, reason)) = discard {
         let entry = store.find(&id)?;
         store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
@@ -130,9 +131,9 @@ fn choose(store: &Store, discard: Option<(String, String)>) -> Result<ResumeDeci
 }
 
 /// Nothing trains while a resume is chosen.
-fn judge(store: &Store, id: &str, threads: usize) -> ReadBack {
+fn judge(store: &Store, id: &SnapshotId, threads: usize) -> ReadBack {
     let began = Instant::now();
-    let entry = match store.find(id) {
+    let entry = match store.find(&id) {
         Ok(entry) => entry,
         Err(Error::NotFound(_)) => return ReadBack::Gone,
         Err(e) => return ReadBack::Unknown { reason: e.to_string() },
@@ -166,7 +167,7 @@ fn catch_up(store: &Store) {
     for entry in entries.iter().filter(|e| e.own && e.state == SnapshotState::Committed) {
         match guarded(|| judge(store, &entry.id, 1)) {
             Ok(ReadBack::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
-            Ok(_) => debug!(id = entry.id, "read back an older snapshot"),
+            Ok(_) => debug!(id = %entry.id, "read back an older snapshot"),
             Err(e) => warn!("{e}"),
         }
     }
@@ -176,7 +177,7 @@ fn rotate(store: &Store, retention: &RetentionPolicy) {
     match guarded(|| store.prune(retention, Timestamp::now())).and_then(|verdicts| verdicts) {
         Ok(verdicts) => {
             for verdict in verdicts.iter().filter(|verdict| !verdict.keep) {
-                debug!(id = verdict.id, "rotated out {}", verdict.id);
+                debug!(id = %verdict.id, "rotated out {}", verdict.id);
             }
         }
         Err(e) => warn!("old snapshots stay where they are: {e}"),

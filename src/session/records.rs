@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::costs::LearnedCosts;
+use ckptd_core::ids::RunId;
 
 /// Sessions that are kept one by one.
 const KEPT: usize = 500;
@@ -20,7 +21,7 @@ const RECENT: usize = 5;
 #[serde(default)]
 pub struct SessionRecords {
     /// Of the training that the sessions belong to.
-    pub run_id: String,
+    pub run_id: RunId,
     pub costs: LearnedCosts,
     /// Oldest first; the last one may be under way.
     pub sessions: Vec<SessionRecord>,
@@ -55,10 +56,9 @@ pub const KILLED: &str = "killed";
 impl SessionRecords {
     /// Enters a session that begins now. One before it without an end was killed: that is a failure, and what it had
     /// trained since its last snapshot is lost.
-    pub fn begin(&mut self, run_id: &str, now: Timestamp) {
-        if self.run_id != run_id {
-            *self =
-                SessionRecords { run_id: run_id.to_owned(), costs: self.costs.clone(), ..SessionRecords::default() };
+    pub fn begin(&mut self, run_id: &RunId, now: Timestamp) {
+        if self.run_id != *run_id {
+            *self = SessionRecords { run_id: run_id.clone(), costs: self.costs.clone(), ..SessionRecords::default() };
         }
         self.close_killed();
         let saved = self.sessions.last().map_or(0, |session| session.saved_step);
@@ -173,7 +173,7 @@ mod tests {
 
     /// A session of an hour that brings the training to `step`.
     fn hour(records: &mut SessionRecords, began: i64, step: u64) {
-        records.begin("run", at(began));
+        records.begin(&"run".into(), at(began));
         let session = records.current().unwrap();
         (session.step, session.saved_step, session.seen) = (step, step, at(began + 60));
         (session.ended, session.cause) = (Some(at(began + 60)), "SIGTERM".into());
@@ -182,10 +182,10 @@ mod tests {
     #[test]
     fn a_session_without_an_end_was_killed_and_its_unsaved_steps_are_lost() {
         let mut records = SessionRecords::default();
-        records.begin("run", at(0));
+        records.begin(&"run".into(), at(0));
         let session = records.current().unwrap();
         (session.step, session.saved_step, session.seen) = (25, 20, at(9));
-        records.begin("run", at(30));
+        records.begin(&"run".into(), at(30));
         let killed = &records.sessions[0];
         assert_eq!((killed.cause.as_str(), killed.ended, killed.lost_steps), (KILLED, Some(at(9)), 5));
         assert_eq!(records.costs.failures, 1);
@@ -210,7 +210,7 @@ mod tests {
         let mut records = SessionRecords::default();
         hour(&mut records, 0, 10);
         records.costs.failures = 3;
-        records.begin("another", at(100));
+        records.begin(&"another".into(), at(100));
         assert_eq!((records.sessions.len(), records.costs.failures, records.sessions[0].from_step), (1, 3, 0));
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::session::clock::BootInstant;
 use crate::session::records::{SessionRecord, SessionRecords};
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::rough_duration;
 
 /// Steps over which speed is averaged.
@@ -49,7 +50,7 @@ pub struct Counts {
 
 #[derive(Clone, Debug)]
 pub struct LastSnapshot {
-    pub id: String,
+    pub id: SnapshotId,
     pub step: u64,
     pub at: Timestamp,
     pub state: SnapshotState,
@@ -131,8 +132,8 @@ impl Progress {
     }
 
     /// The newest snapshot has become `state`.
-    pub fn snapshot(&mut self, id: &str, step: u64, state: SnapshotState, at: Timestamp) {
-        let last = LastSnapshot { id: id.to_owned(), step, at, state };
+    pub fn snapshot(&mut self, id: &SnapshotId, step: u64, state: SnapshotState, at: Timestamp) {
+        let last = LastSnapshot { id: id.clone(), step, at, state };
         if state == SnapshotState::Verified && self.last_verified.as_ref().is_none_or(|newest| newest.step <= step) {
             self.last_verified = Some(last.clone());
         }
@@ -313,7 +314,7 @@ impl HistoryReport {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotReport {
-    pub id: String,
+    pub id: SnapshotId,
     pub age_seconds: f64,
     pub state: SnapshotState,
 }
@@ -360,8 +361,8 @@ mod tests {
     fn a_late_verdict_on_an_older_snapshot_does_not_hide_the_newest() {
         let mut progress = Progress::new(10);
         let now = Timestamp::now();
-        progress.snapshot("step-2", 2, SnapshotState::Committed, now);
-        progress.snapshot("step-1", 1, SnapshotState::Verified, now);
+        progress.snapshot(&"step-2".into(), 2, SnapshotState::Committed, now);
+        progress.snapshot(&"step-1".into(), 1, SnapshotState::Verified, now);
         let report = progress.report(now);
         assert_eq!(report.last_snapshot.unwrap().id, "step-2");
         assert_eq!(progress.last_verified.unwrap().id, "step-1");

@@ -1,6 +1,5 @@
 //! What comes before the event loop: the lock, the run's id.
 
-use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use super::{Input, Queue};
 use crate::session::clock::BootInstant;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::RunId;
 use ckptd_core::os::process::started_since_boot;
 use ckptd_core::store::lock::SESSION;
 use ckptd_core::store::{Store, StoreLock};
@@ -92,15 +92,11 @@ fn orphaned(path: &Path, store: &Store) -> Error {
 }
 
 /// The id of the store's run; a new store gets one of 128 random bits.
-pub fn run_id(store: &Store) -> Result<String> {
+pub fn run_id(store: &Store) -> Result<RunId> {
     if let Some(run_id) = store.run_id()? {
         return Ok(run_id);
     }
-    let mut bits = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut bits))
-        .map_err(|e| Error::io("reading", "/dev/urandom", e))?;
-    let run_id: String = bits.iter().map(|byte| format!("{byte:02x}")).collect();
+    let run_id = RunId::random()?;
     store.set_run_id(&run_id)?;
     debug!("the run is {run_id}");
     Ok(run_id)

@@ -108,7 +108,7 @@ impl Job {
     pub fn root(&self) -> Result<String> {
         let newest = Store::open(&self.store)?.find("latest")?;
         ensure!(newest.state == SnapshotState::Verified, "the newest snapshot is not verified");
-        Ok(newest.manifest.context("it has no manifest")?.root)
+        Ok(newest.manifest.context("it has no manifest")?.root.into())
     }
 
     pub fn log(&self) -> String {

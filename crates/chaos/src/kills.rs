@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::layout::{self, Folder};
 use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotReader, SnapshotState, Store, commit};
@@ -80,7 +81,7 @@ pub fn victim(path: &Path, seed: u64) -> Result<()> {
 }
 
 /// One write: a line is there as a whole or not at all.
-fn say(what: &str, id: &str) {
+fn say(what: &str, id: impl std::fmt::Display) {
     let _ = std::io::stdout().write_all(format!("{what} {id}\n").as_bytes());
     let _ = std::io::stdout().flush();
 }
@@ -150,9 +151,9 @@ fn moment(store: &Path, told: &Told) -> (String, Vec<(usize, u64)>) {
 #[derive(Default)]
 struct Told {
     /// Ids sort as their steps do.
-    saved: BTreeSet<String>,
-    damaged: HashSet<String>,
-    pinned: HashSet<String>,
+    saved: BTreeSet<SnapshotId>,
+    damaged: HashSet<SnapshotId>,
+    pinned: HashSet<SnapshotId>,
     last: String,
     /// The newest good step at the last look, which the next victim has to resume from.
     newest: Option<u64>,
@@ -162,16 +163,16 @@ impl Told {
     fn hear(&mut self, lines: &str, tally: &mut Tally) {
         for (what, id) in lines.lines().filter_map(|line| line.split_once(' ')) {
             self.last = what.to_owned();
-            let id = id.to_owned();
+            let id = SnapshotId::from(id);
             match what {
                 "resumed" => {
                     // A victim that was killed between announcing damage and doing it did none.
-                    let step = id.parse().unwrap_or(0);
+                    let step = id.as_str().parse().unwrap_or(0);
                     if self.damaged.remove(&layout::snapshot_id(step, None)) && Some(step) > self.newest {
                         self.newest = Some(step);
                     }
                     let expected = self.newest.unwrap_or(0).to_string();
-                    tally.require(id == expected, || format!("resumed from step {id}, not from {expected}"));
+                    tally.require(id == expected.as_str(), || format!("resumed from step {id}, not from {expected}"));
                 }
                 "saved" => {
                     // A step that was damaged and taken again has its name again.

@@ -119,7 +119,7 @@ impl Life {
             _ => None,
         };
         self.facts.push(SnapshotFacts {
-            id: format!("s{}", self.seq),
+            id: format!("s{}", self.seq).into(),
             own: !self.random.one_in(12),
             seq: self.seq,
             step: self.step,
@@ -162,7 +162,7 @@ impl Life {
         let fact = self.facts[self.random.below(self.facts.len() as u64) as usize].clone();
         let seq = fact.seq;
         self.copies += 1;
-        self.facts.push(SnapshotFacts { id: format!("s{seq} copy {}", self.copies), pinned: false, ..fact });
+        self.facts.push(SnapshotFacts { id: format!("s{seq} copy {}", self.copies).into(), pinned: false, ..fact });
         Operation::Copied(seq)
     }
 

@@ -1,6 +1,7 @@
 //! A training state that follows from its step alone, so that any snapshot can be held against what it must be.
 
 use ckptd_core::dtype::DType;
+use ckptd_core::ids::StateRoot;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::format::{self, TensorRecord};
 
@@ -34,7 +35,7 @@ pub fn val_loss(step: u64) -> Option<f64> {
 }
 
 /// The root that a snapshot of `step` must have.
-pub fn root(step: u64, elements: usize) -> String {
+pub fn root(step: u64, elements: usize) -> StateRoot {
     let record = |role, step| TensorRecord {
         meta: meta(role, elements),
         hash: blake3::hash(&weights(step, elements)).to_hex().to_string(),

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod ids;
 pub mod os;
 pub mod pipeline;
 pub mod protocol;

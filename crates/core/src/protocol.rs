@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::ids::RunId;
 
 /// Both sides refuse another one's version.
 pub const VERSION: u32 = 1;
@@ -41,7 +42,7 @@ pub struct Start {
     pub protocol: u32,
     pub config: Config,
     /// 128 random bits as hex: one training, however many sessions it takes.
-    pub run_id: String,
+    pub run_id: RunId,
     /// Sequence number of the next snapshot.
     pub next_seq: u64,
     /// The snapshot to go on from.

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use ckptd_core::error::Error;
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::{SnapshotReader, SnapshotState, Store, layout};
 
 use crate::campaign::{Row, Scratch, add, each, guarded};
@@ -16,7 +17,7 @@ use crate::{drive, prepare};
 struct Saved {
     store: PathBuf,
     /// Ids of what is there, oldest first.
-    ids: Vec<String>,
+    ids: Vec<SnapshotId>,
 }
 
 fn saved(scratch: &Scratch, seed: u64) -> Result<Saved> {
@@ -31,7 +32,7 @@ fn saved(scratch: &Scratch, seed: u64) -> Result<Saved> {
 }
 
 impl Saved {
-    fn path(&self, id: &str) -> PathBuf {
+    fn path(&self, id: &SnapshotId) -> PathBuf {
         self.store.join("snapshots").join(layout::snapshot_file(id))
     }
 }

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::RunId;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotState, Store, StoreLock, commit, layout};
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use crate::states;
 pub struct Session {
     store: Store,
     _lock: StoreLock,
-    run: String,
+    run: RunId,
     seed: u64,
     next_seq: u64,
 }
@@ -35,7 +36,7 @@ impl Session {
         let run = match store.run_id()? {
             Some(run) => run,
             None => {
-                let run = format!("run-{seed}");
+                let run = RunId::from(format!("run-{seed}"));
                 store.set_run_id(&run)?;
                 run
             }
@@ -45,7 +46,7 @@ impl Session {
         let chosen = store.choose_resume(1, &mut |line| told.push(line))?;
         // What the system does not hand out now may be passed over, as long as that is said.
         for line in told.iter().filter(|line| line.contains(" cannot be ")) {
-            let step = line.split(' ').next().and_then(layout::step_of);
+            let step = line.split(' ').next().and_then(|id| layout::step_of(&id.into()));
             step.into_iter().for_each(|step| say(Ack::PassedOver { seq: step / states::step_of(1) }));
         }
         say(Ack::Resumed { seq: chosen.map(|chosen| chosen.entry.seq()) });

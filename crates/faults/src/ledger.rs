@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use ckptd_core::ids::{RunId, SnapshotId};
 use ckptd_core::store::{SnapshotReader, layout};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::{drive, states};
 #[serde(tag = "ack", rename_all = "snake_case")]
 pub enum Ack {
     Started {
-        run: String,
+        run: RunId,
     },
     /// A start could not read this one now.
     PassedOver {
@@ -30,7 +31,7 @@ pub enum Ack {
     },
     Committed {
         seq: u64,
-        id: String,
+        id: SnapshotId,
     },
     Verifying {
         seq: u64,
@@ -40,7 +41,7 @@ pub enum Ack {
     },
     Pinned {
         seq: u64,
-        id: String,
+        id: SnapshotId,
     },
     Unpinning {
         seq: u64,
@@ -50,12 +51,12 @@ pub enum Ack {
     },
     Discarded {
         seq: u64,
-        id: String,
+        id: SnapshotId,
     },
     /// Damaged from outside; the hash of its bytes since then.
     Damaged {
         seq: u64,
-        id: String,
+        id: SnapshotId,
         hash: String,
     },
     Rotating {
@@ -74,15 +75,15 @@ pub enum Ack {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     seed: u64,
-    run: Option<String>,
-    committed: BTreeMap<u64, String>,
+    run: Option<RunId>,
+    committed: BTreeMap<u64, SnapshotId>,
     failed: BTreeSet<u64>,
     maybe_verified: BTreeSet<u64>,
     verified: BTreeSet<u64>,
-    pinned: BTreeMap<u64, String>,
+    pinned: BTreeMap<u64, SnapshotId>,
     leaving: BTreeSet<u64>,
-    discarded: BTreeMap<u64, String>,
-    damaged: BTreeMap<u64, (String, String)>,
+    discarded: BTreeMap<u64, SnapshotId>,
+    damaged: BTreeMap<u64, (SnapshotId, String)>,
     passed_over: BTreeSet<u64>,
     broken: Vec<String>,
     pub errors: Vec<String>,
@@ -262,7 +263,7 @@ impl Ledger {
                 broken.push(format!("snapshots/{name} is no snapshot"));
                 continue;
             };
-            if self.damaged.values().any(|(damaged, hash)| damaged == id && file_hash(&path).as_ref() == Some(hash)) {
+            if self.damaged.values().any(|(damaged, hash)| *damaged == id && file_hash(&path).as_ref() == Some(hash)) {
                 continue;
             }
             match whole(&path, self.seed) {
@@ -281,7 +282,7 @@ impl Ledger {
         for seq in self.failed.iter().filter(|seq| strict && present.contains(seq)) {
             broken.push(format!("snapshot {seq} is there though its save failed"));
         }
-        for id in self.pinned.values().filter(|id| !store.join("pins").join(id).exists()) {
+        for id in self.pinned.values().filter(|id| !store.join("pins").join(layout::pin_file(id)).exists()) {
             broken.push(format!("the pin of {id} is gone"));
         }
         if self.run.is_some() && !store.join(layout::RUN).exists() {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use ckptd_core::arithmetic::{ArithmeticNumber, KnownArithmetic};
 use ckptd_core::config::{Config, ResolvedJob};
+use ckptd_core::ids::StateRoot;
 use ckptd_core::os::process::processors;
 use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent};
 use ckptd_core::settings::TrainSettings;
@@ -46,7 +47,7 @@ pub struct TrainingSetup {
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
     /// What was resumed from: the train state as it was saved, and its root.
-    pub resumed: Option<(TrainState, String)>,
+    pub resumed: Option<(TrainState, StateRoot)>,
 }
 
 impl TrainingSetup {
@@ -247,7 +248,7 @@ fn restore(
     accept_changes: bool,
     threads: usize,
     events: &EventSender,
-) -> Result<(TrainState, String)> {
+) -> Result<(TrainState, StateRoot)> {
     let manifest = snapshot.manifest();
     let saved = &manifest.train;
     let (now, _) = state.train();

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ckptd_core::config::{Config, SnapshotEvery};
+use ckptd_core::ids::RunId;
 use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
 use ckptd_core::store::{CommitPace, Store};
 use ckptd_core::{Error, Result};
@@ -127,19 +128,13 @@ fn alone(path: &std::path::Path) -> Result<(Start, CommandSource)> {
     let chosen = store.choose_resume(2, &mut |line| eprintln!("ckptd-gpt2: {line}"))?;
     let run_id = match store.run_id()? {
         Some(run_id) => run_id,
-        None => new_run_id(&config),
+        None => RunId::random()?,
     };
     store.set_run_id(&run_id)?;
     let next_seq = store.next_seq()?;
     let resume = chosen.map(|c| c.entry.path);
     let start = Start { protocol: VERSION, config, run_id, next_seq, resume, accept_changes: false };
     Ok((start, CommandSource::Alone { _lock: lock }))
-}
-
-fn new_run_id(config: &Config) -> String {
-    let now = std::time::SystemTime::now();
-    let seed = format!("{now:?} {} {}", std::process::id(), config.job.store.display());
-    blake3::hash(seed.as_bytes()).to_hex()[..32].to_owned()
 }
 
 /// Prepares and trains. Returns when the training is complete; an end by command leaves the process from within.

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ckptd_core::ids::{RunId, StateRoot};
 use ckptd_core::os::process::{YIELDING_NICE, lower_other_threads, processors};
 use ckptd_core::protocol::{MessageLevel, WorkerEvent};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainState};
@@ -28,10 +29,10 @@ const THREAD: &str = "snapshots";
 /// What every snapshot of this session has in common.
 pub struct CommitSettings {
     pub store: Store,
-    pub run_id: String,
+    pub run_id: RunId,
     pub next_seq: u64,
     /// The state that the store holds already, and its root: what the session resumed from.
-    pub resumed: Option<(TrainState, String)>,
+    pub resumed: Option<(TrainState, StateRoot)>,
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
     /// What computes the hash of the model's answers, where snapshots are to hold one.
@@ -296,7 +297,7 @@ impl SnapshotFlight {
 /// The thread that commits.
 struct SnapshotCommitter {
     settings: CommitSettings,
-    parent: Option<String>,
+    parent: Option<StateRoot>,
     flight: Arc<SnapshotFlight>,
     policy: Arc<SnapshotPolicy>,
     capturer: StateCapturer,

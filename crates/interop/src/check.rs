@@ -20,6 +20,7 @@ use crate::model;
 use crate::progress::Progress;
 use ckptd_core::dtype::{DType, numbers};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::StateRoot;
 use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::store::SnapshotReader;
 
@@ -31,7 +32,7 @@ pub struct Checked {
     pub path: PathBuf,
     pub against: Option<PathBuf>,
     pub step: u64,
-    pub root: String,
+    pub root: StateRoot,
     pub tensors: Vec<TensorCheck>,
     /// Tensors of one side only, as `role name`.
     pub only_here: Vec<String>,

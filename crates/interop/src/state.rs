@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mapped::{Mapped, read_small};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::{RunId, StateRoot};
 use ckptd_core::snapshot::{Metrics, Provenance, TrainState};
 use ckptd_core::store::Manifest;
 use ckptd_core::store::format::{FileRecord, TensorRecord, plain_name};
@@ -21,11 +22,11 @@ const MAX_BYTES: u64 = 16 << 20;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub format: u32,
-    pub run_id: String,
+    pub run_id: RunId,
     pub seq: u64,
-    pub parent: Option<String>,
+    pub parent: Option<StateRoot>,
     pub created_at: jiff::Timestamp,
-    pub root: String,
+    pub root: StateRoot,
     pub train: TrainState,
     pub metrics: Metrics,
     pub provenance: Provenance,

@@ -10,6 +10,7 @@ use crate::session::notice::SessionNotice;
 use crate::session::records::SessionRecords;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{self, AgentCommand};
 use ckptd_core::snapshot::TrainState;
 
@@ -20,7 +21,7 @@ pub enum JobEvent {
     Chosen(Result<ResumeDecision>),
     /// The keeper has read a snapshot back.
     Judged {
-        id: String,
+        id: SnapshotId,
         verdict: ReadBack,
     },
     Started {
@@ -53,7 +54,7 @@ impl JobEvent {
 pub enum JobAction {
     /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
     Choose {
-        discard: Option<(String, String)>,
+        discard: Option<(SnapshotId, String)>,
     },
     Spawn,
     Send(AgentCommand),
@@ -61,7 +62,7 @@ pub enum JobAction {
     Kill,
     /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is.
     Verify {
-        id: String,
+        id: SnapshotId,
     },
     /// Write the records to the store.
     Record(Box<SessionRecords>),
@@ -92,7 +93,7 @@ pub struct ResumeDecision {
 
 #[derive(Clone, Debug)]
 pub struct Resume {
-    pub id: String,
+    pub id: SnapshotId,
     pub path: PathBuf,
     pub step: u64,
     pub train: TrainState,

@@ -31,6 +31,7 @@ use crate::session::plan::{EXIT_RESERVE, SessionPlan};
 use crate::session::records::SessionRecords;
 use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::{RunId, SnapshotId};
 use ckptd_core::protocol::{self, AgentCommand, WorkerFailure};
 
 /// Without a message of the worker's own for so long after its start, it does not speak the protocol.
@@ -42,7 +43,7 @@ const OVERSLEPT: Duration = Duration::from_secs(3);
 
 pub struct Job {
     config: Config,
-    run_id: String,
+    run_id: RunId,
     accept_changes: bool,
     phase: Phase,
     progress: Progress,
@@ -113,7 +114,7 @@ struct Stop {
 }
 
 struct Unjudged {
-    id: String,
+    id: SnapshotId,
     step: u64,
     write: Duration,
     began: BootInstant,
@@ -125,7 +126,7 @@ impl Job {
     /// `records` is what the store's earlier sessions left.
     pub fn new(
         config: Config,
-        run_id: String,
+        run_id: RunId,
         accept_changes: bool,
         mut records: SessionRecords,
         now: ClockReading,
@@ -242,7 +243,7 @@ impl Job {
         }
     }
 
-    fn choose(&mut self, discard: Option<(String, String)>) {
+    fn choose(&mut self, discard: Option<(SnapshotId, String)>) {
         self.phase = Phase::Choosing;
         self.progress.state = State::Starting;
         self.act(JobAction::Choose { discard });
@@ -269,7 +270,7 @@ impl Job {
             return self.end(Ok(Outcome::Finished), now);
         }
         match &choice.resume {
-            Some(resume) => info!(step, id = resume.id, "resuming from step {step} of {total}: {}", resume.why),
+            Some(resume) => info!(step, id = %resume.id, "resuming from step {step} of {total}: {}", resume.why),
             None => info!("starting a training of {total} steps"),
         }
         self.phase = Phase::Running(Box::new(Run {
@@ -299,8 +300,8 @@ impl Job {
         session.lost_steps += reached.saturating_sub(step);
     }
 
-    fn judged(&mut self, id: &str, verdict: ReadBack, now: ClockReading) {
-        let Some(at) = self.unjudged.iter().position(|u| u.id == id) else { return };
+    fn judged(&mut self, id: &SnapshotId, verdict: ReadBack, now: ClockReading) {
+        let Some(at) = self.unjudged.iter().position(|u| u.id == *id) else { return };
         let Unjudged { step, write, began, stall, .. } = self.unjudged.swap_remove(at);
         match verdict {
             ReadBack::Verified { step: found, .. } if found != step => {
@@ -312,7 +313,7 @@ impl Job {
                 let size = bytesize::ByteSize(bytes);
                 info!(
                     step,
-                    id, bytes, ratio, seconds, "verified step {step}: {size}, {ratio:.2}x smaller, {seconds:.1} s"
+                    %id, bytes, ratio, seconds, "verified step {step}: {size}, {ratio:.2}x smaller, {seconds:.1} s"
                 );
                 if !healthy {
                     warn!(step, "step {step} holds values that are not finite; a resume passes over it");
@@ -329,7 +330,7 @@ impl Job {
             }
             ReadBack::Quarantined { reason } => {
                 let told = format!("step {step} is not what was written and went to quarantine: {reason}");
-                warn!(step, id, "{told}");
+                warn!(step, %id, "{told}");
                 self.progress.problem = Some(told);
                 self.progress.counts.quarantined += 1;
                 self.progress.snapshot(id, step, SnapshotState::Quarantined, now.wall);
@@ -337,11 +338,11 @@ impl Job {
             }
             ReadBack::Unknown { reason } => {
                 let told = format!("step {step} could not be verified: {reason}");
-                warn!(step, id, "{told}");
+                warn!(step, %id, "{told}");
                 self.progress.problem = Some(told);
                 self.refuted(now);
             }
-            ReadBack::Gone => warn!(step, id, "step {step} is not in the store any more"),
+            ReadBack::Gone => warn!(step, %id, "step {step} is not in the store any more"),
         }
         self.conclude_if_settled(now);
     }

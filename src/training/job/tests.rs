@@ -69,7 +69,7 @@ impl Bench {
 
 fn choice(step: u64) -> ResumeDecision {
     let resume = (step > 0).then(|| Resume {
-        id: format!("step-{step}"),
+        id: format!("step-{step}").into(),
         path: format!("/store/step-{step}.ckpt").into(),
         step,
         created_at: Timestamp::now(),
@@ -117,7 +117,7 @@ pub(super) fn verified(step: u64) -> JobEvent {
     let took = Duration::from_millis(5);
     let verdict =
         ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
-    JobEvent::Judged { id: format!("step-{step}"), verdict }
+    JobEvent::Judged { id: format!("step-{step}").into(), verdict }
 }
 
 pub(super) fn exited(code: i32) -> JobEvent {
@@ -306,10 +306,10 @@ proptest! {
                 Happening::Judge(n) => {
                     let Some(step) = unjudged.pop() else { continue };
                     let event = match n {
-                        0 => JobEvent::Judged { id: format!("step-{step}"), verdict: ReadBack::Gone },
+                        0 => JobEvent::Judged { id: format!("step-{step}").into(), verdict: ReadBack::Gone },
                         1 => {
                             let verdict = ReadBack::Quarantined { reason: "flipped".into() };
-                            JobEvent::Judged { id: format!("step-{step}"), verdict }
+                            JobEvent::Judged { id: format!("step-{step}").into(), verdict }
                         }
                         _ => {
                             saved = saved.max(step);

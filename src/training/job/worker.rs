@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::training::restarts;
+use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent as Message};
 use ckptd_core::text::rough_duration;
 
@@ -153,7 +154,8 @@ impl Job {
             }
             Message::Committed { step, path, write_ms, stall_ms, extra_peak_bytes, .. } => {
                 // Only the name counts: what lies elsewhere is none of this store's snapshots.
-                let Some(id) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()) else {
+                let Some(id) = path.file_stem().map(|stem| SnapshotId::from(stem.to_string_lossy().into_owned()))
+                else {
                     return self.kill_for(Cause::Garbage(format!("{} is no snapshot", path.display())), now);
                 };
                 if self.complaint.take().is_some() {
@@ -208,7 +210,7 @@ impl Job {
             (Some(Err((WorkerFailure::Mismatch, what))), _) => self.end(Err(Error::Other(what)), now),
             (Some(Err((WorkerFailure::Damaged, what))), _) if run.resume.is_some() => {
                 let id = run.resume.map(|resume| resume.id).unwrap_or_default();
-                warn!(id, "{id} cannot be loaded and goes to quarantine: {what}");
+                warn!(%id, "{id} cannot be loaded and goes to quarantine: {what}");
                 self.progress.counts.quarantined += 1;
                 self.choose(Some((id, what)));
             }

@@ -10,13 +10,14 @@ use super::layout::{self, Folder};
 use super::read;
 use super::receipt::Receipt;
 use crate::error::{Error, Result};
+use crate::ids::SnapshotId;
 use crate::os::fs::{self, Dir};
 use crate::os::stamp::FileStamp;
 
 /// A file in `snapshots/` (or, through [`Store::find`], elsewhere).
 #[derive(Clone, Debug)]
 pub struct SnapshotEntry {
-    pub id: String,
+    pub id: SnapshotId,
     pub path: PathBuf,
     pub bytes: u64,
     pub state: SnapshotState,
@@ -69,7 +70,7 @@ impl Store {
     /// All snapshots, newest first: the store's run by sequence number, then others, then those that cannot be read.
     pub fn entries(&self) -> Result<Vec<SnapshotEntry>> {
         let run_id = self.run_id()?;
-        let pins = self.files(Folder::Pins)?;
+        let pins: Vec<SnapshotId> = self.files(Folder::Pins)?.into_iter().map(SnapshotId::from).collect();
         let mut entries = self.look()?;
         for entry in &mut entries {
             entry.own = entry.manifest.as_ref().is_some_and(|m| Some(&m.run_id) == run_id.as_ref());
@@ -116,7 +117,8 @@ impl Store {
     }
 
     /// `latest` (healthy, of the store's run, verified before committed), `best`, a step, an id, or a file's path.
-    pub fn find(&self, spec: &str) -> Result<SnapshotEntry> {
+    pub fn find(&self, spec: impl AsRef<str>) -> Result<SnapshotEntry> {
+        let spec = spec.as_ref();
         let entries = self.entries()?;
         let none = |what: &str| Error::NotFound(format!("the store {} has no {what}", self.path().display()));
         let good = || entries.iter().filter(|e| e.own && e.healthy());
@@ -164,19 +166,19 @@ impl Store {
     }
 }
 
-fn entry(path: PathBuf, id: &str, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> SnapshotEntry {
+fn entry(path: PathBuf, id: SnapshotId, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> SnapshotEntry {
     let (state, manifest) = match read::peek(&path) {
         Err(Error::Damaged { reason, .. }) => (SnapshotState::Damaged(reason), None),
         Err(Error::Newer { version, .. }) => (SnapshotState::Newer(version), None),
         Err(e) => (SnapshotState::Unreadable(e.to_string()), None),
         Ok((manifest, file_hash)) => {
-            let receipt = receipts.and_then(|dir| Receipt::read(dir, id));
+            let receipt = receipts.and_then(|dir| Receipt::read(dir, &id));
             let covered =
                 receipt.is_some_and(|r| r.covers(&FileStamp::from(stat), &file_hash) && r.root == manifest.root);
             (if covered { SnapshotState::Verified } else { SnapshotState::Committed }, Some(manifest))
         }
     };
-    SnapshotEntry { id: id.to_owned(), path, bytes: stat.st_size as u64, state, pinned: false, own: false, manifest }
+    SnapshotEntry { id, path, bytes: stat.st_size as u64, state, pinned: false, own: false, manifest }
 }
 
 /// A snapshot that lies anywhere, by its path.
@@ -184,7 +186,7 @@ fn entry_at(path: &Path) -> Result<SnapshotEntry> {
     let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
     let (manifest, _) = read::peek(&path)?;
     let bytes = fs::length(&fs::open_path(&path)?, &path)?;
-    let id = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let id = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default().into();
     Ok(SnapshotEntry {
         id,
         path,

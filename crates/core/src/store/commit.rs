@@ -16,6 +16,7 @@ use super::layout;
 use crate::codec::{CHUNK_BYTES, Encoder, room};
 use crate::dtype;
 use crate::error::{Error, Result};
+use crate::ids::{RunId, SnapshotId, StateRoot};
 use crate::os::block_writer::{BlockWriter, Starvation};
 use crate::os::fs::{self, Dir, SECTOR};
 use crate::os::process::{ENCODING_NICE, lower_priority, processors};
@@ -42,9 +43,9 @@ pub enum CommitPace {
 
 #[derive(Clone, Debug)]
 pub struct CommitOptions {
-    pub run_id: String,
+    pub run_id: RunId,
     pub seq: u64,
-    pub parent: Option<String>,
+    pub parent: Option<StateRoot>,
     /// `[snapshot] level`.
     pub level: u8,
     /// Encoding threads, at least 1.
@@ -80,7 +81,7 @@ impl CommitHandle {
 }
 
 impl CommitOptions {
-    pub fn new(run_id: &str, seq: u64) -> CommitOptions {
+    pub fn new(run_id: impl Into<RunId>, seq: u64) -> CommitOptions {
         CommitOptions {
             run_id: run_id.into(),
             seq,
@@ -98,11 +99,11 @@ impl CommitOptions {
 /// What a commit made durable.
 #[derive(Clone, Debug)]
 pub struct Committed {
-    pub id: String,
+    pub id: SnapshotId,
     pub path: PathBuf,
     pub bytes: u64,
     pub raw_bytes: u64,
-    pub root: String,
+    pub root: StateRoot,
     pub healthy: bool,
     /// From the first chunk to the last folder's sync.
     pub write_ms: f64,
@@ -136,7 +137,7 @@ pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Res
 }
 
 /// Renames the finished file into place and makes that durable: the last step that can fail. Returns its id and path.
-fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(String, PathBuf)> {
+fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(SnapshotId, PathBuf)> {
     let snapshots = store.folder(layout::Folder::Snapshots)?;
     let mut id = layout::snapshot_id(manifest.train.step, None);
     // The plain name can be taken, by an unhealthy snapshot of the same step for example: that one is not touched.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{CHUNK_BYTES, ChunkContext, MAX_OVERHEAD};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ids::{RunId, StateRoot};
 use crate::snapshot::{Metrics, Provenance, Role, TensorMeta, TrainState};
 
 pub const VERSION: u32 = 1;
@@ -34,14 +35,14 @@ pub type Hash = [u8; 32];
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub format: u32,
-    pub run_id: String,
+    pub run_id: RunId,
     /// Counts the snapshots of a run, over all its sessions.
     pub seq: u64,
     /// `root` of the snapshot that the run resumed from or took before this one.
-    pub parent: Option<String>,
+    pub parent: Option<StateRoot>,
     pub created_at: jiff::Timestamp,
     /// Hash over the sorted tensors and the train state; see [`root`].
-    pub root: String,
+    pub root: StateRoot,
     /// Every parameter and the loss are finite.
     pub healthy: bool,
     /// Bytes of all tensors.
@@ -169,7 +170,7 @@ fn left_half(n: usize) -> usize {
 
 /// The identity of a training state: BLAKE3 over the tensors in the order of (role, name) and the train state. It does
 /// not depend on codec, chunking, time, run id or the number of interruptions.
-pub fn root(tensors: &[TensorRecord], train: &TrainState) -> String {
+pub fn root(tensors: &[TensorRecord], train: &TrainState) -> StateRoot {
     let mut sorted: Vec<&TensorRecord> = tensors.iter().collect();
     sorted.sort_by(|a, b| (a.meta.role.name(), &a.meta.name).cmp(&(b.meta.role.name(), &b.meta.name)));
     let mut hasher = blake3::Hasher::new_derive_key("ckptd 2026 root of a training state");
@@ -186,7 +187,7 @@ pub fn root(tensors: &[TensorRecord], train: &TrainState) -> String {
     }
     // A struct of plain fields and a sorted map always serialises, and always to the same text.
     text(&serde_json::to_string(train).unwrap_or_default());
-    hasher.finalize().to_hex().to_string()
+    StateRoot::from(hasher.finalize().to_hex().as_str())
 }
 
 pub fn hex(hash: &Hash) -> String {

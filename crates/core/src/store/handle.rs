@@ -12,6 +12,7 @@ use super::layout::{self, Folder};
 use super::lock::{self, LastSession, StoreLock};
 use super::read;
 use crate::error::{Error, Result};
+use crate::ids::RunId;
 use crate::os::fs::{self, Dir};
 
 /// An open store.
@@ -22,7 +23,7 @@ pub struct Store {
 
 #[derive(Serialize, Deserialize)]
 struct RunRecord {
-    run_id: String,
+    run_id: RunId,
 }
 
 impl Store {
@@ -80,7 +81,7 @@ impl Store {
     }
 
     /// The training that the store belongs to; `None` in an empty store.
-    pub fn run_id(&self) -> Result<Option<String>> {
+    pub fn run_id(&self) -> Result<Option<RunId>> {
         match self.dir.read_small(layout::RUN, 4096)? {
             Some(bytes) => match serde_json::from_slice::<RunRecord>(&bytes) {
                 Ok(run) => Ok(Some(run.run_id)),
@@ -99,7 +100,7 @@ impl Store {
         }
     }
 
-    pub fn set_run_id(&self, run_id: &str) -> Result<()> {
+    pub fn set_run_id(&self, run_id: impl Into<RunId>) -> Result<()> {
         let json = serde_json::to_vec(&RunRecord { run_id: run_id.into() })
             .map_err(|e| Error::Other(format!("writing {}: {e}", layout::RUN)))?;
         self.dir.write_durably(layout::RUN, &json)

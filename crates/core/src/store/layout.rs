@@ -3,6 +3,8 @@
 //! Invariant: no other module spells a file name of the store. A name that does not parse here is not ours: it is
 //! neither read nor deleted.
 
+use crate::ids::SnapshotId;
+
 /// Folders of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Folder {
@@ -54,24 +56,24 @@ const REASON_SUFFIX: &str = ".reason.txt";
 const TEXT_SUFFIX: &str = ".txt";
 
 /// `step-000000001200`; with the sequence number where another file holds that name already.
-pub fn snapshot_id(step: u64, seq: Option<u64>) -> String {
+pub fn snapshot_id(step: u64, seq: Option<u64>) -> SnapshotId {
     match seq {
-        None => format!("{PREFIX}{step:012}"),
-        Some(seq) => format!("{PREFIX}{step:012}.{seq}"),
+        None => format!("{PREFIX}{step:012}").into(),
+        Some(seq) => format!("{PREFIX}{step:012}.{seq}").into(),
     }
 }
 
-pub fn snapshot_file(id: &str) -> String {
+pub fn snapshot_file(id: &SnapshotId) -> String {
     format!("{id}{SUFFIX}")
 }
 
 /// The file in `staging/` that becomes the snapshot `id`.
-pub fn staging_file(id: &str) -> String {
+pub fn staging_file(id: &SnapshotId) -> String {
     format!("{id}{STAGING_SUFFIX}")
 }
 
 /// The id in the name of a snapshot's file, or `None` where it is not one.
-pub fn parse_snapshot_file(name: &str) -> Option<&str> {
+pub fn parse_snapshot_file(name: &str) -> Option<SnapshotId> {
     let id = name.strip_suffix(SUFFIX)?;
     let (step, seq) = match id.strip_prefix(PREFIX)?.split_once('.') {
         None => (id.strip_prefix(PREFIX)?, None),
@@ -79,17 +81,22 @@ pub fn parse_snapshot_file(name: &str) -> Option<&str> {
     };
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let known = step.len() >= 12 && digits(step) && step.parse::<u64>().is_ok();
-    (known && seq.is_none_or(|s| digits(s) && s.parse::<u64>().is_ok())).then_some(id)
+    (known && seq.is_none_or(|s| digits(s) && s.parse::<u64>().is_ok())).then(|| id.into())
 }
 
 /// The step in the id of a snapshot.
-pub fn step_of(id: &str) -> Option<u64> {
-    let step = id.strip_prefix(PREFIX)?;
+pub fn step_of(id: &SnapshotId) -> Option<u64> {
+    let step = id.as_str().strip_prefix(PREFIX)?;
     step.split_once('.').map_or(step, |(step, _)| step).parse().ok()
 }
 
-pub fn receipt_file(id: &str) -> String {
+pub fn receipt_file(id: &SnapshotId) -> String {
     format!("{id}.json")
+}
+
+/// The file that pins a snapshot.
+pub fn pin_file(id: &SnapshotId) -> &str {
+    id.as_str()
 }
 
 /// The name in quarantine of a file `name`, of which `n` others lie there already.
@@ -98,14 +105,14 @@ pub fn set_aside(name: &str, n: u64) -> String {
 }
 
 /// The id in the name of a snapshot's file, also of one that was set aside.
-pub fn parse_set_aside(name: &str) -> Option<&str> {
+pub fn parse_set_aside(name: &str) -> Option<SnapshotId> {
     let numbered = || name.rsplit_once('.').filter(|(_, n)| n.parse::<u64>().is_ok()).map(|(name, _)| name);
     parse_snapshot_file(name).or_else(|| parse_snapshot_file(numbered()?))
 }
 
 /// The id of a quarantined file: its name without what quarantine and its suffix added.
-pub fn quarantined_id(name: &str) -> &str {
-    name.split_once(SUFFIX).map_or(name, |(id, _)| id)
+pub fn quarantined_id(name: &str) -> SnapshotId {
+    name.split_once(SUFFIX).map_or(name, |(id, _)| id).into()
 }
 
 /// The reason beside a quarantined file.
@@ -127,7 +134,7 @@ mod tests {
     fn names_are_parsed_as_they_are_built() {
         for (step, seq) in [(0, None), (1200, None), (u64::MAX, Some(7)), (999_999_999_999, Some(0))] {
             let id = snapshot_id(step, seq);
-            assert_eq!(parse_snapshot_file(&snapshot_file(&id)), Some(id.as_str()));
+            assert_eq!(parse_snapshot_file(&snapshot_file(&id)), Some(id));
         }
         assert_eq!(snapshot_file(&snapshot_id(1200, None)), "step-000000001200.ckpt");
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::read::SnapshotReader;
 use super::{format, layout};
 use crate::error::{Error, Result};
+use crate::ids::{SnapshotId, StateRoot};
 use crate::os::fs::Dir;
 use crate::os::stamp::FileStamp;
 
@@ -17,7 +18,7 @@ use crate::os::stamp::FileStamp;
 pub struct Receipt {
     /// Hash of the trailer, which covers every byte of the file.
     pub file_hash: String,
-    pub root: String,
+    pub root: StateRoot,
     pub bytes: u64,
     pub inode: u64,
     pub modified_ns: i128,
@@ -51,14 +52,14 @@ impl Receipt {
             && self.changed_ns == stamp.changed_ns()
     }
 
-    pub fn write(&self, receipts: &Dir, id: &str) -> Result<()> {
+    pub fn write(&self, receipts: &Dir, id: &SnapshotId) -> Result<()> {
         let json =
             serde_json::to_vec_pretty(self).map_err(|e| Error::Other(format!("writing the receipt of {id}: {e}")))?;
         receipts.write_durably(&layout::receipt_file(id), &json)
     }
 
     /// `None` where there is none, or none that can be read: the snapshot then counts as not verified.
-    pub fn read(receipts: &Dir, id: &str) -> Option<Receipt> {
+    pub fn read(receipts: &Dir, id: &SnapshotId) -> Option<Receipt> {
         let bytes = receipts.read_small(&layout::receipt_file(id), MAX_RECEIPT).ok()??;
         serde_json::from_slice(&bytes).ok()
     }

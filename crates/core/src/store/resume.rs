@@ -7,6 +7,7 @@ use super::catalogue::{SnapshotEntry, SnapshotState};
 use super::format;
 use super::handle::Store;
 use crate::error::{Error, Result};
+use crate::ids::SnapshotId;
 
 /// The snapshot to resume from, and why this one.
 #[derive(Clone, Debug)]
@@ -75,10 +76,11 @@ impl Store {
     }
 }
 
-fn chosen(entry: SnapshotEntry, passed_over: &[String]) -> ResumeChoice {
+fn chosen(entry: SnapshotEntry, passed_over: &[SnapshotId]) -> ResumeChoice {
+    let names: Vec<&str> = passed_over.iter().map(SnapshotId::as_str).collect();
     let why = match passed_over {
         [] => "the newest verified snapshot".to_owned(),
-        _ => format!("the newest verified snapshot after {} could not be used", passed_over.join(", ")),
+        _ => format!("the newest verified snapshot after {} could not be used", names.join(", ")),
     };
     ResumeChoice { entry, why }
 }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::SnapshotId;
 use crate::text::ByteSize;
 
 /// `[retention]` of the job file.
@@ -38,7 +39,7 @@ impl Default for RetentionPolicy {
 /// What retention knows of a snapshot.
 #[derive(Clone, Debug)]
 pub struct SnapshotFacts {
-    pub id: String,
+    pub id: SnapshotId,
     /// Of the store's own run.
     pub own: bool,
     pub seq: u64,
@@ -54,7 +55,7 @@ pub struct SnapshotFacts {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetentionVerdict {
-    pub id: String,
+    pub id: SnapshotId,
     pub bytes: u64,
     pub keep: bool,
     /// Why it is kept, or why nothing keeps it.
@@ -176,7 +177,7 @@ mod tests {
 
     fn fact(seq: u64) -> SnapshotFacts {
         SnapshotFacts {
-            id: format!("s{seq}"),
+            id: format!("s{seq}").into(),
             own: true,
             seq,
             step: seq * 10,
@@ -191,7 +192,7 @@ mod tests {
 
     fn kept(facts: &[SnapshotFacts], policy: &RetentionPolicy) -> Vec<u64> {
         let now = Timestamp::from_second(100_000).unwrap();
-        plan(facts, policy, now).iter().filter(|v| v.keep).map(|v| v.id[1..].parse().unwrap()).collect()
+        plan(facts, policy, now).iter().filter(|v| v.keep).map(|v| v.id.as_str()[1..].parse().unwrap()).collect()
     }
 
     #[test]
@@ -263,7 +264,7 @@ mod tests {
             numbers in any::<[u8; 5]>(),
             max in proptest::option::of(0..3000u64),
         ) {
-            let facts: Vec<SnapshotFacts> = facts.into_iter().enumerate().map(|(i, f)| SnapshotFacts { id: format!("s{i}"), seq: i as u64, ..f }).collect();
+            let facts: Vec<SnapshotFacts> = facts.into_iter().enumerate().map(|(i, f)| SnapshotFacts { id: format!("s{i}").into(), seq: i as u64, ..f }).collect();
             let policy = RetentionPolicy {
                 keep_last: 2 + numbers[0] as usize % 5,
                 keep_best: 1 + numbers[1] as usize % 3,

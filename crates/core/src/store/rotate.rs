@@ -40,13 +40,13 @@ impl Store {
 
     pub fn pin(&self, entry: &SnapshotEntry) -> Result<()> {
         self.require_own_file(entry)?;
-        self.folder(Folder::Pins)?.write_durably(&entry.id, b"")
+        self.folder(Folder::Pins)?.write_durably(layout::pin_file(&entry.id), b"")
     }
 
     pub fn unpin(&self, entry: &SnapshotEntry) -> Result<()> {
         self.require_own_file(entry)?;
         let pins = self.folder(Folder::Pins)?;
-        pins.remove(&entry.id)?;
+        pins.remove(layout::pin_file(&entry.id))?;
         pins.sync()
     }
 

@@ -23,6 +23,7 @@ use crate::{bundle, output};
 use ckptd_core::config::Config;
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::StateRoot;
 use ckptd_core::os::process::processors;
 
 use source::Source;
@@ -80,7 +81,7 @@ pub struct Exported {
     pub path: PathBuf,
     pub format: Format,
     pub step: u64,
-    pub root: String,
+    pub root: StateRoot,
     /// Bytes of the tensors that were exported.
     pub tensor_bytes: u64,
     /// Bytes of all files before packing (S_raw), and what was written (S_packed for a bundle).

@@ -25,6 +25,7 @@ use crate::limits::ReadLimits;
 use crate::progress::Progress;
 use crate::{bundle, output};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::os::process::processors;
 use ckptd_core::store::{CommitOptions, Store, commit};
 
@@ -58,10 +59,10 @@ impl Default for Options {
 /// What an import came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Imported {
-    pub id: String,
+    pub id: SnapshotId,
     pub path: PathBuf,
     pub step: u64,
-    pub root: String,
+    pub root: StateRoot,
     /// The snapshot is the one that was exported, bit for bit: same root.
     pub exact: bool,
     pub raw_bytes: u64,
@@ -151,7 +152,7 @@ fn into_store(from: &Path, path: &Path, options: &Options, progress: &dyn Progre
     let Loaded { snapshot, state, exact, notes, .. } = &loaded;
     let run_id = match state {
         Some(state) => state.run_id.clone(),
-        None => new_run_id()?,
+        None => RunId::random()?,
     };
     let commit_options = CommitOptions {
         parent: state.as_ref().and_then(|state| state.parent.clone()),
@@ -178,14 +179,4 @@ fn into_store(from: &Path, path: &Path, options: &Options, progress: &dyn Progre
         notes: notes.clone(),
         seconds: 0.0,
     })
-}
-
-/// 128 random bits as hex.
-fn new_run_id() -> Result<String> {
-    use std::io::Read;
-    let source = Path::new("/dev/urandom");
-    let mut bits = [0u8; 16];
-    let read = std::fs::File::open(source).and_then(|mut file| file.read_exact(&mut bits));
-    read.map_err(|e| Error::io("reading", source, e))?;
-    Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
 }
