@@ -146,7 +146,7 @@ mod tests {
         TrainSettings::from_iter([("seed", "1337"), ("threads", "2"), ("train.steps", "9")])
     }
 
-    fn root(settings: TrainSettings) -> String {
+    fn root(settings: TrainSettings) -> crate::ids::StateRoot {
         format::root(&[], &TrainState { settings, ..TrainState::default() })
     }
 

@@ -74,7 +74,7 @@ impl TrainedJob {
         let start = Start {
             protocol: protocol::VERSION,
             config,
-            run_id: "0".repeat(32),
+            run_id: "0".repeat(32).into(),
             next_seq: 9,
             resume: Some(snapshot.into()),
             accept_changes,
