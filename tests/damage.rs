@@ -6,6 +6,7 @@ mod support;
 use std::io::Write;
 
 use ckptd_core::Error;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::store::verify::read_back;
 use support::{save, store};
 
@@ -14,7 +15,7 @@ fn accepted(folder: &std::path::Path, bytes: &[u8]) -> bool {
     let path = folder.join("damaged.ckpt");
     let mut file = std::fs::File::create(&path).unwrap();
     file.write_all(bytes).unwrap();
-    match read_back(&path, 1, &|_| true) {
+    match read_back(&path, 1, &NoProgress) {
         Ok(_) => true,
         Err(Error::Damaged { .. }) => false,
         Err(e) => panic!("damage must be told as damage: {e}"),

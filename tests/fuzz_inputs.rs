@@ -9,11 +9,11 @@ mod targets;
 use std::path::{Path, PathBuf};
 
 use ckptd_core::config::Config;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::{CommitOptions, commit};
 use ckptd_interop::export::{self, Format};
-use ckptd_interop::progress::Silent;
 
 use targets::{Sandbox, craft};
 
@@ -64,7 +64,7 @@ fn the_seeds_are_files_as_they_are_written_today() {
     let parts = std::fs::read(folder("seeds", "snapshot").join("parts")).unwrap();
     let path = dir.path().join("sealed");
     std::fs::write(&path, targets::sealed(&parts[1..])).unwrap();
-    ckptd_core::store::SnapshotReader::open(&path).unwrap().check_all(1, &|_| true).unwrap();
+    ckptd_core::store::SnapshotReader::open(&path).unwrap().check_all(1, &NoProgress).unwrap();
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn write_seeds(out: &Path) {
     let export = |format: Format, with_optimizer: bool| {
         let path = work.path().join(format!("{format:?}{with_optimizer}"));
         let options = export::Options { with_optimizer, ..export::Options::new(format) };
-        export::export(&snapshot, &path, &options, &Silent).unwrap();
+        export::export(&snapshot, &path, &options, &NoProgress).unwrap();
         std::fs::read(path).unwrap_or_default()
     };
 

@@ -10,12 +10,12 @@ use std::sync::OnceLock;
 
 use ckptd_core::config::{Config, ScheduleKind, TrainSection};
 use ckptd_core::dtype::DType;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::{SnapshotReader, Store};
 use ckptd_interop::export::{self, Format};
 use ckptd_interop::import::{self, Fresh};
 use ckptd_interop::limits::ReadLimits;
-use ckptd_interop::progress::Silent;
 use ckptd_interop::{bundle, check};
 
 /// A Trainer run made by Python once for all tests: `checkpoint-3`, `untied`, `half`, `losses.json`.
@@ -30,11 +30,11 @@ fn trainer_run() -> &'static Path {
 }
 
 fn import(from: &Path, store: &Path) -> import::Imported {
-    import::import(from, store, &import::Options::default(), &Silent).unwrap()
+    import::import(from, store, &import::Options::default(), &NoProgress).unwrap()
 }
 
 fn export(snapshot: &Path, out: &Path, options: export::Options) -> export::Exported {
-    export::export(snapshot, out, &options, &Silent).unwrap()
+    export::export(snapshot, out, &options, &NoProgress).unwrap()
 }
 
 /// The settings of `make_trainer.py` as a job's.
@@ -102,7 +102,7 @@ fn a_trainer_checkpoint_is_imported_with_optimizer_and_step_and_every_export_of_
         [(Format::Zip, "b.zip", "unpacked_zip"), (Format::TarZst, "b.tar.zst", "unpacked_tar")]
     {
         let exported = export(&imported.path, &at(file), full(format));
-        let unpacked = bundle::unpack(&at(file), &at(folder), false, &ReadLimits::default(), &Silent).unwrap();
+        let unpacked = bundle::unpack(&at(file), &at(folder), false, &ReadLimits::default(), &NoProgress).unwrap();
         assert!(unpacked.verified);
         assert_eq!((unpacked.raw_bytes, unpacked.bytes), (exported.raw_bytes, exported.bytes));
         assert!(exported.r < 1.0, "{}", exported.r);
@@ -143,7 +143,7 @@ fn epsilon_is_zero_in_every_round_trip_and_with_the_optimizer_the_root_is_the_sa
                         (SnapshotReader::open(&original.path).unwrap(), SnapshotReader::open(&again.path).unwrap());
                     assert_eq!((&a.manifest().run_id, a.manifest().seq), (&b.manifest().run_id, b.manifest().seq));
                 }
-                let checked = check::check(&again.path, Some(&original.path), 2, &Silent).unwrap();
+                let checked = check::check(&again.path, Some(&original.path), 2, &NoProgress).unwrap();
                 let of_model = checked.tensors.iter().filter(|tensor| exact || tensor.role == Role::Param);
                 for tensor in of_model {
                     assert_eq!(
@@ -153,7 +153,7 @@ fn epsilon_is_zero_in_every_round_trip_and_with_the_optimizer_the_root_is_the_sa
                         tensor.name
                     );
                 }
-                let against_file = check::check(&original.path, Some(&out), 2, &Silent).unwrap();
+                let against_file = check::check(&original.path, Some(&out), 2, &NoProgress).unwrap();
                 assert_eq!((against_file.equal, against_file.epsilon), (Some(true), Some(0.0)), "{source} {name}");
             }
         }
@@ -188,7 +188,7 @@ fn weights_without_an_optimizer_start_afresh_at_step_zero() {
     for (fresh, kinds) in [(Fresh::AdamW, 3), (Fresh::SgdMomentum, 2), (Fresh::Sgd, 1)] {
         let store = work.path().join(format!("{fresh:?}"));
         let options = import::Options { fresh, ..import::Options::default() };
-        let imported = import::import(&out, &store, &options, &Silent).unwrap();
+        let imported = import::import(&out, &store, &options, &NoProgress).unwrap();
         let tensors = tensors(&imported.path);
         assert_eq!(tensors.len(), 40 * kinds);
         assert_eq!(imported.step, 0);
@@ -202,7 +202,7 @@ fn half_precision_weights_become_float32_exactly_and_go_back_as_they_were() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     let imported = import(&run.join("half"), &work.path().join("store"));
     assert!(tensors(&imported.path).values().all(|(dtype, ..)| *dtype == DType::F32));
-    let checked = check::check(&imported.path, Some(&run.join("half")), 2, &Silent).unwrap();
+    let checked = check::check(&imported.path, Some(&run.join("half")), 2, &NoProgress).unwrap();
     assert_eq!((checked.epsilon, checked.equal), (Some(0.0), Some(true)));
     let out = work.path().join("hf");
     export(&imported.path, &out, export::Options { dtype: Some(DType::BF16), ..export::Options::new(Format::Hf) });
@@ -219,7 +219,7 @@ fn an_embedding_of_ones_is_seen_and_survives_every_format() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     let original = import(&run.join("checkpoint-3"), &work.path().join("store"));
     let ones = ones(&original.path, work.path());
-    let checked = check::check(&ones, Some(&original.path), 2, &Silent).unwrap();
+    let checked = check::check(&ones, Some(&original.path), 2, &NoProgress).unwrap();
     let embedding = checked.embedding.clone().unwrap();
     assert!(embedding.all_ones && embedding.mean == 1.0 && embedding.std == 0.0);
     assert!(embedding.distance.unwrap() > 0.0 && checked.epsilon == embedding.distance);
@@ -228,7 +228,7 @@ fn an_embedding_of_ones_is_seen_and_survives_every_format() {
         let out = work.path().join(format!("ones.{name}"));
         export(&ones, &out, full(format));
         let again = import(&out, &work.path().join(format!("ones-{name}")));
-        let checked = check::check(&again.path, Some(&ones), 2, &Silent).unwrap();
+        let checked = check::check(&again.path, Some(&ones), 2, &NoProgress).unwrap();
         assert!(checked.embedding.as_ref().unwrap().all_ones && checked.passes(), "{name}");
         assert_eq!(checked.epsilon, Some(0.0));
     }
@@ -257,7 +257,7 @@ fn an_exported_folder_that_was_changed_is_refused_by_the_tensor_that_changed() {
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&weights, bytes).unwrap();
         let store = work.path().join("refused");
-        let refusal = import::import(&out, &store, &import::Options::default(), &Silent).unwrap_err().to_string();
+        let refusal = import::import(&out, &store, &import::Options::default(), &NoProgress).unwrap_err().to_string();
         assert!(refusal.contains("was changed since the export"), "{refusal}");
         assert!(!store.exists(), "nothing is left of a store that was made for nothing");
         std::fs::remove_file(out.join("ckptd.json")).unwrap();
@@ -270,7 +270,7 @@ fn an_import_into_a_store_that_is_in_use_is_refused() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     let store = work.path().join("store");
     import(&run.join("untied"), &store);
-    let refusal = import::import(&run.join("untied"), &store, &import::Options::default(), &Silent).unwrap_err();
+    let refusal = import::import(&run.join("untied"), &store, &import::Options::default(), &NoProgress).unwrap_err();
     assert!(refusal.to_string().contains("holds snapshots already"), "{refusal}");
     assert_eq!(Store::open(&store).unwrap().entries().unwrap().len(), 1);
 }

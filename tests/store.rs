@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ckptd_core::Error;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{CommitOptions, CommitPace, SnapshotReader, SnapshotState, Store, commit};
@@ -96,7 +97,7 @@ fn a_receipt_stops_counting_when_its_file_changes() {
     file.read_exact_at(&mut byte, 100).unwrap();
     file.write_all_at(&[byte[0] ^ 1], 100).unwrap();
     assert_eq!(store.find("10").unwrap().state, SnapshotState::Committed);
-    let error = store.verify(&store.find("10").unwrap(), 1, &|_| true).unwrap_err();
+    let error = store.verify(&store.find("10").unwrap(), 1, &NoProgress).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
 }
 

@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ckptd_core::progress::NoProgress;
 use ckptd_interop::limits::ReadLimits;
-use ckptd_interop::progress::Silent;
 use ckptd_interop::{bundle, import};
 use targets::craft;
 
@@ -159,11 +159,11 @@ fn judge(case: &Case, dir: &Path, wrong: &mut Vec<String>) -> (Duration, usize) 
     let before = listing(dir);
     let import = |limits: &ReadLimits| {
         let options = import::Options { limits: limits.clone(), ..import::Options::default() };
-        measure(|| import::import(&input, &store, &options, &Silent).map(drop))
+        measure(|| import::import(&input, &store, &options, &NoProgress).map(drop))
     };
     let mut attempts = vec![import(&case.limits)];
     if matches!(case.input, Input::Bundle(_)) {
-        attempts.push(measure(|| bundle::unpack(&input, &out, false, &case.limits, &Silent).map(drop)));
+        attempts.push(measure(|| bundle::unpack(&input, &out, false, &case.limits, &NoProgress).map(drop)));
     }
     let (mut slowest, mut largest) = (Duration::ZERO, 0);
     for (refusal, time, bytes) in attempts {

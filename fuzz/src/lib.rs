@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use ckptd::daemon::status::Request;
 use ckptd::notices::{aws, azure, gcp, slurm};
 use ckptd_core::config::Config;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, WorkerEvent};
 use ckptd_core::store::SnapshotReader;
 use ckptd_core::store::format::{self, HEAD_BYTES, RECORD_BYTES, Trailer};
 use ckptd_interop::limits::ReadLimits;
-use ckptd_interop::progress::Silent;
 use ckptd_interop::{bundle, import};
 
 #[path = "../../tests/support/craft.rs"]
@@ -57,7 +57,7 @@ impl Sandbox {
     /// Reads `bytes` as a user's `ckptd import` would.
     fn load(&self, bytes: &[u8]) {
         let path = self.lay(bytes);
-        let loaded = import::load(&path, &self.0.path().join("store"), None, &ReadLimits::default(), &Silent);
+        let loaded = import::load(&path, &self.0.path().join("store"), None, &ReadLimits::default(), &NoProgress);
         drop(loaded);
         self.sweep("none");
     }
@@ -88,7 +88,7 @@ pub fn bundle(sandbox: &Sandbox, input: &[u8]) {
     let (Some(mode), file) = (input.first(), input.get(1..).unwrap_or_default()) else { return };
     let file = if *mode == 1 { craft::zst(file) } else { file.to_vec() };
     let path = sandbox.lay(&file);
-    let _ = bundle::unpack(&path, &sandbox.0.path().join("out"), false, &ReadLimits::default(), &Silent);
+    let _ = bundle::unpack(&path, &sandbox.0.path().join("out"), false, &ReadLimits::default(), &NoProgress);
     sandbox.sweep("out");
     sandbox.load(&file);
 }
@@ -101,7 +101,7 @@ pub fn snapshot(sandbox: &Sandbox, input: &[u8]) {
     };
     let path = sandbox.lay(&file);
     if let Ok(reader) = SnapshotReader::open(&path) {
-        let _ = (reader.check_all(1, &|_| true), reader.read_snapshot(), reader.chunk_stats());
+        let _ = (reader.check_all(1, &NoProgress), reader.read_snapshot(), reader.chunk_stats());
     }
     sandbox.sweep("none");
     sandbox.load(&file);

@@ -15,9 +15,9 @@ use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{TensorMeta, TrainState};
 use ckptd_core::store::SnapshotReader;
-use ckptd_interop::progress::Progress;
 
 /// Compare two snapshots tensor by tensor; exit code 1 if anything differs.
 ///
@@ -80,7 +80,7 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(if comparison.identical { code::DONE } else { code::FALLS_SHORT })
 }
 
-fn compare(a: &SnapshotReader, b: &SnapshotReader, progress: &dyn Progress) -> Result<Comparison> {
+fn compare(a: &SnapshotReader, b: &SnapshotReader, progress: &dyn ProgressSink) -> Result<Comparison> {
     progress.begin("comparing", a.manifest().raw_bytes);
     let key = |meta: &TensorMeta| (meta.role, meta.name.clone());
     let mut in_b: BTreeMap<_, usize> =

@@ -10,14 +10,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::training;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 use ckptd_interop::check::Probe;
-use ckptd_interop::progress::Progress;
 
 /// Between two signs of life on a terminal.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Asks the worker for the answers of the snapshot at `path`, and how far they are from those of `against`.
-pub fn ask(path: &Path, against: Option<&Path>, progress: &dyn Progress) -> Result<Probe> {
+pub fn ask(path: &Path, against: Option<&Path>, progress: &dyn ProgressSink) -> Result<Probe> {
     let program = training::worker::default_program()?;
     let mut command = Command::new(&program);
     command.arg("probe").arg("--model").arg(path);
@@ -37,7 +37,7 @@ pub fn ask(path: &Path, against: Option<&Path>, progress: &dyn Progress) -> Resu
 }
 
 /// Runs `command` to its end, or kills it when the work is called off.
-fn run(command: &mut Command, progress: &dyn Progress) -> Result<Output> {
+fn run(command: &mut Command, progress: &dyn ProgressSink) -> Result<Output> {
     let io = |e| Error::io("running", "the worker", e);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(io)?;
     let pid = Pid::from_child(&child);

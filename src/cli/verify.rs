@@ -1,7 +1,6 @@
 //! `ckptd verify`
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -12,9 +11,9 @@ use super::{code, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{SnapshotId, StateRoot};
 use ckptd_core::os::process::processors;
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{SnapshotEntry, Store};
-use ckptd_interop::progress::Progress;
 
 /// Read snapshots back from the disk, every byte, and say which fall short (exit code 1).
 #[derive(clap::Args)]
@@ -73,15 +72,12 @@ pub fn execute(args: &Args) -> Result<u8> {
 fn judge(store: &Store, entry: &SnapshotEntry, watch: &Watch) -> Result<Row> {
     let began = Instant::now();
     watch.begin(entry.id.as_str(), entry.bytes);
-    let shown = AtomicU64::new(0);
-    // Threads report sums, of which an older one may come later.
-    let progress = |done: u64| watch.advance(done.saturating_sub(shown.fetch_max(done, Ordering::Relaxed))).is_ok();
     let threads = processors();
     let inside = entry.path.parent().is_some_and(|folder| folder.parent() == Some(store.path()));
     // A file from elsewhere is read back all the same, but no receipt in this store speaks of it.
     let root = match inside {
-        true => store.verify(entry, threads, &progress).map(|receipt| receipt.root),
-        false => read_back(&entry.path, threads, &progress).map(|reader| reader.manifest().root.clone()),
+        true => store.verify(entry, threads, watch).map(|receipt| receipt.root),
+        false => read_back(&entry.path, threads, watch).map(|reader| reader.manifest().root.clone()),
     };
     let (root, reason) = match root {
         Ok(root) => (Some(root), None),

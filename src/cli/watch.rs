@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 use ckptd_core::error::{Error, Result};
-use ckptd_interop::progress::{Progress, interrupted};
+use ckptd_core::progress::{ProgressSink, interrupted};
 
 /// Work that is done by then is not worth a bar.
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -72,7 +72,7 @@ impl Watch {
     }
 }
 
-impl Progress for Watch {
+impl ProgressSink for Watch {
     fn begin(&self, stage: &str, total_bytes: u64) {
         let mut current = self.stage();
         current.bar.finish_and_clear();

@@ -15,6 +15,7 @@ use crate::training::job::{JobEvent, ReadBack, Resume, ResumeDecision};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::os::process::processors;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{SnapshotState, Store};
 
@@ -141,7 +142,7 @@ fn judge(store: &Store, id: &SnapshotId, threads: usize) -> ReadBack {
     // A resume may have read it back already.
     let judged = match entry.state {
         SnapshotState::Verified => Ok(()),
-        _ => store.verify(&entry, threads, &|_| true).map(drop),
+        _ => store.verify(&entry, threads, &NoProgress).map(drop),
     };
     match (judged, &entry.manifest) {
         (Ok(()), Some(manifest)) => ReadBack::Verified {

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // each test file uses its own part of this
 
 use ckptd_core::dtype::DType;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::{CommitOptions, Committed, Store, commit};
@@ -84,7 +85,7 @@ pub fn save(store: &Store, step: u64, seq: u64) -> Committed {
 /// Commits and verifies.
 pub fn save_verified(store: &Store, step: u64, seq: u64) -> Committed {
     let committed = save(store, step, seq);
-    store.verify(&store.find(&committed.id).unwrap(), 1, &|_| true).unwrap();
+    store.verify(&store.find(&committed.id).unwrap(), 1, &NoProgress).unwrap();
     committed
 }
 

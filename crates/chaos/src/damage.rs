@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use ckptd_core::Error;
 use ckptd_core::os::process::processors;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::store::format::{self, Trailer};
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{CommitOptions, Store, commit};
@@ -92,7 +93,7 @@ impl Subject {
         let path = folder.join(format!("{name}.ckpt"));
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
         file.write_all_at(&whole, 0)?;
-        ensure!(read_back(&path, 1, &|_| true).is_ok(), "the undamaged snapshot is not accepted");
+        ensure!(read_back(&path, 1, &NoProgress).is_ok(), "the undamaged snapshot is not accepted");
         Ok(Subject { whole, chunks: format::HEAD_BYTES as u64..trailer.table.start, path, file })
     }
 
@@ -122,7 +123,7 @@ impl Subject {
     }
 
     fn must_be_refused(&self, what: impl Fn() -> String, tally: &mut Tally) {
-        match read_back(&self.path, 1, &|_| true) {
+        match read_back(&self.path, 1, &NoProgress) {
             Ok(_) => tally.violation(format!("{} is accepted", what())),
             Err(Error::Damaged { .. }) => {}
             Err(e) => tally.violation(format!("{} is told as {e}", what())),
@@ -185,7 +186,7 @@ fn store(path: &Path, count: u64) -> Result<(Store, Vec<PathBuf>)> {
     let mut files = Vec::new();
     for step in 1..=count {
         let saved = commit(&store, state::snapshot(step, SMALL), &CommitOptions::new(state::RUN, step))?;
-        store.verify(&store.find(&saved.id)?, 1, &|_| true)?;
+        store.verify(&store.find(&saved.id)?, 1, &NoProgress)?;
         files.push(saved.path);
     }
     Ok((store, files))

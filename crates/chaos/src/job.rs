@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{SnapshotEntry, SnapshotState, Store};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -172,7 +173,7 @@ impl Job {
         let entries = store.entries()?;
         for entry in &entries {
             // A rotation under way may be faster than this look.
-            match ckptd_core::store::verify::read_back(&entry.path, 1, &|_| true) {
+            match ckptd_core::store::verify::read_back(&entry.path, 1, &NoProgress) {
                 Err(e) if entry.path.exists() => tally.violation(format!("visible and not whole: {e}")),
                 _ => {}
             }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent};
 use ckptd_core::store::{CommitOptions, SnapshotReader, Store, commit};
 
@@ -120,7 +121,7 @@ fn train(arguments: &Arguments, start: &Start, commands: &Receiver<AgentCommand>
 /// The step of a snapshot whose every byte is what it must be.
 fn restore(path: &std::path::Path) -> Result<u64> {
     let reader = SnapshotReader::open(path)?;
-    reader.check_all(1, &|_| true)?;
+    reader.check_all(1, &NoProgress)?;
     let manifest = reader.manifest();
     ensure!(manifest.root == state::root(manifest.train.step, ELEMENTS), "{} is not its step's state", path.display());
     Ok(manifest.train.step)

@@ -13,6 +13,7 @@ pub mod error;
 pub mod ids;
 pub mod os;
 pub mod pipeline;
+pub mod progress;
 pub mod protocol;
 pub mod schedule;
 pub mod settings;

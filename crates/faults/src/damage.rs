@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use ckptd_core::error::Error;
 use ckptd_core::ids::SnapshotId;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{SnapshotReader, SnapshotState, Store, layout};
 
 use crate::campaign::{Row, Scratch, add, each, guarded};
@@ -109,7 +110,7 @@ fn cuts(below: &Path, seed: u64, short: bool) -> Result<Row> {
 }
 
 fn refused(path: &Path) -> Vec<String> {
-    match SnapshotReader::open(path).and_then(|reader| reader.check_all(1, &|_| true)) {
+    match SnapshotReader::open(path).and_then(|reader| reader.check_all(1, &NoProgress)) {
         Err(Error::Damaged { .. }) => Vec::new(),
         Err(e) => vec![format!("is not called damaged: {e}")],
         Ok(()) => vec!["was overlooked".into()],

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::RunId;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotState, Store, StoreLock, commit, layout};
 use jiff::Timestamp;
@@ -94,7 +95,7 @@ impl Session {
     fn verify_all(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
         for entry in self.store.entries()?.iter().filter(|e| e.own && e.state == SnapshotState::Committed) {
             say(Ack::Verifying { seq: entry.seq() });
-            match self.store.verify(entry, 1, &|_| true) {
+            match self.store.verify(entry, 1, &NoProgress) {
                 Ok(_) => say(Ack::Verified { seq: entry.seq() }),
                 Err(Error::Damaged { reason, .. }) => {
                     self.store.quarantine(entry, &reason)?;

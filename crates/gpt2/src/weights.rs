@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use ckptd_core::config::Config;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::{CarriedFile, Role, TensorMeta};
 use ckptd_core::store::{SnapshotReader, Store};
 use ckptd_core::{Error, Result};
 use ckptd_interop::limits::ReadLimits;
-use ckptd_interop::progress::Silent;
 use ckptd_interop::{hf, import};
 use tch::{Device, Kind, Tensor};
 
@@ -80,7 +80,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
 fn from_others(path: &Path) -> Result<ModelWeights> {
     // A bundle is unpacked there, for as long as it is read.
     let scratch = std::env::temp_dir().join(format!("ckptd-gpt2-{}", std::process::id()));
-    let mut loaded = import::load(path, &scratch, None, &ReadLimits::default(), &Silent)?;
+    let mut loaded = import::load(path, &scratch, None, &ReadLimits::default(), &NoProgress)?;
     loaded.snapshot.tensors.retain(|tensor| matches!(tensor.meta.role, Role::Param | Role::Buffer));
     let files = std::mem::take(&mut loaded.snapshot.files);
     let origin = path.display().to_string();

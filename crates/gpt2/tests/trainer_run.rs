@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, WorkerEvent};
 use ckptd_core::store::Store;
 use ckptd_gpt2::data::order::{DataCursor, TrainBatches};
 use ckptd_gpt2::tokens::{TokenView, TokenWidth};
 use ckptd_interop::export::{self, Format};
 use ckptd_interop::import;
-use ckptd_interop::progress::Silent;
 
 /// Steps that Trainer makes before, ckptd in between, and all of them.
 const SAVED: u64 = 8;
@@ -83,7 +83,7 @@ fn the_loss_curve_goes_on_from_trainer_to_ckptd_and_back() {
     let whole = curve(&at("losses.json"));
 
     let checkpoint = at(&format!("python/checkpoint-{SAVED}"));
-    let imported = import::import(&checkpoint, &at("store"), &import::Options::default(), &Silent).unwrap();
+    let imported = import::import(&checkpoint, &at("store"), &import::Options::default(), &NoProgress).unwrap();
     assert_eq!(imported.step, SAVED);
     std::fs::write(at("job.toml"), job(&checkpoint)).unwrap();
     let ours = train(&at("job.toml"));
@@ -91,7 +91,7 @@ fn the_loss_curve_goes_on_from_trainer_to_ckptd_and_back() {
 
     let snapshot = Store::open(&at("store")).unwrap().find(&(SAVED + OURS).to_string()).unwrap();
     let options = export::Options { with_optimizer: true, ..export::Options::new(Format::Hf) };
-    export::export(&snapshot.path, &at("exported"), &options, &Silent).unwrap();
+    export::export(&snapshot.path, &at("exported"), &options, &NoProgress).unwrap();
     let name = format!("checkpoint-{}", SAVED + OURS);
     python(&["resume", folder, at("exported").to_str().unwrap(), &name]);
     assert_agree(&curve(&at("resumed.json")), &whole, SAVED + OURS + 1..=STEPS);

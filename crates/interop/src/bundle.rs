@@ -18,10 +18,10 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use crate::limits::ReadLimits;
 use crate::mapped::Mapped;
-use crate::progress::Progress;
 use crate::state::{self, State};
 use crate::{archive, output};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::format::plain_name;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Unpacked {
 }
 
 /// Packs all files of `dir` into `file`, which lies at `path`; the state's description first.
-pub fn pack(dir: &Path, file: &mut File, path: &Path, kind: Kind, progress: &dyn Progress) -> Result<()> {
+pub fn pack(dir: &Path, file: &mut File, path: &Path, kind: Kind, progress: &dyn ProgressSink) -> Result<()> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io("reading folder", dir, e))? {
         let name = entry.map_err(|e| Error::io("reading folder", dir, e))?.file_name();
@@ -75,7 +75,7 @@ fn pack_zip(
     files: impl Iterator<Item = (String, Arc<Mapped>)>,
     out: &mut BufWriter<&mut File>,
     path: &Path,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<()> {
     let mut zip = ZipWriter::new(out);
     for (name, file) in files {
@@ -96,7 +96,7 @@ fn pack_tar(
     files: impl Iterator<Item = (String, Arc<Mapped>)>,
     out: &mut BufWriter<&mut File>,
     path: &Path,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<()> {
     let writing = |e| Error::io("writing", path, e);
     let mut encoder = zstd::Encoder::new(out, ZSTD_LEVEL).map_err(writing)?;
@@ -117,7 +117,7 @@ fn pack_tar(
     encoder.finish().map(drop).map_err(writing)
 }
 
-fn copy(bytes: &[u8], out: &mut impl Write, path: &Path, progress: &dyn Progress) -> Result<()> {
+fn copy(bytes: &[u8], out: &mut impl Write, path: &Path, progress: &dyn ProgressSink) -> Result<()> {
     for piece in bytes.chunks(PIECE_BYTES) {
         out.write_all(piece).map_err(|e| Error::io("writing", path, e))?;
         progress.advance(piece.len() as u64)?;
@@ -140,7 +140,7 @@ pub fn unpack(
     target: &Path,
     force: bool,
     limits: &ReadLimits,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<Unpacked> {
     let began = Instant::now();
     let (files, raw_bytes, verified) =
@@ -164,7 +164,7 @@ pub fn unpack_into(
     dir: &Path,
     stays: bool,
     limits: &ReadLimits,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<(usize, u64, bool)> {
     let mapped = Mapped::open(bundle)?;
     let left = allowance(&mapped, dir, limits)?;
@@ -195,7 +195,7 @@ fn allowance(mapped: &Mapped, dir: &Path, limits: &ReadLimits) -> Result<u64> {
 }
 
 /// Holds what was unpacked against what the bundle says of itself; false where it says nothing.
-fn check_files(bundle: &Path, dir: &Path, names: &HashSet<String>, progress: &dyn Progress) -> Result<bool> {
+fn check_files(bundle: &Path, dir: &Path, names: &HashSet<String>, progress: &dyn ProgressSink) -> Result<bool> {
     let Some(state) = State::read(dir)? else { return Ok(false) };
     let refuse = |what: String| Err(Error::mismatch(bundle, what));
     let mut expected = HashSet::from([state::FILE]);
@@ -251,7 +251,7 @@ struct Into<'a> {
     /// Bytes that may still be written.
     left: u64,
     names: Names,
-    progress: &'a dyn Progress,
+    progress: &'a dyn ProgressSink,
 }
 
 impl Into<'_> {

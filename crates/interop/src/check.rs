@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::import::{self, Loaded};
 use crate::limits::ReadLimits;
 use crate::model;
-use crate::progress::Progress;
 use ckptd_core::dtype::{DType, numbers};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::StateRoot;
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::store::SnapshotReader;
 
@@ -106,7 +106,7 @@ impl Checked {
 
 /// Checks the snapshot file at `path`, and compares it with whatever lies at `against`: a snapshot, a `.pt` or
 /// safetensors file, a bundle, a model folder.
-pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn Progress) -> Result<Checked> {
+pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn ProgressSink) -> Result<Checked> {
     let here = Side::stored(path, threads)?;
     let there = against.map(|against| Side::open(against, threads, progress)).transpose()?;
     let SideBytes::Stored(reader, _) = &here.bytes else {
@@ -183,7 +183,7 @@ impl Side {
         Ok(Side::new(metas, SideBytes::Stored(Box::new(reader), threads)))
     }
 
-    fn open(path: &Path, threads: usize, progress: &dyn Progress) -> Result<Side> {
+    fn open(path: &Path, threads: usize, progress: &dyn ProgressSink) -> Result<Side> {
         if import::is_snapshot(path)? {
             return Side::stored(path, threads);
         }

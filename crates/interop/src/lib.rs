@@ -5,7 +5,7 @@
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
 //! In reading order: [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`hf`] (reading and writing files) within [`limits`];
-//! [`model`] (GPT-2's names), [`output`], [`progress`]; [`state`], [`export`], [`bundle`], [`import`],
+//! [`model`] (GPT-2's names), [`output`]; [`state`], [`export`], [`bundle`], [`import`],
 //! [`check`].
 
 pub mod archive;
@@ -18,7 +18,6 @@ pub mod limits;
 pub mod mapped;
 pub mod model;
 pub mod output;
-pub mod progress;
 pub mod safetensors;
 pub mod state;
 pub mod torch_pt;

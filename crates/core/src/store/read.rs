@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::MmapMut;
 
@@ -15,6 +15,7 @@ use super::format::{self, ChunkPlace, ChunkRecord, HEAD_BYTES, Manifest, RECORD_
 use crate::codec::{self, Decoder};
 use crate::error::{Error, Result};
 use crate::os::fs::{self, SECTOR};
+use crate::progress::{NoProgress, ProgressSink};
 use crate::snapshot::{CarriedFile, Snapshot, Tensor};
 
 /// Encoded bytes that one thread reads at a time.
@@ -184,7 +185,7 @@ impl SnapshotReader {
             }
         }
         let pieces = places.into_iter().enumerate().filter(|(_, place)| place.is_some()).collect();
-        self.scan(self.batches(pieces), threads, &|_| true)
+        self.scan(self.batches(pieces), threads, &NoProgress)
     }
 
     /// An item (tensors by their index, then files) in pieces, in their order; one without bytes has none.
@@ -212,8 +213,8 @@ impl SnapshotReader {
         Scan { reader: self, buffer: None, decoder: Decoder::new(), scratch: Vec::new() }
     }
 
-    /// Reads and checks every chunk; `progress` is told the encoded bytes done and may end it by returning false.
-    pub fn check_all(&self, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
+    /// Reads and checks every chunk; `progress` advances by encoded bytes.
+    pub fn check_all(&self, threads: usize, progress: &dyn ProgressSink) -> Result<()> {
         let pieces = (0..self.units.len()).map(|i| (i, None)).collect();
         self.scan(self.batches(pieces), threads, progress)
     }
@@ -268,11 +269,10 @@ impl SnapshotReader {
         batches
     }
 
-    fn scan(&self, batches: Vec<ReadBatch<'_>>, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
+    fn scan(&self, batches: Vec<ReadBatch<'_>>, threads: usize, progress: &dyn ProgressSink) -> Result<()> {
         let threads = threads.clamp(1, batches.len().max(1));
         let queue = Mutex::new(batches.into_iter());
         let failed = AtomicBool::new(false);
-        let done = AtomicU64::new(0);
         let work = || -> Result<()> {
             let mut scan = self.begin();
             while !failed.load(Ordering::Relaxed) {
@@ -281,10 +281,7 @@ impl SnapshotReader {
                 let Some(batch) = next else { break };
                 let bytes: u64 = batch.iter().map(|(i, _)| self.records[*i].encoded).sum();
                 scan.batch(batch).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
-                if !progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes) {
-                    failed.store(true, Ordering::Relaxed);
-                    return Err(Error::Other(format!("reading {} was called off", self.path.display())));
-                }
+                progress.advance(bytes).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             }
             Ok(())
         };

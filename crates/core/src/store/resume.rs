@@ -8,6 +8,7 @@ use super::format;
 use super::handle::Store;
 use crate::error::{Error, Result};
 use crate::ids::SnapshotId;
+use crate::progress::NoProgress;
 
 /// The snapshot to resume from, and why this one.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ impl Store {
                     continue;
                 }
                 SnapshotState::Verified => return Ok(Some(chosen(entry, &passed_over))),
-                SnapshotState::Committed => match self.verify(&entry, threads, &|_| true) {
+                SnapshotState::Committed => match self.verify(&entry, threads, &NoProgress) {
                     Ok(_) => {
                         return Ok(Some(chosen(
                             SnapshotEntry { state: SnapshotState::Verified, ..entry },

@@ -12,9 +12,10 @@ use super::read::SnapshotReader;
 use super::receipt::Receipt;
 use crate::error::{Error, Result};
 use crate::os::stamp::FileStamp;
+use crate::progress::ProgressSink;
 
-/// Reads `path` back in full; `progress` is told the bytes done and may call it off by returning false.
-pub fn read_back(path: &Path, threads: usize, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<SnapshotReader> {
+/// Reads `path` back in full; `progress` advances by encoded bytes, and may call it off.
+pub fn read_back(path: &Path, threads: usize, progress: &dyn ProgressSink) -> Result<SnapshotReader> {
     let reader = SnapshotReader::open_past_cache(path)?;
     reader.check_all(threads, progress)?;
     Ok(reader)
@@ -22,12 +23,7 @@ pub fn read_back(path: &Path, threads: usize, progress: &(dyn Fn(u64) -> bool + 
 
 impl Store {
     /// Reads a snapshot back from the device, every byte of it, and writes the receipt. Needs no lock.
-    pub fn verify(
-        &self,
-        entry: &SnapshotEntry,
-        threads: usize,
-        progress: &(dyn Fn(u64) -> bool + Sync),
-    ) -> Result<Receipt> {
+    pub fn verify(&self, entry: &SnapshotEntry, threads: usize, progress: &dyn ProgressSink) -> Result<Receipt> {
         let snapshots = self.folder(Folder::Snapshots)?;
         let name = layout::snapshot_file(&entry.id);
         let gone = || Error::NotFound(format!("{} is gone", entry.path.display()));

@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 
 use super::source::{Part, Source, exported_dtype};
 use super::{Format, Options, job, torch};
-use crate::progress::Progress;
 use crate::safetensors::{self, Item};
 use crate::state::{self, State};
 use crate::{hf, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::TensorMeta;
 use ckptd_core::store::format::FileRecord;
 
@@ -21,7 +21,7 @@ const GENERATION: &str = "generation_config.json";
 const VERSION: &str = "version.txt";
 
 /// Fills the folder `dir`, which is there and empty. Returns the bytes of its tensors and of its files.
-pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Progress) -> Result<(u64, u64)> {
+pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn ProgressSink) -> Result<(u64, u64)> {
     let mut folder = Folder { dir, names: Vec::new(), records: Vec::new() };
     let carried = companions(source, &mut folder, options.dtype)?;
     let mut tensor_bytes = weights(source, &mut folder, options, progress)?;
@@ -65,7 +65,12 @@ pub fn write(source: &Source, dir: &Path, options: &Options, progress: &dyn Prog
 }
 
 /// The files' records, in the order of `names`; those that are not `known` are read.
-fn records(dir: &Path, names: &[String], known: Vec<FileRecord>, progress: &dyn Progress) -> Result<Vec<FileRecord>> {
+fn records(
+    dir: &Path,
+    names: &[String],
+    known: Vec<FileRecord>,
+    progress: &dyn ProgressSink,
+) -> Result<Vec<FileRecord>> {
     let record = |name: &String| {
         progress.advance(0)?;
         known.iter().find(|known| known.name == *name).cloned().map_or_else(|| state::file_record(dir, name), Ok)
@@ -187,7 +192,7 @@ fn generation(config: &Map<String, Value>) -> Value {
 }
 
 /// Writes the weights, in one file or in shards with an index; returns their bytes.
-fn weights(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn Progress) -> Result<u64> {
+fn weights(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn ProgressSink) -> Result<u64> {
     let model = source.model();
     let items: Vec<Item> = model
         .iter()

@@ -14,9 +14,9 @@ use super::Options;
 use super::folder::Folder;
 use super::source::Source;
 use crate::mapped::{Mapped, read_small};
-use crate::progress::Progress;
 use ckptd_core::config::{Config, ModelSection};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 
 pub const JOB: &str = "job.toml";
 pub const TOKENS: &str = "tokens.bin";
@@ -36,7 +36,12 @@ const PIECE_BYTES: usize = 1 << 20;
 const MAX_KNOWN_BYTES: u64 = 1 << 20;
 
 /// Writes the job of `options`, where one is known, and its tokens, where they are asked for.
-pub(super) fn write(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn Progress) -> Result<()> {
+pub(super) fn write(
+    source: &Source,
+    folder: &mut Folder,
+    options: &Options,
+    progress: &dyn ProgressSink,
+) -> Result<()> {
     let Some(job) = &options.job else {
         return match options.with_data {
             true => Err(Error::NotFound("no job has run in this store, so its data are not known".into())),
@@ -71,7 +76,7 @@ struct Known {
     width: String,
 }
 
-fn tokens(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn Progress) -> Result<()> {
+fn tokens(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn ProgressSink) -> Result<()> {
     let Some(data) = options.job.as_ref().map(|job| &job.data) else { return Ok(()) };
     let Some(content) = source.manifest().train.settings.data_content() else {
         return Err(Error::mismatch(source.path(), "the snapshot does not say what it was trained on"));
@@ -89,7 +94,7 @@ fn tokens(source: &Source, folder: &mut Folder, options: &Options, progress: &dy
 }
 
 /// Copies the token file at `path`, whose hash must be `expected` unless that is empty; returns its hash.
-fn copy(path: &Path, expected: &str, folder: &mut Folder, progress: &dyn Progress) -> Result<String> {
+fn copy(path: &Path, expected: &str, folder: &mut Folder, progress: &dyn ProgressSink) -> Result<String> {
     let mapped = Mapped::open(path)?;
     progress.begin("tokens", mapped.len());
     let mut hasher = blake3::Hasher::new();

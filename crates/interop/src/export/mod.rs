@@ -18,13 +18,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::progress::Progress;
 use crate::{bundle, output};
 use ckptd_core::config::Config;
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::StateRoot;
 use ckptd_core::os::process::processors;
+use ckptd_core::progress::ProgressSink;
 
 use source::Source;
 
@@ -93,7 +93,7 @@ pub struct Exported {
 }
 
 /// Exports the snapshot file at `snapshot` to `out`.
-pub fn export(snapshot: &Path, out: &Path, options: &Options, progress: &dyn Progress) -> Result<Exported> {
+pub fn export(snapshot: &Path, out: &Path, options: &Options, progress: &dyn ProgressSink) -> Result<Exported> {
     let began = Instant::now();
     check(out, options)?;
     let source = Source::open(snapshot, options.threads)?;
@@ -140,7 +140,7 @@ fn check(out: &Path, options: &Options) -> Result<()> {
 
 /// The folder with the optimiser, written beside the target, packed, and removed again. Returns the bytes of its tensors
 /// and of its files.
-fn bundle(source: &Source, out: &Path, options: &Options, progress: &dyn Progress) -> Result<(u64, u64)> {
+fn bundle(source: &Source, out: &Path, options: &Options, progress: &dyn ProgressSink) -> Result<(u64, u64)> {
     let options = Options { with_optimizer: true, ..options.clone() };
     let scratch = output::Scratch::beside(out)?;
     let sizes = folder::write(source, scratch.path(), &options, progress)?;

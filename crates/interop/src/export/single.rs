@@ -6,10 +6,10 @@ use std::path::Path;
 
 use super::Options;
 use super::source::{Part, Source, exported_dtype};
-use crate::progress::Progress;
 use crate::safetensors::{self, Item};
 use crate::state::State;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::TensorMeta;
 
 /// Before `<moment>.<parameter>`.
@@ -19,7 +19,13 @@ pub const STATE_KEY: &str = "ckptd";
 /// The key of the model's config.json in the header.
 pub const CONFIG_KEY: &str = "config";
 
-pub fn write(source: &Source, file: &mut File, path: &Path, options: &Options, progress: &dyn Progress) -> Result<u64> {
+pub fn write(
+    source: &Source,
+    file: &mut File,
+    path: &Path,
+    options: &Options,
+    progress: &dyn ProgressSink,
+) -> Result<u64> {
     let (model, params) = (source.model(), source.params());
     let moments = if options.with_optimizer { source.moments() } else { Vec::new() };
     let moments: Vec<TensorMeta> = moments

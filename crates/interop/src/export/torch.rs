@@ -13,12 +13,12 @@ use super::hyper::Hyper;
 use super::source::{Part, Source, exported_dtype};
 use super::{Options, single};
 use crate::model;
-use crate::progress::Progress;
 use crate::state::State;
 use crate::torch_pt::pickler::{Object, TensorSlot};
 use crate::torch_pt::writer;
 use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{Role, TensorMeta};
 
 pub const OPTIMIZER: &str = "optimizer.pt";
@@ -28,7 +28,13 @@ pub const TRAINER_FILES: [&str; 3] = [OPTIMIZER, SCHEDULER, TRAINER_STATE];
 
 /// The `.pt` file: a state dict, or with the optimiser a dict of `model`, `optimizer`, `step` and what else is needed
 /// to go on.
-pub fn write(source: &Source, file: &mut File, path: &Path, options: &Options, progress: &dyn Progress) -> Result<u64> {
+pub fn write(
+    source: &Source,
+    file: &mut File,
+    path: &Path,
+    options: &Options,
+    progress: &dyn ProgressSink,
+) -> Result<u64> {
     let mut storages = Storages::default();
     let model = state_dict(source, options.dtype, &mut storages);
     let object = match options.with_optimizer {
@@ -59,7 +65,7 @@ pub(super) fn write_trainer_files(
     source: &Source,
     folder: &mut Folder,
     options: &Options,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<u64> {
     let hyper = Hyper::of(source.manifest(), options.job.as_ref());
     let mut storages = Storages::default();
@@ -97,7 +103,7 @@ impl Storages {
         file: &mut File,
         path: &Path,
         object: &Object,
-        progress: &dyn Progress,
+        progress: &dyn ProgressSink,
     ) -> Result<u64> {
         let bytes = |content: &Part| match content {
             Part::Tensor(meta, dtype) => meta.elements().unwrap_or(0) * dtype.size() as u64,

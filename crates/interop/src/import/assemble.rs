@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use super::optimizer::{self, Moments};
 use super::parts::{Optimizer, Parts};
 use crate::output::Scratch;
-use crate::progress::Progress;
 use crate::state::State;
 use crate::{hf, model};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{CarriedFile, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::format;
 
@@ -69,7 +69,7 @@ impl Loaded {
     }
 }
 
-pub fn assemble(parts: Parts, from: &Path, scratch: Option<Scratch>, progress: &dyn Progress) -> Result<Loaded> {
+pub fn assemble(parts: Parts, from: &Path, scratch: Option<Scratch>, progress: &dyn ProgressSink) -> Result<Loaded> {
     let mut loaded = match parts.state.clone() {
         Some(state) if is_complete(&parts, &state) => exact(parts, state, from, progress)?,
         Some(state) => {
@@ -89,7 +89,7 @@ fn is_complete(parts: &Parts, state: &State) -> bool {
 }
 
 /// The snapshot that `state` describes.
-fn exact(parts: Parts, state: State, from: &Path, progress: &dyn Progress) -> Result<Loaded> {
+fn exact(parts: Parts, state: State, from: &Path, progress: &dyn ProgressSink) -> Result<Loaded> {
     let refuse = |reason: String| Error::mismatch(from, reason);
     let mut params: Vec<&TensorMeta> =
         state.tensors.iter().map(|tensor| &tensor.meta).filter(|meta| meta.role == Role::Param).collect();
@@ -142,7 +142,7 @@ fn exact(parts: Parts, state: State, from: &Path, progress: &dyn Progress) -> Re
 }
 
 /// Holds those tensors that `state` describes against their hashes.
-fn check_hashes(tensors: &[Tensor], state: &State, from: &Path, progress: &dyn Progress) -> Result<()> {
+fn check_hashes(tensors: &[Tensor], state: &State, from: &Path, progress: &dyn ProgressSink) -> Result<()> {
     let of_model = |role: Role| matches!(role, Role::Param | Role::Buffer);
     let key = |meta: &TensorMeta| ((!of_model(meta.role)).then_some(meta.role), meta.name.clone());
     let records: HashMap<_, _> = state.tensors.iter().map(|record| (key(&record.meta), record)).collect();

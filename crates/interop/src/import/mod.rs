@@ -22,11 +22,11 @@ use serde::Serialize;
 pub use assemble::{Fresh, Loaded};
 
 use crate::limits::ReadLimits;
-use crate::progress::Progress;
 use crate::{bundle, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::os::process::processors;
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::{CommitOptions, Store, commit};
 
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ pub fn load(
     target: &Path,
     model: Option<&Path>,
     limits: &ReadLimits,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<Loaded> {
     let mut scratch = None;
     let mut parts = match parts::kind(from, limits)? {
@@ -119,7 +119,7 @@ pub fn is_snapshot(path: &Path) -> Result<bool> {
 }
 
 /// Imports `from` into the store at `store`, which must hold no snapshots yet.
-pub fn import(from: &Path, store: &Path, options: &Options, progress: &dyn Progress) -> Result<Imported> {
+pub fn import(from: &Path, store: &Path, options: &Options, progress: &dyn ProgressSink) -> Result<Imported> {
     let began = Instant::now();
     if !from.exists() {
         return Err(Error::NotFound(format!(
@@ -137,7 +137,7 @@ pub fn import(from: &Path, store: &Path, options: &Options, progress: &dyn Progr
     result.map(|imported| Imported { seconds: began.elapsed().as_secs_f64(), ..imported })
 }
 
-fn into_store(from: &Path, path: &Path, options: &Options, progress: &dyn Progress) -> Result<Imported> {
+fn into_store(from: &Path, path: &Path, options: &Options, progress: &dyn ProgressSink) -> Result<Imported> {
     let store = Store::create(path)?;
     let _lock = store.lock("ckptd import")?;
     if let Some(newest) = store.entries()?.first() {
@@ -167,7 +167,7 @@ fn into_store(from: &Path, path: &Path, options: &Options, progress: &dyn Progre
     store.set_run_id(&run_id)?;
     progress.begin("verifying", committed.bytes);
     let entry = store.find(&committed.id)?;
-    store.verify(&entry, options.threads, &|_| progress.advance(0).is_ok())?;
+    store.verify(&entry, options.threads, progress)?;
     Ok(Imported {
         id: committed.id,
         path: committed.path,

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::progress::Progress;
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::block_writer::BlockWriter;
 use ckptd_core::os::fs;
+use ckptd_core::progress::ProgressSink;
 
 /// What was written.
 pub struct Written {
@@ -44,7 +44,7 @@ pub fn write(
     items: &[Item],
     metadata: &[(&str, String)],
     content: impl FnOnce(&[usize], &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<Written> {
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(items[i].dtype.size()));

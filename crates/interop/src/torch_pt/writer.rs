@@ -9,8 +9,8 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::pickler::{self, Object};
-use crate::progress::Progress;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
 
 const ALIGNMENT: u16 = 64;
 
@@ -22,7 +22,7 @@ pub fn write(
     object: &Object,
     storage_bytes: &[u64],
     content: impl FnOnce(&mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>,
-    progress: &dyn Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<()> {
     // The folder's name is that of the file, as with torch.save.
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
