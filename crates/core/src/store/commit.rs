@@ -51,6 +51,8 @@ pub struct CommitOptions {
     /// Encoding threads, at least 1.
     pub threads: usize,
     pub pace: CommitPace,
+    /// What the manifest gives as its time; `None`: the moment at which the manifest is made.
+    pub created_at: Option<jiff::Timestamp>,
     /// Size of the snapshot before, to reserve room; 0 if unknown.
     pub expected_bytes: u64,
     /// Set by another thread to abandon the commit.
@@ -89,6 +91,7 @@ impl CommitOptions {
             level: 1,
             threads: 1,
             pace: CommitPace::Alone,
+            created_at: None,
             expected_bytes: 0,
             cancel: Arc::default(),
             control: Arc::default(),
@@ -191,7 +194,7 @@ fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOpt
         run_id: options.run_id.clone(),
         seq: options.seq,
         parent: options.parent.clone(),
-        created_at: jiff::Timestamp::now(),
+        created_at: options.created_at.unwrap_or_else(jiff::Timestamp::now),
         root: format::root(&tensors, &train),
         healthy: finite && metrics.train_loss.is_none_or(f64::is_finite),
         raw_bytes,
