@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use ckptd_core::snapshot::{CarriedFile, DType, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::{CommitOptions, Store, commit};
 
 fn bytes(seed: u64, len: usize) -> impl Iterator<Item = u64> {
