@@ -71,6 +71,7 @@ fn state() -> Snapshot {
             last_eval_step: 1100,
             best_val_loss: Some(3.25),
             settings: settings.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            ..TrainState::default()
         },
         metrics: Metrics { train_loss: Some(3.125), val_loss: Some(3.25), val_step: Some(1100), probe: None },
         provenance: Provenance {
