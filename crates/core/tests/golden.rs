@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ckptd_core::dtype::DType;
+use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::{CommitOptions, Store, commit};
 
@@ -70,7 +71,7 @@ fn state() -> Snapshot {
             position: 77,
             last_eval_step: 1100,
             best_val_loss: Some(3.25),
-            settings: settings.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            settings: TrainSettings::from_iter(settings),
             ..TrainState::default()
         },
         metrics: Metrics { train_loss: Some(3.125), val_loss: Some(3.25), val_step: Some(1100), probe: None },
