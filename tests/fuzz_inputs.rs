@@ -13,7 +13,7 @@ use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::{CommitOptions, commit};
-use ckptd_interop::export::{self, Format};
+use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 
 use targets::{Sandbox, craft};
 
@@ -89,9 +89,9 @@ fn write_seeds(out: &Path) {
         std::fs::write(out.join(target).join(name), bytes).unwrap();
     };
     let file = |bytes: &[u8]| [&[0], bytes].concat();
-    let export = |format: Format, with_optimizer: bool| {
+    let export = |format: ExportFormat, with_optimizer: bool| {
         let path = work.path().join(format!("{format:?}{with_optimizer}"));
-        let options = export::Options { with_optimizer, ..export::Options::new(format) };
+        let options = ExportOptions { with_optimizer, ..ExportOptions::new(format) };
         export::export(&snapshot, &path, &options, &NoProgress).unwrap();
         std::fs::read(path).unwrap_or_default()
     };
@@ -110,19 +110,19 @@ fn write_seeds(out: &Path) {
     put("snapshot", "file", &file(&bytes));
     put("snapshot", "parts", &targets::parts_of(&bytes).unwrap());
 
-    put("pt", "weights", &file(&export(Format::Pt, false)));
-    put("pt", "full", &file(&export(Format::Pt, true)));
+    put("pt", "weights", &file(&export(ExportFormat::Pt, false)));
+    put("pt", "full", &file(&export(ExportFormat::Pt, true)));
     let storage = craft::storage("FloatStorage", "0", 16);
     let pickle = craft::pickle(&craft::state(craft::tensor(&storage, 0, &[4, 4], &[4, 1])));
     put("pt", "pickle", &[&[1], &pickle[..]].concat());
 
-    let bytes = export(Format::Safetensors, true);
+    let bytes = export(ExportFormat::Safetensors, true);
     put("safetensors", "file", &file(&bytes));
     let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
     put("safetensors", "header", &[&[1], &bytes[8..header], &[0], &bytes[header..]].concat());
 
-    put("bundle", "zip", &file(&export(Format::Zip, true)));
-    put("bundle", "tar.zst", &file(&export(Format::TarZst, true)));
+    put("bundle", "zip", &file(&export(ExportFormat::Zip, true)));
+    put("bundle", "tar.zst", &file(&export(ExportFormat::TarZst, true)));
     let tar = [craft::tar_entry(b"config.json", b'0', 2, b"{}"), vec![0; 1024]].concat();
     put("bundle", "tar", &[&[1], &tar[..]].concat());
 }

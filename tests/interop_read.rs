@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use ckptd_core::snapshot::Tensor;
 use ckptd_interop::limits::ReadLimits;
-use ckptd_interop::torch_pt::{PtFile, Value};
+use ckptd_interop::torch_pt::{PtFile, PtValue};
 use ckptd_interop::{hf, safetensors};
 
 type Expected = BTreeMap<String, BTreeMap<String, (String, Vec<u64>, String)>>;
@@ -95,19 +95,19 @@ fn a_whole_checkpoint_is_read_as_plain_values() {
         assert_eq!(value.get("step").unwrap().as_int(), Some(12));
         assert_eq!(value.get("loss").unwrap().as_float(), Some(0.5));
         assert_eq!(value.get("name").unwrap().as_str(), Some("é"));
-        assert_eq!(value.get("none"), Some(&Value::None));
-        assert_eq!(value.get("flag"), Some(&Value::Bool(true)));
+        assert_eq!(value.get("none"), Some(&PtValue::None));
+        assert_eq!(value.get("flag"), Some(&PtValue::Bool(true)));
         assert_eq!(value.get("negative").unwrap().as_int(), Some(-(1 << 40)));
-        assert_eq!(value.get("big"), Some(&Value::Other("a very large number")));
-        assert_eq!(value.get("dtype"), Some(&Value::DType(ckptd_core::dtype::DType::BF16)));
-        assert_eq!(value.get("size"), Some(&Value::Tuple(vec![Value::Int(1), Value::Int(2)])));
-        assert_eq!(value.get("pair"), Some(&Value::Tuple(vec![Value::Int(1), Value::Float(2.0)])));
+        assert_eq!(value.get("big"), Some(&PtValue::Other("a very large number")));
+        assert_eq!(value.get("dtype"), Some(&PtValue::DType(ckptd_core::dtype::DType::BF16)));
+        assert_eq!(value.get("size"), Some(&PtValue::Tuple(vec![PtValue::Int(1), PtValue::Int(2)])));
+        assert_eq!(value.get("pair"), Some(&PtValue::Tuple(vec![PtValue::Int(1), PtValue::Float(2.0)])));
         let optimizer = value.get("optimizer").unwrap();
         let group = &optimizer.get("param_groups").unwrap().as_items().unwrap()[0];
         assert_eq!(group.get("lr").unwrap().as_float(), Some(1e-3));
-        assert_eq!(group.get("params"), Some(&Value::List(vec![Value::Int(0), Value::Int(1)])));
+        assert_eq!(group.get("params"), Some(&PtValue::List(vec![PtValue::Int(0), PtValue::Int(1)])));
         let (key, state) = &optimizer.get("state").unwrap().as_dict().unwrap()[0];
-        assert_eq!(key, &Value::Int(0));
+        assert_eq!(key, &PtValue::Int(0));
         assert_eq!(state.get("exp_avg").unwrap().as_tensor().unwrap().shape, [4, 3]);
     }
 }

@@ -13,8 +13,8 @@ use ckptd_core::dtype::DType;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::{SnapshotReader, Store};
-use ckptd_interop::export::{self, Format};
-use ckptd_interop::import::{self, Fresh};
+use ckptd_interop::export::{self, ExportFormat, ExportOptions};
+use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::{bundle, check};
 
@@ -29,11 +29,11 @@ fn trainer_run() -> &'static Path {
     .path()
 }
 
-fn import(from: &Path, store: &Path) -> import::Imported {
-    import::import(from, store, &import::Options::default(), &NoProgress).unwrap()
+fn import(from: &Path, store: &Path) -> import::ImportReport {
+    import::import(from, store, &ImportOptions::default(), &NoProgress).unwrap()
 }
 
-fn export(snapshot: &Path, out: &Path, options: export::Options) -> export::Exported {
+fn export(snapshot: &Path, out: &Path, options: ExportOptions) -> export::ExportReport {
     export::export(snapshot, out, &options, &NoProgress).unwrap()
 }
 
@@ -52,11 +52,11 @@ fn train() -> TrainSection {
     }
 }
 
-fn full(format: Format) -> export::Options {
-    export::Options {
+fn full(format: ExportFormat) -> ExportOptions {
+    ExportOptions {
         with_optimizer: true,
         job: Some(Config { train: train(), ..Config::default() }),
-        ..export::Options::new(format)
+        ..ExportOptions::new(format)
     }
 }
 
@@ -86,20 +86,20 @@ fn a_trainer_checkpoint_is_imported_with_optimizer_and_step_and_every_export_of_
 
     let out = work.path().join("exports");
     std::fs::create_dir(&out).unwrap();
-    let plain = export::Options::new;
-    let half = |format, dtype| export::Options { dtype: Some(dtype), ..plain(format) };
+    let plain = ExportOptions::new;
+    let half = |format, dtype| ExportOptions { dtype: Some(dtype), ..plain(format) };
     let at = |name: &str| out.join(name);
-    export(&imported.path, &at("hf"), plain(Format::Hf));
-    export(&imported.path, &at("hf_sharded"), export::Options { max_shard_bytes: 20_000, ..plain(Format::Hf) });
-    export(&imported.path, &at("hf_full"), full(Format::Hf));
-    export(&imported.path, &at("hf_bf16"), half(Format::Hf, DType::BF16));
-    export(&imported.path, &at("hf_f16"), half(Format::Hf, DType::F16));
-    export(&imported.path, &at("model.pt"), plain(Format::Pt));
-    export(&imported.path, &at("model_bf16.pt"), half(Format::Pt, DType::BF16));
-    export(&imported.path, &at("full.pt"), full(Format::Pt));
-    export(&imported.path, &at("model.safetensors"), plain(Format::Safetensors));
+    export(&imported.path, &at("hf"), plain(ExportFormat::Hf));
+    export(&imported.path, &at("hf_sharded"), ExportOptions { max_shard_bytes: 20_000, ..plain(ExportFormat::Hf) });
+    export(&imported.path, &at("hf_full"), full(ExportFormat::Hf));
+    export(&imported.path, &at("hf_bf16"), half(ExportFormat::Hf, DType::BF16));
+    export(&imported.path, &at("hf_f16"), half(ExportFormat::Hf, DType::F16));
+    export(&imported.path, &at("model.pt"), plain(ExportFormat::Pt));
+    export(&imported.path, &at("model_bf16.pt"), half(ExportFormat::Pt, DType::BF16));
+    export(&imported.path, &at("full.pt"), full(ExportFormat::Pt));
+    export(&imported.path, &at("model.safetensors"), plain(ExportFormat::Safetensors));
     for (format, file, folder) in
-        [(Format::Zip, "b.zip", "unpacked_zip"), (Format::TarZst, "b.tar.zst", "unpacked_tar")]
+        [(ExportFormat::Zip, "b.zip", "unpacked_zip"), (ExportFormat::TarZst, "b.tar.zst", "unpacked_tar")]
     {
         let exported = export(&imported.path, &at(file), full(format));
         let unpacked = bundle::unpack(&at(file), &at(folder), false, &ReadLimits::default(), &NoProgress).unwrap();
@@ -133,9 +133,9 @@ fn epsilon_is_zero_in_every_round_trip_and_with_the_optimizer_the_root_is_the_sa
         for (format, name) in FORMATS {
             for with_optimizer in optimizer {
                 let out = dir.join(format!("{with_optimizer}.{name}"));
-                export(&original.path, &out, export::Options { with_optimizer, ..full(format) });
+                export(&original.path, &out, ExportOptions { with_optimizer, ..full(format) });
                 let again = import(&out, &dir.join(format!("store-{with_optimizer}-{name}")));
-                let exact = with_optimizer || matches!(format, Format::Zip | Format::TarZst);
+                let exact = with_optimizer || matches!(format, ExportFormat::Zip | ExportFormat::TarZst);
                 assert_eq!(again.exact, exact, "{source} {name}");
                 if exact {
                     assert_eq!(again.root, original.root, "{source} {name}");
@@ -160,12 +160,12 @@ fn epsilon_is_zero_in_every_round_trip_and_with_the_optimizer_the_root_is_the_sa
     }
 }
 
-const FORMATS: [(Format, &str); 5] = [
-    (Format::Hf, "hf"),
-    (Format::Pt, "pt"),
-    (Format::Safetensors, "safetensors"),
-    (Format::Zip, "zip"),
-    (Format::TarZst, "tar.zst"),
+const FORMATS: [(ExportFormat, &str); 5] = [
+    (ExportFormat::Hf, "hf"),
+    (ExportFormat::Pt, "pt"),
+    (ExportFormat::Safetensors, "safetensors"),
+    (ExportFormat::Zip, "zip"),
+    (ExportFormat::TarZst, "tar.zst"),
 ];
 
 #[test]
@@ -184,10 +184,10 @@ fn weights_without_an_optimizer_start_afresh_at_step_zero() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     let model = import(&run.join("checkpoint-3"), &work.path().join("model"));
     let out = work.path().join("hf");
-    export(&model.path, &out, export::Options::new(Format::Hf));
-    for (fresh, kinds) in [(Fresh::AdamW, 3), (Fresh::SgdMomentum, 2), (Fresh::Sgd, 1)] {
+    export(&model.path, &out, ExportOptions::new(ExportFormat::Hf));
+    for (fresh, kinds) in [(FreshOptimizer::AdamW, 3), (FreshOptimizer::SgdMomentum, 2), (FreshOptimizer::Sgd, 1)] {
         let store = work.path().join(format!("{fresh:?}"));
-        let options = import::Options { fresh, ..import::Options::default() };
+        let options = ImportOptions { fresh, ..ImportOptions::default() };
         let imported = import::import(&out, &store, &options, &NoProgress).unwrap();
         let tensors = tensors(&imported.path);
         assert_eq!(tensors.len(), 40 * kinds);
@@ -205,7 +205,7 @@ fn half_precision_weights_become_float32_exactly_and_go_back_as_they_were() {
     let checked = check::check(&imported.path, Some(&run.join("half")), 2, &NoProgress).unwrap();
     assert_eq!((checked.epsilon, checked.equal), (Some(0.0), Some(true)));
     let out = work.path().join("hf");
-    export(&imported.path, &out, export::Options { dtype: Some(DType::BF16), ..export::Options::new(Format::Hf) });
+    export(&imported.path, &out, ExportOptions { dtype: Some(DType::BF16), ..ExportOptions::new(ExportFormat::Hf) });
     let weights = |dir: &Path| {
         let tensors = ckptd_interop::hf::weights(dir, &ReadLimits::default()).unwrap();
         tensors.iter().map(|t| (t.meta.clone(), (*t.bytes).as_ref().to_vec())).collect::<Vec<_>>()
@@ -251,13 +251,13 @@ fn an_exported_folder_that_was_changed_is_refused_by_the_tensor_that_changed() {
     let original = import(&run.join("checkpoint-3"), &work.path().join("store"));
     for with_optimizer in [true, false] {
         let out = work.path().join(format!("hf-{with_optimizer}"));
-        export(&original.path, &out, export::Options { with_optimizer, ..full(Format::Hf) });
+        export(&original.path, &out, ExportOptions { with_optimizer, ..full(ExportFormat::Hf) });
         let weights = out.join("model.safetensors");
         let mut bytes = std::fs::read(&weights).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&weights, bytes).unwrap();
         let store = work.path().join("refused");
-        let refusal = import::import(&out, &store, &import::Options::default(), &NoProgress).unwrap_err().to_string();
+        let refusal = import::import(&out, &store, &ImportOptions::default(), &NoProgress).unwrap_err().to_string();
         assert!(refusal.contains("was changed since the export"), "{refusal}");
         assert!(!store.exists(), "nothing is left of a store that was made for nothing");
         std::fs::remove_file(out.join("ckptd.json")).unwrap();
@@ -270,7 +270,7 @@ fn an_import_into_a_store_that_is_in_use_is_refused() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     let store = work.path().join("store");
     import(&run.join("untied"), &store);
-    let refusal = import::import(&run.join("untied"), &store, &import::Options::default(), &NoProgress).unwrap_err();
+    let refusal = import::import(&run.join("untied"), &store, &ImportOptions::default(), &NoProgress).unwrap_err();
     assert!(refusal.to_string().contains("holds snapshots already"), "{refusal}");
     assert_eq!(Store::open(&store).unwrap().entries().unwrap().len(), 1);
 }

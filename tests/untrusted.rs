@@ -158,7 +158,7 @@ fn judge(case: &Case, dir: &Path, wrong: &mut Vec<String>) -> (Duration, usize) 
     let (store, out) = (dir.join("store"), dir.join("out"));
     let before = listing(dir);
     let import = |limits: &ReadLimits| {
-        let options = import::Options { limits: limits.clone(), ..import::Options::default() };
+        let options = import::ImportOptions { limits: limits.clone(), ..import::ImportOptions::default() };
         measure(|| import::import(&input, &store, &options, &NoProgress).map(drop))
     };
     let mut attempts = vec![import(&case.limits)];

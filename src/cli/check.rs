@@ -7,7 +7,7 @@ use super::watch::Watch;
 use super::{code, output, outputs};
 use ckptd_core::error::Result;
 use ckptd_core::os::process::processors;
-use ckptd_interop::check::{self, Checked, Probe, TensorCheck};
+use ckptd_interop::check::{self, CheckReport, ProbeReport, TensorCheck};
 
 /// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
 /// something is not finite or differs).
@@ -50,7 +50,7 @@ pub fn execute(args: &Args) -> Result<u8> {
     Ok(if checked.passes() { code::DONE } else { code::FALLS_SHORT })
 }
 
-fn describe(checked: &Checked) -> String {
+fn describe(checked: &CheckReport) -> String {
     let compared = checked.against.is_some();
     let mut head = vec!["TENSOR", "TYPE", "SHAPE", "NOT FINITE", "MEAN", "STD"];
     if compared {
@@ -82,7 +82,7 @@ fn row(tensor: &TensorCheck, compared: bool) -> Vec<String> {
     row
 }
 
-fn summary(checked: &Checked) -> String {
+fn summary(checked: &CheckReport) -> String {
     let mut lines = vec![
         format!("step {}, root {}", checked.step, checked.root),
         format!(
@@ -114,7 +114,7 @@ fn summary(checked: &Checked) -> String {
     lines.into_iter().map(|line| line + "\n").collect()
 }
 
-fn answers(probe: &Probe) -> String {
+fn answers(probe: &ProbeReport) -> String {
     let number = |number: Option<f64>| number.map_or("not finite".to_owned(), |number| format!("{number:.6e}"));
     let delta = probe.delta.map_or(String::new(), |delta| format!(", delta = {delta:.6e}"));
     let saved = match probe.as_saved {

@@ -11,7 +11,7 @@ use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::ByteSize;
-use ckptd_interop::export::{self, Exported, Format};
+use ckptd_interop::export::{self, ExportFormat, ExportOptions, ExportReport};
 
 /// Write a snapshot as what others load: a Hugging Face folder, a .pt or safetensors file, or a bundle to move it.
 #[derive(clap::Args)]
@@ -66,25 +66,25 @@ pub fn execute(args: &Args) -> Result<u8> {
     let target = Target::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     let format = match args.format {
-        FormatArg::Hf => Format::Hf,
-        FormatArg::Pt => Format::Pt,
-        FormatArg::Safetensors => Format::Safetensors,
-        FormatArg::Zip => Format::Zip,
-        FormatArg::TarZst => Format::TarZst,
+        FormatArg::Hf => ExportFormat::Hf,
+        FormatArg::Pt => ExportFormat::Pt,
+        FormatArg::Safetensors => ExportFormat::Safetensors,
+        FormatArg::Zip => ExportFormat::Zip,
+        FormatArg::TarZst => ExportFormat::TarZst,
     };
     let dtype = args.dtype.map(|dtype| match dtype {
         DTypeArg::F32 => DType::F32,
         DTypeArg::Bf16 => DType::BF16,
         DTypeArg::F16 => DType::F16,
     });
-    let options = export::Options {
+    let options = ExportOptions {
         with_optimizer: args.with_optimizer,
         dtype,
         max_shard_bytes: args.max_shard_size.map_or(export::MAX_SHARD_BYTES, |size| size.0),
         force: args.force,
         job: target.config,
         with_data: args.with_data,
-        ..export::Options::new(format)
+        ..ExportOptions::new(format)
     };
     let watch = Watch::start()?;
     let exported = export::export(&entry.path, &args.out, &options, &watch)?;
@@ -101,9 +101,9 @@ fn parse_size(text: &str) -> Result<ByteSize, String> {
     size.map(|size| ckptd_core::text::TextValue(size.as_u64())).map_err(|e| format!("not a size such as 5GB: {e}"))
 }
 
-fn describe(id: &SnapshotId, exported: &Exported) -> String {
+fn describe(id: &SnapshotId, exported: &ExportReport) -> String {
     let packed = match exported.format {
-        Format::Zip | Format::TarZst => {
+        ExportFormat::Zip | ExportFormat::TarZst => {
             let (raw, packed) = (output::size(exported.raw_bytes), output::size(exported.bytes));
             format!("; S_raw {raw}, S_packed {packed}, r = {:.4}", exported.r)
         }

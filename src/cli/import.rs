@@ -8,7 +8,7 @@ use super::watch::Watch;
 use super::{code, output};
 use ckptd_core::config::Config;
 use ckptd_core::error::Result;
-use ckptd_interop::import::{self, Fresh};
+use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 
 /// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, or a bundle.
 #[derive(clap::Args)]
@@ -45,16 +45,16 @@ pub fn execute(args: &Args) -> Result<u8> {
         false => args.target.clone(),
     };
     let watch = Watch::start()?;
-    let options = import::Options {
+    let options = ImportOptions {
         fresh: match args.optimizer {
-            OptimizerArg::Adamw => Fresh::AdamW,
-            OptimizerArg::Sgd => Fresh::Sgd,
-            OptimizerArg::SgdMomentum => Fresh::SgdMomentum,
+            OptimizerArg::Adamw => FreshOptimizer::AdamW,
+            OptimizerArg::Sgd => FreshOptimizer::Sgd,
+            OptimizerArg::SgdMomentum => FreshOptimizer::SgdMomentum,
         },
         model: args.model.clone(),
         level: args.level,
         cancel: watch.cancelled(),
-        ..import::Options::default()
+        ..ImportOptions::default()
     };
     let imported = import::import(&args.from, &store, &options, &watch)?;
     drop(watch);

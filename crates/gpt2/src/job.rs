@@ -15,8 +15,8 @@ use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, TrainState};
 use ckptd_core::store::SnapshotReader;
 use ckptd_core::{Error, Result};
-use ckptd_interop::hf;
 use ckptd_interop::limits::ReadLimits;
+use ckptd_interop::{hf, names};
 use serde_json::{Map, Value};
 use tch::Device;
 
@@ -220,7 +220,7 @@ fn carried(config: &Config, config_json: String, data: &TokenDataset) -> Result<
         files.push(CarriedFile { name: "tokenizer.json".into(), bytes: json.clone().into() });
     }
     let Some(folder) = &config.model.from else { return Ok(files) };
-    for name in hf::COMPANIONS {
+    for name in names::COMPANIONS {
         let path = folder.join(name);
         let small = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_CARRIED);
         if small && !files.iter().any(|f| f.name == name) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ckptd_core::os::process::processors;
 use ckptd_core::snapshot::{Role, Tensor as SnapshotTensor};
 use ckptd_core::{Error, Result};
-use ckptd_interop::check::Probe;
+use ckptd_interop::check::ProbeReport;
 use tch::{Device, Kind, Tensor};
 
 use crate::device::{self, TorchContext};
@@ -78,7 +78,7 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
         None => None,
     };
     let hash = answers.hash();
-    let probe = Probe {
+    let probe = ProbeReport {
         rows: ROWS as u64,
         positions: POSITIONS.min(model.config.n_positions) as u64,
         sigma2: Some(answers.variance()).filter(|sigma2| sigma2.is_finite()),

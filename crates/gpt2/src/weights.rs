@@ -10,7 +10,7 @@ use ckptd_core::snapshot::{CarriedFile, Role, TensorMeta};
 use ckptd_core::store::{SnapshotReader, Store};
 use ckptd_core::{Error, Result};
 use ckptd_interop::limits::ReadLimits;
-use ckptd_interop::{hf, import};
+use ckptd_interop::{import, names};
 use tch::{Device, Kind, Tensor};
 
 use crate::capture::TensorDestination;
@@ -96,7 +96,7 @@ fn fill(
     origin: &Path,
     fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<()>,
 ) -> Result<(Gpt2Config, Vec<Tensor>)> {
-    let json = files.iter().find(|file| file.name == hf::CONFIG).ok_or_else(|| {
+    let json = files.iter().find(|file| file.name == names::CONFIG).ok_or_else(|| {
         Error::mismatch(origin, "it has no config.json, so that the model's shape is not known; import it with --model")
     })?;
     let name = format!("{}: config.json", origin.display());

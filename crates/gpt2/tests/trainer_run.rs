@@ -11,8 +11,8 @@ use ckptd_core::protocol::{self, WorkerEvent};
 use ckptd_core::store::Store;
 use ckptd_gpt2::data::order::{DataCursor, TrainBatches};
 use ckptd_gpt2::tokens::{TokenView, TokenWidth};
-use ckptd_interop::export::{self, Format};
-use ckptd_interop::import;
+use ckptd_interop::export::{self, ExportFormat, ExportOptions};
+use ckptd_interop::import::{self, ImportOptions};
 
 /// Steps that Trainer makes before, ckptd in between, and all of them.
 const SAVED: u64 = 8;
@@ -83,14 +83,14 @@ fn the_loss_curve_goes_on_from_trainer_to_ckptd_and_back() {
     let whole = curve(&at("losses.json"));
 
     let checkpoint = at(&format!("python/checkpoint-{SAVED}"));
-    let imported = import::import(&checkpoint, &at("store"), &import::Options::default(), &NoProgress).unwrap();
+    let imported = import::import(&checkpoint, &at("store"), &ImportOptions::default(), &NoProgress).unwrap();
     assert_eq!(imported.step, SAVED);
     std::fs::write(at("job.toml"), job(&checkpoint)).unwrap();
     let ours = train(&at("job.toml"));
     assert_agree(&ours, &whole, SAVED + 1..=SAVED + OURS);
 
     let snapshot = Store::open(&at("store")).unwrap().find(&(SAVED + OURS).to_string()).unwrap();
-    let options = export::Options { with_optimizer: true, ..export::Options::new(Format::Hf) };
+    let options = ExportOptions { with_optimizer: true, ..ExportOptions::new(ExportFormat::Hf) };
     export::export(&snapshot.path, &at("exported"), &options, &NoProgress).unwrap();
     let name = format!("checkpoint-{}", SAVED + OURS);
     python(&["resume", folder, at("exported").to_str().unwrap(), &name]);

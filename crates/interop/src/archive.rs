@@ -13,14 +13,14 @@ use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::limits::ReadLimits;
-use crate::mapped::Mapped;
+use crate::mapped::MappedFile;
 use ckptd_core::error::{Error, Result};
 
 const MAX_NAME_BYTES: usize = 1024;
 
 /// One entry of the directory. `data` are its bytes in the file, compressed or not.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct ArchiveEntry {
     pub index: usize,
     pub name: String,
     pub stored: bool,
@@ -33,7 +33,7 @@ pub struct Entry {
 }
 
 /// Reads and checks the directory of the archive that fills `mapped`.
-pub fn entries(mapped: &Arc<Mapped>, limits: &ReadLimits) -> Result<Vec<Entry>> {
+pub fn entries(mapped: &Arc<MappedFile>, limits: &ReadLimits) -> Result<Vec<ArchiveEntry>> {
     let refuse = |reason: String| Error::mismatch(mapped.path(), reason);
     check_end(mapped.bytes(), limits).map_err(refuse)?;
     let mut zip = open(mapped)?;
@@ -49,13 +49,13 @@ pub fn entries(mapped: &Arc<Mapped>, limits: &ReadLimits) -> Result<Vec<Entry>> 
 }
 
 /// The archive over the mapped bytes; call [`entries`] first, which checks it.
-pub fn open(mapped: &Arc<Mapped>) -> Result<ZipArchive<Cursor<&[u8]>>> {
+pub fn open(mapped: &Arc<MappedFile>) -> Result<ZipArchive<Cursor<&[u8]>>> {
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     ZipArchive::with_config(config, Cursor::new(mapped.bytes()))
         .map_err(|e| Error::mismatch(mapped.path(), format!("not a readable zip archive: {e}")))
 }
 
-fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, index: usize) -> Result<Entry, String> {
+fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, index: usize) -> Result<ArchiveEntry, String> {
     let file = zip.by_index_raw(index).map_err(|e| e.to_string())?;
     let name = std::str::from_utf8(file.name_raw()).map_err(|_| "its name is not UTF-8".to_owned())?.to_owned();
     if name.len() > MAX_NAME_BYTES {
@@ -74,7 +74,7 @@ fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, index: usize) -> Result<Entry, Str
     // The upper half of the external attributes is the Unix mode where a Unix tool wrote them.
     let kind = file.unix_mode().unwrap_or(0) & 0o170_000;
     let regular = !folder && !file.is_symlink() && matches!(kind, 0 | 0o100_000);
-    Ok(Entry { index, stored, regular, folder, bytes: file.size(), crc32: file.crc32(), data, name })
+    Ok(ArchiveEntry { index, stored, regular, folder, bytes: file.size(), crc32: file.crc32(), data, name })
 }
 
 /// The bytes of an entry; `None` where its end overflows.
@@ -83,8 +83,8 @@ fn data(start: u64, bytes: u64) -> Option<Range<u64>> {
 }
 
 /// Every entry's data lies before the directory, and no two overlap.
-fn check_layout(entries: &[Entry], directory_start: u64) -> Result<(), String> {
-    let mut order: Vec<&Entry> = entries.iter().collect();
+fn check_layout(entries: &[ArchiveEntry], directory_start: u64) -> Result<(), String> {
+    let mut order: Vec<&ArchiveEntry> = entries.iter().collect();
     order.sort_by_key(|entry| (entry.data.start, entry.data.end));
     if let Some(beyond) = order.iter().find(|entry| entry.data.end > directory_start) {
         return Err(format!(
@@ -148,9 +148,9 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn entry(name: &str, data: Range<u64>) -> Entry {
+    fn entry(name: &str, data: Range<u64>) -> ArchiveEntry {
         let (name, bytes) = (name.to_owned(), data.end - data.start);
-        Entry { index: 0, name, stored: true, regular: true, folder: false, bytes, crc32: 0, data }
+        ArchiveEntry { index: 0, name, stored: true, regular: true, folder: false, bytes, crc32: 0, data }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Invariant: unpacking writes plain files into one fresh folder and nothing else: no folders within it, no absolute
 //! names, no `..`, no links, devices or duplicates; no more bytes than were announced, and no more announced than the
-//! bundle's own size and the disk justify. Where the bundle says what its files are ([`state`]), each of them must be
+//! bundle's own size and the disk justify. Where the bundle says what its files are ([`export_record`]), each of them must be
 //! there, be exactly that, and nothing else may be there. Deliberately not here: what the files mean (import).
 
 use std::collections::HashSet;
@@ -16,16 +16,16 @@ use serde::Serialize;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
+use crate::export_record::{self, ExportRecord};
 use crate::limits::ReadLimits;
-use crate::mapped::Mapped;
-use crate::state::{self, State};
-use crate::{archive, output};
+use crate::mapped::MappedFile;
+use crate::{archive, names, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::format::plain_name;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum BundleKind {
     Zip,
     TarZst,
 }
@@ -39,7 +39,7 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// What unpacking came to.
 #[derive(Clone, Debug, Serialize)]
-pub struct Unpacked {
+pub struct UnpackReport {
     pub path: PathBuf,
     pub files: usize,
     /// Bytes of the files (S_raw) and of the bundle (S_packed).
@@ -53,26 +53,27 @@ pub struct Unpacked {
 }
 
 /// Packs all files of `dir` into `file`, which lies at `path`; the state's description first.
-pub fn pack(dir: &Path, file: &mut File, path: &Path, kind: Kind, progress: &dyn ProgressSink) -> Result<()> {
-    let mut names = Vec::new();
+pub fn pack(dir: &Path, file: &mut File, path: &Path, kind: BundleKind, progress: &dyn ProgressSink) -> Result<()> {
+    let mut plain = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io("reading folder", dir, e))? {
         let name = entry.map_err(|e| Error::io("reading folder", dir, e))?.file_name();
-        names.push(name.into_string().map_err(|name| Error::mismatch(dir, format!("{name:?} is no UTF-8 name")))?);
+        plain.push(name.into_string().map_err(|name| Error::mismatch(dir, format!("{name:?} is no UTF-8 name")))?);
     }
-    names.sort_by_key(|name| (name != state::FILE, name.clone()));
-    let files: Vec<Arc<Mapped>> = names.iter().map(|name| Mapped::open(&dir.join(name))).collect::<Result<_>>()?;
+    plain.sort_by_key(|name| (name != names::RECORD, name.clone()));
+    let files: Vec<Arc<MappedFile>> =
+        plain.iter().map(|name| MappedFile::open(&dir.join(name))).collect::<Result<_>>()?;
     progress.begin("packing", files.iter().map(|file| file.len()).sum());
-    let files = names.into_iter().zip(files);
+    let files = plain.into_iter().zip(files);
     let mut out = BufWriter::with_capacity(1 << 20, file);
     match kind {
-        Kind::Zip => pack_zip(files, &mut out, path, progress)?,
-        Kind::TarZst => pack_tar(files, &mut out, path, progress)?,
+        BundleKind::Zip => pack_zip(files, &mut out, path, progress)?,
+        BundleKind::TarZst => pack_tar(files, &mut out, path, progress)?,
     }
     out.flush().map_err(|e| Error::io("writing", path, e))
 }
 
 fn pack_zip(
-    files: impl Iterator<Item = (String, Arc<Mapped>)>,
+    files: impl Iterator<Item = (String, Arc<MappedFile>)>,
     out: &mut BufWriter<&mut File>,
     path: &Path,
     progress: &dyn ProgressSink,
@@ -93,7 +94,7 @@ fn pack_zip(
 }
 
 fn pack_tar(
-    files: impl Iterator<Item = (String, Arc<Mapped>)>,
+    files: impl Iterator<Item = (String, Arc<MappedFile>)>,
     out: &mut BufWriter<&mut File>,
     path: &Path,
     progress: &dyn ProgressSink,
@@ -126,10 +127,10 @@ fn copy(bytes: &[u8], out: &mut impl Write, path: &Path, progress: &dyn Progress
 }
 
 /// The kind of bundle whose first bytes these are, if it is one.
-pub fn kind_of(bytes: &[u8]) -> Option<Kind> {
+pub fn kind_of(bytes: &[u8]) -> Option<BundleKind> {
     match bytes {
-        _ if bytes.starts_with(b"PK\x03\x04") => Some(Kind::Zip),
-        _ if bytes.starts_with(&ZSTD_MAGIC) => Some(Kind::TarZst),
+        _ if bytes.starts_with(b"PK\x03\x04") => Some(BundleKind::Zip),
+        _ if bytes.starts_with(&ZSTD_MAGIC) => Some(BundleKind::TarZst),
         _ => None,
     }
 }
@@ -141,12 +142,12 @@ pub fn unpack(
     force: bool,
     limits: &ReadLimits,
     progress: &dyn ProgressSink,
-) -> Result<Unpacked> {
+) -> Result<UnpackReport> {
     let began = Instant::now();
     let (files, raw_bytes, verified) =
         output::folder(target, force, |dir| unpack_into(bundle, dir, true, limits, progress))?;
-    let bytes = Mapped::open(bundle)?.len();
-    Ok(Unpacked {
+    let bytes = MappedFile::open(bundle)?.len();
+    Ok(UnpackReport {
         path: std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf()),
         files,
         raw_bytes,
@@ -166,12 +167,12 @@ pub fn unpack_into(
     limits: &ReadLimits,
     progress: &dyn ProgressSink,
 ) -> Result<(usize, u64, bool)> {
-    let mapped = Mapped::open(bundle)?;
+    let mapped = MappedFile::open(bundle)?;
     let left = allowance(&mapped, dir, limits)?;
-    let mut into = Into { bundle, dir, limits, left, names: Names::default(), progress };
+    let mut into = Unpacking { bundle, dir, limits, left, names: BundleNames::default(), progress };
     match kind_of(mapped.bytes()) {
-        Some(Kind::Zip) => into.zip(&mapped)?,
-        Some(Kind::TarZst) => into.tar(&mapped)?,
+        Some(BundleKind::Zip) => into.zip(&mapped)?,
+        Some(BundleKind::TarZst) => into.tar(&mapped)?,
         None => return Err(Error::mismatch(bundle, "neither a zip nor a tar.zst bundle")),
     }
     let mut raw_bytes = 0;
@@ -188,7 +189,7 @@ pub fn unpack_into(
 }
 
 /// How many bytes the bundle may unpack to.
-fn allowance(mapped: &Mapped, dir: &Path, limits: &ReadLimits) -> Result<u64> {
+fn allowance(mapped: &MappedFile, dir: &Path, limits: &ReadLimits) -> Result<u64> {
     let disk = rustix::fs::statvfs(dir).map_err(|e| Error::io("looking at", dir, e.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     Ok(free.min(limits.expanded(mapped.len())))
@@ -196,15 +197,15 @@ fn allowance(mapped: &Mapped, dir: &Path, limits: &ReadLimits) -> Result<u64> {
 
 /// Holds what was unpacked against what the bundle says of itself; false where it says nothing.
 fn check_files(bundle: &Path, dir: &Path, names: &HashSet<String>, progress: &dyn ProgressSink) -> Result<bool> {
-    let Some(state) = State::read(dir)? else { return Ok(false) };
+    let Some(state) = ExportRecord::read(dir)? else { return Ok(false) };
     let refuse = |what: String| Err(Error::mismatch(bundle, what));
-    let mut expected = HashSet::from([state::FILE]);
+    let mut expected = HashSet::from([names::RECORD]);
     for record in &state.files {
         if !names.contains(&record.name) {
             return refuse(format!("{} is missing", record.name));
         }
         progress.advance(0)?;
-        if state::file_record(dir, &record.name)? != *record {
+        if export_record::file_record(dir, &record.name)? != *record {
             return refuse(format!("{} is not what was packed: its hash differs", record.name));
         }
         expected.insert(&record.name);
@@ -217,12 +218,12 @@ fn check_files(bundle: &Path, dir: &Path, names: &HashSet<String>, progress: &dy
 
 /// The names of a bundle: plain ones, all in the same folder or all in none.
 #[derive(Default)]
-struct Names {
+struct BundleNames {
     folder: Option<String>,
     seen: HashSet<String>,
 }
 
-impl Names {
+impl BundleNames {
     /// The plain name of a file, or why it is refused.
     fn file(&mut self, name: &str, limits: &ReadLimits) -> Result<String, String> {
         let relative = name.strip_prefix("./").unwrap_or(name);
@@ -244,22 +245,22 @@ impl Names {
 }
 
 /// An unpacking in progress.
-struct Into<'a> {
+struct Unpacking<'a> {
     bundle: &'a Path,
     dir: &'a Path,
     limits: &'a ReadLimits,
     /// Bytes that may still be written.
     left: u64,
-    names: Names,
+    names: BundleNames,
     progress: &'a dyn ProgressSink,
 }
 
-impl Into<'_> {
+impl Unpacking<'_> {
     fn refuse(&self, reason: impl std::fmt::Display) -> Error {
         Error::mismatch(self.bundle, format!("{reason}; nothing was unpacked"))
     }
 
-    fn zip(&mut self, mapped: &Arc<Mapped>) -> Result<()> {
+    fn zip(&mut self, mapped: &Arc<MappedFile>) -> Result<()> {
         let entries = archive::entries(mapped, self.limits)?;
         // All announced before anything is written.
         let total = entries.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.bytes));
@@ -281,7 +282,7 @@ impl Into<'_> {
         Ok(())
     }
 
-    fn tar(&mut self, mapped: &Arc<Mapped>) -> Result<()> {
+    fn tar(&mut self, mapped: &Arc<MappedFile>) -> Result<()> {
         let broken =
             |e: io::Error| Error::mismatch(self.bundle, format!("not a readable tar.zst: {e}; nothing was unpacked"));
         let mut decoder = zstd::Decoder::new(mapped.bytes()).map_err(broken)?;
@@ -366,7 +367,7 @@ mod tests {
 
     #[test]
     fn only_plain_names_in_one_folder_are_unpacked() {
-        let plain = |name: &str| Names::default().file(name, &ReadLimits::default());
+        let plain = |name: &str| BundleNames::default().file(name, &ReadLimits::default());
         assert_eq!(plain("a").as_deref(), Ok("a"));
         assert_eq!(plain("./a").as_deref(), Ok("a"));
         assert_eq!(plain("model/a").as_deref(), Ok("a"));

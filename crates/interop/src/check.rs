@@ -6,7 +6,7 @@
 //! - sizes: S of the file against 4 P bytes of float32 parameters, and r = S / raw bytes.
 //!
 //! Sums are of doubles over blocks of a fixed size, so that they do not depend on the number of threads. Deliberately
-//! not here: what the model answers; the worker computes it, and [`Probe`] is where it enters.
+//! not here: what the model answers; the worker computes it, and [`ProbeReport`] is where it enters.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::import::{self, Loaded};
+use crate::gpt2_names;
+use crate::import::{self, LoadedSource};
 use crate::limits::ReadLimits;
-use crate::model;
 use ckptd_core::dtype::{DType, numbers};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::StateRoot;
@@ -28,7 +28,7 @@ use ckptd_core::store::SnapshotReader;
 const BLOCK: usize = 1 << 16;
 
 #[derive(Clone, Debug, Serialize)]
-pub struct Checked {
+pub struct CheckReport {
     pub path: PathBuf,
     pub against: Option<PathBuf>,
     pub step: u64,
@@ -49,9 +49,9 @@ pub struct Checked {
     pub epsilon: Option<f64>,
     /// Every tensor of both sides is the same to the bit. Without another side: null.
     pub equal: Option<bool>,
-    pub embedding: Option<Embedding>,
+    pub embedding: Option<EmbeddingCheck>,
     /// What the model answers, where it was asked.
-    pub probe: Option<Probe>,
+    pub probe: Option<ProbeReport>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -72,7 +72,7 @@ pub struct TensorCheck {
 
 /// The test of the token embedding.
 #[derive(Clone, Debug, Serialize)]
-pub struct Embedding {
+pub struct EmbeddingCheck {
     pub mean: f64,
     pub std: f64,
     pub all_ones: bool,
@@ -82,7 +82,7 @@ pub struct Embedding {
 
 /// What the model answers to a fixed batch: its logits, as the worker computes them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Probe {
+pub struct ProbeReport {
     pub rows: u64,
     pub positions: u64,
     /// Variance of the logits; null where one of them is not finite.
@@ -95,7 +95,7 @@ pub struct Probe {
     pub hash: String,
 }
 
-impl Checked {
+impl CheckReport {
     /// All parameters and answers are finite, the answers are as they were, and nothing differs from the other side, if there is one.
     pub fn passes(&self) -> bool {
         let finite = self.tensors.iter().all(|tensor| tensor.role != Role::Param || tensor.nonfinite == 0);
@@ -106,9 +106,9 @@ impl Checked {
 
 /// Checks the snapshot file at `path`, and compares it with whatever lies at `against`: a snapshot, a `.pt` or
 /// safetensors file, a bundle, a model folder.
-pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn ProgressSink) -> Result<Checked> {
-    let here = Side::stored(path, threads)?;
-    let there = against.map(|against| Side::open(against, threads, progress)).transpose()?;
+pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn ProgressSink) -> Result<CheckReport> {
+    let here = ComparedSide::stored(path, threads)?;
+    let there = against.map(|against| ComparedSide::open(against, threads, progress)).transpose()?;
     let SideBytes::Stored(reader, _) = &here.bytes else {
         return Err(Error::mismatch(path, "not a snapshot"));
     };
@@ -123,13 +123,13 @@ pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn
             None => None,
         };
         let checked = tensor(meta, &bytes, other.as_ref().map(|(meta, bytes)| (*meta, bytes.as_slice())));
-        if meta.role == Role::Param && meta.name == model::EMBEDDING {
+        if meta.role == Role::Param && meta.name == gpt2_names::EMBEDDING {
             beside = Some(embedding(meta, &bytes, &checked));
         }
         tensors.push(checked);
         progress.advance(bytes.len() as u64)?;
     }
-    let missing = |side: &Side, other: Option<&Side>| -> Vec<String> {
+    let missing = |side: &ComparedSide, other: Option<&ComparedSide>| -> Vec<String> {
         let other = other.into_iter();
         other
             .flat_map(|other| side.metas.iter().filter(|meta| other.find(meta).is_none()).map(TensorMeta::label))
@@ -138,7 +138,7 @@ pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn
     let parameters = here.metas.iter().filter(|meta| meta.role == Role::Param).filter_map(TensorMeta::elements).sum();
     let total =
         tensors.iter().filter_map(|t| t.equal.map(|_| t.epsilon.unwrap_or(f64::NAN).powi(2))).sum::<f64>().sqrt();
-    Ok(Checked {
+    Ok(CheckReport {
         path: path.to_path_buf(),
         against: against.map(Path::to_path_buf),
         step: manifest.train.step,
@@ -160,7 +160,7 @@ pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn
 }
 
 /// One side of a comparison.
-struct Side {
+struct ComparedSide {
     metas: Vec<TensorMeta>,
     index: HashMap<(Role, String), usize>,
     bytes: SideBytes,
@@ -168,29 +168,29 @@ struct Side {
 
 enum SideBytes {
     Stored(Box<SnapshotReader>, usize),
-    Loaded(Box<Loaded>),
+    Loaded(Box<LoadedSource>),
 }
 
-impl Side {
-    fn new(metas: Vec<TensorMeta>, bytes: SideBytes) -> Side {
+impl ComparedSide {
+    fn new(metas: Vec<TensorMeta>, bytes: SideBytes) -> ComparedSide {
         let index = metas.iter().enumerate().map(|(i, meta)| ((meta.role, meta.name.clone()), i)).collect();
-        Side { metas, index, bytes }
+        ComparedSide { metas, index, bytes }
     }
 
-    fn stored(path: &Path, threads: usize) -> Result<Side> {
+    fn stored(path: &Path, threads: usize) -> Result<ComparedSide> {
         let reader = SnapshotReader::open(path)?;
         let metas = reader.manifest().tensors.iter().map(|record| record.meta.clone()).collect();
-        Ok(Side::new(metas, SideBytes::Stored(Box::new(reader), threads)))
+        Ok(ComparedSide::new(metas, SideBytes::Stored(Box::new(reader), threads)))
     }
 
-    fn open(path: &Path, threads: usize, progress: &dyn ProgressSink) -> Result<Side> {
+    fn open(path: &Path, threads: usize, progress: &dyn ProgressSink) -> Result<ComparedSide> {
         if import::is_snapshot(path)? {
-            return Side::stored(path, threads);
+            return ComparedSide::stored(path, threads);
         }
         let scratch = std::env::temp_dir().join(format!("ckptd-check-{}", std::process::id()));
         let loaded = import::load(path, &scratch, None, &ReadLimits::default(), progress)?;
         let metas = loaded.snapshot.tensors.iter().map(|tensor| tensor.meta.clone()).collect();
-        Ok(Side::new(metas, SideBytes::Loaded(Box::new(loaded))))
+        Ok(ComparedSide::new(metas, SideBytes::Loaded(Box::new(loaded))))
     }
 
     fn find(&self, meta: &TensorMeta) -> Option<usize> {
@@ -214,8 +214,8 @@ impl Side {
 }
 
 /// Whether the two have the same tensors, apart from an optimiser's state that one of them has nothing of.
-fn same_tensors(a: &Side, b: &Side) -> bool {
-    let covered = |a: &Side, b: &Side| {
+fn same_tensors(a: &ComparedSide, b: &ComparedSide) -> bool {
+    let covered = |a: &ComparedSide, b: &ComparedSide| {
         a.metas.iter().all(|meta| b.find(meta).is_some() || (meta.role != Role::Param && !b.has(meta.role)))
     };
     covered(a, b) && covered(b, a)
@@ -251,10 +251,10 @@ fn tensor(meta: &TensorMeta, bytes: &[u8], other: Option<(&TensorMeta, &[u8])>) 
     }
 }
 
-fn embedding(meta: &TensorMeta, bytes: &[u8], checked: &TensorCheck) -> Embedding {
+fn embedding(meta: &TensorMeta, bytes: &[u8], checked: &TensorCheck) -> EmbeddingCheck {
     let values = Values { dtype: meta.dtype, bytes };
     let (ones, _) = values.sum(|x| (f64::from(u8::from(x == 1.0)), 0.0));
-    Embedding {
+    EmbeddingCheck {
         mean: checked.mean,
         std: checked.std,
         all_ones: ones as usize == values.len(),

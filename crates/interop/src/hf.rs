@@ -11,32 +11,14 @@ use serde::Deserialize;
 
 use crate::limits::ReadLimits;
 use crate::mapped::read_small;
+use crate::names::{COMPANIONS, CONFIG, TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX, is_safetensors};
 use crate::safetensors;
-use crate::torch_pt::{PtFile, Value};
+use crate::torch_pt::{PtFile, PtValue};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{Role, Tensor};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_INDEX_BYTES: u64 = 16 << 20;
-
-pub const CONFIG: &str = "config.json";
-pub const SAFETENSORS: &str = "model.safetensors";
-pub const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
-const PICKLE: &str = "pytorch_model.bin";
-const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
-
-/// What makes a tokenizer, and the settings of generation: the files that travel with a model besides its config.
-pub const COMPANIONS: [&str; 9] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-];
 
 pub struct HfFolder {
     pub config_json: Vec<u8>,
@@ -67,17 +49,17 @@ pub fn open(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> {
 /// The folder's weights, from the first of the four usual places that is there.
 pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     let there = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
-    let mut tensors = if let Some(path) = there(SAFETENSORS) {
+    let mut tensors = if let Some(path) = there(WEIGHTS) {
         safetensors::open(&path, limits)?.tensors
-    } else if let Some(path) = there(SAFETENSORS_INDEX) {
+    } else if let Some(path) = there(WEIGHTS_INDEX) {
         shards(dir, &path, limits)?
-    } else if let Some(path) = there(PICKLE) {
+    } else if let Some(path) = there(TORCH_WEIGHTS) {
         state_dict(&path, limits)?
-    } else if let Some(path) = there(PICKLE_INDEX) {
+    } else if let Some(path) = there(TORCH_WEIGHTS_INDEX) {
         shards(dir, &path, limits)?
     } else {
         return Err(Error::NotFound(format!(
-            "{} holds no weights: neither {SAFETENSORS} nor {PICKLE}, nor an index of shards; \
+            "{} holds no weights: neither {WEIGHTS} nor {TORCH_WEIGHTS}, nor an index of shards; \
              save the model with save_pretrained",
             dir.display()
         )));
@@ -87,14 +69,14 @@ pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
 }
 
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
 /// All tensors of the shards that the index at `path` names, each tensor in the file where the index says it is.
 fn shards(dir: &Path, path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     let refuse = |reason: String| Error::mismatch(path, reason);
-    let index: Index = serde_json::from_slice(&read_small(path, MAX_INDEX_BYTES)?)
+    let index: ShardIndex = serde_json::from_slice(&read_small(path, MAX_INDEX_BYTES)?)
         .map_err(|e| refuse(format!("not an index of shards: {e}")))?;
     let mut files: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
     files.sort_unstable();
@@ -110,11 +92,8 @@ fn shards(dir: &Path, path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
         if !shard.exists() {
             return Err(refuse(format!("it names the shard {file:?}, which is not in the folder; copy it there")));
         }
-        let mut part = if file.ends_with(".safetensors") {
-            safetensors::open(&shard, limits)?.tensors
-        } else {
-            state_dict(&shard, limits)?
-        };
+        let mut part =
+            if is_safetensors(file) { safetensors::open(&shard, limits)?.tensors } else { state_dict(&shard, limits)? };
         for tensor in &part {
             if let Some(other) = found.insert(tensor.meta.name.clone(), file) {
                 return Err(refuse(format!("the tensor {:?} is both in {other:?} and in {file:?}", tensor.meta.name)));
@@ -135,7 +114,7 @@ fn state_dict(path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
 }
 
 /// The tensors of one dict of the file, under their keys.
-pub fn state_dict_tensors(file: &PtFile, dict: &Value) -> Result<Vec<Tensor>> {
+pub fn state_dict_tensors(file: &PtFile, dict: &PtValue) -> Result<Vec<Tensor>> {
     let refuse = |reason: String| Error::mismatch(file.path(), reason);
     let items = dict.as_dict().ok_or_else(|| refuse(format!("it holds {}, not a state_dict", dict.kind())))?;
     let mut tensors = Vec::with_capacity(items.len());

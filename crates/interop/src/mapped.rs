@@ -13,20 +13,20 @@ use memmap2::Mmap;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::TensorBytes;
 
-pub struct Mapped {
+pub struct MappedFile {
     path: PathBuf,
     map: Mmap,
 }
 
-impl Mapped {
+impl MappedFile {
     /// Maps the regular file at `path` (links are followed: a Hugging Face cache is made of them).
-    pub fn open(path: &Path) -> Result<Arc<Mapped>> {
+    pub fn open(path: &Path) -> Result<Arc<MappedFile>> {
         require_file(path)?;
         let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
         // SAFETY: the mapping is read-only. As with every reader of mapped weights, the file must not be cut short
         // while it is in use; ckptd itself never changes a file in place, it renames new ones over old ones.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, e))?;
-        Ok(Arc::new(Mapped { path: path.to_path_buf(), map }))
+        Ok(Arc::new(MappedFile { path: path.to_path_buf(), map }))
     }
 
     pub fn path(&self) -> &Path {
@@ -46,19 +46,19 @@ impl Mapped {
     }
 
     /// The bytes of `range`, which keep the mapping alive; `None` where it leaves the file.
-    pub fn region(self: &Arc<Mapped>, range: Range<u64>) -> Option<TensorBytes> {
+    pub fn region(self: &Arc<MappedFile>, range: Range<u64>) -> Option<TensorBytes> {
         let range = usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
         self.map.get(range.clone())?;
-        Some(Arc::new(Region { mapped: Arc::clone(self), range }))
+        Some(Arc::new(MappedRegion { mapped: Arc::clone(self), range }))
     }
 }
 
-struct Region {
-    mapped: Arc<Mapped>,
+struct MappedRegion {
+    mapped: Arc<MappedFile>,
     range: Range<usize>,
 }
 
-impl AsRef<[u8]> for Region {
+impl AsRef<[u8]> for MappedRegion {
     fn as_ref(&self) -> &[u8] {
         // `region` has checked the range, and a mapping does not change its length.
         self.mapped.map.get(self.range.clone()).unwrap_or_default()

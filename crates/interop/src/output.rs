@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use crate::{hf, state};
+use crate::names;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::publish::{Existing, folder_of, publish};
 
@@ -204,7 +204,7 @@ fn is_model_folder(folder: &Path) -> Result<bool> {
         if !entry.file_type().map_err(|e| Error::io("looking at", entry.path(), e))?.is_file() {
             return Ok(false);
         }
-        model |= entry.file_name() == hf::CONFIG || entry.file_name() == state::FILE;
+        model |= entry.file_name().to_str().is_some_and(names::marks_model_folder);
     }
     Ok(model)
 }

@@ -1,12 +1,12 @@
 //! The hyper-parameters that PyTorch keeps in an optimiser's groups: from the settings that a snapshot names, else
 //! from the job's config, else ckptd's defaults.
 
-use crate::torch_pt::pickler::Object;
+use crate::torch_pt::pickler::PtObject;
 use ckptd_core::config::Config;
 use ckptd_core::schedule;
 use ckptd_core::store::Manifest;
 
-pub struct Hyper {
+pub struct HyperParameters {
     pub learning_rate: f64,
     /// The learning rate of the next update.
     pub rate_now: f64,
@@ -20,10 +20,10 @@ pub struct Hyper {
     momentum: f64,
 }
 
-impl Hyper {
-    pub fn of(manifest: &Manifest, job: Option<&Config>) -> Hyper {
+impl HyperParameters {
+    pub fn of(manifest: &Manifest, job: Option<&Config>) -> HyperParameters {
         let train = job.map(|job| job.train.clone()).unwrap_or_default().with_recorded(&manifest.train.settings);
-        Hyper {
+        HyperParameters {
             learning_rate: train.learning_rate,
             rate_now: schedule::learning_rate(&train, manifest.train.step),
             weight_decay: train.weight_decay,
@@ -37,36 +37,36 @@ impl Hyper {
     }
 
     /// A group of `torch.optim.AdamW`, without its parameters.
-    pub fn adamw_group(&self, weight_decay: f64) -> Vec<(&'static str, Object)> {
+    pub fn adamw_group(&self, weight_decay: f64) -> Vec<(&'static str, PtObject)> {
         vec![
-            ("weight_decay", Object::Float(weight_decay)),
-            ("lr", Object::Float(self.rate_now)),
-            ("betas", Object::Tuple(self.betas.map(Object::Float).into())),
-            ("eps", Object::Float(self.eps)),
-            ("amsgrad", Object::Bool(false)),
-            ("maximize", Object::Bool(false)),
-            ("foreach", Object::None),
-            ("capturable", Object::Bool(false)),
-            ("differentiable", Object::Bool(false)),
-            ("fused", Object::None),
-            ("decoupled_weight_decay", Object::Bool(true)),
-            ("initial_lr", Object::Float(self.learning_rate)),
+            ("weight_decay", PtObject::Float(weight_decay)),
+            ("lr", PtObject::Float(self.rate_now)),
+            ("betas", PtObject::Tuple(self.betas.map(PtObject::Float).into())),
+            ("eps", PtObject::Float(self.eps)),
+            ("amsgrad", PtObject::Bool(false)),
+            ("maximize", PtObject::Bool(false)),
+            ("foreach", PtObject::None),
+            ("capturable", PtObject::Bool(false)),
+            ("differentiable", PtObject::Bool(false)),
+            ("fused", PtObject::None),
+            ("decoupled_weight_decay", PtObject::Bool(true)),
+            ("initial_lr", PtObject::Float(self.learning_rate)),
         ]
     }
 
     /// A group of `torch.optim.SGD`, without its parameters.
-    pub fn sgd_group(&self, weight_decay: f64) -> Vec<(&'static str, Object)> {
+    pub fn sgd_group(&self, weight_decay: f64) -> Vec<(&'static str, PtObject)> {
         vec![
-            ("weight_decay", Object::Float(weight_decay)),
-            ("lr", Object::Float(self.rate_now)),
-            ("momentum", Object::Float(self.momentum)),
-            ("dampening", Object::Int(0)),
-            ("nesterov", Object::Bool(false)),
-            ("maximize", Object::Bool(false)),
-            ("foreach", Object::None),
-            ("differentiable", Object::Bool(false)),
-            ("fused", Object::None),
-            ("initial_lr", Object::Float(self.learning_rate)),
+            ("weight_decay", PtObject::Float(weight_decay)),
+            ("lr", PtObject::Float(self.rate_now)),
+            ("momentum", PtObject::Float(self.momentum)),
+            ("dampening", PtObject::Int(0)),
+            ("nesterov", PtObject::Bool(false)),
+            ("maximize", PtObject::Bool(false)),
+            ("foreach", PtObject::None),
+            ("differentiable", PtObject::Bool(false)),
+            ("fused", PtObject::None),
+            ("initial_lr", PtObject::Float(self.learning_rate)),
         ]
     }
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::{hf, model};
+use crate::gpt2_names;
+use crate::names::{self, MOMENTS};
 use ckptd_core::dtype::{self, DType};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::pipeline::ahead;
@@ -10,10 +11,7 @@ use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::store::read::{ChunkRun, ChunkRunReader};
 use ckptd_core::store::{Manifest, SnapshotReader};
 
-/// Moments that PyTorch's optimisers keep, in the order of their state dicts.
-pub const MOMENTS: [Role; 3] = [Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer];
-
-pub struct Source {
+pub struct ExportSource {
     reader: SnapshotReader,
     /// Parameters and buffers in the model's order, as indices into the manifest.
     model: Vec<usize>,
@@ -21,21 +19,21 @@ pub struct Source {
 }
 
 /// What an export writes as a whole.
-pub enum Part {
+pub enum ExportPart {
     /// A tensor of the snapshot, as this type where that is another float type than its own.
     Tensor(TensorMeta, DType),
     Bytes(Vec<u8>),
 }
 
-impl Source {
+impl ExportSource {
     /// Opens the snapshot at `path`; every chunk that is read is checked against its hash.
-    pub fn open(path: &Path, threads: usize) -> Result<Source> {
+    pub fn open(path: &Path, threads: usize) -> Result<ExportSource> {
         // It was written past the page cache, and is read once.
         let reader = SnapshotReader::open_past_cache(path)?;
         let tensors = &reader.manifest().tensors;
         let of_model = |i: &usize| matches!(tensors[*i].meta.role, Role::Param | Role::Buffer);
         let mut model: Vec<usize> = (0..tensors.len()).filter(of_model).collect();
-        model.sort_by(|&a, &b| model::order(&tensors[a].meta.name, &tensors[b].meta.name));
+        model.sort_by(|&a, &b| gpt2_names::order(&tensors[a].meta.name, &tensors[b].meta.name));
         let twice = model.windows(2).find(|pair| tensors[pair[0]].meta.name == tensors[pair[1]].meta.name);
         if let Some(pair) = twice {
             let name = &tensors[pair[0]].meta.name;
@@ -44,7 +42,7 @@ impl Source {
                 format!("{name} is both a parameter and a buffer; no format can say that"),
             ));
         }
-        Ok(Source { reader, model, threads })
+        Ok(ExportSource { reader, model, threads })
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -71,8 +69,14 @@ impl Source {
         MOMENTS.into_iter().filter(held).collect()
     }
 
+    /// Whether an export with this float type still holds the model to the bit.
+    pub fn is_exact_as(&self, dtype: Option<DType>) -> bool {
+        self.model().iter().all(|meta| exported_dtype(meta, dtype) == meta.dtype)
+    }
+
+    /// Whether the head's weights are the embedding's.
     pub fn is_tied(&self) -> bool {
-        model::is_tied(self.model.iter().map(|&i| self.meta(i).name.as_str()))
+        gpt2_names::is_tied(self.model.iter().map(|&i| self.meta(i).name.as_str()))
     }
 
     fn meta(&self, index: usize) -> &TensorMeta {
@@ -81,12 +85,12 @@ impl Source {
 
     /// Hands the bytes of `parts` to `take` in their order, each in one piece or more, with the part's index. What comes
     /// next is read and decoded meanwhile.
-    pub fn stream(&self, parts: &[Part], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+    pub fn stream(&self, parts: &[ExportPart], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let mut orders = Vec::new();
         for (index, part) in parts.iter().enumerate() {
             let pieces = match part {
-                Part::Tensor(meta, _) => self.reader.pieces(self.find(meta)?),
-                Part::Bytes(_) => Vec::new(),
+                ExportPart::Tensor(meta, _) => self.reader.pieces(self.find(meta)?),
+                ExportPart::Bytes(_) => Vec::new(),
             };
             match pieces.is_empty() {
                 true => orders.push((index, None)),
@@ -96,12 +100,12 @@ impl Source {
         let make = |reader: &mut ChunkRunReader, (index, piece): &(usize, Option<ChunkRun>), mut memory: Vec<u8>| {
             memory.resize(piece.as_ref().map_or(0, |piece| piece.bytes), 0);
             match (&parts[*index], piece) {
-                (Part::Tensor(meta, dtype), Some(piece)) => {
+                (ExportPart::Tensor(meta, dtype), Some(piece)) => {
                     reader.read(piece, &mut memory)?;
                     self.convert(memory, meta, *dtype)
                 }
-                (Part::Bytes(bytes), _) => Ok(bytes.clone()),
-                (Part::Tensor(..), None) => Ok(memory),
+                (ExportPart::Bytes(bytes), _) => Ok(bytes.clone()),
+                (ExportPart::Tensor(..), None) => Ok(memory),
             }
         };
         // Each thread waits for the device half of the time.
@@ -129,7 +133,7 @@ impl Source {
 
     /// The text of the model's config.json, where the snapshot carries one.
     pub fn config_json(&self) -> Result<Option<String>> {
-        let Some(bytes) = self.carried(hf::CONFIG)? else { return Ok(None) };
+        let Some(bytes) = self.carried(names::CONFIG)? else { return Ok(None) };
         let text = String::from_utf8(bytes);
         text.map(Some).map_err(|_| Error::mismatch(self.path(), "the config.json that it carries is not UTF-8"))
     }

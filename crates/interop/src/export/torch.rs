@@ -8,106 +8,103 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::folder::Folder;
-use super::hyper::Hyper;
-use super::source::{Part, Source, exported_dtype};
-use super::{Options, single};
-use crate::model;
-use crate::state::State;
-use crate::torch_pt::pickler::{Object, TensorSlot};
+use super::hyper::HyperParameters;
+use super::options::ExportOptions;
+use super::source::{ExportPart, ExportSource, exported_dtype};
+use super::target::ExportFolder;
+use crate::export_record::ExportRecord;
+use crate::torch_pt::pickler::{PtObject, TensorSlot};
 use crate::torch_pt::writer;
+use crate::{gpt2_names, names};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{Role, TensorMeta};
 
-pub const OPTIMIZER: &str = "optimizer.pt";
-pub const SCHEDULER: &str = "scheduler.pt";
-pub const TRAINER_STATE: &str = "trainer_state.json";
-pub const TRAINER_FILES: [&str; 3] = [OPTIMIZER, SCHEDULER, TRAINER_STATE];
-
 /// The `.pt` file: a state dict, or with the optimiser a dict of `model`, `optimizer`, `step` and what else is needed
 /// to go on.
 pub fn write(
-    source: &Source,
+    source: &ExportSource,
     file: &mut File,
     path: &Path,
-    options: &Options,
+    options: &ExportOptions,
     progress: &dyn ProgressSink,
 ) -> Result<u64> {
-    let mut storages = Storages::default();
+    let mut storages = PtStorages::default();
     let model = state_dict(source, options.dtype, &mut storages);
-    let object = match options.with_optimizer {
-        false => model,
-        true => {
-            let hyper = Hyper::of(source.manifest(), options.job.as_ref());
-            let step = source.manifest().train.step as i64;
-            let mut items = vec![
-                ("model", model),
-                ("optimizer", optimizer(source, &hyper, &mut storages)),
-                ("step", Object::Int(step)),
-            ];
-            if let Some(config) = source.config_json()? {
-                items.push((single::CONFIG_KEY, Object::str(config)));
-            }
-            if source.model().iter().all(|meta| exported_dtype(meta, options.dtype) == meta.dtype) {
-                let json = State::new(source.manifest()).to_json()?;
-                items.push((single::STATE_KEY, Object::str(String::from_utf8_lossy(&json))));
-            }
-            Object::dict(items)
-        }
-    };
+    let object = if options.with_optimizer { checkpoint(source, model, options, &mut storages)? } else { model };
     storages.write(source, file, path, &object, progress)
+}
+
+/// The model's state dict with the optimiser's state and what else is needed to go on.
+fn checkpoint(
+    source: &ExportSource,
+    model: PtObject,
+    options: &ExportOptions,
+    storages: &mut PtStorages,
+) -> Result<PtObject> {
+    let hyper = HyperParameters::of(source.manifest(), options.job.as_ref());
+    let step = source.manifest().train.step as i64;
+    let mut items =
+        vec![("model", model), ("optimizer", optimizer(source, &hyper, storages)), ("step", PtObject::Int(step))];
+    if let Some(config) = source.config_json()? {
+        items.push((names::CONFIG_KEY, PtObject::str(config)));
+    }
+    if source.is_exact_as(options.dtype) {
+        let json = ExportRecord::new(source.manifest()).to_json()?;
+        items.push((names::RECORD_KEY, PtObject::str(String::from_utf8_lossy(&json))));
+    }
+    Ok(PtObject::dict(items))
 }
 
 /// optimizer.pt, scheduler.pt and trainer_state.json; returns the bytes of the tensors in them.
 pub(super) fn write_trainer_files(
-    source: &Source,
-    folder: &mut Folder,
-    options: &Options,
+    source: &ExportSource,
+    folder: &mut ExportFolder,
+    options: &ExportOptions,
     progress: &dyn ProgressSink,
 ) -> Result<u64> {
-    let hyper = Hyper::of(source.manifest(), options.job.as_ref());
-    let mut storages = Storages::default();
+    let hyper = HyperParameters::of(source.manifest(), options.job.as_ref());
+    let mut storages = PtStorages::default();
     let object = optimizer(source, &hyper, &mut storages);
-    let path = folder.dir.join(OPTIMIZER);
-    let bytes = folder.part(OPTIMIZER, |file| storages.write(source, file, &path, &object, progress))?;
-    let path = folder.dir.join(SCHEDULER);
+    let path = folder.path(names::OPTIMIZER);
+    let bytes = folder.part(names::OPTIMIZER, |file| storages.write(source, file, &path, &object, progress))?;
+    let path = folder.path(names::SCHEDULER);
     let object = scheduler(&hyper, source.manifest().train.step);
-    folder.part(SCHEDULER, |file| Storages::default().write(source, file, &path, &object, progress))?;
-    folder.file(TRAINER_STATE, format!("{:#}\n", trainer_state(source, &hyper)).as_bytes())?;
+    folder.part(names::SCHEDULER, |file| PtStorages::default().write(source, file, &path, &object, progress))?;
+    folder.file(names::TRAINER_STATE, format!("{:#}\n", trainer_state(source, &hyper)).as_bytes())?;
     Ok(bytes)
 }
 
 /// What each storage of an archive holds.
 #[derive(Default)]
-struct Storages {
-    contents: Vec<Part>,
+struct PtStorages {
+    contents: Vec<ExportPart>,
 }
 
-impl Storages {
-    fn tensor(&mut self, meta: &TensorMeta, dtype: DType) -> Object {
-        self.contents.push(Part::Tensor(meta.clone(), dtype));
-        Object::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype, shape: meta.shape.clone() })
+impl PtStorages {
+    fn tensor(&mut self, meta: &TensorMeta, dtype: DType) -> PtObject {
+        self.contents.push(ExportPart::Tensor(meta.clone(), dtype));
+        PtObject::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype, shape: meta.shape.clone() })
     }
 
     /// The step counter that AdamW keeps beside each parameter's moments.
-    fn step(&mut self, step: u64) -> Object {
-        self.contents.push(Part::Bytes((step as f32).to_le_bytes().to_vec()));
-        Object::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype: DType::F32, shape: Vec::new() })
+    fn step(&mut self, step: u64) -> PtObject {
+        self.contents.push(ExportPart::Bytes((step as f32).to_le_bytes().to_vec()));
+        PtObject::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype: DType::F32, shape: Vec::new() })
     }
 
     fn write(
         self,
-        source: &Source,
+        source: &ExportSource,
         file: &mut File,
         path: &Path,
-        object: &Object,
+        object: &PtObject,
         progress: &dyn ProgressSink,
     ) -> Result<u64> {
-        let bytes = |content: &Part| match content {
-            Part::Tensor(meta, dtype) => meta.elements().unwrap_or(0) * dtype.size() as u64,
-            Part::Bytes(bytes) => bytes.len() as u64,
+        let bytes = |content: &ExportPart| match content {
+            ExportPart::Tensor(meta, dtype) => meta.elements().unwrap_or(0) * dtype.size() as u64,
+            ExportPart::Bytes(bytes) => bytes.len() as u64,
         };
         let sizes: Vec<u64> = self.contents.iter().map(bytes).collect();
         let total = sizes.iter().sum();
@@ -121,28 +118,28 @@ impl Storages {
 }
 
 /// `GPT2LMHeadModel.state_dict()`: with the head under its own name where it is tied, in the embedding's storage.
-fn state_dict(source: &Source, dtype: Option<DType>, storages: &mut Storages) -> Object {
+fn state_dict(source: &ExportSource, dtype: Option<DType>, storages: &mut PtStorages) -> PtObject {
     let mut items = Vec::new();
     let mut embedding = None;
     for meta in source.model() {
         let tensor = storages.tensor(meta, exported_dtype(meta, dtype));
-        if meta.name == model::EMBEDDING {
+        if meta.name == gpt2_names::EMBEDDING {
             embedding = Some(tensor.clone());
         }
-        items.push((Object::str(meta.name.as_str()), tensor));
+        items.push((PtObject::str(meta.name.as_str()), tensor));
     }
     if let Some(embedding) = embedding.filter(|_| source.is_tied()) {
-        items.push((Object::str(model::HEAD), embedding));
+        items.push((PtObject::str(gpt2_names::HEAD), embedding));
     }
-    Object::OrderedDict(items)
+    PtObject::OrderedDict(items)
 }
 
 /// `Optimizer.state_dict()`
-fn optimizer(source: &Source, hyper: &Hyper, storages: &mut Storages) -> Object {
+fn optimizer(source: &ExportSource, hyper: &HyperParameters, storages: &mut PtStorages) -> PtObject {
     let params = source.params();
     let moments = source.moments();
     let step = source.manifest().train.step;
-    let (order, decaying) = model::optimizer_order(&params);
+    let (order, decaying) = gpt2_names::optimizer_order(&params);
     let mut state = Vec::new();
     for (index, &param) in order.iter().enumerate() {
         let mut of_param = Vec::new();
@@ -154,34 +151,34 @@ fn optimizer(source: &Source, hyper: &Hyper, storages: &mut Storages) -> Object 
             of_param.push((role.name(), storages.tensor(&meta, meta.dtype)));
         }
         if !of_param.is_empty() {
-            state.push((Object::Int(index as i64), Object::dict(of_param)));
+            state.push((PtObject::Int(index as i64), PtObject::dict(of_param)));
         }
     }
     let adam = moments.contains(&Role::ExpAvg);
     let groups = [(0..decaying, hyper.weight_decay), (decaying..order.len(), 0.0)];
     let groups = groups.map(|(range, decay)| {
         let mut group = if adam { hyper.adamw_group(decay) } else { hyper.sgd_group(decay) };
-        group.push(("params", Object::List(range.map(|i| Object::Int(i as i64)).collect())));
-        Object::dict(group)
+        group.push(("params", PtObject::List(range.map(|i| PtObject::Int(i as i64)).collect())));
+        PtObject::dict(group)
     });
-    Object::dict([("state", Object::Dict(state)), ("param_groups", Object::List(groups.into()))])
+    PtObject::dict([("state", PtObject::Dict(state)), ("param_groups", PtObject::List(groups.into()))])
 }
 
 /// `LambdaLR.state_dict()` after `step` steps. The lambdas themselves come from the Trainer's arguments.
-fn scheduler(hyper: &Hyper, step: u64) -> Object {
-    let both = |rate: f64| Object::List(vec![Object::Float(rate); 2]);
-    Object::dict([
+fn scheduler(hyper: &HyperParameters, step: u64) -> PtObject {
+    let both = |rate: f64| PtObject::List(vec![PtObject::Float(rate); 2]);
+    PtObject::dict([
         ("base_lrs", both(hyper.learning_rate)),
-        ("last_epoch", Object::Int(step as i64)),
-        ("_step_count", Object::Int(step as i64 + 1)),
-        ("_is_initial", Object::Bool(false)),
-        ("_get_lr_called_within_step", Object::Bool(false)),
+        ("last_epoch", PtObject::Int(step as i64)),
+        ("_step_count", PtObject::Int(step as i64 + 1)),
+        ("_is_initial", PtObject::Bool(false)),
+        ("_get_lr_called_within_step", PtObject::Bool(false)),
         ("_last_lr", both(hyper.rate_now)),
-        ("lr_lambdas", Object::List(vec![Object::None, Object::None])),
+        ("lr_lambdas", PtObject::List(vec![PtObject::None, PtObject::None])),
     ])
 }
 
-fn trainer_state(source: &Source, hyper: &Hyper) -> serde_json::Value {
+fn trainer_state(source: &ExportSource, hyper: &HyperParameters) -> serde_json::Value {
     let manifest = source.manifest();
     let (train, metrics) = (&manifest.train, &manifest.metrics);
     let mut last = json!({"epoch": train.epoch as f64, "learning_rate": hyper.rate_now, "step": train.step});

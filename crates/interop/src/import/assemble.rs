@@ -1,6 +1,6 @@
 //! From the parts of a source to one snapshot.
 //!
-//! Two ways lead there. A source with [`State`] is an exported snapshot: every tensor is held against its hash, and
+//! Two ways lead there. A source with an [`ExportRecord`] is an exported snapshot: every tensor is held against its hash, and
 //! the snapshot is the one that was exported, to the same root. Any other source is interpreted: names and tied
 //! weights as GPT-2's, floats widened to float32, the optimiser's state by the order of the parameters.
 
@@ -9,48 +9,31 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::optimizer::{self, Moments};
-use super::parts::{Optimizer, Parts};
+use super::optimizer::{self, OptimizerMoments};
+use super::options::FreshOptimizer;
+use super::parts::{OptimizerState, SourceParts};
+use crate::export_record::ExportRecord;
 use crate::output::Scratch;
-use crate::state::State;
-use crate::{hf, model};
+use crate::{gpt2_names, names};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{CarriedFile, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::format;
 
 /// A source as a snapshot. Its tensors may lie in a bundle's unpacked files, which live as long as this.
-pub struct Loaded {
+pub struct LoadedSource {
     pub snapshot: Snapshot,
     /// The snapshot that the source was exported from, whether or not all of it is here.
-    pub state: Option<State>,
+    pub state: Option<ExportRecord>,
     /// The snapshot is that one, bit for bit.
     pub exact: bool,
     pub notes: Vec<String>,
     _scratch: Option<Scratch>,
 }
 
-/// The optimiser that a training without its state starts with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fresh {
-    AdamW,
-    Sgd,
-    SgdMomentum,
-}
-
-impl Fresh {
-    fn roles(self) -> &'static [Role] {
-        match self {
-            Fresh::AdamW => &[Role::ExpAvg, Role::ExpAvgSq],
-            Fresh::Sgd => &[],
-            Fresh::SgdMomentum => &[Role::MomentumBuffer],
-        }
-    }
-}
-
-impl Loaded {
+impl LoadedSource {
     /// Adds what the optimiser keeps, all zeros as before its first step, where the source had none of it.
-    pub fn complete(&mut self, fresh: Fresh) -> Result<()> {
+    pub fn complete(&mut self, fresh: FreshOptimizer) -> Result<()> {
         let tensors = &mut self.snapshot.tensors;
         if self.exact || tensors.iter().any(|tensor| !matches!(tensor.meta.role, Role::Param | Role::Buffer)) {
             return Ok(());
@@ -69,12 +52,17 @@ impl Loaded {
     }
 }
 
-pub fn assemble(parts: Parts, from: &Path, scratch: Option<Scratch>, progress: &dyn ProgressSink) -> Result<Loaded> {
+pub fn assemble(
+    parts: SourceParts,
+    from: &Path,
+    scratch: Option<Scratch>,
+    progress: &dyn ProgressSink,
+) -> Result<LoadedSource> {
     let mut loaded = match parts.state.clone() {
         Some(state) if is_complete(&parts, &state) => exact(parts, state, from, progress)?,
         Some(state) => {
             check_hashes(&parts.tensors, &state, from, progress)?;
-            Loaded { state: Some(state), ..plain(parts, from)? }
+            LoadedSource { state: Some(state), ..plain(parts, from)? }
         }
         None => plain(parts, from)?,
     };
@@ -83,17 +71,17 @@ pub fn assemble(parts: Parts, from: &Path, scratch: Option<Scratch>, progress: &
 }
 
 /// Whether the source has the optimiser's state, where the snapshot had one.
-fn is_complete(parts: &Parts, state: &State) -> bool {
+fn is_complete(parts: &SourceParts, state: &ExportRecord) -> bool {
     let kept = state.tensors.iter().any(|tensor| !matches!(tensor.meta.role, Role::Param | Role::Buffer));
-    !kept || !matches!(parts.optimizer, Optimizer::None)
+    !kept || !matches!(parts.optimizer, OptimizerState::None)
 }
 
 /// The snapshot that `state` describes.
-fn exact(parts: Parts, state: State, from: &Path, progress: &dyn ProgressSink) -> Result<Loaded> {
+fn exact(parts: SourceParts, state: ExportRecord, from: &Path, progress: &dyn ProgressSink) -> Result<LoadedSource> {
     let refuse = |reason: String| Error::mismatch(from, reason);
     let mut params: Vec<&TensorMeta> =
         state.tensors.iter().map(|tensor| &tensor.meta).filter(|meta| meta.role == Role::Param).collect();
-    params.sort_by(|a, b| model::order(&a.name, &b.name));
+    params.sort_by(|a, b| gpt2_names::order(&a.name, &b.name));
     let moments = moments(&parts.optimizer, &params)?;
     if moments.step.is_some_and(|step| step != state.train.step) {
         return Err(refuse(format!(
@@ -123,8 +111,8 @@ fn exact(parts: Parts, state: State, from: &Path, progress: &dyn ProgressSink) -
     }
     check_hashes(&tensors, &state, from, progress)?;
     for ((_, name), extra) in &found {
-        let embedding = tensors.iter().find(|tensor| tensor.meta.name == model::EMBEDDING);
-        if name != model::HEAD || !embedding.is_some_and(|embedding| embedding.has_values_of(extra)) {
+        let embedding = tensors.iter().find(|tensor| tensor.meta.name == gpt2_names::EMBEDDING);
+        if name != gpt2_names::HEAD || !embedding.is_some_and(|embedding| embedding.has_values_of(extra)) {
             return Err(refuse(format!("{} is not part of the snapshot that was exported", extra.meta.label())));
         }
     }
@@ -138,11 +126,11 @@ fn exact(parts: Parts, state: State, from: &Path, progress: &dyn ProgressSink) -
         provenance: Provenance { reason: "import".into(), ..state.provenance.clone() },
         files: parts.files,
     };
-    Ok(Loaded { snapshot, state: Some(state), exact: true, notes: parts.notes, _scratch: None })
+    Ok(LoadedSource { snapshot, state: Some(state), exact: true, notes: parts.notes, _scratch: None })
 }
 
 /// Holds those tensors that `state` describes against their hashes.
-fn check_hashes(tensors: &[Tensor], state: &State, from: &Path, progress: &dyn ProgressSink) -> Result<()> {
+fn check_hashes(tensors: &[Tensor], state: &ExportRecord, from: &Path, progress: &dyn ProgressSink) -> Result<()> {
     let of_model = |role: Role| matches!(role, Role::Param | Role::Buffer);
     let key = |meta: &TensorMeta| ((!of_model(meta.role)).then_some(meta.role), meta.name.clone());
     let records: HashMap<_, _> = state.tensors.iter().map(|record| (key(&record.meta), record)).collect();
@@ -169,12 +157,12 @@ fn changed(from: &Path, meta: &TensorMeta) -> Error {
 }
 
 /// A source that only its own conventions describe.
-fn plain(parts: Parts, from: &Path) -> Result<Loaded> {
+fn plain(parts: SourceParts, from: &Path) -> Result<LoadedSource> {
     let refuse = |reason: String| Error::mismatch(from, reason);
-    let config = Config::of(&parts.files).map_err(refuse)?;
+    let config = ModelHints::of(&parts.files).map_err(refuse)?;
     let mut tensors = BTreeMap::new();
     for tensor in parts.tensors {
-        let Some(name) = model::canonical(&tensor.meta.name) else { continue };
+        let Some(name) = gpt2_names::canonical(&tensor.meta.name) else { continue };
         let tensor = Tensor { meta: TensorMeta { name: name.clone(), ..tensor.meta }, bytes: tensor.bytes };
         if tensors.insert(name.clone(), tensor).is_some() {
             return Err(refuse(format!("two of its tensors are {name}")));
@@ -183,7 +171,7 @@ fn plain(parts: Parts, from: &Path) -> Result<Loaded> {
     tie(&mut tensors, config.tied).map_err(refuse)?;
     let widened = tensors.into_values().map(optimizer::widen).collect::<Result<Vec<_>, _>>();
     let mut tensors = widened.map_err(refuse)?;
-    tensors.sort_by(|a, b| model::order(&a.meta.name, &b.meta.name));
+    tensors.sort_by(|a, b| gpt2_names::order(&a.meta.name, &b.meta.name));
     let params: Vec<&TensorMeta> = tensors.iter().map(|tensor| &tensor.meta).collect();
     let moments = moments(&parts.optimizer, &params)?;
 
@@ -210,14 +198,16 @@ fn plain(parts: Parts, from: &Path) -> Result<Loaded> {
     let provenance =
         Provenance { ckptd: env!("CARGO_PKG_VERSION").into(), reason: "import".into(), ..Provenance::default() };
     let snapshot = Snapshot { tensors, train, metrics: parts.metrics, provenance, files: parts.files };
-    Ok(Loaded { snapshot, state: None, exact: false, notes, _scratch: None })
+    Ok(LoadedSource { snapshot, state: None, exact: false, notes, _scratch: None })
 }
 
-fn moments(optimizer: &Optimizer, params: &[&TensorMeta]) -> Result<Moments> {
+fn moments(optimizer: &OptimizerState, params: &[&TensorMeta]) -> Result<OptimizerMoments> {
     match optimizer {
-        Optimizer::None => Ok(Moments::default()),
-        Optimizer::Named(tensors) => Ok(Moments { tensors: tensors.clone(), ..Moments::default() }),
-        Optimizer::Torch { file, key } => {
+        OptimizerState::None => Ok(OptimizerMoments::default()),
+        OptimizerState::Named(tensors) => {
+            Ok(OptimizerMoments { tensors: tensors.clone(), ..OptimizerMoments::default() })
+        }
+        OptimizerState::Torch { file, key } => {
             let value = match key {
                 Some(key) => file.value().get(key).unwrap_or(file.value()),
                 None => file.value(),
@@ -228,15 +218,15 @@ fn moments(optimizer: &Optimizer, params: &[&TensorMeta]) -> Result<Moments> {
 }
 
 /// What of a config.json decides how tensors are to be taken.
-struct Config {
+struct ModelHints {
     known: bool,
     tied: Option<bool>,
 }
 
-impl Config {
-    fn of(files: &[CarriedFile]) -> Result<Config, String> {
-        let Some(file) = files.iter().find(|file| file.name == hf::CONFIG) else {
-            return Ok(Config { known: false, tied: None });
+impl ModelHints {
+    fn of(files: &[CarriedFile]) -> Result<ModelHints, String> {
+        let Some(file) = files.iter().find(|file| file.name == names::CONFIG) else {
+            return Ok(ModelHints { known: false, tied: None });
         };
         let config: serde_json::Value =
             serde_json::from_slice(&file.bytes).map_err(|e| format!("its config.json is not JSON: {e}"))?;
@@ -245,30 +235,32 @@ impl Config {
             Some(other) => return Err(format!("it is a model of the type {other:?}; ckptd trains gpt2")),
         }
         let tied = config.get("tie_word_embeddings").and_then(|tied| tied.as_bool()).unwrap_or(true);
-        Ok(Config { known: true, tied: Some(tied) })
+        Ok(ModelHints { known: true, tied: Some(tied) })
     }
 }
 
 /// A tied head is the embedding, and no tensor of its own.
 fn tie(tensors: &mut BTreeMap<String, Tensor>, tied: Option<bool>) -> Result<(), String> {
-    let Some(embedding) = tensors.get(model::EMBEDDING) else {
-        return Err(format!("it has no {}: not a GPT-2", model::EMBEDDING));
+    let Some(embedding) = tensors.get(gpt2_names::EMBEDDING) else {
+        return Err(format!("it has no {}: not a GPT-2", gpt2_names::EMBEDDING));
     };
-    let Some(head) = tensors.get(model::HEAD) else {
+    let Some(head) = tensors.get(gpt2_names::HEAD) else {
         return match tied {
-            Some(false) => Err(format!("its config says that the head is not tied, but there is no {}", model::HEAD)),
+            Some(false) => {
+                Err(format!("its config says that the head is not tied, but there is no {}", gpt2_names::HEAD))
+            }
             _ => Ok(()),
         };
     };
     match (tied, embedding.has_values_of(head)) {
         (Some(true) | None, true) => {
-            tensors.remove(model::HEAD);
+            tensors.remove(gpt2_names::HEAD);
             Ok(())
         }
         (Some(true), false) => Err(format!(
             "{} is not {}, although its config ties them; set \"tie_word_embeddings\": false to keep both",
-            model::HEAD,
-            model::EMBEDDING
+            gpt2_names::HEAD,
+            gpt2_names::EMBEDDING
         )),
         (Some(false), _) | (None, false) => Ok(()),
     }

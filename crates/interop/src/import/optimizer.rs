@@ -5,14 +5,14 @@
 
 use std::collections::HashMap;
 
-use crate::model;
-use crate::torch_pt::{PtFile, TensorRef, Value};
+use crate::gpt2_names;
+use crate::torch_pt::{PtFile, PtValue, TensorRef};
 use ckptd_core::dtype::{self, DType};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 
 #[derive(Debug, Default)]
-pub struct Moments {
+pub struct OptimizerMoments {
     pub tensors: Vec<Tensor>,
     /// Steps that the optimiser has made, where it counts them.
     pub step: Option<u64>,
@@ -21,14 +21,15 @@ pub struct Moments {
 }
 
 /// Reads `value` of `file` for `params`, which are in the model's order.
-pub fn read(file: &PtFile, value: &Value, params: &[&TensorMeta]) -> Result<Moments> {
+pub fn read(file: &PtFile, value: &PtValue, params: &[&TensorMeta]) -> Result<OptimizerMoments> {
     let refuse = |reason: String| Error::mismatch(file.path(), format!("the optimiser's state: {reason}"));
-    let groups = value.get("param_groups").and_then(Value::as_items).ok_or_else(|| refuse("no param_groups".into()))?;
-    let state = value.get("state").and_then(Value::as_dict).ok_or_else(|| refuse("no state".into()))?;
+    let groups =
+        value.get("param_groups").and_then(PtValue::as_items).ok_or_else(|| refuse("no param_groups".into()))?;
+    let state = value.get("state").and_then(PtValue::as_dict).ok_or_else(|| refuse("no state".into()))?;
     let ids = groups.iter().map(group_ids).collect::<Option<Vec<_>>>();
     let ids = ids.ok_or_else(|| refuse("a group without its list of parameters".into()))?;
     let sizes: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let (order, decaying) = model::optimizer_order(params);
+    let (order, decaying) = gpt2_names::optimizer_order(params);
     let order = match sizes.as_slice() {
         [all] if *all == params.len() => (0..params.len()).collect(),
         [first, second] if *first == decaying && first + second == params.len() => order,
@@ -41,14 +42,14 @@ pub fn read(file: &PtFile, value: &Value, params: &[&TensorMeta]) -> Result<Mome
             )));
         }
     };
-    let mut entries: HashMap<i64, &Value> = HashMap::new();
+    let mut entries: HashMap<i64, &PtValue> = HashMap::new();
     for (key, value) in state {
         let id = key.as_int().ok_or_else(|| refuse(format!("{} as the number of a parameter", key.kind())))?;
         if entries.insert(id, value).is_some() {
             return Err(refuse(format!("parameter {id} occurs twice")));
         }
     }
-    let mut moments = Moments { settings: settings(groups), ..Moments::default() };
+    let mut moments = OptimizerMoments { settings: settings(groups), ..OptimizerMoments::default() };
     if entries.is_empty() {
         return Ok(moments);
     }
@@ -66,12 +67,12 @@ pub fn read(file: &PtFile, value: &Value, params: &[&TensorMeta]) -> Result<Mome
     }
 }
 
-fn group_ids(group: &Value) -> Option<Vec<i64>> {
-    group.get("params")?.as_items()?.iter().map(Value::as_int).collect()
+fn group_ids(group: &PtValue) -> Option<Vec<i64>> {
+    group.get("params")?.as_items()?.iter().map(PtValue::as_int).collect()
 }
 
-impl Moments {
-    fn add(&mut self, file: &PtFile, param: &TensorMeta, entry: &Value) -> Result<(), String> {
+impl OptimizerMoments {
+    fn add(&mut self, file: &PtFile, param: &TensorMeta, entry: &PtValue) -> Result<(), String> {
         let items = entry.as_dict().ok_or("its state is no dict")?;
         for (key, value) in items {
             let key = key.as_str().ok_or("its state has a key that is not text")?;
@@ -90,9 +91,9 @@ impl Moments {
                 _ => return Err(format!("{key:?} is nothing that AdamW or SGD keeps")),
             };
             let tensor = match value {
-                Value::Tensor(tensor) => self::tensor(file, role, param, tensor)?,
+                PtValue::Tensor(tensor) => self::tensor(file, role, param, tensor)?,
                 // SGD before its first step with momentum.
-                Value::None => zeros(role, param),
+                PtValue::None => zeros(role, param),
                 other => return Err(format!("its {key} is {}", other.kind())),
             };
             self.tensors.push(tensor);
@@ -131,9 +132,9 @@ pub fn zeros(role: Role, param: &TensorMeta) -> Tensor {
 }
 
 /// AdamW's counter: a number, or a tensor of one.
-fn step(file: &PtFile, value: &Value) -> Result<u64, String> {
+fn step(file: &PtFile, value: &PtValue) -> Result<u64, String> {
     let number = match value {
-        Value::Tensor(tensor) if tensor.elements() == 1 => {
+        PtValue::Tensor(tensor) if tensor.elements() == 1 => {
             let tensor = file.tensor(Role::Buffer, "step", tensor).map_err(|e| e.to_string())?;
             let bytes: &[u8] = (*tensor.bytes).as_ref();
             match (tensor.meta.dtype, bytes) {
@@ -152,16 +153,16 @@ fn step(file: &PtFile, value: &Value) -> Result<u64, String> {
 }
 
 /// The first group's settings, under the names of the job file.
-fn settings(groups: &[Value]) -> Vec<String> {
+fn settings(groups: &[PtValue]) -> Vec<String> {
     let Some(group) = groups.first() else { return Vec::new() };
-    let number = |key: &str| group.get(key).and_then(Value::as_float);
+    let number = |key: &str| group.get(key).and_then(PtValue::as_float);
     let mut lines = Vec::new();
     if let Some(rate) = number("initial_lr").or_else(|| number("lr")) {
         lines.push(format!("learning_rate = {rate}"));
     }
     if let Some([Some(first), Some(second)]) = group
         .get("betas")
-        .and_then(Value::as_items)
+        .and_then(PtValue::as_items)
         .and_then(|pair| Some([pair.first()?.as_float(), pair.get(1)?.as_float()]))
     {
         lines.push(format!("betas = [{first}, {second}]"));

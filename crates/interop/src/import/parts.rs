@@ -6,15 +6,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::export::single::{CONFIG_KEY, OPTIMIZER_PREFIX, STATE_KEY};
-use crate::export::source::MOMENTS;
-use crate::export::torch::{OPTIMIZER, TRAINER_STATE};
-use crate::hf;
+use crate::export_record::ExportRecord;
 use crate::limits::ReadLimits;
-use crate::mapped::{Mapped, read_small};
+use crate::mapped::{MappedFile, read_small};
 use crate::safetensors;
-use crate::state::State;
-use crate::torch_pt::{PtFile, Value};
+use crate::torch_pt::{PtFile, PtValue};
+use crate::{archive, bundle, hf, names};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Role, Tensor, TensorMeta};
 use ckptd_core::store::SnapshotReader;
@@ -24,7 +21,7 @@ const MAX_CARRIED_BYTES: u64 = 32 << 20;
 const MAX_TRAINER_STATE_BYTES: u64 = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SourceKind {
     Folder,
     Torch,
     Safetensors,
@@ -33,48 +30,48 @@ pub enum Kind {
 }
 
 #[derive(Default)]
-pub struct Parts {
+pub struct SourceParts {
     /// Parameters and buffers, by the names of the source.
     pub tensors: Vec<Tensor>,
-    pub optimizer: Optimizer,
+    pub optimizer: OptimizerState,
     /// Steps, as the source says apart from the optimiser's state.
     pub step: Option<u64>,
     pub tokens_seen: u64,
     pub metrics: Metrics,
     pub files: Vec<CarriedFile>,
     /// The snapshot that the source was exported from.
-    pub state: Option<State>,
+    pub state: Option<ExportRecord>,
     pub notes: Vec<String>,
 }
 
 #[derive(Default)]
-pub enum Optimizer {
+pub enum OptimizerState {
     #[default]
     None,
     /// Moments under the names of their parameters.
     Named(Vec<Tensor>),
-    /// `Optimizer.state_dict()`, the whole file or the entry under a key.
+    /// `OptimizerState.state_dict()`, the whole file or the entry under a key.
     Torch { file: PtFile, key: Option<&'static str> },
 }
 
 /// What lies at `path`.
-pub fn kind(path: &Path, limits: &ReadLimits) -> Result<Kind> {
+pub fn kind(path: &Path, limits: &ReadLimits) -> Result<SourceKind> {
     if path.is_dir() {
-        return Ok(Kind::Folder);
+        return Ok(SourceKind::Folder);
     }
-    let mapped = Mapped::open(path)?;
+    let mapped = MappedFile::open(path)?;
     let bytes = mapped.bytes();
     let has_pickle = || {
-        let entries = crate::archive::entries(&mapped, limits)?;
+        let entries = archive::entries(&mapped, limits)?;
         Ok::<_, Error>(entries.iter().any(|entry| entry.name == "data.pkl" || entry.name.ends_with("/data.pkl")))
     };
     match bytes {
-        _ if bytes.starts_with(b"PK\x03\x04") => Ok(if has_pickle()? { Kind::Torch } else { Kind::Bundle }),
-        _ if crate::bundle::kind_of(bytes).is_some() => Ok(Kind::Bundle),
-        _ if bytes.starts_with(b"\x89CKPTD\r\n") => Ok(Kind::Snapshot),
+        _ if bytes.starts_with(b"PK\x03\x04") => Ok(if has_pickle()? { SourceKind::Torch } else { SourceKind::Bundle }),
+        _ if bundle::kind_of(bytes).is_some() => Ok(SourceKind::Bundle),
+        _ if bytes.starts_with(b"\x89CKPTD\r\n") => Ok(SourceKind::Snapshot),
         // The pickles of PyTorch's legacy format are refused by name where they are opened.
-        _ if bytes.first() == Some(&0x80) || bytes.get(257..262) == Some(b"ustar") => Ok(Kind::Torch),
-        _ if bytes.get(8) == Some(&b'{') => Ok(Kind::Safetensors),
+        _ if bytes.first() == Some(&0x80) || bytes.get(257..262) == Some(b"ustar") => Ok(SourceKind::Torch),
+        _ if bytes.get(8) == Some(&b'{') => Ok(SourceKind::Safetensors),
         _ => Err(Error::mismatch(
             path,
             "neither a .pt, a safetensors file, a zip or tar.zst bundle nor a ckptd snapshot; is it cut?",
@@ -83,25 +80,25 @@ pub fn kind(path: &Path, limits: &ReadLimits) -> Result<Kind> {
 }
 
 /// A Hugging Face folder or a Trainer checkpoint.
-pub fn folder(dir: &Path, limits: &ReadLimits) -> Result<Parts> {
+pub fn folder(dir: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let folder = hf::open(dir, limits)?;
-    let state = State::read(dir)?;
-    let mut parts = Parts { tensors: folder.tensors, ..Parts::default() };
+    let state = ExportRecord::read(dir)?;
+    let mut parts = SourceParts { tensors: folder.tensors, ..SourceParts::default() };
     parts.files = match &state {
         // Exactly what the snapshot carried, in its order.
         Some(state) => state.carried.iter().map(|name| carry(&dir.join(name))).collect::<Result<_>>()?,
         None => {
-            let config = CarriedFile { name: hf::CONFIG.into(), bytes: Arc::new(folder.config_json) };
+            let config = CarriedFile { name: names::CONFIG.into(), bytes: Arc::new(folder.config_json) };
             let companions = folder.files.iter().map(|path| carry(path));
             std::iter::once(Ok(config)).chain(companions).collect::<Result<_>>()?
         }
     };
     parts.state = state;
-    let optimizer = dir.join(OPTIMIZER);
+    let optimizer = dir.join(names::OPTIMIZER);
     if optimizer.exists() {
-        parts.optimizer = Optimizer::Torch { file: PtFile::open(&optimizer, limits)?, key: None };
+        parts.optimizer = OptimizerState::Torch { file: PtFile::open(&optimizer, limits)?, key: None };
     }
-    let trainer_state = dir.join(TRAINER_STATE);
+    let trainer_state = dir.join(names::TRAINER_STATE);
     if trainer_state.exists() {
         parts.trainer_state(&trainer_state)?;
     }
@@ -109,50 +106,47 @@ pub fn folder(dir: &Path, limits: &ReadLimits) -> Result<Parts> {
 }
 
 /// A `.pt` file: a state dict, or a dict that holds one beside the optimiser's.
-pub fn torch(path: &Path, limits: &ReadLimits) -> Result<Parts> {
+pub fn torch(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let file = PtFile::open(path, limits)?;
-    let mut parts = Parts::default();
+    let mut parts = SourceParts::default();
     let value = file.value();
-    let first = |keys: &[&'static str], fits: fn(&Value) -> bool| {
+    let first = |keys: &[&'static str], fits: fn(&PtValue) -> bool| {
         keys.iter().copied().find(|key| value.get(key).is_some_and(fits))
     };
-    let is_dict: fn(&Value) -> bool = |value| value.as_dict().is_some();
+    let is_dict: fn(&PtValue) -> bool = |value| value.as_dict().is_some();
     let model = first(&["model", "state_dict", "model_state_dict"], is_dict);
     let dict = model.and_then(|key| value.get(key)).unwrap_or(value);
     parts.tensors = hf::state_dict_tensors(&file, dict)?;
     if model.is_some() {
-        let is_number: fn(&Value) -> bool = |value| value.as_int().is_some();
+        let is_number: fn(&PtValue) -> bool = |value| value.as_int().is_some();
         let step = first(&["step", "global_step", "iter_num"], is_number).and_then(|key| value.get(key)?.as_int());
         parts.step = step.and_then(|step| u64::try_from(step).ok());
-        if let Some(config) = value.get(CONFIG_KEY).and_then(Value::as_str) {
-            parts.files.push(CarriedFile { name: hf::CONFIG.into(), bytes: Arc::new(config.as_bytes().to_vec()) });
+        if let Some(config) = value.get(names::CONFIG_KEY).and_then(PtValue::as_str) {
+            parts.files.push(CarriedFile { name: names::CONFIG.into(), bytes: Arc::new(config.as_bytes().to_vec()) });
         }
-        if let Some(state) = value.get(STATE_KEY).and_then(Value::as_str) {
-            parts.state = Some(State::parse(state.as_bytes(), path)?);
+        if let Some(state) = value.get(names::RECORD_KEY).and_then(PtValue::as_str) {
+            parts.state = Some(ExportRecord::parse(state.as_bytes(), path)?);
         }
         if let Some(key) = first(&["optimizer", "optimizer_state_dict"], is_dict) {
-            parts.optimizer = Optimizer::Torch { file, key: Some(key) };
+            parts.optimizer = OptimizerState::Torch { file, key: Some(key) };
         }
     }
     Ok(parts)
 }
 
-pub fn safetensors(path: &Path, limits: &ReadLimits) -> Result<Parts> {
+pub fn safetensors(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let file = safetensors::open(path, limits)?;
-    let mut parts = Parts::default();
+    let mut parts = SourceParts::default();
     let entry = |key: &str| file.metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
-    if let Some(config) = entry(CONFIG_KEY) {
-        parts.files.push(CarriedFile { name: hf::CONFIG.into(), bytes: Arc::new(config.as_bytes().to_vec()) });
+    if let Some(config) = entry(names::CONFIG_KEY) {
+        parts.files.push(CarriedFile { name: names::CONFIG.into(), bytes: Arc::new(config.as_bytes().to_vec()) });
     }
-    if let Some(state) = entry(STATE_KEY) {
-        parts.state = Some(State::parse(state.as_bytes(), path)?);
+    if let Some(state) = entry(names::RECORD_KEY) {
+        parts.state = Some(ExportRecord::parse(state.as_bytes(), path)?);
     }
     let mut moments = Vec::new();
     for tensor in file.tensors {
-        let moment = tensor.meta.name.strip_prefix(OPTIMIZER_PREFIX).and_then(|name| {
-            let (role, name) = name.split_once('.')?;
-            Some((MOMENTS.into_iter().find(|known| known.name() == role)?, name.to_owned()))
-        });
+        let moment = names::parse_moment(&tensor.meta.name).map(|(role, name)| (role, name.to_owned()));
         match moment {
             Some((role, name)) => {
                 let meta = TensorMeta { role, name, ..tensor.meta };
@@ -162,13 +156,13 @@ pub fn safetensors(path: &Path, limits: &ReadLimits) -> Result<Parts> {
         }
     }
     if !moments.is_empty() {
-        parts.optimizer = Optimizer::Named(moments);
+        parts.optimizer = OptimizerState::Named(moments);
     }
     Ok(parts)
 }
 
 /// A snapshot file from another store.
-pub fn snapshot(path: &Path, limits: &ReadLimits) -> Result<Parts> {
+pub fn snapshot(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let reader = SnapshotReader::open(path)?;
     let (raw, file) = (reader.manifest().raw_bytes, reader.file_bytes());
     if raw > limits.expanded(file) {
@@ -180,10 +174,10 @@ pub fn snapshot(path: &Path, limits: &ReadLimits) -> Result<Parts> {
     let snapshot = reader.read_snapshot()?;
     let of_model = |tensor: &Tensor| matches!(tensor.meta.role, Role::Param | Role::Buffer);
     let (tensors, moments): (Vec<Tensor>, Vec<Tensor>) = snapshot.tensors.into_iter().partition(of_model);
-    let mut state = State::new(reader.manifest());
+    let mut state = ExportRecord::new(reader.manifest());
     state.carried = snapshot.files.iter().map(|file| file.name.clone()).collect();
-    let optimizer = if moments.is_empty() { Optimizer::None } else { Optimizer::Named(moments) };
-    Ok(Parts { tensors, optimizer, files: snapshot.files, state: Some(state), ..Parts::default() })
+    let optimizer = if moments.is_empty() { OptimizerState::None } else { OptimizerState::Named(moments) };
+    Ok(SourceParts { tensors, optimizer, files: snapshot.files, state: Some(state), ..SourceParts::default() })
 }
 
 #[derive(Deserialize)]
@@ -201,7 +195,7 @@ struct LogEntry {
     loss: Option<f64>,
 }
 
-impl Parts {
+impl SourceParts {
     fn trainer_state(&mut self, path: &Path) -> Result<()> {
         let bytes = read_small(path, MAX_TRAINER_STATE_BYTES)?;
         let state: TrainerState = serde_json::from_slice(&bytes)
@@ -215,13 +209,13 @@ impl Parts {
     /// Config and tokenizer from a model folder, or a config.json alone, for a source that has none.
     pub fn add_companions(&mut self, model: &Path) -> Result<()> {
         let paths = match model.is_dir() {
-            true => std::iter::once(hf::CONFIG).chain(hf::COMPANIONS).map(|name| model.join(name)).collect(),
+            true => std::iter::once(names::CONFIG).chain(names::COMPANIONS).map(|name| model.join(name)).collect(),
             false => vec![model.to_path_buf()],
         };
         for path in paths.iter().filter(|path| path.is_file()) {
             let mut file = carry(path)?;
             if !model.is_dir() {
-                file.name = hf::CONFIG.into();
+                file.name = names::CONFIG.into();
             }
             self.files.retain(|known| known.name != file.name);
             self.files.push(file);

@@ -12,7 +12,7 @@ use ckptd_core::os::fs;
 use ckptd_core::progress::ProgressSink;
 
 /// What was written.
-pub struct Written {
+pub struct WrittenFile {
     pub bytes: u64,
     /// BLAKE3 of the file.
     pub hash: blake3::Hash,
@@ -20,13 +20,13 @@ pub struct Written {
 
 /// A tensor that is to be written.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Item {
+pub struct TensorSpec {
     pub name: String,
     pub dtype: DType,
     pub shape: Vec<u64>,
 }
 
-impl Item {
+impl TensorSpec {
     pub fn bytes(&self) -> u64 {
         self.shape.iter().product::<u64>() * self.dtype.size() as u64
     }
@@ -41,15 +41,15 @@ impl Item {
 pub fn write(
     file: &File,
     path: &Path,
-    items: &[Item],
+    items: &[TensorSpec],
     metadata: &[(&str, String)],
     content: impl FnOnce(&[usize], &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>,
     progress: &dyn ProgressSink,
-) -> Result<Written> {
+) -> Result<WrittenFile> {
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(items[i].dtype.size()));
     let header = header(items, &order, metadata);
-    fs::preallocate(file, header.len() as u64 + items.iter().map(Item::bytes).sum::<u64>(), path)?;
+    fs::preallocate(file, header.len() as u64 + items.iter().map(TensorSpec::bytes).sum::<u64>(), path)?;
     let mut out = BlockWriter::new(file, path.to_owned())?;
     let mut hasher = blake3::Hasher::new();
     let mut append = |bytes: &[u8]| {
@@ -67,11 +67,11 @@ pub fn write(
         let reason = format!("tensor {} has {size} bytes, not {}", item.name, item.bytes());
         return Err(Error::mismatch(path, reason));
     }
-    Ok(Written { bytes: out.finish()?, hash: hasher.finalize() })
+    Ok(WrittenFile { bytes: out.finish()?, hash: hasher.finalize() })
 }
 
 /// The header's length and the header: JSON, padded with blanks to a multiple of 8.
-fn header(items: &[Item], order: &[usize], metadata: &[(&str, String)]) -> Vec<u8> {
+fn header(items: &[TensorSpec], order: &[usize], metadata: &[(&str, String)]) -> Vec<u8> {
     let mut map = Map::new();
     let pairs = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value)));
     map.insert("__metadata__".into(), Value::Object(pairs.collect()));

@@ -5,7 +5,7 @@
 use ckptd_core::dtype::DType;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Global {
+pub enum PickleGlobal {
     /// `collections.OrderedDict` and its like: an empty dict, or one from pairs.
     Dict,
     /// `collections.defaultdict`: its first argument is the factory, which is ignored.
@@ -28,40 +28,40 @@ pub enum Global {
 }
 
 /// What `module.name` stands for, or `None` where it is not allowed.
-pub fn lookup(module: &str, name: &str) -> Option<Global> {
+pub fn lookup(module: &str, name: &str) -> Option<PickleGlobal> {
     match module {
         "collections" => match name {
-            "OrderedDict" | "Counter" => Some(Global::Dict),
-            "defaultdict" => Some(Global::DefaultDict),
+            "OrderedDict" | "Counter" => Some(PickleGlobal::Dict),
+            "defaultdict" => Some(PickleGlobal::DefaultDict),
             _ => None,
         },
         // Python 2's name for builtins is what protocol 2 writes.
         "builtins" | "__builtin__" => match name {
-            "set" | "frozenset" | "list" | "tuple" => Some(Global::Collection),
-            "dict" => Some(Global::Dict),
-            "bytearray" => Some(Global::Opaque("a bytearray")),
-            "int" | "float" | "bool" | "str" => Some(Global::Class),
-            "complex" => Some(Global::Opaque("a complex number")),
+            "set" | "frozenset" | "list" | "tuple" => Some(PickleGlobal::Collection),
+            "dict" => Some(PickleGlobal::Dict),
+            "bytearray" => Some(PickleGlobal::Opaque("a bytearray")),
+            "int" | "float" | "bool" | "str" => Some(PickleGlobal::Class),
+            "complex" => Some(PickleGlobal::Opaque("a complex number")),
             _ => None,
         },
         // `_codecs.encode(text, "latin1")` is how protocol 2 writes bytes.
-        "_codecs" => (name == "encode").then_some(Global::Opaque("bytes")),
+        "_codecs" => (name == "encode").then_some(PickleGlobal::Opaque("bytes")),
         "torch._utils" => match name {
-            "_rebuild_tensor" => Some(Global::RebuildTensor),
-            "_rebuild_tensor_v2" => Some(Global::RebuildTensorV2),
-            "_rebuild_parameter" | "_rebuild_parameter_with_state" => Some(Global::RebuildParameter),
+            "_rebuild_tensor" => Some(PickleGlobal::RebuildTensor),
+            "_rebuild_tensor_v2" => Some(PickleGlobal::RebuildTensorV2),
+            "_rebuild_parameter" | "_rebuild_parameter_with_state" => Some(PickleGlobal::RebuildParameter),
             _ => None,
         },
-        "torch._tensor" => (name == "_rebuild_from_type_v2").then_some(Global::RebuildFromType),
-        "torch.nn.parameter" => (name == "Parameter").then_some(Global::Class),
+        "torch._tensor" => (name == "_rebuild_from_type_v2").then_some(PickleGlobal::RebuildFromType),
+        "torch.nn.parameter" => (name == "Parameter").then_some(PickleGlobal::Class),
         "torch" => torch(name),
         _ => None,
     }
 }
 
-fn torch(name: &str) -> Option<Global> {
+fn torch(name: &str) -> Option<PickleGlobal> {
     if let Some(storage) = name.strip_suffix("Storage") {
-        return Some(Global::Storage(match storage {
+        return Some(PickleGlobal::Storage(match storage {
             "Double" => DType::F64,
             "Float" => DType::F32,
             "Half" => DType::F16,
@@ -76,19 +76,19 @@ fn torch(name: &str) -> Option<Global> {
         }));
     }
     Some(match name {
-        "float64" | "double" => Global::DType(DType::F64),
-        "float32" | "float" => Global::DType(DType::F32),
-        "float16" | "half" => Global::DType(DType::F16),
-        "bfloat16" => Global::DType(DType::BF16),
-        "int64" | "long" => Global::DType(DType::I64),
-        "int32" | "int" => Global::DType(DType::I32),
-        "int16" | "short" => Global::DType(DType::I16),
-        "int8" => Global::DType(DType::I8),
-        "uint8" => Global::DType(DType::U8),
-        "bool" => Global::DType(DType::Bool),
-        "Size" => Global::Size,
-        "Tensor" => Global::Class,
-        "device" => Global::Opaque("a device"),
+        "float64" | "double" => PickleGlobal::DType(DType::F64),
+        "float32" | "float" => PickleGlobal::DType(DType::F32),
+        "float16" | "half" => PickleGlobal::DType(DType::F16),
+        "bfloat16" => PickleGlobal::DType(DType::BF16),
+        "int64" | "long" => PickleGlobal::DType(DType::I64),
+        "int32" | "int" => PickleGlobal::DType(DType::I32),
+        "int16" | "short" => PickleGlobal::DType(DType::I16),
+        "int8" => PickleGlobal::DType(DType::I8),
+        "uint8" => PickleGlobal::DType(DType::U8),
+        "bool" => PickleGlobal::DType(DType::Bool),
+        "Size" => PickleGlobal::Size,
+        "Tensor" => PickleGlobal::Class,
+        "device" => PickleGlobal::Opaque("a device"),
         _ => return None,
     })
 }

@@ -8,50 +8,30 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::globals::{self, Global};
+use super::globals;
+use super::heap::{HeapNode, NodeId, PickleHeap, StorageBytes};
 use super::object;
-use super::value::{Storage, TensorRef};
 use crate::limits::ReadLimits;
 
-pub(super) type Id = u32;
-
-pub(super) enum Node {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Str(Arc<str>),
-    Other(&'static str),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    Global(Global),
-    Storage(Arc<Storage>),
-    Tensor(Arc<TensorRef>),
-}
-
-/// Size in bytes of the record of a storage, by its key.
-pub(super) type StorageBytes<'a> = &'a dyn Fn(&str) -> Option<u64>;
-
-pub(super) struct Machine<'a> {
+pub(super) struct PickleMachine<'a> {
     input: &'a [u8],
     at: usize,
-    stack: Vec<Id>,
+    stack: Vec<NodeId>,
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
-    pub(super) nodes: Vec<Node>,
-    pub(super) tensors: usize,
-    pub(super) limits: &'a ReadLimits,
-    pub(super) storages: HashMap<Arc<str>, Arc<Storage>>,
-    pub(super) storage_bytes: StorageBytes<'a>,
+    memo: HashMap<u32, NodeId>,
+    heap: PickleHeap<'a>,
 }
 
 /// Runs the pickle; returns the nodes and the last value. Errors name the op-code and its place.
-pub(super) fn run(input: &[u8], storage_bytes: StorageBytes, limits: &ReadLimits) -> Result<(Vec<Node>, Id), String> {
+pub(super) fn run(
+    input: &[u8],
+    storage_bytes: StorageBytes,
+    limits: &ReadLimits,
+) -> Result<(Vec<HeapNode>, NodeId), String> {
     if input.first() != Some(&0x80) {
         return Err("it does not begin as a pickle of protocol 2 or later".into());
     }
-    let mut machine = Machine::new(input, storage_bytes, limits);
+    let mut machine = PickleMachine::new(input, storage_bytes, limits);
     for _ in 0..limits.pickle_opcodes {
         let start = machine.at;
         let result = machine.byte().and_then(|op| match op {
@@ -59,7 +39,7 @@ pub(super) fn run(input: &[u8], storage_bytes: StorageBytes, limits: &ReadLimits
             _ => machine.step(op).map(|()| None),
         });
         match result {
-            Ok(Some(last)) => return Ok((machine.nodes, last)),
+            Ok(Some(last)) => return Ok((machine.heap.into_nodes(), last)),
             Ok(None) => {}
             Err(what) => return Err(format!("{what} (at byte {start})")),
         }
@@ -67,24 +47,20 @@ pub(super) fn run(input: &[u8], storage_bytes: StorageBytes, limits: &ReadLimits
     Err(format!("more than {} op-codes", limits.pickle_opcodes))
 }
 
-impl<'a> Machine<'a> {
-    fn new(input: &'a [u8], storage_bytes: StorageBytes<'a>, limits: &'a ReadLimits) -> Machine<'a> {
-        Machine {
+impl<'a> PickleMachine<'a> {
+    fn new(input: &'a [u8], storage_bytes: StorageBytes<'a>, limits: &ReadLimits) -> PickleMachine<'a> {
+        PickleMachine {
             input,
             at: 0,
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
-            nodes: Vec::new(),
-            tensors: 0,
-            limits,
-            storages: HashMap::new(),
-            storage_bytes,
+            heap: PickleHeap::new(storage_bytes, limits.tensors),
         }
     }
 }
 
-impl Machine<'_> {
+impl PickleMachine<'_> {
     fn step(&mut self, op: u8) -> Result<(), String> {
         match op {
             0x80 => match self.byte()? {
@@ -116,17 +92,17 @@ impl Machine<'_> {
     }
 
     /// Numbers, text and bytes.
-    fn scalar(&mut self, op: u8) -> Result<Option<Node>, String> {
+    fn scalar(&mut self, op: u8) -> Result<Option<HeapNode>, String> {
         Ok(Some(match op {
-            b'N' => Node::None,
-            0x88 => Node::Bool(true),
-            0x89 => Node::Bool(false),
-            b'K' => Node::Int(i64::from(self.byte()?)),
-            b'M' => Node::Int(i64::from(u16::from_le_bytes(self.array()?))),
-            b'J' => Node::Int(i64::from(i32::from_le_bytes(self.array()?))),
+            b'N' => HeapNode::None,
+            0x88 => HeapNode::Bool(true),
+            0x89 => HeapNode::Bool(false),
+            b'K' => HeapNode::Int(i64::from(self.byte()?)),
+            b'M' => HeapNode::Int(i64::from(u16::from_le_bytes(self.array()?))),
+            b'J' => HeapNode::Int(i64::from(i32::from_le_bytes(self.array()?))),
             0x8a => self.byte().and_then(|length| self.long(u64::from(length)))?,
             0x8b => self.u32().and_then(|length| self.long(u64::from(length)))?,
-            b'G' => Node::Float(f64::from_be_bytes(self.array()?)),
+            b'G' => HeapNode::Float(f64::from_be_bytes(self.array()?)),
             b'X' => self.u32().and_then(|length| self.text(u64::from(length)))?,
             0x8c => self.byte().and_then(|length| self.text(u64::from(length)))?,
             0x8d => self.u64().and_then(|length| self.text(length))?,
@@ -139,21 +115,21 @@ impl Machine<'_> {
 
     fn container_or_object(&mut self, op: u8) -> Result<(), String> {
         match op {
-            b')' => self.push(Node::Tuple(Vec::new())),
+            b')' => self.push(HeapNode::Tuple(Vec::new())),
             0x85..=0x87 => {
                 let items = self.pop_many(usize::from(op - 0x84))?;
-                self.push(Node::Tuple(items))
+                self.push(HeapNode::Tuple(items))
             }
             b't' => {
                 let items = self.pop_to_mark()?;
-                self.push(Node::Tuple(items))
+                self.push(HeapNode::Tuple(items))
             }
             // Sets become lists: nothing here tells them apart.
-            b']' | 0x8f => self.push(Node::List(Vec::new())),
-            b'}' => self.push(Node::Dict(Vec::new())),
+            b']' | 0x8f => self.push(HeapNode::List(Vec::new())),
+            b'}' => self.push(HeapNode::Dict(Vec::new())),
             0x91 => {
                 let items = self.pop_to_mark()?;
-                self.push(Node::List(items))
+                self.push(HeapNode::List(items))
             }
             b'a' => {
                 let item = self.pop()?;
@@ -177,8 +153,8 @@ impl Machine<'_> {
             }
             0x93 => {
                 let names = self.pop_many(2)?;
-                match (self.node(names[0]), self.node(names[1])) {
-                    (Node::Str(module), Node::Str(name)) => {
+                match (self.heap.node(names[0]), self.heap.node(names[1])) {
+                    (HeapNode::Str(module), HeapNode::Str(name)) => {
                         let (module, name) = (Arc::clone(module), Arc::clone(name));
                         self.push_global(&module, &name)
                     }
@@ -187,22 +163,22 @@ impl Machine<'_> {
             }
             b'R' | 0x81 => {
                 let call = self.pop_many(2)?;
-                let result = object::call(self, call[0], call[1])?;
+                let result = object::call(&mut self.heap, call[0], call[1])?;
                 self.stack.push(result);
                 Ok(())
             }
             b'b' => {
                 self.pop()?;
                 // Attributes of a state dict (`_metadata`) or of a parameter carry no state.
-                match self.node(self.top()?) {
-                    Node::Dict(_) | Node::Tensor(_) => Ok(()),
+                match self.heap.node(self.top()?) {
+                    HeapNode::Dict(_) | HeapNode::Tensor(_) => Ok(()),
                     _ => Err("refusing to set attributes of something that is no dict and no tensor".into()),
                 }
             }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = object::storage(self, id)?;
-                self.push(Node::Storage(storage))
+                let storage = object::storage(&mut self.heap, id)?;
+                self.push(HeapNode::Storage(storage))
             }
             _ => Err(format!("refusing op-code {}", opcode_name(op))),
         }
@@ -213,13 +189,13 @@ impl Machine<'_> {
             let shown: String = format!("{module}.{name}").chars().take(200).collect();
             format!("refusing global {shown}: only what state dicts are made of is read, nothing is executed; save model.state_dict(), not the model")
         })?;
-        self.push(Node::Global(global))
+        self.push(HeapNode::Global(global))
     }
 
-    fn extend_list(&mut self, mut items: Vec<Id>) -> Result<(), String> {
-        let target = self.top()? as usize;
-        match self.nodes.get_mut(target) {
-            Some(Node::List(list)) => {
+    fn extend_list(&mut self, mut items: Vec<NodeId>) -> Result<(), String> {
+        let target = self.top()?;
+        match self.heap.node_mut(target) {
+            Some(HeapNode::List(list)) => {
                 list.append(&mut items);
                 Ok(())
             }
@@ -227,14 +203,14 @@ impl Machine<'_> {
         }
     }
 
-    fn extend_dict(&mut self, items: &[Id]) -> Result<(), String> {
-        let target = self.top()? as usize;
-        match self.nodes.get_mut(target) {
-            Some(Node::Dict(dict)) if items.len().is_multiple_of(2) => {
+    fn extend_dict(&mut self, items: &[NodeId]) -> Result<(), String> {
+        let target = self.top()?;
+        match self.heap.node_mut(target) {
+            Some(HeapNode::Dict(dict)) if items.len().is_multiple_of(2) => {
                 dict.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
                 Ok(())
             }
-            Some(Node::Dict(_)) => Err("a key without a value".into()),
+            Some(HeapNode::Dict(_)) => Err("a key without a value".into()),
             _ => Err("keys and values for something that is no dict".into()),
         }
     }
@@ -251,23 +227,13 @@ impl Machine<'_> {
         Ok(())
     }
 
-    pub(super) fn push(&mut self, node: Node) -> Result<(), String> {
-        let id = self.add(node);
+    fn push(&mut self, node: HeapNode) -> Result<(), String> {
+        let id = self.heap.add(node);
         self.stack.push(id);
         Ok(())
     }
 
-    pub(super) fn add(&mut self, node: Node) -> Id {
-        // Each op-code adds one node at most, so the index fits by far.
-        self.nodes.push(node);
-        (self.nodes.len() - 1) as Id
-    }
-
-    pub(super) fn node(&self, id: Id) -> &Node {
-        self.nodes.get(id as usize).unwrap_or(&Node::None)
-    }
-
-    fn top(&self) -> Result<Id, String> {
+    fn top(&self) -> Result<NodeId, String> {
         match self.stack.last() {
             Some(&id) if self.stack.len() > self.floor() => Ok(id),
             _ => Err("the stack is empty".into()),
@@ -279,44 +245,44 @@ impl Machine<'_> {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self) -> Result<Id, String> {
+    fn pop(&mut self) -> Result<NodeId, String> {
         let id = self.top()?;
         self.stack.pop();
         Ok(id)
     }
 
-    fn pop_many(&mut self, count: usize) -> Result<Vec<Id>, String> {
+    fn pop_many(&mut self, count: usize) -> Result<Vec<NodeId>, String> {
         match self.stack.len().checked_sub(count) {
             Some(at) if at >= self.floor() => Ok(self.stack.split_off(at)),
             _ => Err("the stack is empty".into()),
         }
     }
 
-    fn pop_to_mark(&mut self) -> Result<Vec<Id>, String> {
+    fn pop_to_mark(&mut self) -> Result<Vec<NodeId>, String> {
         let mark = self.marks.pop().ok_or("no mark on the stack")?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
 
     /// Two's complement, little-endian, of any length.
-    fn long(&mut self, length: u64) -> Result<Node, String> {
+    fn long(&mut self, length: u64) -> Result<HeapNode, String> {
         let bytes = self.take(length)?;
         if bytes.len() > 8 {
-            return Ok(Node::Other("a very large number"));
+            return Ok(HeapNode::Other("a very large number"));
         }
         let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut wide = [fill; 8];
         wide[..bytes.len()].copy_from_slice(bytes);
-        Ok(Node::Int(i64::from_le_bytes(wide)))
+        Ok(HeapNode::Int(i64::from_le_bytes(wide)))
     }
 
-    fn text(&mut self, length: u64) -> Result<Node, String> {
+    fn text(&mut self, length: u64) -> Result<HeapNode, String> {
         let bytes = self.take(length)?;
         // Python writes lone surrogates, which are no UTF-8; no name in a state dict has any.
-        std::str::from_utf8(bytes).map(|text| Node::Str(text.into())).map_err(|_| "text that is not UTF-8".into())
+        std::str::from_utf8(bytes).map(|text| HeapNode::Str(text.into())).map_err(|_| "text that is not UTF-8".into())
     }
 
-    fn blob(&mut self, length: u64) -> Result<Node, String> {
-        self.take(length).map(|_| Node::Other("bytes"))
+    fn blob(&mut self, length: u64) -> Result<HeapNode, String> {
+        self.take(length).map(|_| HeapNode::Other("bytes"))
     }
 
     fn line(&mut self) -> Result<String, String> {
@@ -388,7 +354,7 @@ mod tests {
     #[test]
     fn a_length_up_to_the_largest_number_takes_no_more_than_there_is() {
         let limits = ReadLimits::default();
-        let mut machine = Machine::new(b"\x80\x02N.", &|_| None, &limits);
+        let mut machine = PickleMachine::new(b"\x80\x02N.", &|_| None, &limits);
         machine.take(1).unwrap();
         for length in [4, u64::MAX - 1, u64::MAX] {
             assert!(machine.take(length).is_err(), "{length}");

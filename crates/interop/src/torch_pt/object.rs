@@ -2,85 +2,86 @@
 
 use std::sync::Arc;
 
-use super::globals::Global;
-use super::machine::{Id, Machine, Node};
-use super::value::{Storage, TensorRef};
-use crate::safetensors::MAX_DIMENSIONS;
+use super::globals::PickleGlobal;
+use super::heap::{HeapNode, NodeId, PickleHeap};
+use super::value::{PtStorage, TensorRef};
+use crate::safetensors::reader::MAX_DIMENSIONS;
 use ckptd_core::dtype::DType;
 
 /// `callee(*arguments)`.
-pub(super) fn call(machine: &mut Machine, callee: Id, arguments: Id) -> Result<Id, String> {
-    let global = global(machine, callee)?;
-    let items = tuple(machine, arguments)?.to_vec();
+pub(super) fn call(heap: &mut PickleHeap, callee: NodeId, arguments: NodeId) -> Result<NodeId, String> {
+    let global = global(heap, callee)?;
+    let items = tuple(heap, arguments)?.to_vec();
     match global {
         // The type of a tensor subclass does not matter; what it is rebuilt from does.
-        Global::RebuildFromType => match items.as_slice() {
+        PickleGlobal::RebuildFromType => match items.as_slice() {
             [function, _, arguments, ..] => {
-                let function = self::global(machine, *function)?;
-                let items = tuple(machine, *arguments)?.to_vec();
-                construct(machine, function, &items)
+                let function = self::global(heap, *function)?;
+                let items = tuple(heap, *arguments)?.to_vec();
+                construct(heap, function, &items)
             }
             _ => Err("a tensor without arguments".into()),
         },
-        _ => construct(machine, global, &items),
+        _ => construct(heap, global, &items),
     }
 }
 
-fn construct(machine: &mut Machine, global: Global, arguments: &[Id]) -> Result<Id, String> {
+fn construct(heap: &mut PickleHeap, global: PickleGlobal, arguments: &[NodeId]) -> Result<NodeId, String> {
     match (global, arguments) {
-        (Global::RebuildTensor | Global::RebuildTensorV2, [storage, offset, shape, stride, ..]) => {
-            let tensor = tensor(machine, [*storage, *offset, *shape, *stride])?;
-            Ok(machine.add(Node::Tensor(Arc::new(tensor))))
+        (PickleGlobal::RebuildTensor | PickleGlobal::RebuildTensorV2, [storage, offset, shape, stride, ..]) => {
+            let tensor = tensor(heap, [*storage, *offset, *shape, *stride])?;
+            Ok(heap.add(HeapNode::Tensor(Arc::new(tensor))))
         }
-        (Global::RebuildParameter, [tensor, ..]) => match machine.node(*tensor) {
-            Node::Tensor(_) => Ok(*tensor),
+        (PickleGlobal::RebuildParameter, [tensor, ..]) => match heap.node(*tensor) {
+            HeapNode::Tensor(_) => Ok(*tensor),
             _ => Err("a parameter that is no tensor".into()),
         },
-        (Global::Dict, [items]) => match machine.node(*items) {
-            Node::Dict(_) => Ok(*items),
+        (PickleGlobal::Dict, [items]) => match heap.node(*items) {
+            HeapNode::Dict(_) => Ok(*items),
             _ => Err("a dict made of something that is no dict".into()),
         },
-        (Global::Dict, []) | (Global::DefaultDict, [] | [_]) => Ok(machine.add(Node::Dict(Vec::new()))),
-        (Global::Collection | Global::Size, [items]) => match machine.node(*items) {
-            Node::List(_) | Node::Tuple(_) => Ok(*items),
+        (PickleGlobal::Dict, []) | (PickleGlobal::DefaultDict, [] | [_]) => Ok(heap.add(HeapNode::Dict(Vec::new()))),
+        (PickleGlobal::Collection | PickleGlobal::Size, [items]) => match heap.node(*items) {
+            HeapNode::List(_) | HeapNode::Tuple(_) => Ok(*items),
             _ => Err("a collection made of something that is no list".into()),
         },
-        (Global::Collection | Global::Size, []) => Ok(machine.add(Node::List(Vec::new()))),
-        (Global::Opaque(kind), _) => Ok(machine.add(Node::Other(kind))),
-        (Global::Class | Global::Storage(_) | Global::DType(_) | Global::RebuildFromType, _) => {
-            Err("refusing to call a global that only names a type".into())
-        }
+        (PickleGlobal::Collection | PickleGlobal::Size, []) => Ok(heap.add(HeapNode::List(Vec::new()))),
+        (PickleGlobal::Opaque(kind), _) => Ok(heap.add(HeapNode::Other(kind))),
+        (
+            PickleGlobal::Class | PickleGlobal::Storage(_) | PickleGlobal::DType(_) | PickleGlobal::RebuildFromType,
+            _,
+        ) => Err("refusing to call a global that only names a type".into()),
         _ => Err("wrong arguments for a call".into()),
     }
 }
 
 /// The storage that a persistent id `("storage", type, key, location, elements)` names.
-pub(super) fn storage(machine: &mut Machine, id: Id) -> Result<Arc<Storage>, String> {
-    let [tag, kind, key, _, elements] = *tuple(machine, id)? else {
+pub(super) fn storage(heap: &mut PickleHeap, id: NodeId) -> Result<Arc<PtStorage>, String> {
+    let [tag, kind, key, _, elements] = *tuple(heap, id)? else {
         return Err("a persistent id that names no storage".into());
     };
-    let (Node::Str(tag), Node::Global(kind), Node::Str(key), Node::Int(elements)) =
-        (machine.node(tag), machine.node(kind), machine.node(key), machine.node(elements))
+    let (HeapNode::Str(tag), HeapNode::Global(kind), HeapNode::Str(key), HeapNode::Int(elements)) =
+        (heap.node(tag), heap.node(kind), heap.node(key), heap.node(elements))
     else {
         return Err("a persistent id that names no storage".into());
     };
-    let (Global::Storage(dtype), "storage") = (*kind, &**tag) else {
+    let (PickleGlobal::Storage(dtype), "storage") = (*kind, &**tag) else {
         return Err("a persistent id that names no storage".into());
     };
     let elements = u64::try_from(*elements).map_err(|_| format!("storage {key} has a negative size"))?;
     let key = Arc::clone(key);
-    if let Some(known) = machine.storages.get(&key) {
+    if let Some(known) = heap.known_storage(&key) {
         return match known.dtype == dtype && known.elements == elements {
             true => Ok(Arc::clone(known)),
             false => Err(format!("storage {key} is described in two ways")),
         };
     }
-    let bytes = (machine.storage_bytes)(&key).ok_or_else(|| format!("storage {key:?} is not in the archive"))?;
+    let bytes = heap.record_bytes(&key).ok_or_else(|| format!("storage {key:?} is not in the archive"))?;
     if !fills(elements, dtype, bytes) {
         return Err(format!("storage {key} is to hold {elements} values of {dtype}, but its record has {bytes} bytes"));
     }
-    let storage = Arc::new(Storage { key: Arc::clone(&key), dtype, elements });
-    machine.storages.insert(key, Arc::clone(&storage));
+    let storage = Arc::new(PtStorage { key, dtype, elements });
+    heap.remember_storage(Arc::clone(&storage));
     Ok(storage)
 }
 
@@ -89,15 +90,12 @@ fn fills(elements: u64, dtype: DType, bytes: u64) -> bool {
     elements.checked_mul(dtype.size() as u64) == Some(bytes)
 }
 
-fn tensor(machine: &mut Machine, [storage, offset, shape, stride]: [Id; 4]) -> Result<TensorRef, String> {
-    machine.tensors += 1;
-    if machine.tensors > machine.limits.tensors {
-        return Err(format!("more than {} tensors", machine.limits.tensors));
-    }
-    let Node::Storage(storage) = machine.node(storage) else { return Err("a tensor without a storage".into()) };
+fn tensor(heap: &mut PickleHeap, [storage, offset, shape, stride]: [NodeId; 4]) -> Result<TensorRef, String> {
+    heap.count_tensor()?;
+    let HeapNode::Storage(storage) = heap.node(storage) else { return Err("a tensor without a storage".into()) };
     let storage = Arc::clone(storage);
-    let (shape, stride) = (sizes(machine, shape)?, sizes(machine, stride)?);
-    let offset = size(machine, offset)?;
+    let (shape, stride) = (sizes(heap, shape)?, sizes(heap, stride)?);
+    let offset = size(heap, offset)?;
     if shape.len() != stride.len() {
         return Err(format!("a tensor of shape {shape:?} with the strides {stride:?}"));
     }
@@ -126,30 +124,30 @@ fn fits(tensor: &TensorRef) -> bool {
     last.is_some_and(|last| last < tensor.storage.elements) && elements <= tensor.storage.elements
 }
 
-fn global(machine: &Machine, id: Id) -> Result<Global, String> {
-    match machine.node(id) {
-        Node::Global(global) => Ok(*global),
+fn global(heap: &PickleHeap, id: NodeId) -> Result<PickleGlobal, String> {
+    match heap.node(id) {
+        HeapNode::Global(global) => Ok(*global),
         _ => Err("a call of something that is no global".into()),
     }
 }
 
-fn tuple<'a>(machine: &'a Machine, id: Id) -> Result<&'a [Id], String> {
-    match machine.node(id) {
-        Node::Tuple(items) if items.len() <= MAX_DIMENSIONS => Ok(items),
-        Node::Tuple(items) => {
+fn tuple<'a>(heap: &'a PickleHeap, id: NodeId) -> Result<&'a [NodeId], String> {
+    match heap.node(id) {
+        HeapNode::Tuple(items) if items.len() <= MAX_DIMENSIONS => Ok(items),
+        HeapNode::Tuple(items) => {
             Err(format!("a tuple of {} items where at most {MAX_DIMENSIONS} make sense", items.len()))
         }
         _ => Err("arguments that are no tuple".into()),
     }
 }
 
-fn sizes(machine: &Machine, id: Id) -> Result<Vec<u64>, String> {
-    tuple(machine, id)?.iter().map(|&id| size(machine, id)).collect()
+fn sizes(heap: &PickleHeap, id: NodeId) -> Result<Vec<u64>, String> {
+    tuple(heap, id)?.iter().map(|&id| size(heap, id)).collect()
 }
 
-fn size(machine: &Machine, id: Id) -> Result<u64, String> {
-    match machine.node(id) {
-        Node::Int(size) => u64::try_from(*size).map_err(|_| format!("the negative size {size}")),
+fn size(heap: &PickleHeap, id: NodeId) -> Result<u64, String> {
+    match heap.node(id) {
+        HeapNode::Int(size) => u64::try_from(*size).map_err(|_| format!("the negative size {size}")),
         _ => Err("a size that is no integer".into()),
     }
 }
@@ -159,7 +157,7 @@ mod tests {
     use super::*;
 
     fn view(offset: u64, shape: &[u64], stride: &[u64]) -> TensorRef {
-        let storage = Arc::new(Storage { key: "0".into(), dtype: DType::F32, elements: 16 });
+        let storage = Arc::new(PtStorage { key: "0".into(), dtype: DType::F32, elements: 16 });
         TensorRef { storage, offset, shape: shape.to_vec(), stride: stride.to_vec() }
     }
 

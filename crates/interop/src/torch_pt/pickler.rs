@@ -5,17 +5,17 @@ use ckptd_core::dtype::DType;
 
 /// What is to be saved.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Object {
+pub enum PtObject {
     None,
     Bool(bool),
     Int(i64),
     Float(f64),
     Str(String),
-    List(Vec<Object>),
-    Tuple(Vec<Object>),
-    Dict(Vec<(Object, Object)>),
+    List(Vec<PtObject>),
+    Tuple(Vec<PtObject>),
+    Dict(Vec<(PtObject, PtObject)>),
     /// A `collections.OrderedDict`, as `Module.state_dict()` is one.
-    OrderedDict(Vec<(Object, Object)>),
+    OrderedDict(Vec<(PtObject, PtObject)>),
     Tensor(TensorSlot),
 }
 
@@ -27,55 +27,55 @@ pub struct TensorSlot {
     pub shape: Vec<u64>,
 }
 
-impl Object {
-    pub fn str(text: impl Into<String>) -> Object {
-        Object::Str(text.into())
+impl PtObject {
+    pub fn str(text: impl Into<String>) -> PtObject {
+        PtObject::Str(text.into())
     }
 
     /// A dict with keys of text.
-    pub fn dict<K: Into<String>>(items: impl IntoIterator<Item = (K, Object)>) -> Object {
-        Object::Dict(items.into_iter().map(|(key, value)| (Object::str(key), value)).collect())
+    pub fn dict<K: Into<String>>(items: impl IntoIterator<Item = (K, PtObject)>) -> PtObject {
+        PtObject::Dict(items.into_iter().map(|(key, value)| (PtObject::str(key), value)).collect())
     }
 }
 
 /// The whole pickle of `object`.
-pub(super) fn pickle(object: &Object) -> Vec<u8> {
+pub(super) fn pickle(object: &PtObject) -> Vec<u8> {
     let mut out = vec![0x80, 2];
     write(&mut out, object);
     out.push(b'.');
     out
 }
 
-fn write(out: &mut Vec<u8>, object: &Object) {
+fn write(out: &mut Vec<u8>, object: &PtObject) {
     match object {
-        Object::None => out.push(b'N'),
-        Object::Bool(true) => out.push(0x88),
-        Object::Bool(false) => out.push(0x89),
-        Object::Int(number) => int(out, *number),
-        Object::Float(number) => {
+        PtObject::None => out.push(b'N'),
+        PtObject::Bool(true) => out.push(0x88),
+        PtObject::Bool(false) => out.push(0x89),
+        PtObject::Int(number) => int(out, *number),
+        PtObject::Float(number) => {
             out.push(b'G');
             out.extend(number.to_be_bytes());
         }
-        Object::Str(text) => string(out, text),
-        Object::List(items) => {
+        PtObject::Str(text) => string(out, text),
+        PtObject::List(items) => {
             out.extend(b"](");
             items.iter().for_each(|item| write(out, item));
             out.push(b'e');
         }
-        Object::Tuple(items) => tuple(out, items.iter(), write),
-        Object::Dict(items) => {
+        PtObject::Tuple(items) => tuple(out, items.iter(), write),
+        PtObject::Dict(items) => {
             out.push(b'}');
             pairs(out, items);
         }
-        Object::OrderedDict(items) => {
+        PtObject::OrderedDict(items) => {
             out.extend(b"ccollections\nOrderedDict\n)R");
             pairs(out, items);
         }
-        Object::Tensor(slot) => tensor(out, slot),
+        PtObject::Tensor(slot) => tensor(out, slot),
     }
 }
 
-fn pairs(out: &mut Vec<u8>, items: &[(Object, Object)]) {
+fn pairs(out: &mut Vec<u8>, items: &[(PtObject, PtObject)]) {
     out.push(b'(');
     for (key, value) in items {
         write(out, key);

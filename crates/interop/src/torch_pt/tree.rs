@@ -6,23 +6,23 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::globals::Global;
-use super::machine::{Id, Node};
-use super::value::Value;
+use super::globals::PickleGlobal;
+use super::heap::{HeapNode, NodeId};
+use super::value::PtValue;
 use crate::limits::ReadLimits;
 
-pub(super) fn build(nodes: &[Node], root: Id, limits: &ReadLimits) -> Result<Value, String> {
-    Builder { nodes, values: 0, limits }.value(root, 0)
+pub(super) fn build(nodes: &[HeapNode], root: NodeId, limits: &ReadLimits) -> Result<PtValue, String> {
+    TreeBuilder { nodes, values: 0, limits }.value(root, 0)
 }
 
-struct Builder<'a> {
-    nodes: &'a [Node],
+struct TreeBuilder<'a> {
+    nodes: &'a [HeapNode],
     values: usize,
     limits: &'a ReadLimits,
 }
 
-impl Builder<'_> {
-    fn value(&mut self, id: Id, depth: usize) -> Result<Value, String> {
+impl TreeBuilder<'_> {
+    fn value(&mut self, id: NodeId, depth: usize) -> Result<PtValue, String> {
         self.values += 1;
         if self.values > self.limits.pickle_values {
             return Err(format!("more than {} values", self.limits.pickle_values));
@@ -32,32 +32,32 @@ impl Builder<'_> {
         }
         let nodes = self.nodes;
         Ok(match nodes.get(id as usize).ok_or("a value that was never made")? {
-            Node::None => Value::None,
-            Node::Bool(truth) => Value::Bool(*truth),
-            Node::Int(number) => Value::Int(*number),
-            Node::Float(number) => Value::Float(*number),
-            Node::Str(text) => Value::Str(Arc::clone(text)),
-            Node::Other(kind) => Value::Other(kind),
-            Node::List(items) => Value::List(self.items(items, depth)?),
-            Node::Tuple(items) => Value::Tuple(self.items(items, depth)?),
-            Node::Dict(items) => Value::Dict(self.dict(items, depth)?),
-            Node::Tensor(tensor) => Value::Tensor(Arc::clone(tensor)),
-            Node::Global(Global::DType(dtype)) => Value::DType(*dtype),
-            Node::Global(_) => Value::Other("a type"),
-            Node::Storage(_) => Value::Other("a storage"),
+            HeapNode::None => PtValue::None,
+            HeapNode::Bool(truth) => PtValue::Bool(*truth),
+            HeapNode::Int(number) => PtValue::Int(*number),
+            HeapNode::Float(number) => PtValue::Float(*number),
+            HeapNode::Str(text) => PtValue::Str(Arc::clone(text)),
+            HeapNode::Other(kind) => PtValue::Other(kind),
+            HeapNode::List(items) => PtValue::List(self.items(items, depth)?),
+            HeapNode::Tuple(items) => PtValue::Tuple(self.items(items, depth)?),
+            HeapNode::Dict(items) => PtValue::Dict(self.dict(items, depth)?),
+            HeapNode::Tensor(tensor) => PtValue::Tensor(Arc::clone(tensor)),
+            HeapNode::Global(PickleGlobal::DType(dtype)) => PtValue::DType(*dtype),
+            HeapNode::Global(_) => PtValue::Other("a type"),
+            HeapNode::Storage(_) => PtValue::Other("a storage"),
         })
     }
 
-    fn items(&mut self, items: &[Id], depth: usize) -> Result<Vec<Value>, String> {
+    fn items(&mut self, items: &[NodeId], depth: usize) -> Result<Vec<PtValue>, String> {
         items.iter().map(|&id| self.value(id, depth + 1)).collect()
     }
 
-    fn dict(&mut self, items: &[(Id, Id)], depth: usize) -> Result<Vec<(Value, Value)>, String> {
+    fn dict(&mut self, items: &[(NodeId, NodeId)], depth: usize) -> Result<Vec<(PtValue, PtValue)>, String> {
         let mut seen = HashSet::new();
         let mut dict = Vec::new();
         for &(key, value) in items {
             let key = self.value(key, depth + 1)?;
-            if let Value::Str(name) = &key
+            if let PtValue::Str(name) = &key
                 && !seen.insert(Arc::clone(name))
             {
                 return Err(format!("the key {name:?} occurs twice in a dict"));

@@ -6,16 +6,16 @@ use ckptd_core::dtype::DType;
 
 /// A value of the pickle. Containers are trees: a shared one occurs once for each place that names it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
+pub enum PtValue {
     None,
     Bool(bool),
     Int(i64),
     Float(f64),
     Str(Arc<str>),
-    List(Vec<Value>),
-    Tuple(Vec<Value>),
+    List(Vec<PtValue>),
+    Tuple(Vec<PtValue>),
     /// In the order of the file; keys of text are unique.
-    Dict(Vec<(Value, Value)>),
+    Dict(Vec<(PtValue, PtValue)>),
     Tensor(Arc<TensorRef>),
     DType(DType),
     /// Something harmless that no state needs (bytes, a device, a complex or very large number), by its kind.
@@ -25,7 +25,7 @@ pub enum Value {
 /// A view of a storage. `open` has checked that all of it lies within the storage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorRef {
-    pub storage: Arc<Storage>,
+    pub storage: Arc<PtStorage>,
     /// First element, counted in elements of the storage.
     pub offset: u64,
     pub shape: Vec<u64>,
@@ -35,7 +35,7 @@ pub struct TensorRef {
 
 /// A run of elements in the file; tensors that share one are views of the same memory.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Storage {
+pub struct PtStorage {
     pub key: Arc<str>,
     pub dtype: DType,
     pub elements: u64,
@@ -59,26 +59,26 @@ impl TensorRef {
     }
 }
 
-impl Value {
+impl PtValue {
     /// The entry of a dict under a key of text.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        let Value::Dict(items) = self else { return None };
+    pub fn get(&self, key: &str) -> Option<&PtValue> {
+        let PtValue::Dict(items) = self else { return None };
         items.iter().find_map(|(name, value)| match name {
-            Value::Str(name) if &**name == key => Some(value),
+            PtValue::Str(name) if &**name == key => Some(value),
             _ => None,
         })
     }
 
     pub fn as_str(&self) -> Option<&str> {
         match self {
-            Value::Str(text) => Some(text),
+            PtValue::Str(text) => Some(text),
             _ => None,
         }
     }
 
     pub fn as_int(&self) -> Option<i64> {
         match self {
-            Value::Int(number) => Some(*number),
+            PtValue::Int(number) => Some(*number),
             _ => None,
         }
     }
@@ -86,30 +86,30 @@ impl Value {
     /// A float, or an integer as one: Python writes `1` and `1.0` alike.
     pub fn as_float(&self) -> Option<f64> {
         match self {
-            Value::Float(number) => Some(*number),
-            Value::Int(number) => Some(*number as f64),
+            PtValue::Float(number) => Some(*number),
+            PtValue::Int(number) => Some(*number as f64),
             _ => None,
         }
     }
 
     /// The items of a list or a tuple.
-    pub fn as_items(&self) -> Option<&[Value]> {
+    pub fn as_items(&self) -> Option<&[PtValue]> {
         match self {
-            Value::List(items) | Value::Tuple(items) => Some(items),
+            PtValue::List(items) | PtValue::Tuple(items) => Some(items),
             _ => None,
         }
     }
 
-    pub fn as_dict(&self) -> Option<&[(Value, Value)]> {
+    pub fn as_dict(&self) -> Option<&[(PtValue, PtValue)]> {
         match self {
-            Value::Dict(items) => Some(items),
+            PtValue::Dict(items) => Some(items),
             _ => None,
         }
     }
 
     pub fn as_tensor(&self) -> Option<&Arc<TensorRef>> {
         match self {
-            Value::Tensor(tensor) => Some(tensor),
+            PtValue::Tensor(tensor) => Some(tensor),
             _ => None,
         }
     }
@@ -117,17 +117,17 @@ impl Value {
     /// What it is, for messages.
     pub fn kind(&self) -> &str {
         match self {
-            Value::None => "None",
-            Value::Bool(_) => "a bool",
-            Value::Int(_) => "an int",
-            Value::Float(_) => "a float",
-            Value::Str(_) => "a str",
-            Value::List(_) => "a list",
-            Value::Tuple(_) => "a tuple",
-            Value::Dict(_) => "a dict",
-            Value::Tensor(_) => "a tensor",
-            Value::DType(_) => "a dtype",
-            Value::Other(kind) => kind,
+            PtValue::None => "None",
+            PtValue::Bool(_) => "a bool",
+            PtValue::Int(_) => "an int",
+            PtValue::Float(_) => "a float",
+            PtValue::Str(_) => "a str",
+            PtValue::List(_) => "a list",
+            PtValue::Tuple(_) => "a tuple",
+            PtValue::Dict(_) => "a dict",
+            PtValue::Tensor(_) => "a tensor",
+            PtValue::DType(_) => "a dtype",
+            PtValue::Other(kind) => kind,
         }
     }
 }

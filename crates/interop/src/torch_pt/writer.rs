@@ -8,7 +8,7 @@ use std::path::Path;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
-use super::pickler::{self, Object};
+use super::pickler::{self, PtObject};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 
@@ -19,7 +19,7 @@ const ALIGNMENT: u16 = 64;
 pub fn write(
     file: &mut File,
     path: &Path,
-    object: &Object,
+    object: &PtObject,
     storage_bytes: &[u64],
     content: impl FnOnce(&mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()>,
     progress: &dyn ProgressSink,
@@ -28,7 +28,7 @@ pub fn write(
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let folder: String = stem.trim_start_matches('.').split('.').next().unwrap_or_default().to_owned();
     let folder = if folder.is_empty() { "archive".to_owned() } else { folder };
-    let mut archive = Archive { zip: ZipWriter::new(BufWriter::with_capacity(1 << 20, file)), path, folder };
+    let mut archive = PtArchive { zip: ZipWriter::new(BufWriter::with_capacity(1 << 20, file)), path, folder };
     archive.record("data.pkl", &pickler::pickle(object))?;
     archive.record(".format_version", b"1")?;
     archive.record(".storage_alignment", ALIGNMENT.to_string().as_bytes())?;
@@ -52,13 +52,13 @@ pub fn write(
     out.flush().map_err(|e| Error::io("writing", path, e))
 }
 
-struct Archive<'a> {
+struct PtArchive<'a> {
     zip: ZipWriter<BufWriter<&'a mut File>>,
     path: &'a Path,
     folder: String,
 }
 
-impl Archive<'_> {
+impl PtArchive<'_> {
     fn start(&mut self, name: &str, bytes: u64) -> Result<()> {
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)

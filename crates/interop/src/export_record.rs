@@ -7,20 +7,20 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mapped::{Mapped, read_small};
+use crate::mapped::{MappedFile, read_small};
+use crate::names::RECORD;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{RunId, StateRoot};
 use ckptd_core::snapshot::{Metrics, Provenance, TrainState};
 use ckptd_core::store::Manifest;
 use ckptd_core::store::format::{FileRecord, TensorRecord, plain_name};
 
-pub const FILE: &str = "ckptd.json";
 const FORMAT: u32 = 1;
 /// A tensor takes about 200 bytes.
 const MAX_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct ExportRecord {
     pub format: u32,
     pub run_id: RunId,
     pub seq: u64,
@@ -38,10 +38,10 @@ pub struct State {
     pub files: Vec<FileRecord>,
 }
 
-impl State {
+impl ExportRecord {
     /// Of a snapshot; the files are yet to be added.
-    pub fn new(manifest: &Manifest) -> State {
-        State {
+    pub fn new(manifest: &Manifest) -> ExportRecord {
+        ExportRecord {
             format: FORMAT,
             run_id: manifest.run_id.clone(),
             seq: manifest.seq,
@@ -58,27 +58,27 @@ impl State {
     }
 
     /// Of the folder `dir`; `None` where it has none.
-    pub fn read(dir: &Path) -> Result<Option<State>> {
-        let path = dir.join(FILE);
+    pub fn read(dir: &Path) -> Result<Option<ExportRecord>> {
+        let path = dir.join(RECORD);
         if !path.exists() {
             return Ok(None);
         }
-        State::parse(&read_small(&path, MAX_BYTES)?, &path).map(Some)
+        ExportRecord::parse(&read_small(&path, MAX_BYTES)?, &path).map(Some)
     }
 
-    pub fn parse(bytes: &[u8], path: &Path) -> Result<State> {
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<ExportRecord> {
         let refuse = |reason: String| Err(Error::mismatch(path, reason));
-        let state: State = match serde_json::from_slice(bytes) {
-            Ok(state) => state,
-            Err(e) => return refuse(format!("not a {FILE} of this version of ckptd: {e}")),
+        let record: ExportRecord = match serde_json::from_slice(bytes) {
+            Ok(record) => record,
+            Err(e) => return refuse(format!("not a {RECORD} of this version of ckptd: {e}")),
         };
-        if state.format != FORMAT {
-            return refuse(format!("of format {}; this ckptd reads format {FORMAT}", state.format));
+        if record.format != FORMAT {
+            return refuse(format!("of format {}; this ckptd reads format {FORMAT}", record.format));
         }
-        let names = state.carried.iter().chain(state.files.iter().map(|file| &file.name));
+        let names = record.carried.iter().chain(record.files.iter().map(|file| &file.name));
         match names.into_iter().find(|name| !plain_name(name)) {
             Some(name) => refuse(format!("{name:?} is no plain name of a file")),
-            None => Ok(state),
+            None => Ok(record),
         }
     }
 
@@ -88,13 +88,13 @@ impl State {
             json.push(b'\n');
             json
         })
-        .map_err(|e| Error::Other(format!("writing {FILE}: {e}")))
+        .map_err(|e| Error::Other(format!("writing {RECORD}: {e}")))
     }
 }
 
 /// The record of the file `name` in `dir` as it is now.
 pub fn file_record(dir: &Path, name: &str) -> Result<FileRecord> {
-    let mapped = Mapped::open(&dir.join(name))?;
+    let mapped = MappedFile::open(&dir.join(name))?;
     let hash = blake3::hash(mapped.bytes()).to_hex().to_string();
     Ok(FileRecord { name: name.to_owned(), bytes: mapped.len(), hash })
 }

@@ -10,19 +10,14 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Options;
-use super::folder::Folder;
-use super::source::Source;
-use crate::mapped::{Mapped, read_small};
+use super::options::ExportOptions;
+use super::source::ExportSource;
+use super::target::ExportFolder;
+use crate::mapped::{MappedFile, read_small};
+use crate::names::{JOB, TOKENS, TOKENS_ORIGIN};
 use ckptd_core::config::{Config, ModelSection};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
-
-pub const JOB: &str = "job.toml";
-pub const TOKENS: &str = "tokens.bin";
-/// Says which text the tokens were made of; the worker reads it beside any token file.
-pub const TOKENS_ORIGIN: &str = "tokens.bin.json";
-pub const FILES: [&str; 3] = [JOB, TOKENS, TOKENS_ORIGIN];
 
 const HEAD: &str = "\
 # The job of the state in this folder, as `ckptd export` has found it. To go on with it:
@@ -37,9 +32,9 @@ const MAX_KNOWN_BYTES: u64 = 1 << 20;
 
 /// Writes the job of `options`, where one is known, and its tokens, where they are asked for.
 pub(super) fn write(
-    source: &Source,
-    folder: &mut Folder,
-    options: &Options,
+    source: &ExportSource,
+    folder: &mut ExportFolder,
+    options: &ExportOptions,
     progress: &dyn ProgressSink,
 ) -> Result<()> {
     let Some(job) = &options.job else {
@@ -76,7 +71,12 @@ struct Known {
     width: String,
 }
 
-fn tokens(source: &Source, folder: &mut Folder, options: &Options, progress: &dyn ProgressSink) -> Result<()> {
+fn tokens(
+    source: &ExportSource,
+    folder: &mut ExportFolder,
+    options: &ExportOptions,
+    progress: &dyn ProgressSink,
+) -> Result<()> {
     let Some(data) = options.job.as_ref().map(|job| &job.data) else { return Ok(()) };
     let Some(content) = source.manifest().train.settings.data_content() else {
         return Err(Error::mismatch(source.path(), "the snapshot does not say what it was trained on"));
@@ -94,8 +94,8 @@ fn tokens(source: &Source, folder: &mut Folder, options: &Options, progress: &dy
 }
 
 /// Copies the token file at `path`, whose hash must be `expected` unless that is empty; returns its hash.
-fn copy(path: &Path, expected: &str, folder: &mut Folder, progress: &dyn ProgressSink) -> Result<String> {
-    let mapped = Mapped::open(path)?;
+fn copy(path: &Path, expected: &str, folder: &mut ExportFolder, progress: &dyn ProgressSink) -> Result<String> {
+    let mapped = MappedFile::open(path)?;
     progress.begin("tokens", mapped.len());
     let mut hasher = blake3::Hasher::new();
     folder.part(TOKENS, |file| {

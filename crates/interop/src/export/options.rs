@@ -1,0 +1,97 @@
+//! What an export is asked for.
+
+use serde::Serialize;
+
+use ckptd_core::config::Config;
+use ckptd_core::dtype::DType;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::os::process::processors;
+
+use crate::bundle::BundleKind;
+
+/// What a snapshot becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportFormat {
+    /// A Hugging Face folder.
+    Hf,
+    /// A `.pt` file of PyTorch.
+    Pt,
+    /// A safetensors file.
+    Safetensors,
+    /// The folder with the optimiser's state, as a zip archive.
+    Zip,
+    /// The folder with the optimiser's state, as a tar archive under zstd.
+    #[serde(rename = "tar.zst")]
+    TarZst,
+}
+
+impl ExportFormat {
+    /// The kind of bundle that this is, if it is one.
+    pub fn bundle(self) -> Option<BundleKind> {
+        match self {
+            ExportFormat::Zip => Some(BundleKind::Zip),
+            ExportFormat::TarZst => Some(BundleKind::TarZst),
+            ExportFormat::Hf | ExportFormat::Pt | ExportFormat::Safetensors => None,
+        }
+    }
+}
+
+/// What to export, and how.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    /// What to write.
+    pub format: ExportFormat,
+    /// The optimiser's state too, and what transformers' Trainer resumes from. Bundles always have it.
+    pub with_optimizer: bool,
+    /// Another float type for the model's tensors (F32, BF16, F16).
+    pub dtype: Option<DType>,
+    /// Hf: largest weights file.
+    pub max_shard_bytes: u64,
+    /// Replace what is there.
+    pub force: bool,
+    /// The job that the snapshot is of: it goes with the optimiser's state, and has hyper-parameters that the snapshot
+    /// does not name.
+    pub job: Option<Config>,
+    /// The tokens that the job trains on, too.
+    pub with_data: bool,
+    /// Threads that read and decode.
+    pub threads: usize,
+}
+
+/// As transformers' `save_pretrained` has it.
+pub const MAX_SHARD_BYTES: u64 = 50_000_000_000;
+
+impl ExportOptions {
+    /// The model alone as `format`, on all processors.
+    pub fn new(format: ExportFormat) -> ExportOptions {
+        ExportOptions {
+            format,
+            with_optimizer: false,
+            dtype: None,
+            max_shard_bytes: MAX_SHARD_BYTES,
+            force: false,
+            job: None,
+            with_data: false,
+            threads: processors(),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Config`] where options do not go together.
+    pub fn check(&self) -> Result<()> {
+        let bundle = self.format.bundle().is_some();
+        if bundle && self.dtype.is_some_and(|dtype| dtype != DType::F32) {
+            return Err(Error::Config(
+                "a bundle holds the exact state; --dtype goes with hf, pt and safetensors".into(),
+            ));
+        }
+        if self.with_data && !bundle && !(self.with_optimizer && self.format == ExportFormat::Hf) {
+            return Err(Error::Config("--with-data goes with bundles, and with --format hf --with-optimizer".into()));
+        }
+        if self.max_shard_bytes == 0 {
+            return Err(Error::Config("--max-shard-size must be positive".into()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! One export from its options to what lies at the target.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::options::{ExportFormat, ExportOptions};
+use super::source::ExportSource;
+use super::{folder, safetensors, torch};
+use crate::bundle::{self, BundleKind};
+use crate::output;
+use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::StateRoot;
+use ckptd_core::progress::ProgressSink;
+
+/// What was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportReport {
+    /// Where it lies, as an absolute path.
+    pub path: PathBuf,
+    /// What it is.
+    pub format: ExportFormat,
+    /// The snapshot's step.
+    pub step: u64,
+    /// The snapshot's root.
+    pub root: StateRoot,
+    /// Bytes of the tensors that were exported.
+    pub tensor_bytes: u64,
+    /// Bytes of all files before packing (S_raw).
+    pub raw_bytes: u64,
+    /// Bytes of what was written (S_packed for a bundle).
+    pub bytes: u64,
+    /// `bytes / raw_bytes`.
+    pub r: f64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Exports the snapshot file at `snapshot` to `out`.
+///
+/// # Errors
+/// [`Error::Config`] for options that do not go together, and those of reading the snapshot and writing `out`; then
+/// nothing is left at `out` that was not there before.
+pub fn export(
+    snapshot: &Path,
+    out: &Path,
+    options: &ExportOptions,
+    progress: &dyn ProgressSink,
+) -> Result<ExportReport> {
+    let began = Instant::now();
+    let force = options.force;
+    output::check(out, force)?;
+    options.check()?;
+    let source = ExportSource::open(snapshot, options.threads)?;
+    let (tensor_bytes, raw_bytes) = match options.format {
+        ExportFormat::Hf => output::folder(out, force, |dir| folder::write(&source, dir, options, progress))?,
+        ExportFormat::Pt => (output::file(out, force, |file| torch::write(&source, file, out, options, progress))?, 0),
+        ExportFormat::Safetensors => {
+            (output::file(out, force, |file| safetensors::write(&source, file, out, options, progress))?, 0)
+        }
+        ExportFormat::Zip => bundle(&source, out, BundleKind::Zip, options, progress)?,
+        ExportFormat::TarZst => bundle(&source, out, BundleKind::TarZst, options, progress)?,
+    };
+    let written = std::fs::symlink_metadata(out).map_err(|e| Error::io("looking at", out, e))?;
+    let bytes = if written.is_dir() { raw_bytes } else { written.len() };
+    let raw_bytes = if raw_bytes == 0 { bytes } else { raw_bytes };
+    Ok(ExportReport {
+        path: std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf()),
+        format: options.format,
+        step: source.manifest().train.step,
+        root: source.manifest().root.clone(),
+        tensor_bytes,
+        raw_bytes,
+        bytes,
+        r: bytes as f64 / raw_bytes.max(1) as f64,
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+/// The folder with the optimiser, written beside the target, packed, and removed again. Returns the bytes of its tensors
+/// and of its files.
+fn bundle(
+    source: &ExportSource,
+    out: &Path,
+    kind: BundleKind,
+    options: &ExportOptions,
+    progress: &dyn ProgressSink,
+) -> Result<(u64, u64)> {
+    let options = ExportOptions { with_optimizer: true, ..options.clone() };
+    let scratch = output::Scratch::beside(out)?;
+    let sizes = folder::write(source, scratch.path(), &options, progress)?;
+    output::file(out, options.force, |file| bundle::pack(scratch.path(), file, out, kind, progress))?;
+    Ok(sizes)
+}

@@ -1,0 +1,56 @@
+//! From a path to a snapshot in memory: what lies there is recognised, read, and assembled.
+
+use std::path::Path;
+
+use super::assemble::{self, LoadedSource};
+use super::parts::{self, SourceKind};
+use crate::limits::ReadLimits;
+use crate::{bundle, output};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::progress::ProgressSink;
+
+/// Reads the source at `from`. A bundle is unpacked beside `target` for as long as the result lives.
+pub fn load(
+    from: &Path,
+    target: &Path,
+    model: Option<&Path>,
+    limits: &ReadLimits,
+    progress: &dyn ProgressSink,
+) -> Result<LoadedSource> {
+    let mut scratch = None;
+    let mut parts = match parts::kind(from, limits)? {
+        SourceKind::Folder => parts::folder(from, limits)?,
+        SourceKind::Torch => parts::torch(from, limits)?,
+        SourceKind::Safetensors => parts::safetensors(from, limits)?,
+        SourceKind::Snapshot => parts::snapshot(from, limits)?,
+        SourceKind::Bundle => {
+            let folder = output::Scratch::beside(target)?;
+            bundle::unpack_into(from, folder.path(), false, limits, progress)?;
+            let parts = parts::folder(folder.path(), limits).map_err(|e| within(e, folder.path(), from))?;
+            scratch = Some(folder);
+            parts
+        }
+    };
+    if let Some(model) = model {
+        parts.add_companions(model)?;
+    }
+    assemble::assemble(parts, from, scratch, progress)
+}
+
+/// An error about a bundle's unpacked file as one about the bundle, which is what the user knows.
+fn within(error: Error, folder: &Path, bundle: &Path) -> Error {
+    let said = error.to_string().replace(&folder.display().to_string(), &bundle.display().to_string());
+    match error {
+        Error::NotFound(_) => Error::NotFound(said),
+        Error::Mismatch { path, reason } => match path.strip_prefix(folder) {
+            Ok(name) => Error::Mismatch { path: bundle.join(name), reason },
+            Err(_) => Error::Mismatch { path, reason },
+        },
+        _ => Error::Other(said),
+    }
+}
+
+/// Whether a snapshot file lies at `path`.
+pub fn is_snapshot(path: &Path) -> Result<bool> {
+    Ok(path.is_file() && parts::kind(path, &ReadLimits::default())? == SourceKind::Snapshot)
+}
