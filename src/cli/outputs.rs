@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::training;
 use ckptd_core::error::{Error, Result};
-use ckptd_interop::check::ProbeReport;
 use ckptd_core::progress::ProgressSink;
+use ckptd_interop::check::ProbeReport;
 
 /// Between two signs of life on a terminal.
 const TICK: Duration = Duration::from_millis(200);
