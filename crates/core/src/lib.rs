@@ -20,5 +20,6 @@ pub mod settings;
 pub mod snapshot;
 pub mod store;
 pub mod text;
+pub mod token_cache;
 
 pub use error::{Error, Result};

@@ -5,8 +5,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::protocol::{self, AgentCommand, MAX_LINE, MessageLevel, WorkerEvent};
 
 /// The thread that writes events.
@@ -50,6 +52,46 @@ impl EventSender {
         if self.sender.send(OutboxMessage::Flush(done)).is_ok() {
             let _ = wait.recv_timeout(LAST_WORDS);
         }
+    }
+}
+
+/// A progress sink whose news leave as events: each is a sign of life.
+pub struct EventProgress<'a> {
+    events: &'a EventSender,
+    stage: Mutex<StageProgress>,
+}
+
+#[derive(Default)]
+struct StageProgress {
+    name: String,
+    total_bytes: u64,
+    done_bytes: u64,
+}
+
+impl<'a> EventProgress<'a> {
+    /// Tells `events`.
+    pub fn new(events: &'a EventSender) -> EventProgress<'a> {
+        EventProgress { events, stage: Mutex::default() }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut StageProgress)) {
+        // Plain values, which a panic under the lock leaves whole.
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut stage);
+        let known = stage.total_bytes > 0;
+        let fraction = known.then(|| (stage.done_bytes as f64 / stage.total_bytes as f64).min(1.0));
+        self.events.send(WorkerEvent::Progress { stage: stage.name.clone(), fraction });
+    }
+}
+
+impl ProgressSink for EventProgress<'_> {
+    fn begin(&self, stage: &str, total_bytes: u64) {
+        self.tell(|now| *now = StageProgress { name: stage.to_owned(), total_bytes, done_bytes: 0 });
+    }
+
+    fn advance(&self, bytes: u64) -> ckptd_core::Result<()> {
+        self.tell(|now| now.done_bytes += bytes);
+        Ok(())
     }
 }
 

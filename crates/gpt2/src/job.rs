@@ -23,7 +23,7 @@ use tch::Device;
 use crate::capture::TrainingState;
 use crate::data::{self, TokenDataset};
 use crate::device;
-use crate::events::EventSender;
+use crate::events::{EventProgress, EventSender};
 use crate::gpt2::{Gpt2Config, Gpt2Model, init};
 use crate::optim::ModelOptimizer;
 use crate::probe::{LogitsFingerprint, LogitsProbe};
@@ -89,9 +89,7 @@ impl TrainingSetup {
             vocab_size: shape.vocab_size as u64,
             threads,
         };
-        let data = data::open(&request, &mut |stage, fraction| {
-            events.send(WorkerEvent::Progress { stage: stage.to_owned(), fraction });
-        })?;
+        let data = data::open(&request, &EventProgress::new(events))?;
         data.notes.iter().for_each(|note| events.log(MessageLevel::Warn, note));
 
         let settings = settings(&config, &shape, &data, device, threads);

@@ -14,38 +14,15 @@ use std::time::{Duration, SystemTime};
 
 use ckptd_core::os::publish::{Existing, publish};
 use ckptd_core::os::stamp::FileStamp;
+use ckptd_core::progress::ProgressSink;
+use ckptd_core::token_cache::{TokenFacts, TokenWidth};
 use ckptd_core::{Error, Result};
 use memmap2::Mmap;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use tempfile::NamedTempFile;
-
-/// Told the stage and, where known, how much of it is done (0 to 1).
-pub type Progress<'a> = dyn FnMut(&str, Option<f64>) + 'a;
 
 /// Unfinished files in a cache folder begin with it.
 const TEMPORARY: &str = ".tmp-";
-
-/// Bytes of one id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenWidth {
-    U16,
-    U32,
-}
-
-impl TokenWidth {
-    /// u16 while every id of the vocabulary fits, else u32.
-    pub fn for_vocab(vocab_size: u64) -> TokenWidth {
-        if vocab_size <= 1 << 16 { TokenWidth::U16 } else { TokenWidth::U32 }
-    }
-
-    pub const fn bytes(self) -> usize {
-        match self {
-            TokenWidth::U16 => 2,
-            TokenWidth::U32 => 4,
-        }
-    }
-}
 
 /// A run of tokens in a memory-mapped file. Clones share the mapping; the operating system keeps of the file in
 /// memory what is read often. A file that somebody shortens while it is mapped ends the process with SIGBUS.
@@ -107,16 +84,18 @@ impl TokenView {
     }
 
     /// Reads every token of the view.
-    pub fn scan(&self, progress: &mut Progress) -> TokenFacts {
+    pub fn scan(&self, progress: &dyn ProgressSink) -> Result<TokenFacts> {
         const CHUNK: usize = 4 << 20;
+        progress.begin("checking tokens", (self.len * self.width.bytes()) as u64);
         let mut survey = TokenSurvey::default();
         for start in (0..self.len).step_by(CHUNK) {
-            progress("checking tokens", Some(start as f64 / self.len as f64));
             let range = start..(start + CHUNK).min(self.len);
-            survey.hasher.update(self.bytes(range.clone()));
+            let bytes = self.bytes(range.clone());
+            survey.hasher.update(bytes);
             survey.count(self.ids(range));
+            progress.advance(bytes.len() as u64)?;
         }
-        survey.facts()
+        Ok(survey.facts())
     }
 
     fn bytes(&self, range: Range<usize>) -> &[u8] {
@@ -124,17 +103,6 @@ impl TokenView {
         let size = self.width.bytes();
         &self.map[(self.start + range.start) * size..(self.start + range.end) * size]
     }
-}
-
-/// What a full reading of a token file found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenFacts {
-    /// BLAKE3 of the file, as hex.
-    pub blake3: String,
-    pub tokens: u64,
-    /// Largest id, and where it stands first.
-    pub max_id: u32,
-    pub max_at: u64,
 }
 
 #[derive(Default)]
@@ -259,6 +227,8 @@ fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use ckptd_core::progress::NoProgress;
+
     use super::*;
 
     fn write(folder: &Path, width: TokenWidth, ids: &[u32]) -> (std::path::PathBuf, TokenFacts) {
@@ -283,7 +253,7 @@ mod tests {
             assert_eq!(stamp.bytes as usize, ids.len() * width.bytes());
             assert_eq!(view.ids(0..view.len()).collect::<Vec<_>>(), ids);
             assert_eq!(view.slice(1..4).slice(1..2).ids(0..1).collect::<Vec<_>>(), ids[2..3]);
-            assert_eq!(view.scan(&mut |_, _| ()), facts);
+            assert_eq!(view.scan(&NoProgress).unwrap(), facts);
             assert_eq!(facts.blake3, blake3::hash(&std::fs::read(&path).unwrap()).to_hex().as_str());
             assert_eq!(facts.max_at, if width == TokenWidth::U16 { 1 } else { 2 });
         }

@@ -9,8 +9,9 @@ use std::process::Command;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, WorkerEvent};
 use ckptd_core::store::Store;
+use ckptd_core::token_cache::TokenWidth;
 use ckptd_gpt2::data::order::{DataCursor, TrainBatches};
-use ckptd_gpt2::tokens::{TokenView, TokenWidth};
+use ckptd_gpt2::tokens::TokenView;
 use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 use ckptd_interop::import::{self, ImportOptions};
 

@@ -10,12 +10,13 @@ use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use ckptd_core::os::stamp::FileStamp;
+use ckptd_core::progress::ProgressSink;
+use ckptd_core::token_cache::{TextRecord, TokenCache};
 use ckptd_core::{Error, Result};
 use globset::{GlobBuilder, GlobMatcher};
-use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
-use crate::tokens::{Progress, recall, remember};
+use crate::tokens::{recall, remember};
 
 /// What a folder is searched for.
 const ENDINGS: [&str; 2] = ["txt", "md"];
@@ -120,63 +121,52 @@ pub struct TextFile {
     pub hash: blake3::Hash,
 }
 
-/// What is remembered of one file, in the order of the paths that name the document.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct TextRecord {
-    /// None: it had changed too recently to be recognised.
-    stamp: Option<FileStamp>,
-    blake3: String,
-}
-
 /// Hashes `paths`, except those that are unchanged since `cache` last saw this list of paths.
-pub fn digest(paths: Vec<PathBuf>, cache: &Path, progress: &mut Progress) -> Result<Vec<TextFile>> {
-    let mut name = blake3::Hasher::new();
-    for path in &paths {
-        name.update(path.as_os_str().as_bytes()).update(&[0]);
-    }
-    let memory = cache.join(format!("seen-{}.json", &name.finalize().to_hex()[..16]));
+pub fn digest(paths: Vec<PathBuf>, cache: &TokenCache, progress: &dyn ProgressSink) -> Result<Vec<TextFile>> {
+    let record = cache.texts_record(&paths);
     let before: Vec<TextRecord> =
-        recall(&memory).filter(|seen: &Vec<TextRecord>| seen.len() == paths.len()).unwrap_or_default();
-
-    let total = paths.len();
-    let mut sources = Vec::with_capacity(total);
-    let mut seen = Vec::with_capacity(total);
-    let mut has_news = false;
-    for (i, path) in paths.into_iter().enumerate() {
-        let now = SystemTime::now();
-        let metadata = path.metadata().map_err(|e| Error::io("reading", &path, e))?;
-        let known = before.get(i).filter(|seen| seen.stamp.as_ref() == Some(&FileStamp::from(&metadata)));
-        let (stamp, hash) = match known.and_then(|seen| blake3::Hash::from_hex(&seen.blake3).ok()) {
-            Some(hash) => (FileStamp::from(&metadata), hash),
-            None => {
-                has_news = true;
-                hash_file(&path, &mut |share| progress("reading text", Some((i as f64 + share) / total as f64)))?
-            }
-        };
-        let is_settled = stamp.is_settled(now);
-        sources.push(TextFile { path, bytes: stamp.bytes, hash });
-        seen.push(TextRecord { stamp: is_settled.then_some(stamp), blake3: hash.to_hex().to_string() });
+        recall(&record).filter(|b: &Vec<TextRecord>| b.len() == paths.len()).unwrap_or_default();
+    let now = SystemTime::now();
+    let (mut known, mut unread_bytes) = (Vec::with_capacity(paths.len()), 0);
+    for (i, path) in paths.iter().enumerate() {
+        let stamp = FileStamp::from(&path.metadata().map_err(|e| Error::io("reading", path, e))?);
+        let same = before.get(i).filter(|before| before.stamp.as_ref() == Some(&stamp));
+        let hash = same.and_then(|before| blake3::Hash::from_hex(&before.blake3).ok());
+        unread_bytes += if hash.is_none() { stamp.bytes } else { 0 };
+        known.push(hash.map(|hash| (stamp, hash)));
+    }
+    let has_news = known.iter().any(Option::is_none);
+    if has_news {
+        progress.begin("reading text", unread_bytes);
+    }
+    let (mut files, mut records) = (Vec::with_capacity(paths.len()), Vec::with_capacity(paths.len()));
+    for (path, known) in paths.into_iter().zip(known) {
+        let (stamp, hash) = known.map_or_else(|| hash_file(&path, progress), Ok)?;
+        files.push(TextFile { path, bytes: stamp.bytes, hash });
+        records.push(TextRecord { stamp: stamp.is_settled(now).then_some(stamp), blake3: hash.to_hex().to_string() });
     }
     if has_news {
-        remember(&memory, &seen)?;
+        remember(&record, &records)?;
     }
-    Ok(sources)
+    Ok(files)
 }
 
-fn hash_file(path: &Path, progress: &mut dyn FnMut(f64)) -> Result<(FileStamp, blake3::Hash)> {
+fn hash_file(path: &Path, progress: &dyn ProgressSink) -> Result<(FileStamp, blake3::Hash)> {
     let fail = |e| Error::io("reading", path, e);
     let mut file = File::open(path).map_err(fail)?;
     let stamp = FileStamp::from(&file.metadata().map_err(fail)?);
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        progress((hasher.count() as f64 / stamp.bytes.max(1) as f64).min(1.0));
         match file.read(&mut buffer) {
             Ok(0) => break,
-            Ok(n) => hasher.update(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Ok(n) => {
+                hasher.update(&buffer[..n]);
+                progress.advance(n as u64)?;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(fail(e)),
-        };
+        }
     }
     if FileStamp::from(&file.metadata().map_err(fail)?) != stamp {
         return Err(changed(path));
@@ -184,6 +174,7 @@ fn hash_file(path: &Path, progress: &mut dyn FnMut(f64)) -> Result<(FileStamp, b
     Ok((stamp, hasher.finalize()))
 }
 
+/// The error of a file that is no longer what was hashed.
 pub fn changed(path: &Path) -> Error {
     Error::Other(format!("{} changed while it was being read; start again when it is complete", path.display()))
 }
@@ -191,9 +182,22 @@ pub fn changed(path: &Path) -> Error {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     use super::*;
+
+    #[derive(Default)]
+    struct ReadBytes(AtomicU64);
+
+    impl ProgressSink for ReadBytes {
+        fn begin(&self, _stage: &str, _total_bytes: u64) {}
+
+        fn advance(&self, bytes: u64) -> Result<()> {
+            self.0.fetch_add(bytes, Ordering::Relaxed);
+            Ok(())
+        }
+    }
 
     fn tree(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -252,10 +256,10 @@ mod tests {
             remember(&memory, &seen).unwrap();
         };
         let read = || {
-            let mut reads = 0;
-            let sources = digest(paths.to_vec(), cache.path(), &mut |_, _| reads += 1).unwrap();
+            let read_bytes = ReadBytes::default();
+            let sources = digest(paths.to_vec(), &TokenCache::new(cache.path()), &read_bytes).unwrap();
             assert_eq!(sources[1].hash, blake3::hash(&std::fs::read(&paths[1]).unwrap()));
-            reads
+            read_bytes.0.into_inner()
         };
         assert!(read() > 0);
         assert!(read() > 0, "a file that changed a moment ago is read again");

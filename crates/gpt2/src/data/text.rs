@@ -28,7 +28,8 @@ pub struct TextBlocks<'a> {
     sources: &'a [TextFile],
     document: usize,
     reader: Option<TextReader>,
-    bytes_done: u64,
+    /// Bytes of the files that were read to their end.
+    read_bytes: u64,
     /// Bytes that were no UTF-8 and were replaced, and the first file that had such.
     pub replaced: u64,
     pub first_replaced: Option<&'a Path>,
@@ -36,14 +37,17 @@ pub struct TextBlocks<'a> {
 
 impl<'a> TextBlocks<'a> {
     pub fn new(sources: &'a [TextFile]) -> TextBlocks<'a> {
-        TextBlocks { sources, document: 0, reader: None, bytes_done: 0, replaced: 0, first_replaced: None }
+        TextBlocks { sources, document: 0, reader: None, read_bytes: 0, replaced: 0, first_replaced: None }
     }
 
-    /// Share of all bytes that is read.
-    pub fn share_done(&self) -> f64 {
-        let total: u64 = self.sources.iter().map(|source| source.bytes).sum();
-        let current = self.reader.as_ref().map_or(0, |reader| reader.hasher.count());
-        ((self.bytes_done + current) as f64 / total.max(1) as f64).min(1.0)
+    /// Bytes of all files.
+    pub fn total_bytes(&self) -> u64 {
+        self.sources.iter().map(|source| source.bytes).sum()
+    }
+
+    /// Bytes that were read so far.
+    pub fn bytes_done(&self) -> u64 {
+        self.read_bytes + self.reader.as_ref().map_or(0, |reader| reader.hasher.count())
     }
 
     /// The next block, or `None` after the last. An error where a file is no longer what was hashed.
@@ -64,7 +68,7 @@ impl<'a> TextBlocks<'a> {
                 self.first_replaced.get_or_insert(&source.path);
                 self.replaced += reader.replaced;
             }
-            self.bytes_done += source.bytes;
+            self.read_bytes += source.bytes;
             self.document += 1;
             self.reader = None;
         }

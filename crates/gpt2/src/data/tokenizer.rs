@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use ckptd_core::progress::ProgressSink;
 use ckptd_core::{Error, Result};
 use rayon::prelude::*;
 use tokenizers::decoders::DecoderWrapper;
@@ -21,7 +22,6 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::files::TextFile;
 use super::text::{BLOCK_BYTES, TextBlock, TextBlocks};
-use crate::tokens::Progress;
 
 /// GPT-2's end-of-text token, and what others call theirs.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -196,7 +196,7 @@ pub fn train(
     sources: &[TextFile],
     vocab_size: u64,
     pool: &rayon::ThreadPool,
-    progress: &mut Progress,
+    progress: &dyn ProgressSink,
 ) -> Result<TextEncoder> {
     let alphabet = ByteLevel::alphabet();
     if vocab_size <= alphabet.len() as u64 {
@@ -213,8 +213,9 @@ pub fn train(
         .initial_alphabet(alphabet.into_iter().collect())
         .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
         .build();
-    let (share_to, share_from) = mpsc::channel();
-    let mut sample = TokenizerSample::new(sources, TRAINING_BYTES, share_to);
+    let (read_to, read_from) = mpsc::channel();
+    let mut sample = TokenizerSample::new(sources, TRAINING_BYTES, read_to);
+    progress.begin("training a tokenizer", sample.total);
 
     // The training runs beside this thread, which goes on showing that there is progress.
     let trained = std::thread::scope(|scope| {
@@ -227,18 +228,19 @@ pub fn train(
                 None => trained.and_then(|()| to_json(&tokenizer)).and_then(TextEncoder::from_json).map_err(unexpected),
             }
         });
-        let mut share = None;
-        loop {
-            match share_from.recv_timeout(Duration::from_secs(1)) {
-                Ok(news) => share = Some(news),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        let told = loop {
+            let told = match read_from.recv_timeout(Duration::from_secs(1)) {
+                Ok(bytes) => progress.advance(bytes),
+                Err(mpsc::RecvTimeoutError::Timeout) => progress.advance(0),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break Ok(()),
+            };
+            if told.is_err() {
+                break told;
             }
-            progress("training a tokenizer", share);
-        }
-        work.join()
+        };
+        told.and(work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    trained.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    trained
 }
 
 fn unexpected(error: tokenizers::Error) -> Error {
@@ -249,17 +251,18 @@ fn unexpected(error: tokenizers::Error) -> Error {
 /// and is kept.
 struct TokenizerSample<'a> {
     blocks: TextBlocks<'a>,
-    share_to: mpsc::Sender<f64>,
+    read_to: mpsc::Sender<u64>,
     limit: u64,
     total: u64,
     read: u64,
+    told_bytes: u64,
     error: Option<Error>,
 }
 
 impl<'a> TokenizerSample<'a> {
-    fn new(sources: &'a [TextFile], limit: u64, share_to: mpsc::Sender<f64>) -> TokenizerSample<'a> {
+    fn new(sources: &'a [TextFile], limit: u64, read_to: mpsc::Sender<u64>) -> TokenizerSample<'a> {
         let total = sources.iter().map(|source| source.bytes).sum();
-        TokenizerSample { blocks: TextBlocks::new(sources), share_to, limit, total, read: 0, error: None }
+        TokenizerSample { blocks: TextBlocks::new(sources), read_to, limit, total, read: 0, told_bytes: 0, error: None }
     }
 
     /// How many blocks should have been taken after `read` bytes.
@@ -280,8 +283,9 @@ impl Iterator for TokenizerSample<'_> {
                     return None;
                 }
             };
-            // Nobody listens any more only when nobody waits for the result.
-            let _ = self.share_to.send(self.blocks.share_done());
+            // The receiver is gone only where the result is not waited for.
+            let _ = self.read_to.send(self.blocks.bytes_done() - self.told_bytes);
+            self.told_bytes = self.blocks.bytes_done();
             let before = self.read;
             self.read += text.len() as u64;
             if self.total <= self.limit || self.quota(before) != self.quota(self.read) {
@@ -362,11 +366,11 @@ mod tests {
         std::fs::write(&path, &text).unwrap();
         let bytes = text.len() as u64;
         let sources = [TextFile { path, bytes, hash: blake3::hash(text.as_bytes()) }];
-        let (share_to, _shares) = mpsc::channel();
-        let blocks: Vec<String> = TokenizerSample::new(&sources, bytes / 4, share_to.clone()).collect();
+        let (read_to, _shares) = mpsc::channel();
+        let blocks: Vec<String> = TokenizerSample::new(&sources, bytes / 4, read_to.clone()).collect();
         assert!((9..=11).contains(&blocks.len()), "{} of 40 blocks", blocks.len());
         let starts: Vec<usize> = blocks.iter().map(|block| text.find(&block[..8]).unwrap()).collect();
         assert!(starts.windows(2).all(|pair| (3..=5).contains(&((pair[1] - pair[0]) / BLOCK_BYTES + 1))), "{starts:?}");
-        assert_eq!(TokenizerSample::new(&sources, bytes, share_to).collect::<String>(), text);
+        assert_eq!(TokenizerSample::new(&sources, bytes, read_to).collect::<String>(), text);
     }
 }

@@ -7,9 +7,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde_json::json;
-
 use super::options::ExportOptions;
 use super::source::ExportSource;
 use super::target::ExportFolder;
@@ -18,6 +15,7 @@ use crate::names::{JOB, TOKENS, TOKENS_ORIGIN};
 use ckptd_core::config::{Config, ModelSection};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
+use ckptd_core::token_cache::{TokenCache, TokenOrigin, TokenRecord};
 
 const HEAD: &str = "\
 # The job of the state in this folder, as `ckptd export` has found it. To go on with it:
@@ -28,7 +26,7 @@ const DATA_IS_ELSEWHERE: &str = "\
 # [data] names files of the machine that it comes from: say where they are on this one. Other texts are refused.
 ";
 const PIECE_BYTES: usize = 1 << 20;
-const MAX_KNOWN_BYTES: u64 = 1 << 20;
+const MAX_RECORD_BYTES: u64 = 1 << 20;
 
 /// Writes the job of `options`, where one is known, and its tokens, where they are asked for.
 pub(super) fn write(
@@ -65,12 +63,6 @@ fn portable(job: &Config) -> Config {
     job
 }
 
-/// What the worker remembers of tokens that it made.
-#[derive(Deserialize)]
-struct Known {
-    width: String,
-}
-
 fn tokens(
     source: &ExportSource,
     folder: &mut ExportFolder,
@@ -84,13 +76,15 @@ fn tokens(
     if let Some(path) = &data.tokens {
         return copy(path, content, folder, progress).map(drop);
     }
-    let path = data.cache.join(format!("tokens-{content}.bin"));
-    let known = path.with_extension("json");
-    let known: Known = serde_json::from_slice(&read_small(&known, MAX_KNOWN_BYTES)?)
-        .map_err(|e| Error::mismatch(&known, format!("not what the worker writes there: {e}")))?;
-    let hash = copy(&path, "", folder, progress)?;
-    let origin = json!({"content": content, "width": known.width, "blake3": hash});
-    folder.file(TOKENS_ORIGIN, format!("{origin:#}\n").as_bytes())
+    let cache = TokenCache::new(&data.cache);
+    let record = cache.tokens_record(content);
+    let TokenRecord { width, .. } = serde_json::from_slice(&read_small(&record, MAX_RECORD_BYTES)?)
+        .map_err(|e| Error::mismatch(&record, format!("not what the worker writes there: {e}")))?;
+    let blake3 = copy(&cache.tokens(content), "", folder, progress)?;
+    let origin = TokenOrigin { blake3, content: content.to_owned(), width };
+    let json =
+        serde_json::to_string_pretty(&origin).map_err(|e| Error::Other(format!("writing {TOKENS_ORIGIN}: {e}")))?;
+    folder.file(TOKENS_ORIGIN, format!("{json}\n").as_bytes())
 }
 
 /// Copies the token file at `path`, whose hash must be `expected` unless that is empty; returns its hash.

@@ -1,36 +1,22 @@
-//! From the text or the token file that a job names to the tokens that it trains and validates on.
+//! Opens a job's tokens: from a token file, or from text that is tokenized once into the cache.
 //!
-//! The flow: [`files`] finds the text files and hashes them; [`tokenizer`] loads a tokenizer or trains one; text is
-//! read in blocks ([`text`]) and tokenized once into a file in the cache ([`crate::tokens`]), which is mapped and split;
-//! [`order`] says which tokens a step sees.
-//!
-//! Invariant: a dataset's hash stands for everything that decides its ids, and equal inputs give equal ids, on every
-//! machine and with any number of threads. A file in the cache is whole or absent, and two processes may fill it at once.
-//! Deliberately not here: tensors.
-
-mod files;
-pub mod order;
-mod text;
-pub mod tokenizer;
-
-#[cfg(test)]
-mod tests;
+//! Invariant: what the cache holds is used only where its hash and its stamp say that it is what was written.
+//! Deliberately not here: finding and reading text, and the tokenizer itself.
 
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::SystemTime;
 
 use ckptd_core::config;
-use ckptd_core::os::stamp::FileStamp;
+use ckptd_core::progress::ProgressSink;
+use ckptd_core::token_cache::{TokenCache, TokenFacts, TokenOrigin, TokenRecord, TokenWidth};
 use ckptd_core::{Error, Result};
-use serde::{Deserialize, Serialize};
+use rayon::ThreadPool;
 
-use self::files::TextFile;
-use self::text::TextBlocks;
-use self::tokenizer::TextEncoder;
-use crate::tokens::{
-    Progress, TokenFacts, TokenView, TokenWidth, TokenWriter, prepare_cache, recall, remember, write_whole,
-};
+use super::files::{self, TextFile};
+use super::text::TextBlocks;
+use super::tokenizer::{self, TextEncoder};
+use crate::tokens::{TokenView, TokenWriter, prepare_cache, recall, remember, write_whole};
 
 /// Enters the key of every cached file: another value makes new ones.
 const FORMAT: &[u8] = b"ckptd tokens v1";
@@ -69,8 +55,8 @@ pub struct TokenDataset {
 
 /// Opens the tokens of `request`, tokenizing text that the cache does not hold yet.
 ///
-/// `progress` is told a stage and how much of it is done, at least every few seconds.
-pub fn open(request: &DataRequest, progress: &mut Progress) -> Result<TokenDataset> {
+/// `progress` hears of it at least every few seconds.
+pub fn open(request: &DataRequest, progress: &dyn ProgressSink) -> Result<TokenDataset> {
     let mut notes = Vec::new();
     let opened = match &request.data.tokens {
         Some(path) => open_tokens(request, path, progress)?,
@@ -99,57 +85,47 @@ struct OpenedTokens {
     name: String,
 }
 
-/// What is remembered of a token file.
-#[derive(Serialize, Deserialize)]
-struct Known {
-    width: TokenWidth,
-    /// None: it had changed too recently to be recognised.
-    stamp: Option<FileStamp>,
-    facts: TokenFacts,
-}
-
 /// The token file at `path` that was made here, or `None` where there is none or it is not what was written.
 fn open_cached(
     path: &Path,
     width: TokenWidth,
-    memory: &Path,
-    progress: &mut Progress,
-) -> Option<(TokenView, TokenFacts)> {
+    record: &Path,
+    progress: &dyn ProgressSink,
+) -> Result<Option<(TokenView, TokenFacts)>> {
     let now = SystemTime::now();
-    let known: Known = recall(memory).filter(|known: &Known| known.width == width)?;
-    let (view, stamp) = TokenView::open(path, width).ok()?;
+    let known = recall(record).filter(|known: &TokenRecord| known.width == width);
+    let (Some(known), Ok((view, stamp))) = (known, TokenView::open(path, width)) else { return Ok(None) };
     if known.stamp.as_ref() == Some(&stamp) {
-        return Some((view, known.facts));
+        return Ok(Some((view, known.facts)));
     }
-    if view.scan(progress) != known.facts {
-        return None;
+    if view.scan(progress)? != known.facts {
+        return Ok(None);
     }
-    let known = Known { stamp: stamp.is_settled(now).then_some(stamp), ..known };
+    let known = TokenRecord { stamp: stamp.is_settled(now).then_some(stamp), ..known };
     // What cannot be remembered is only read again.
-    let _ = remember(memory, &known);
-    Some((view, known.facts))
+    let _ = remember(record, &known);
+    Ok(Some((view, known.facts)))
 }
 
 /// `[data] tokens`.
-fn open_tokens(request: &DataRequest, path: &Path, progress: &mut Progress) -> Result<OpenedTokens> {
+fn open_tokens(request: &DataRequest, path: &Path, progress: &dyn ProgressSink) -> Result<OpenedTokens> {
     if !path.exists() {
         return Err(Error::Config(format!("[data] tokens: {} does not exist", path.display())));
     }
-    let cache = &request.data.cache;
-    prepare_cache(cache)?;
-    let id = hex(blake3::hash(path.as_os_str().as_encoded_bytes()));
-    let memory = cache.join(format!("file-{}.json", &id[..16]));
+    let cache = TokenCache::new(&request.data.cache);
+    prepare_cache(cache.folder())?;
+    let record = cache.file_record(path);
     let origin = origin(path)?;
     let width = origin.as_ref().map_or(TokenWidth::for_vocab(request.vocab_size), |origin| origin.width);
     let now = SystemTime::now();
     let (view, stamp) = TokenView::open(path, width)?;
-    let known = recall(&memory).filter(|k: &Known| k.width == width && k.stamp.as_ref() == Some(&stamp));
+    let known = recall(&record).filter(|k: &TokenRecord| k.width == width && k.stamp.as_ref() == Some(&stamp));
     let facts = match known {
         Some(known) => known.facts,
         None => {
-            let facts = view.scan(progress);
+            let facts = view.scan(progress)?;
             let stamp = stamp.is_settled(now).then_some(stamp);
-            remember(&memory, &Known { width, stamp, facts: facts.clone() })?;
+            remember(&record, &TokenRecord { width, stamp, facts: facts.clone() })?;
             facts
         }
     };
@@ -165,22 +141,10 @@ fn open_tokens(request: &DataRequest, path: &Path, progress: &mut Progress) -> R
     Ok(OpenedTokens { view, content_hash, facts, encoder, name })
 }
 
-/// What `ckptd export --with-data` says of tokens that were made of text: they stand for that text.
-#[derive(Deserialize)]
-struct Origin {
-    /// The hash of the texts, as [`TokenDataset::content_hash`].
-    content: String,
-    width: TokenWidth,
-    /// The hash of the token file.
-    blake3: String,
-}
-
-/// The origin of the token file at `path`, from `<path>.json` beside it.
-fn origin(path: &Path) -> Result<Option<Origin>> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".json");
-    let beside = Path::new(&beside);
-    match std::fs::read(beside) {
+/// The origin of the token file at `path`, from the document beside it.
+fn origin(path: &Path) -> Result<Option<TokenOrigin>> {
+    let beside = TokenOrigin::path(path);
+    match std::fs::read(&beside) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("reading", beside, e)),
         Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|e| {
@@ -190,34 +154,34 @@ fn origin(path: &Path) -> Result<Option<Origin>> {
 }
 
 /// `[data] text`.
-fn open_text(request: &DataRequest, notes: &mut Vec<String>, progress: &mut Progress) -> Result<OpenedTokens> {
-    let cache = &request.data.cache;
+fn open_text(request: &DataRequest, notes: &mut Vec<String>, progress: &dyn ProgressSink) -> Result<OpenedTokens> {
+    let cache = TokenCache::new(&request.data.cache);
     let paths = files::find(&request.data.text)?;
-    prepare_cache(cache)?;
-    let sources = files::digest(paths, cache, progress)?;
+    prepare_cache(cache.folder())?;
+    let texts = files::digest(paths, &cache, progress)?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(request.threads)
         .build()
         .map_err(|e| Error::Other(format!("starting {} threads to tokenize: {e}", request.threads)))?;
+    let work = TextWork { texts: &texts, pool: &pool, cache: &cache, progress };
     let encoder = match named_tokenizer(request)? {
         Some(encoder) => encoder,
-        None => trained_tokenizer(request, &sources, &pool, notes, progress)?,
+        None => work.trained_tokenizer(request, notes)?,
     };
 
-    let key = key(&[blake3::hash(encoder.json())], &sources);
-    let path = cache.join(format!("tokens-{key}.bin"));
-    let memory = path.with_extension("json");
+    let content = key(&[blake3::hash(encoder.json())], &texts);
+    let (path, record) = (cache.tokens(&content), cache.tokens_record(&content));
     let width = TokenWidth::for_vocab(encoder.vocab_size());
-    let (view, facts) = match open_cached(&path, width, &memory, progress) {
+    let (view, facts) = match open_cached(&path, width, &record, progress)? {
         Some(cached) => cached,
         None => {
-            let facts = tokenize(&sources, &encoder, &pool, &path, width, notes, progress)?;
-            remember(&memory, &Known { width, stamp: None, facts: facts.clone() })?;
+            let facts = work.tokenize(&encoder, &path, width, notes)?;
+            remember(&record, &TokenRecord { width, stamp: None, facts: facts.clone() })?;
             (TokenView::open(&path, width)?.0, facts)
         }
     };
-    let name = format!("the tokenized text ({} files)", sources.len());
-    Ok(OpenedTokens { view, facts, content_hash: key, encoder: Some(encoder), name })
+    let name = format!("the tokenized text ({} files)", texts.len());
+    Ok(OpenedTokens { view, facts, content_hash: content, encoder: Some(encoder), name })
 }
 
 /// The tokenizer of `[data] tokenizer`, else the model folder's, if it has one.
@@ -235,89 +199,89 @@ fn named_tokenizer(request: &DataRequest) -> Result<Option<TextEncoder>> {
     location.map(|location| TextEncoder::load(&location)).transpose()
 }
 
-/// The byte-level BPE of these texts, from the cache where it was trained before.
-fn trained_tokenizer(
-    request: &DataRequest,
-    sources: &[TextFile],
-    pool: &rayon::ThreadPool,
-    notes: &mut Vec<String>,
-    progress: &mut Progress,
-) -> Result<TextEncoder> {
-    if let Some(folder) = request.model_folder {
-        notes.push(format!(
-            "{} has no tokenizer.json and no vocab.json with merges.txt; using a tokenizer trained on the text, which \
-             fits untrained weights only",
-            folder.display()
-        ));
-    }
-    let key = key(&[blake3::hash(&request.vocab_size.to_le_bytes())], sources);
-    let path = request.data.cache.join(format!("tokenizer-{key}.json"));
-    if let Some(encoder) = std::fs::read(&path).ok().and_then(|json| TextEncoder::from_json(json).ok()) {
-        return Ok(encoder);
-    }
-    let encoder = tokenizer::train(sources, request.vocab_size, pool, progress)?;
-    write_whole(&path, encoder.json())?;
-    Ok(encoder)
-}
-
 /// Names what follows from these settings and texts.
-fn key(settings: &[blake3::Hash], sources: &[TextFile]) -> String {
+fn key(settings: &[blake3::Hash], texts: &[TextFile]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(FORMAT);
-    for hash in settings.iter().chain(sources.iter().map(|source| &source.hash)) {
+    for hash in settings.iter().chain(texts.iter().map(|text| &text.hash)) {
         hasher.update(hash.as_bytes());
     }
-    hex(hasher.finalize())
+    hasher.finalize().to_hex().to_string()
 }
 
-fn hex(hash: blake3::Hash) -> String {
-    hash.to_hex().to_string()
+/// The texts of a job, and what works on them.
+struct TextWork<'a> {
+    texts: &'a [TextFile],
+    pool: &'a ThreadPool,
+    cache: &'a TokenCache,
+    progress: &'a dyn ProgressSink,
 }
 
-/// Writes the ids of all texts to `path`, with the end-of-text token between documents that are not empty.
-fn tokenize(
-    sources: &[TextFile],
-    encoder: &TextEncoder,
-    pool: &rayon::ThreadPool,
-    path: &Path,
-    width: TokenWidth,
-    notes: &mut Vec<String>,
-    progress: &mut Progress,
-) -> Result<TokenFacts> {
-    let mut writer = TokenWriter::create(path.parent().unwrap_or(Path::new(".")), width)?;
-    let mut blocks = TextBlocks::new(sources);
-    let mut last_document = None;
-    loop {
-        progress("tokenizing", Some(blocks.share_done()));
-        let mut wave = Vec::new();
-        let mut wave_bytes = 0;
-        while wave_bytes < WAVE_BYTES * pool.current_num_threads() {
-            let Some(block) = blocks.next()? else { break };
-            wave_bytes += block.text.len();
-            wave.push(block);
+impl TextWork<'_> {
+    /// The byte-level BPE of these texts, from the cache where it was trained before.
+    fn trained_tokenizer(&self, request: &DataRequest, notes: &mut Vec<String>) -> Result<TextEncoder> {
+        if let Some(folder) = request.model_folder {
+            notes.push(format!(
+                "{} has no tokenizer.json and no vocab.json with merges.txt; using a tokenizer trained on the text, \
+                 which fits untrained weights only",
+                folder.display()
+            ));
         }
-        if wave.is_empty() {
-            break;
+        let path = self.cache.tokenizer(&key(&[blake3::hash(&request.vocab_size.to_le_bytes())], self.texts));
+        if let Some(encoder) = std::fs::read(&path).ok().and_then(|json| TextEncoder::from_json(json).ok()) {
+            return Ok(encoder);
         }
-        let ids = pool.install(|| encoder.encode(&wave)).map_err(|e| {
-            Error::Config(format!("the tokenizer fails on the text: {e}; try another [data] tokenizer"))
-        })?;
-        for (block, ids) in wave.iter().zip(&ids).filter(|(_, ids)| !ids.is_empty()) {
-            if last_document.is_some_and(|last| last != block.document) {
-                writer.push(encoder.end_of_text().as_slice())?;
+        let encoder = tokenizer::train(self.texts, request.vocab_size, self.pool, self.progress)?;
+        write_whole(&path, encoder.json())?;
+        Ok(encoder)
+    }
+
+    /// Writes the ids of all texts to `path`, with the end-of-text token between documents that are not empty.
+    fn tokenize(
+        &self,
+        encoder: &TextEncoder,
+        path: &Path,
+        width: TokenWidth,
+        notes: &mut Vec<String>,
+    ) -> Result<TokenFacts> {
+        let mut writer = TokenWriter::create(self.cache.folder(), width)?;
+        let mut blocks = TextBlocks::new(self.texts);
+        let mut last_document = None;
+        let mut told_bytes = 0;
+        self.progress.begin("tokenizing", blocks.total_bytes());
+        loop {
+            let mut wave = Vec::new();
+            let mut wave_bytes = 0;
+            while wave_bytes < WAVE_BYTES * self.pool.current_num_threads() {
+                let Some(block) = blocks.next()? else { break };
+                wave_bytes += block.text.len();
+                wave.push(block);
             }
-            last_document = Some(block.document);
-            writer.push(ids)?;
+            if wave.is_empty() {
+                break;
+            }
+            let ids = self.pool.install(|| encoder.encode(&wave)).map_err(|e| {
+                Error::Config(format!("the tokenizer fails on the text: {e}; try another [data] tokenizer"))
+            })?;
+            for (block, ids) in wave.iter().zip(&ids).filter(|(_, ids)| !ids.is_empty()) {
+                if last_document.is_some_and(|last| last != block.document) {
+                    writer.push(encoder.end_of_text().as_slice())?;
+                }
+                last_document = Some(block.document);
+                writer.push(ids)?;
+            }
+            self.progress.advance(blocks.bytes_done() - told_bytes)?;
+            told_bytes = blocks.bytes_done();
         }
+        if let Some(first) = blocks.first_replaced {
+            notes.push(format!(
+                "{} bytes that are no UTF-8 were replaced by U+FFFD, the first of them in {}",
+                blocks.replaced,
+                first.display()
+            ));
+        }
+        writer.finish(path)
     }
-    if let Some(first) = blocks.first_replaced {
-        notes.push(format!(
-            "{} bytes that are no UTF-8 were replaced by U+FFFD, the first of them in {}",
-            blocks.replaced,
-            first.display()
-        ));
-    }
-    writer.finish(path)
 }
 
 fn check_ids(facts: &TokenFacts, vocab_size: u64, name: &str) -> Result<()> {
@@ -356,3 +320,6 @@ fn split(view: &TokenView, request: &DataRequest) -> Result<(TokenView, TokenVie
     }
     Ok((view.slice(0..train_len), view.slice(train_len..n)))
 }
+
+#[cfg(test)]
+mod tests;

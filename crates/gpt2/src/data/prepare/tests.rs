@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use ckptd_core::config::{DataSection, TrainSection};
 
-use super::order::{DataCursor, EvalBatches, TrainBatches};
 use super::*;
+use crate::data::order::{DataCursor, EvalBatches, TrainBatches};
 
 /// A folder with a text, a cache and the settings to read one into the other.
 struct Job {
@@ -16,6 +17,20 @@ struct Job {
     train: TrainSection,
     vocab_size: u64,
     threads: usize,
+}
+
+/// Remembers which stages there were.
+#[derive(Default)]
+struct Stages(Mutex<Vec<String>>);
+
+impl ProgressSink for Stages {
+    fn begin(&self, stage: &str, _total_bytes: u64) {
+        self.0.lock().unwrap().push(stage.to_owned());
+    }
+
+    fn advance(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Job {
@@ -64,10 +79,9 @@ impl Job {
 
     /// The dataset and the stages it took.
     fn open(&self) -> Result<(TokenDataset, Vec<String>)> {
-        let mut stages: Vec<String> = Vec::new();
-        let dataset = open(&self.request(), &mut |stage, _| stages.push(stage.to_owned()))?;
-        stages.dedup();
-        Ok((dataset, stages))
+        let stages = Stages::default();
+        let dataset = open(&self.request(), &stages)?;
+        Ok((dataset, stages.0.into_inner().unwrap()))
     }
 
     fn ids(&self) -> Vec<u32> {
@@ -127,7 +141,7 @@ fn text_in_blocks_and_by_words_has_the_ids_of_the_whole_text_with_any_number_of_
     assert_eq!(job.ids(), one);
     let json = job.open().unwrap().0.tokenizer_json.unwrap();
     let whole = tokenizers::Tokenizer::from_bytes(json).unwrap().encode_fast(text.as_str(), false).unwrap();
-    assert!(text.len() > 5 * text::BLOCK_BYTES);
+    assert!(text.len() > 5 * crate::data::text::BLOCK_BYTES);
     assert_eq!(whole.get_ids(), one);
 }
 
@@ -171,7 +185,7 @@ fn a_tokenizer_is_trained_to_the_vocabulary_and_the_same_in_every_process() {
     job.vocab_size = 400;
     job.threads = 4;
     let (dataset, _) = job.open().unwrap();
-    let hash = hex(blake3::hash(dataset.tokenizer_json.as_ref().unwrap()));
+    let hash = blake3::hash(dataset.tokenizer_json.as_ref().unwrap()).to_hex().to_string();
     if std::env::var_os(PRINT).is_some() {
         println!("tokenizer {hash}");
         return;
@@ -250,7 +264,7 @@ fn a_token_file_is_used_as_it_is_and_its_hash_is_its_identity() {
     std::fs::write(&path, &bytes).unwrap();
     (job.data.text, job.data.tokens) = (Vec::new(), Some(path.clone()));
     let (dataset, _) = job.open().unwrap();
-    assert_eq!(dataset.content_hash, hex(blake3::hash(&bytes)));
+    assert_eq!(dataset.content_hash, blake3::hash(&bytes).to_hex().as_str());
     assert_eq!((dataset.train.len(), dataset.val.len()), (360, 40));
     assert_eq!(dataset.val.ids(0..2).collect::<Vec<_>>(), [60, 61]);
     assert_eq!((dataset.eot, dataset.tokenizer_json, dataset.vocab_size), (None, None, 300));
