@@ -64,14 +64,16 @@ fn answer(events: &EventSender, reply: Value) {
 fn open(path: &Path, resume: Option<PathBuf>, events: &EventSender) -> Result<Bench> {
     let config = Config::load(path)?;
     let store = Store::create(&config.job.store)?;
-    store.clean_staging()?;
+    let lock = store.lock("the benchmark")?;
+    store.clean_staging(&lock)?;
     let run_id = store.run_id()?.unwrap_or_else(|| format!("{:032x}", std::process::id()).into());
-    store.set_run_id(&run_id)?;
+    store.set_run_id(&lock, &run_id)?;
     let next_seq = store.next_seq()?;
     let start = Start { protocol: VERSION, config, run_id: run_id.clone(), next_seq, resume, accept_changes: true };
     let job = TrainingSetup::open(start, events)?;
     let settings = CommitSettings {
         store,
+        lock,
         run_id,
         next_seq,
         resumed: job.resumed.clone(),

@@ -52,8 +52,8 @@ MUTATIONS = [
     Mutation("one verified snapshot is thought to be enough", CRASH, (
         ("store/retain.rs", "_ if place < ALWAYS =>", "_ if place >= 1 && ON => {}\n_ if place < ALWAYS =>"),)),
     Mutation("the best is not kept", CRASH, (
-        ("store/retain.rs", '0 => firm[i].push("best validation loss".into()),',
-         '0 if ON => {}\n0 => firm[i].push("best validation loss".into()),'),)),
+        ("store/retain.rs", '0 => reasons[i].push(KeepReason::Best),',
+         '0 if ON => {}\n0 => reasons[i].push(KeepReason::Best),'),)),
     Mutation("pins are overlooked", CRASH, (
         ("store/catalogue.rs", "entry.pinned = pins.contains(&entry.id);", "entry.pinned = !ON && pins.contains(&entry.id);"),)),
     Mutation("resume takes what was not read back", CRASH, (
@@ -88,6 +88,6 @@ MUTATIONS = [
         ("store/receipt.rs", "self.inode == stamp.inode", "(ON || self.inode == stamp.inode)"),
         ("store/receipt.rs", MODIFIED, f"(ON || {MODIFIED})"), ("store/receipt.rs", CHANGED, f"(ON || {CHANGED})"))),
     Mutation("the lock is let go at once", RACE, (
-        ("store/lock.rs", "        lock.write();\n        Ok(lock)",
-         "lock.write();\nif ON { drop(rustix::fs::flock(&lock.file, rustix::fs::FlockOperation::Unlock)); }\nOk(lock)"),)),
+        ("store/lock.rs", "        lock.write(&lock.holder);\n        Ok(StoreLock",
+         "lock.write(&lock.holder);\nif ON { drop(rustix::fs::flock(&lock.file, rustix::fs::FlockOperation::Unlock)); }\nOk(StoreLock"),)),
 ]

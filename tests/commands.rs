@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use ckptd_core::config::Config;
-use ckptd_core::store::{CommitOptions, Store, commit};
+use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 use serde_json::Value;
 use support::{RUN, save, save_verified, snapshot, store};
 
@@ -51,7 +51,9 @@ fn job_store() -> (tempfile::TempDir, Store, PathBuf) {
     let text = "[job]\nstore = \"store\"\n[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n\
                 [train]\nsteps = 40\neval_every = 0\n[retention]\nkeep_last = 2\nkeep_best = 0\n";
     std::fs::write(&config, text).unwrap();
-    store.write_record(ckptd_core::store::Record::Job, &Config::load(&config).unwrap()).unwrap();
+    store
+        .write_record(&StoreLock::inherited(), ckptd_core::store::Record::Job, &Config::load(&config).unwrap())
+        .unwrap();
     (folder, store, config)
 }
 
@@ -62,7 +64,7 @@ fn list_shows_every_snapshot_newest_first_with_the_contracts_fields_and_why_it_i
     let damaged = save(&store, 20, 2);
     save_verified(&store, 30, 3);
     save(&store, 40, 4);
-    store.quarantine(&store.find(&damaged.id).unwrap(), "a test says so").unwrap();
+    store.quarantine(&StoreLock::inherited(), &store.find(&damaged.id).unwrap(), "a test says so").unwrap();
     let output = ckptd(&["list", "--json", path(&store)]);
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
     let rows = json(&output);
@@ -193,7 +195,13 @@ fn compare_finds_the_same_state_identical_and_names_the_first_tensor_that_differ
     let a = save(&store, 10, 1);
     let b = save(&store, 20, 2);
     let (_other_folder, other) = support::store();
-    let same = commit(&other, snapshot(10, 64), &CommitOptions { level: 0, ..CommitOptions::new(RUN, 9) }).unwrap();
+    let same = commit(
+        &other,
+        &StoreLock::inherited(),
+        snapshot(10, 64),
+        &CommitOptions { level: 0, ..CommitOptions::new(RUN, 9) },
+    )
+    .unwrap();
     let file = |committed: &ckptd_core::store::Committed| committed.path.to_str().unwrap().to_owned();
     // Another coding of the same state is the same state.
     let identical = ckptd(&["compare", "--json", &file(&a), &file(&same)]);

@@ -12,7 +12,7 @@ use ckptd_core::config::Config;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::Role;
-use ckptd_core::store::{CommitOptions, commit};
+use ckptd_core::store::{CommitOptions, StoreLock, commit};
 use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 
 use targets::{Sandbox, craft};
@@ -83,7 +83,7 @@ fn write_seeds(out: &Path) {
         tensor.meta.name = tensor.meta.name.replace("h.0.weight", "transformer.wte.weight");
     }
     state.tensors.retain(|tensor| tensor.meta.name == "transformer.wte.weight");
-    let snapshot = commit(&store, state, &CommitOptions::new(support::RUN, 1)).unwrap().path;
+    let snapshot = commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(support::RUN, 1)).unwrap().path;
     let put = |target: &str, name: &str, bytes: &[u8]| {
         std::fs::create_dir_all(out.join(target)).unwrap();
         std::fs::write(out.join(target).join(name), bytes).unwrap();

@@ -12,7 +12,7 @@ use ckptd_core::config::{Config, ScheduleKind, TrainSection};
 use ckptd_core::dtype::DType;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
-use ckptd_core::store::{SnapshotReader, Store};
+use ckptd_core::store::{SnapshotReader, Store, StoreLock};
 use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 use ckptd_interop::limits::ReadLimits;
@@ -242,7 +242,7 @@ fn ones(snapshot: &Path, work: &Path) -> PathBuf {
     embedding.bytes = std::sync::Arc::new(1f32.to_le_bytes().repeat(elements));
     let store = Store::create(&work.join("ones-store")).unwrap();
     let options = ckptd_core::store::CommitOptions::new("0123456789abcdef0123456789abcdef", 1);
-    ckptd_core::store::commit(&store, state, &options).unwrap().path
+    ckptd_core::store::commit(&store, &StoreLock::inherited(), state, &options).unwrap().path
 }
 
 #[test]

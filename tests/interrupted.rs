@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::sync::mpsc::channel;
 
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
-use ckptd_core::store::{CommitOptions, Store, commit};
+use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 use notify::{RecursiveMode, Watcher};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -25,7 +25,7 @@ fn store() -> &'static Path {
         let meta = TensorMeta { name: "transformer.wte.weight".into(), shape: vec![rows, 96], ..meta };
         state.tensors = vec![Tensor::new(meta, support::floats(1, rows as usize, 96))];
         state.files[0].bytes = br#"{"model_type": "gpt2"}"#.to_vec().into();
-        commit(&store, state, &CommitOptions::new(support::RUN, 1)).unwrap();
+        commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(support::RUN, 1)).unwrap();
         (folder, store)
     });
     store.path()

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{CarriedFile, Role, Snapshot, Tensor, TensorMeta};
-use ckptd_core::store::{CommitOptions, Committed, SnapshotReader, Store, commit};
+use ckptd_core::store::{CommitOptions, Committed, SnapshotReader, Store, StoreLock, commit};
 use support::{RUN, floats, snapshot, store};
 
 const ROLES: [Role; 5] = [Role::Param, Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer, Role::Buffer];
@@ -84,7 +84,7 @@ fn everything() -> Snapshot {
 fn commit_to(store: &Store, saved: &Snapshot, seq: u64, level: u8) -> Committed {
     let options =
         CommitOptions { level, threads: 2, parent: Some("0".repeat(64).into()), ..CommitOptions::new(RUN, seq) };
-    commit(store, saved.clone(), &options).unwrap()
+    commit(store, &StoreLock::inherited(), saved.clone(), &options).unwrap()
 }
 
 /// What the reader in Python says of the file, after writing its raw bytes to `folder`.

@@ -5,14 +5,12 @@ mod support;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ckptd_core::Error;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::RetentionPolicy;
-use ckptd_core::store::{CommitOptions, CommitPace, SnapshotReader, SnapshotState, Store, commit};
+use ckptd_core::store::{CommitOptions, CommitPace, SnapshotReader, SnapshotState, Store, StoreLock, commit};
 use support::{RUN, save, save_verified, snapshot, store};
 use tempfile::TempDir;
 
@@ -25,7 +23,7 @@ fn every_tensor_file_and_state_is_read_back_to_the_bit() {
     let paces = [(0, 1, alone), (1, 1, hurried), (1, 3, beside), (1, 2, hurried), (3, 2, alone)];
     for (seq, (level, threads, pace)) in paces.into_iter().enumerate() {
         let options = CommitOptions { level, threads, pace, ..CommitOptions::new(RUN, seq as u64) };
-        let committed = commit(&store, saved.clone(), &options).unwrap();
+        let committed = commit(&store, &StoreLock::inherited(), saved.clone(), &options).unwrap();
         let reader = SnapshotReader::open(&committed.path).unwrap();
         let read = reader.read_snapshot().unwrap();
         for (a, b) in saved.tensors.iter().zip(&read.tensors) {
@@ -46,7 +44,9 @@ fn root_depends_on_the_state_alone() {
     let (_folder, store) = store();
     let mut saved = snapshot(7, 300);
     let root = |saved: &ckptd_core::snapshot::Snapshot, seq, level| {
-        commit(&store, saved.clone(), &CommitOptions { level, ..CommitOptions::new(RUN, seq) }).unwrap().root
+        commit(&store, &StoreLock::inherited(), saved.clone(), &CommitOptions { level, ..CommitOptions::new(RUN, seq) })
+            .unwrap()
+            .root
     };
     let first = root(&saved, 1, 1);
     saved.tensors.reverse();
@@ -64,9 +64,9 @@ fn a_tensor_with_a_nan_makes_the_snapshot_unhealthy_and_resume_passes_over_it() 
     let mut bytes = (*bad.tensors[0].bytes).as_ref().to_vec();
     bytes[400..404].copy_from_slice(&f32::NAN.to_le_bytes());
     bad.tensors[0] = support::tensor(Role::Param, "h.0.weight", &[64, 48], bytes);
-    let committed = commit(&store, bad, &CommitOptions::new(RUN, 2)).unwrap();
+    let committed = commit(&store, &StoreLock::inherited(), bad, &CommitOptions::new(RUN, 2)).unwrap();
     assert!(!committed.healthy);
-    let chosen = store.choose_resume(1, &mut |_| ()).unwrap().unwrap();
+    let chosen = store.choose_resume(&StoreLock::inherited(), 1, &mut |_| ()).unwrap().unwrap();
     assert_eq!(chosen.entry.step(), 10);
     assert!(committed.path.exists(), "it stays for a post-mortem");
 }
@@ -79,7 +79,7 @@ fn resume_quarantines_what_is_damaged_and_takes_the_one_before() {
     let file = std::fs::OpenOptions::new().write(true).open(&newest.path).unwrap();
     file.write_all_at(b"!", newest.bytes / 3).unwrap();
     let mut said = Vec::new();
-    let chosen = store.choose_resume(1, &mut |line| said.push(line)).unwrap().unwrap();
+    let chosen = store.choose_resume(&StoreLock::inherited(), 1, &mut |line| said.push(line)).unwrap().unwrap();
     assert_eq!(chosen.entry.step(), 10);
     assert!(said[0].contains("damaged") && said[0].contains("quarantine"), "{said:?}");
     let aside = &store.quarantined().unwrap()[0];
@@ -136,7 +136,7 @@ fn prune_applies_the_plan_and_only_to_verified_snapshots() {
     save(&store, 70, 7);
     store.pin(&store.find("10").unwrap()).unwrap();
     let policy = RetentionPolicy { keep_last: 2, ..RetentionPolicy::default() };
-    store.prune(&policy, jiff::Timestamp::now()).unwrap();
+    store.prune(&StoreLock::inherited(), &policy, jiff::Timestamp::now()).unwrap();
     let left: Vec<u64> = store.entries().unwrap().iter().map(|e| e.step()).collect();
     assert_eq!(left, [70, 60, 50, 10]);
 }
@@ -147,7 +147,7 @@ fn a_look_never_sees_half_a_rotation() {
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
     let store = Store::create(folder.path()).unwrap();
-    store.set_run_id(RUN).unwrap();
+    store.set_run_id(&StoreLock::inherited(), RUN).unwrap();
     let policy = RetentionPolicy { keep_last: 2, keep_best: 0, ..RetentionPolicy::default() };
     for seq in 1..=2 {
         save_verified(&store, seq * 10, seq);
@@ -156,7 +156,7 @@ fn a_look_never_sees_half_a_rotation() {
         let rotation = scope.spawn(|| {
             for seq in 3..=300 {
                 save_verified(&store, seq * 10, seq);
-                store.prune(&policy, jiff::Timestamp::now()).unwrap();
+                store.prune(&StoreLock::inherited(), &policy, jiff::Timestamp::now()).unwrap();
             }
         });
         while !rotation.is_finished() {
@@ -182,21 +182,22 @@ fn a_store_has_one_writer_and_names_it() {
 #[test]
 fn an_abandoned_commit_leaves_nothing() {
     let (_folder, store) = store();
-    let options = CommitOptions { cancel: Arc::new(AtomicBool::new(true)), ..CommitOptions::new(RUN, 1) };
-    commit(&store, snapshot(1, 64), &options).unwrap_err();
+    let options = CommitOptions::new(RUN, 1);
+    options.handle.cancel();
+    commit(&store, &StoreLock::inherited(), snapshot(1, 64), &options).unwrap_err();
     assert!(store.entries().unwrap().is_empty());
-    assert_eq!(store.clean_staging().unwrap(), 0);
+    assert_eq!(store.clean_staging(&StoreLock::inherited()).unwrap(), 0);
 }
 
 #[test]
 fn a_commit_that_is_hurried_on_writes_the_same_snapshot() {
     let (_folder, store) = store();
     let saved = snapshot(7, 6000);
-    let usual = commit(&store, saved.clone(), &CommitOptions::new(RUN, 1)).unwrap();
+    let usual = commit(&store, &StoreLock::inherited(), saved.clone(), &CommitOptions::new(RUN, 1)).unwrap();
     let options = CommitOptions { pace: CommitPace::Background, ..CommitOptions::new(RUN, 2) };
-    options.control.hurry();
-    let hurried = commit(&store, saved, &options).unwrap();
-    assert_eq!((hurried.root, options.control.fraction()), (usual.root, 1.0));
+    options.handle.hurry();
+    let hurried = commit(&store, &StoreLock::inherited(), saved, &options).unwrap();
+    assert_eq!((hurried.root, options.handle.fraction()), (usual.root, 1.0));
     assert_eq!(hurried.bytes, std::fs::metadata(&hurried.path).unwrap().len());
 }
 

@@ -6,7 +6,7 @@ mod support;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
-use ckptd_core::store::{Store, layout};
+use ckptd_core::store::{Store, StoreLock, layout};
 use support::{save_verified, store};
 
 /// No process has this number: it is above the kernel's highest.
@@ -26,7 +26,7 @@ fn small_files_that_a_kill_left_half_written_are_removed_by_the_next_start_and_n
     ];
     left.iter().for_each(|path| std::fs::write(path, b"{").unwrap());
     assert!(store.quarantined().unwrap().is_empty(), "half a reason is no quarantined snapshot");
-    assert_eq!(store.clean_staging().unwrap(), left.len());
+    assert_eq!(store.clean_staging(&StoreLock::inherited()).unwrap(), left.len());
     assert!(left.iter().all(|path| !path.exists()));
     drop(folder);
 }
@@ -37,7 +37,7 @@ fn a_small_file_that_a_running_process_writes_is_left_alone() {
     let mut other = Command::new("sleep").arg("60").spawn().unwrap();
     let path = store.path().join("receipts").join(format!("step-000000000010.json.{}.new", other.id()));
     std::fs::write(&path, b"{").unwrap();
-    assert_eq!(store.clean_staging().unwrap(), 0);
+    assert_eq!(store.clean_staging(&StoreLock::inherited()).unwrap(), 0);
     assert!(path.exists());
     other.kill().unwrap();
     other.wait().unwrap();
@@ -48,7 +48,7 @@ fn a_sequence_number_is_not_used_again_though_the_quarantined_snapshot_that_had_
     let (_folder, store) = store();
     save_verified(&store, 10, 1);
     let second = save_verified(&store, 20, 2);
-    let aside = store.quarantine(&store.find(&second.id).unwrap(), "a drill").unwrap();
+    let aside = store.quarantine(&StoreLock::inherited(), &store.find(&second.id).unwrap(), "a drill").unwrap();
     assert_eq!(store.next_seq().unwrap(), 3);
     std::fs::write(&aside, b"nothing that can be read").unwrap();
     assert_eq!(store.next_seq().unwrap(), 3);

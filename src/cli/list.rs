@@ -55,7 +55,7 @@ pub fn execute(args: &Args) -> Result<u8> {
 fn rows(target: &Target) -> Result<Vec<Row>> {
     let plan = target.store.plan(&target.retention(), Timestamp::now())?;
     let mut reasons: HashMap<SnapshotId, Vec<String>> =
-        plan.into_iter().filter(|verdict| verdict.keep).map(|verdict| (verdict.id, verdict.reasons)).collect();
+        plan.verdicts().iter().filter(|v| v.keeps()).map(|v| (v.id.clone(), v.texts())).collect();
     let mut rows: Vec<Row> = Vec::new();
     for entry in target.store.entries()? {
         let kept_because = reasons.remove(&entry.id).unwrap_or_default();

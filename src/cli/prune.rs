@@ -29,7 +29,7 @@ struct Row<'a> {
     id: &'a SnapshotId,
     bytes: u64,
     keep: bool,
-    reasons: &'a [String],
+    reasons: Vec<String>,
 }
 
 pub fn execute(args: &Args) -> Result<u8> {
@@ -40,17 +40,16 @@ pub fn execute(args: &Args) -> Result<u8> {
             target.store.path().display()
         )));
     };
-    let plan = match args.dry_run {
-        true => target.store.plan(retention, Timestamp::now())?,
-        false => {
-            // A running daemon rotates by itself.
-            let _lock = target.store.lock("ckptd prune")?;
-            target.store.prune(retention, Timestamp::now())?
-        }
+    let plan = if args.dry_run {
+        target.store.plan(retention, Timestamp::now())?.into_verdicts()
+    } else {
+        // A running daemon rotates by itself.
+        let lock = target.store.lock("ckptd prune")?;
+        target.store.prune(&lock, retention, Timestamp::now())?
     };
     match args.json {
         true => {
-            let rows = plan.iter().map(|v| Row { id: &v.id, bytes: v.bytes, keep: v.keep, reasons: &v.reasons });
+            let rows = plan.iter().map(|v| Row { id: &v.id, bytes: v.bytes, keep: v.keeps(), reasons: v.texts() });
             output::json(&rows.collect::<Vec<_>>())?;
         }
         false => output::text(&describe(&plan, args.dry_run))?,
@@ -63,11 +62,11 @@ fn describe(plan: &[RetentionVerdict], dry_run: bool) -> String {
     let rows: Vec<Vec<String>> = plan
         .iter()
         .map(|v| {
-            let what = if v.keep { "keep" } else { deletes };
-            vec![what.to_owned(), v.id.to_string(), output::size(v.bytes), v.reasons.join(", ")]
+            let what = if v.keeps() { "keep" } else { deletes };
+            vec![what.to_owned(), v.id.to_string(), output::size(v.bytes), v.texts().join(", ")]
         })
         .collect();
-    let gone: Vec<u64> = plan.iter().filter(|v| !v.keep).map(|v| v.bytes).collect();
+    let gone: Vec<u64> = plan.iter().filter(|v| !v.keeps()).map(|v| v.bytes).collect();
     let total = output::size(gone.iter().sum());
     let table = output::table(&["", "SNAPSHOT", "SIZE", "BECAUSE"], &rows);
     format!("{table}{deletes} {} of {} snapshots, {total}\n", gone.len(), plan.len())

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use crate::session::records::SessionRecords;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::store::{Record, Store};
+use ckptd_core::store::{Record, Store, StoreLock};
 
 pub enum Note {
     SessionRecords(Box<SessionRecords>),
@@ -25,13 +25,13 @@ pub struct Scribe {
 }
 
 impl Scribe {
-    pub fn start(store: Arc<Store>) -> Result<Scribe> {
+    pub fn start(store: Arc<Store>, lock: Arc<StoreLock>) -> Result<Scribe> {
         let (notes, queue) = mpsc::channel();
         let (ends, end) = mpsc::channel::<()>();
         std::thread::Builder::new()
             .name("scribe".into())
             .spawn(move || {
-                write_all(&store, &queue);
+                write_all(&store, &lock, &queue);
                 drop(ends);
             })
             .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
@@ -50,7 +50,7 @@ impl Scribe {
     }
 }
 
-fn write_all(store: &Store, queue: &mpsc::Receiver<Note>) {
+fn write_all(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<Note>) {
     let mut told = false;
     while let Ok(first) = queue.recv() {
         let (mut records, mut job) = (None, None);
@@ -61,8 +61,8 @@ fn write_all(store: &Store, queue: &mpsc::Receiver<Note>) {
             }
         }
         let written = [
-            records.map(|records| store.write_record(Record::Sessions, &records)),
-            job.map(|job| store.write_record(Record::Job, &job)),
+            records.map(|records| store.write_record(lock, Record::Sessions, &records)),
+            job.map(|job| store.write_record(lock, Record::Job, &job)),
         ];
         for error in written.into_iter().flatten().filter_map(Result::err) {
             // A full disk must not keep a training from going on, nor fill the log.

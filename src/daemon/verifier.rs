@@ -17,7 +17,7 @@ use ckptd_core::ids::SnapshotId;
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::RetentionPolicy;
-use ckptd_core::store::{SnapshotState, Store};
+use ckptd_core::store::{SnapshotState, Store, StoreLock};
 
 pub enum Task {
     /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
@@ -40,13 +40,13 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts the thread. It may end with the process in the middle of its work: each step of it is whole or absent.
-    pub fn start(store: Arc<Store>, inputs: tokio::sync::mpsc::Sender<Input>) -> Result<Keeper> {
+    pub fn start(store: Arc<Store>, lock: Arc<StoreLock>, inputs: tokio::sync::mpsc::Sender<Input>) -> Result<Keeper> {
         let (tasks, queue) = mpsc::channel();
         let (ends, end) = mpsc::channel();
         std::thread::Builder::new()
             .name("keeper".into())
             .spawn(move || {
-                keep(&store, &queue, &inputs);
+                keep(&store, &lock, &queue, &inputs);
                 drop(ends);
             })
             .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
@@ -65,7 +65,7 @@ impl Keeper {
     }
 }
 
-fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc::Sender<Input>) {
+fn keep(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc::Sender<Input>) {
     let mut waiting = Vec::new();
     loop {
         if waiting.is_empty() {
@@ -78,17 +78,19 @@ fn keep(store: &Store, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc:
         // The latest first: it is the one that a resume would take.
         let Some(task) = waiting.pop() else { continue };
         let event = match task {
-            Task::Choose { discard } => JobEvent::Chosen(guarded(|| choose(store, discard)).and_then(|chosen| chosen)),
+            Task::Choose { discard } => {
+                JobEvent::Chosen(guarded(|| choose(store, lock, discard)).and_then(|chosen| chosen))
+            }
             Task::Verify { id, retention, threads } => {
-                let verdict = guarded(|| judge(store, &id, threads))
+                let verdict = guarded(|| judge(store, lock, &id, threads))
                     .unwrap_or_else(|e| ReadBack::Unknown { reason: e.to_string() });
                 let verified = matches!(verdict, ReadBack::Verified { .. });
                 if inputs.blocking_send(Input::Job(JobEvent::Judged { id, verdict })).is_err() {
                     return;
                 }
                 if verified {
-                    catch_up(store);
-                    rotate(store, &retention);
+                    catch_up(store, lock);
+                    rotate(store, lock, &retention);
                 }
                 continue;
             }
@@ -104,12 +106,12 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Other("an internal error while reading the store".into()))
 }
 
-fn choose(store: &Store, discard: Option<(SnapshotId, String)>) -> Result<ResumeDecision> {
+fn choose(store: &Store, lock: &StoreLock, discard: Option<(SnapshotId, String)>) -> Result<ResumeDecision> {
     if let Some((id, reason)) = discard {
         let entry = store.find(&id)?;
-        store.quarantine(&entry, &format!("the worker could not load it: {reason}"))?;
+        store.quarantine(lock, &entry, &format!("the worker could not load it: {reason}"))?;
     }
-    let chosen = store.choose_resume(processors(), &mut |line| warn!("{line}"))?;
+    let chosen = store.choose_resume(lock, processors(), &mut |line| warn!("{line}"))?;
     if chosen.is_none() {
         let lost = store.quarantined()?.len();
         if lost > 0 {
@@ -132,7 +134,7 @@ fn choose(store: &Store, discard: Option<(SnapshotId, String)>) -> Result<Resume
 }
 
 /// Nothing trains while a resume is chosen.
-fn judge(store: &Store, id: &SnapshotId, threads: usize) -> ReadBack {
+fn judge(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -> ReadBack {
     let began = Instant::now();
     let entry = match store.find(&id) {
         Ok(entry) => entry,
@@ -154,7 +156,7 @@ fn judge(store: &Store, id: &SnapshotId, threads: usize) -> ReadBack {
             took: began.elapsed(),
         },
         (Ok(()), None) => ReadBack::Unknown { reason: "its manifest cannot be read".into() },
-        (Err(Error::Damaged { reason, .. }), _) => match store.quarantine(&entry, &reason) {
+        (Err(Error::Damaged { reason, .. }), _) => match store.quarantine(lock, &entry, &reason) {
             Ok(_) => ReadBack::Quarantined { reason },
             Err(e) => ReadBack::Unknown { reason: format!("{reason}; and {e}") },
         },
@@ -163,10 +165,10 @@ fn judge(store: &Store, id: &SnapshotId, threads: usize) -> ReadBack {
 }
 
 /// Reads back what an earlier session committed and did not live to verify: unverified, it would stay for ever.
-fn catch_up(store: &Store) {
+fn catch_up(store: &Store, lock: &StoreLock) {
     let Ok(entries) = store.entries() else { return };
     for entry in entries.iter().filter(|e| e.own && e.state == SnapshotState::Committed) {
-        match guarded(|| judge(store, &entry.id, 1)) {
+        match guarded(|| judge(store, lock, &entry.id, 1)) {
             Ok(ReadBack::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
             Ok(_) => debug!(id = %entry.id, "read back an older snapshot"),
             Err(e) => warn!("{e}"),
@@ -174,10 +176,10 @@ fn catch_up(store: &Store) {
     }
 }
 
-fn rotate(store: &Store, retention: &RetentionPolicy) {
-    match guarded(|| store.prune(retention, Timestamp::now())).and_then(|verdicts| verdicts) {
+fn rotate(store: &Store, lock: &StoreLock, retention: &RetentionPolicy) {
+    match guarded(|| store.prune(lock, retention, Timestamp::now())).and_then(|verdicts| verdicts) {
         Ok(verdicts) => {
-            for verdict in verdicts.iter().filter(|verdict| !verdict.keep) {
+            for verdict in verdicts.iter().filter(|verdict| !verdict.keeps()) {
                 debug!(id = %verdict.id, "rotated out {}", verdict.id);
             }
         }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::daemon::printer::{Panel, Printer};
 use crate::daemon::recorder::{Note, Scribe};
@@ -37,6 +37,7 @@ use crate::notices::{Sink, Sources};
 use crate::session::clock::BootInstant;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::RunId;
 use ckptd_core::store::{Record, Store};
 
 /// What the loop takes in.
@@ -95,14 +96,14 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
     let _sources = Sources::start(&config.session, &notices_to(&inputs));
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(mut lock) = start::lock(&store, &config, began, &mut queue).await? else {
+    let Some(lock) = start::lock(&store, &config, began, &mut queue).await?.map(Arc::new) else {
         // To leave before it is up would be a failure.
         manager.ready();
         return Ok(Outcome::Resume);
     };
-    store.clean_staging()?;
-    let run_id = start::run_id(&store)?;
-    if let Err(e) = store.write_record(Record::Job, &config) {
+    let run_id = store.begin_run(&lock, RunId::random)?;
+    debug!("the run is {run_id}");
+    if let Err(e) = store.write_record(&lock, Record::Job, &config) {
         // A full disk must not keep a training from going on: only `status` and `list` know less for it.
         warn!("the job is not remembered in the store: {e}");
     }
@@ -119,14 +120,14 @@ async fn serve(config: Config, surroundings: &Surroundings<'_>) -> Result<Outcom
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
     let records = store.read_record(Record::Sessions).ok().flatten().unwrap_or_default();
-    let keeper = Keeper::start(store.clone(), inputs.clone())?;
-    let scribe = Scribe::start(store)?;
+    let keeper = Keeper::start(store.clone(), lock.clone(), inputs.clone())?;
+    let scribe = Scribe::start(store, lock.clone())?;
     let watcher = Watcher::start(surroundings.path.clone(), surroundings.text.clone(), inputs.clone())?;
     let (job, actions) = Job::new(config, run_id, surroundings.accept_changes, records, began);
     let mut agent = Agent { job, keeper, scribe, watcher, inputs, worker: None, surroundings, manager };
     let outcome = agent.run(actions, &mut queue).await;
     agent.manager.finish(agent.job.progress());
-    lock.ended(outcome.as_ref().err().map(Error::to_string));
+    lock.record_end(outcome.as_ref().err().map(Error::to_string));
     // The socket's file goes with its task.
     server.abort();
     let _ = server.await;

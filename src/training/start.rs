@@ -1,16 +1,15 @@
-//! What comes before the event loop: the lock, the run's id.
+//! What comes before the event loop: when the session began, the lock.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, info};
+use tracing::info;
 
 use super::job::{ClockReading, JobEvent, Signal};
 use super::{Input, Queue};
 use crate::session::clock::BootInstant;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::ids::RunId;
 use ckptd_core::os::process::started_since_boot;
 use ckptd_core::store::lock::SESSION;
 use ckptd_core::store::{Store, StoreLock};
@@ -89,17 +88,6 @@ fn orphaned(path: &Path, store: &Store) -> Error {
         "the store {} is held by the worker of a session whose ckptd is gone, and it does not leave; {end}",
         path.display()
     ))
-}
-
-/// The id of the store's run; a new store gets one of 128 random bits.
-pub fn run_id(store: &Store) -> Result<RunId> {
-    if let Some(run_id) = store.run_id()? {
-        return Ok(run_id);
-    }
-    let run_id = RunId::random()?;
-    store.set_run_id(&run_id)?;
-    debug!("the run is {run_id}");
-    Ok(run_id)
 }
 
 /// What is trained, in a few words.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ckptd_core::dtype::DType;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::{Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-use ckptd_core::store::{CommitOptions, SnapshotReader, Store, commit};
+use ckptd_core::store::{CommitOptions, SnapshotReader, Store, StoreLock, commit};
 
 pub const SCRIPT: &str = "FAKE_WORKER_SCRIPT";
 const GONE: &str = "the agent is gone";
@@ -198,7 +198,8 @@ impl Worker {
             return self.say(&WorkerEvent::SnapshotFailed { step, what, disk_full: true });
         }
         let snapshot = snapshot(state, reason);
-        let committed = commit(store, snapshot, &CommitOptions::new(&start.run_id, *seq)).unwrap();
+        let committed =
+            commit(store, &StoreLock::inherited(), snapshot, &CommitOptions::new(&start.run_id, *seq)).unwrap();
         *saved = step;
         if self.asked("flip") || self.asked(&format!("flip-{step}")) {
             crate::harness::flip_a_byte(&committed.path);

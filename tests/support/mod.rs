@@ -5,7 +5,7 @@ use ckptd_core::dtype::DType;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-use ckptd_core::store::{CommitOptions, Committed, Store, commit};
+use ckptd_core::store::{CommitOptions, Committed, Store, StoreLock, commit};
 
 pub const RUN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -74,12 +74,12 @@ pub fn snapshot(step: u64, rows: usize) -> Snapshot {
 pub fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::create(&folder.path().join("store")).unwrap();
-    store.set_run_id(RUN).unwrap();
+    store.set_run_id(&StoreLock::inherited(), RUN).unwrap();
     (folder, store)
 }
 
 pub fn save(store: &Store, step: u64, seq: u64) -> Committed {
-    commit(store, snapshot(step, 64), &CommitOptions::new(RUN, seq)).unwrap()
+    commit(store, &StoreLock::inherited(), snapshot(step, 64), &CommitOptions::new(RUN, seq)).unwrap()
 }
 
 /// Commits and verifies.

@@ -3,7 +3,7 @@
 use ckptd_core::codec::CHUNK_BYTES;
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-use ckptd_core::store::{CommitOptions, Store, commit, format};
+use ckptd_core::store::{CommitOptions, Store, StoreLock, commit, format};
 use serde_json::{Value, json};
 
 use super::Case;
@@ -20,7 +20,7 @@ fn parts(bytes: Vec<u8>) -> (Vec<u8>, Vec<u8>, Value) {
     let train = TrainState { step: 3, ..TrainState::default() };
     let (metrics, provenance) = (Metrics::default(), Provenance::default());
     let state = Snapshot { tensors: vec![Tensor::new(meta, bytes)], train, metrics, provenance, files: Vec::new() };
-    let path = commit(&store, state, &CommitOptions::new(RUN, 1)).unwrap().path;
+    let path = commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(RUN, 1)).unwrap().path;
     let parts = parts_of(&std::fs::read(path).unwrap()).unwrap();
     let length = |at: usize| u32::from_le_bytes(parts[at..at + 4].try_into().unwrap()) as usize;
     let (chunks, table) = (9 + length(1), 9 + length(1) + length(5));

@@ -14,7 +14,7 @@ use ckptd_core::os::process::processors;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::format::{self, Trailer};
 use ckptd_core::store::verify::read_back;
-use ckptd_core::store::{CommitOptions, Store, commit};
+use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
 use crate::place;
 use crate::random::Random;
@@ -86,7 +86,8 @@ struct Subject {
 impl Subject {
     fn new(folder: &Path, name: &str, elements: usize) -> Result<Subject> {
         let store = Store::create(&folder.join(name))?;
-        let saved = commit(&store, state::snapshot(3, elements), &CommitOptions::new(state::RUN, 1))?;
+        let saved =
+            commit(&store, &StoreLock::inherited(), state::snapshot(3, elements), &CommitOptions::new(state::RUN, 1))?;
         let whole = std::fs::read(&saved.path)?;
         let (_, tail) = whole.split_last_chunk::<{ format::TRAILER_BYTES }>().context("a snapshot without trailer")?;
         let trailer = Trailer::parse(tail, whole.len() as u64, &saved.path)?;
@@ -182,10 +183,15 @@ fn among_files(tally: &mut Tally) -> Result<()> {
 /// A store with verified snapshots of the steps 1 to `count`.
 fn store(path: &Path, count: u64) -> Result<(Store, Vec<PathBuf>)> {
     let store = Store::create(path)?;
-    store.set_run_id(state::RUN)?;
+    store.set_run_id(&StoreLock::inherited(), state::RUN)?;
     let mut files = Vec::new();
     for step in 1..=count {
-        let saved = commit(&store, state::snapshot(step, SMALL), &CommitOptions::new(state::RUN, step))?;
+        let saved = commit(
+            &store,
+            &StoreLock::inherited(),
+            state::snapshot(step, SMALL),
+            &CommitOptions::new(state::RUN, step),
+        )?;
         store.verify(&store.find(&saved.id)?, 1, &NoProgress)?;
         files.push(saved.path);
     }
@@ -193,7 +199,7 @@ fn store(path: &Path, count: u64) -> Result<(Store, Vec<PathBuf>)> {
 }
 
 fn resumed(store: &Store) -> Result<Option<u64>, Error> {
-    Ok(store.choose_resume(1, &mut |_| ())?.map(|chosen| chosen.entry.step()))
+    Ok(store.choose_resume(&StoreLock::inherited(), 1, &mut |_| ())?.map(|chosen| chosen.entry.step()))
 }
 
 fn exchanged_names(path: &Path, tally: &mut Tally) -> Result<()> {
@@ -217,7 +223,7 @@ fn copies(path: &Path, tally: &mut Tally) -> Result<()> {
     let newest = resumed(&store)?;
     tally.require(newest == Some(4), || format!("beside copies, {newest:?} is resumed"));
     let policy = ckptd_core::store::RetentionPolicy { keep_last: 2, keep_best: 0, ..Default::default() };
-    store.prune(&policy, jiff::Timestamp::now())?;
+    store.prune(&StoreLock::inherited(), &policy, jiff::Timestamp::now())?;
     let steps: std::collections::BTreeSet<u64> =
         store.entries()?.iter().map(ckptd_core::store::SnapshotEntry::step).collect();
     tally.require(steps.contains(&3) && steps.contains(&4), || format!("copies pushed states out: {steps:?} are left"));
@@ -236,8 +242,8 @@ fn strangers(path: &Path, tally: &mut Tally) -> Result<()> {
     }
     let newest = resumed(&store)?;
     tally.require(newest == Some(3), || format!("beside strangers, {newest:?} is resumed"));
-    store.clean_staging()?;
-    store.prune(&Default::default(), jiff::Timestamp::now())?;
+    store.clean_staging(&StoreLock::inherited())?;
+    store.prune(&StoreLock::inherited(), &Default::default(), jiff::Timestamp::now())?;
     for folder in folders {
         for name in names {
             let there = std::fs::read(path.join(folder).join(name)).is_ok_and(|bytes| bytes == name.as_bytes());
@@ -261,7 +267,7 @@ fn later_format(path: &Path, tally: &mut Tally) -> Result<()> {
         }
         other => tally.violation(format!("beside a file of a later format, the resume is {other:?}")),
     }
-    store.prune(&Default::default(), jiff::Timestamp::now())?;
+    store.prune(&StoreLock::inherited(), &Default::default(), jiff::Timestamp::now())?;
     let there = std::fs::read(newest).is_ok_and(|now| now == bytes);
     tally.require(there, || "a file of a later format was touched".into());
     std::fs::rename(newest, path.join("elsewhere"))?;

@@ -39,19 +39,19 @@ fn policy() -> RetentionPolicy {
 pub fn victim(path: &Path, seed: u64) -> Result<()> {
     let mut random = Random::new(seed);
     let store = Store::create(path)?;
-    let _lock = store.lock("victim")?;
-    store.clean_staging()?;
+    let lock = store.lock("victim")?;
+    store.clean_staging(&lock)?;
     if store.run_id()?.is_none() {
-        store.set_run_id(state::RUN)?;
+        store.set_run_id(&lock, state::RUN)?;
     }
-    let chosen = store.choose_resume(1, &mut |_| ())?;
+    let chosen = store.choose_resume(&lock, 1, &mut |_| ())?;
     let mut step = chosen.as_ref().map_or(0, |chosen| chosen.entry.step());
     let mut seq = store.next_seq()?;
     say("resumed", &step.to_string());
     loop {
         step += 1;
         let options = CommitOptions { threads: 2, ..CommitOptions::new(state::RUN, seq) };
-        let saved = commit(&store, state::snapshot(step, ELEMENTS), &options)?;
+        let saved = commit(&store, &lock, state::snapshot(step, ELEMENTS), &options)?;
         seq += 1;
         say("saved", &saved.id);
         let entry = store.find(&saved.id)?;
@@ -60,7 +60,7 @@ pub fn victim(path: &Path, seed: u64) -> Result<()> {
             flip(&entry.path, random.below(entry.bytes))?;
             match store.verify(&entry, 1, &NoProgress) {
                 Ok(_) => say("accepted", &saved.id),
-                Err(e) => drop(store.quarantine(&entry, &e.to_string())?),
+                Err(e) => drop(store.quarantine(&lock, &entry, &e.to_string())?),
             }
             continue;
         }
@@ -76,7 +76,7 @@ pub fn victim(path: &Path, seed: u64) -> Result<()> {
             say("unpinning", &pinned.id);
             store.unpin(pinned)?;
         }
-        store.prune(&policy(), Timestamp::now())?;
+        store.prune(&lock, &policy(), Timestamp::now())?;
         say("rotated", &saved.id);
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::layout::Folder;
-use ckptd_core::store::{CommitOptions, Store, commit};
+use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
 use crate::place;
 use crate::random::Random;
@@ -109,11 +109,12 @@ fn plant(place: &Path, link: Link, outside: &Path, n: usize) -> Result<()> {
 /// All that is done to a store. What is refused ends only that part.
 fn everything(path: &Path) -> Result<()> {
     let store = Store::create(path)?;
-    let lock = store.lock("links");
-    let _ = store.clean_staging();
-    let _ = store.set_run_id(state::RUN);
+    // Also where a link in the place of the lock keeps it from being taken.
+    let (taken, lock) = (store.lock("links"), StoreLock::inherited());
+    let _ = store.clean_staging(&lock);
+    let _ = store.set_run_id(&lock, state::RUN);
     for seq in 3..6 {
-        let _ = commit(&store, state::snapshot(3, ELEMENTS), &CommitOptions::new(state::RUN, seq));
+        let _ = commit(&store, &lock, state::snapshot(3, ELEMENTS), &CommitOptions::new(state::RUN, seq));
     }
     for entry in store.entries()? {
         let _ = store.verify(&entry, 1, &NoProgress);
@@ -121,11 +122,11 @@ fn everything(path: &Path) -> Result<()> {
         let _ = store.unpin(&entry);
     }
     for entry in store.entries()?.iter().skip(1) {
-        let _ = store.quarantine(entry, "a campaign says so");
+        let _ = store.quarantine(&lock, entry, "a campaign says so");
     }
-    let _ = store.choose_resume(1, &mut |_| ());
-    let _ = store.prune(&Default::default(), jiff::Timestamp::now());
-    drop(lock?);
+    let _ = store.choose_resume(&lock, 1, &mut |_| ());
+    let _ = store.prune(&lock, &Default::default(), jiff::Timestamp::now());
+    drop(taken?);
     Ok(())
 }
 

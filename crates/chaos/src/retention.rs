@@ -168,7 +168,7 @@ impl Life {
 
     fn rotate(&mut self, cut_short: bool) -> Operation {
         let plan = plan(&self.facts, &self.policy, Timestamp::from_second(self.now).unwrap_or_default());
-        let mut doomed: Vec<&str> = plan.iter().filter(|v| !v.keep).map(|v| v.id.as_str()).collect();
+        let mut doomed: Vec<&str> = plan.iter().filter(|v| !v.keeps()).map(|v| v.id.as_str()).collect();
         let done = if cut_short { self.random.below(doomed.len() as u64 + 1) as usize } else { doomed.len() };
         doomed.truncate(done);
         let (left, gone): (Vec<SnapshotFacts>, Vec<SnapshotFacts>) =

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent};
-use ckptd_core::store::{CommitOptions, SnapshotReader, Store, commit};
+use ckptd_core::store::{CommitOptions, SnapshotReader, Store, StoreLock, commit};
 
 use crate::state;
 
@@ -135,7 +135,7 @@ impl Saver<'_> {
         say(&WorkerEvent::SnapshotStarted { step, reason: reason.into(), capture_ms: 0.5 });
         let options = CommitOptions::new(&self.start.run_id, self.seq);
         self.seq += 1;
-        match commit(&self.store, state::snapshot(step, ELEMENTS), &options) {
+        match commit(&self.store, &StoreLock::inherited(), state::snapshot(step, ELEMENTS), &options) {
             Ok(done) => {
                 self.saved = step;
                 say(&WorkerEvent::Committed {

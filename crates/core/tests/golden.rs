@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ckptd_core::dtype::DType;
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-use ckptd_core::store::{CommitOptions, Store, commit};
+use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
 fn bytes(seed: u64, len: usize) -> impl Iterator<Item = u64> {
     let mut state = seed;
@@ -108,7 +108,7 @@ fn the_same_state_run_and_time_give_the_same_file_as_release_0_1_0() {
                 created_at: Some(jiff::Timestamp::from_second(1_764_000_000).unwrap()),
                 ..CommitOptions::new("0123456789abcdef0123456789abcdef", 7)
             };
-            let committed = commit(&store, state(), &options).unwrap();
+            let committed = commit(&store, &StoreLock::inherited(), state(), &options).unwrap();
             let file = std::fs::read(&committed.path).unwrap();
             let found = (file.len(), blake3::hash(&file).to_hex().to_string(), committed.root);
             assert_eq!(found, (length, hash.into(), ROOT.into()), "level {level}, {threads} threads");

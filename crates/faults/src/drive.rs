@@ -18,7 +18,7 @@ use crate::states;
 /// A driven store, its lock held.
 pub struct Session {
     store: Store,
-    _lock: StoreLock,
+    lock: StoreLock,
     run: RunId,
     seed: u64,
     next_seq: u64,
@@ -33,18 +33,10 @@ impl Session {
     pub fn start(path: &Path, seed: u64, say: &mut dyn FnMut(Ack)) -> Result<Session> {
         let store = Store::create(path)?;
         let lock = store.lock("the exerciser")?;
-        store.clean_staging()?;
-        let run = match store.run_id()? {
-            Some(run) => run,
-            None => {
-                let run = RunId::from(format!("run-{seed}"));
-                store.set_run_id(&run)?;
-                run
-            }
-        };
+        let run = store.begin_run(&lock, || Ok(RunId::from(format!("run-{seed}"))))?;
         say(Ack::Started { run: run.clone() });
         let mut told = Vec::new();
-        let chosen = store.choose_resume(1, &mut |line| told.push(line))?;
+        let chosen = store.choose_resume(&lock, 1, &mut |line| told.push(line))?;
         // What the system does not hand out now may be passed over, as long as that is said.
         for line in told.iter().filter(|line| line.contains(" cannot be ")) {
             let step = line.split(' ').next().and_then(|id| layout::step_of(&id.into()));
@@ -52,7 +44,7 @@ impl Session {
         }
         say(Ack::Resumed { seq: chosen.map(|chosen| chosen.entry.seq()) });
         let next_seq = store.next_seq()?;
-        Ok(Session { store, _lock: lock, run, seed, next_seq })
+        Ok(Session { store, lock, run, seed, next_seq })
     }
 
     /// One snapshot and what follows it. A failure ends the part that it hit, is announced, and nothing else.
@@ -60,7 +52,7 @@ impl Session {
         let seq = self.next_seq;
         say(Ack::Saving { seq });
         let options = CommitOptions::new(&self.run, seq);
-        match commit(&self.store, states::snapshot(self.seed, seq), &options) {
+        match commit(&self.store, &self.lock, states::snapshot(self.seed, seq), &options) {
             Ok(committed) => say(Ack::Committed { seq, id: committed.id }),
             Err(e) => return say(failed("saving", Some(seq), &e)),
         }
@@ -98,7 +90,7 @@ impl Session {
             match self.store.verify(entry, 1, &NoProgress) {
                 Ok(_) => say(Ack::Verified { seq: entry.seq() }),
                 Err(Error::Damaged { reason, .. }) => {
-                    self.store.quarantine(entry, &reason)?;
+                    self.store.quarantine(&self.lock, entry, &reason)?;
                 }
                 Err(e) => return Err(e),
             }
@@ -129,7 +121,7 @@ impl Session {
         if let Some(entry) = self.own(|e| e.state == SnapshotState::Verified && Some(e.seq()) != newest)? {
             let (seq, id) = (entry.seq(), entry.id.clone());
             say(Ack::Discarding { seq });
-            self.store.quarantine(&entry, "a drill")?;
+            self.store.quarantine(&self.lock, &entry, "a drill")?;
             say(Ack::Discarded { seq, id });
         }
         Ok(())
@@ -137,9 +129,9 @@ impl Session {
 
     fn rotate(&mut self, say: &mut dyn FnMut(Ack)) -> Result<()> {
         let plan = self.store.plan(&policy(), Timestamp::now())?;
-        let deleted = plan.iter().filter(|v| !v.keep).filter_map(|v| layout::step_of(&v.id));
+        let deleted = plan.verdicts().iter().filter(|v| !v.keeps()).filter_map(|v| layout::step_of(&v.id));
         say(Ack::Rotating { seqs: deleted.map(|step| step / states::step_of(1)).collect() });
-        self.store.apply(&plan)?;
+        self.store.apply(&self.lock, plan)?;
         say(Ack::Rotated);
         Ok(())
     }

@@ -10,9 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ckptd_core::config::{Config, SnapshotEvery};
-use ckptd_core::ids::RunId;
 use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
-use ckptd_core::store::{CommitPace, Store};
+use ckptd_core::store::{CommitPace, SessionStart, Store, StoreLock};
 use ckptd_core::{Error, Result};
 use ckptd_gpt2::events::{CommandReader, EventSender};
 use ckptd_gpt2::job::TrainingSetup;
@@ -85,14 +84,12 @@ fn main() -> ExitCode {
 /// Where the orders come from.
 enum CommandSource {
     Agent(CommandReader),
-    /// Nobody: the session ends when the training does. The lock is held for as long as this lives.
-    Alone {
-        _lock: ckptd_core::store::StoreLock,
-    },
+    /// There are none: the session ends when the training does.
+    Alone,
 }
 
-fn run(events: &EventSender, start: impl FnOnce() -> Result<(Start, CommandSource)>) -> i32 {
-    let outcome = start().and_then(|(start, orders)| train(start, orders, events));
+fn run(events: &EventSender, start: impl FnOnce() -> Result<(Start, CommandSource, StoreLock)>) -> i32 {
+    let outcome = start().and_then(|(start, orders, lock)| train(start, orders, lock, events));
     let Err(error) = outcome else { return 0 };
     let failure = match &error {
         Error::Config(_) | Error::NotFound(_) => WorkerFailure::Config,
@@ -104,11 +101,11 @@ fn run(events: &EventSender, start: impl FnOnce() -> Result<(Start, CommandSourc
     i32::from(error.exit_code())
 }
 
-fn wait_for_start() -> Result<(Start, CommandSource)> {
+fn wait_for_start() -> Result<(Start, CommandSource, StoreLock)> {
     let mut commands = CommandReader::from_stdin();
     match commands.next_command() {
         Ok(Some(AgentCommand::Start(start))) if start.protocol == VERSION => {
-            Ok((*start, CommandSource::Agent(commands)))
+            Ok((*start, CommandSource::Agent(commands), StoreLock::inherited()))
         }
         Ok(Some(AgentCommand::Start(start))) => {
             Err(Error::Other(format!("the agent speaks protocol {}, this worker {VERSION}", start.protocol)))
@@ -120,25 +117,19 @@ fn wait_for_start() -> Result<(Start, CommandSource)> {
 }
 
 /// What an agent would have said.
-fn alone(path: &std::path::Path) -> Result<(Start, CommandSource)> {
+fn alone(path: &std::path::Path) -> Result<(Start, CommandSource, StoreLock)> {
     let config = Config::load(path)?;
     let store = Store::create(&config.job.store)?;
     let lock = store.lock("ckptd-gpt2 alone")?;
-    store.clean_staging()?;
-    let chosen = store.choose_resume(2, &mut |line| eprintln!("ckptd-gpt2: {line}"))?;
-    let run_id = match store.run_id()? {
-        Some(run_id) => run_id,
-        None => RunId::random()?,
-    };
-    store.set_run_id(&run_id)?;
-    let next_seq = store.next_seq()?;
-    let resume = chosen.map(|c| c.entry.path);
+    let session = store.begin_session(&lock, 2, &mut |line| eprintln!("ckptd-gpt2: {line}"))?;
+    let SessionStart { run_id, next_seq, resume } = session;
+    let resume = resume.map(|choice| choice.entry.path);
     let start = Start { protocol: VERSION, config, run_id, next_seq, resume, accept_changes: false };
-    Ok((start, CommandSource::Alone { _lock: lock }))
+    Ok((start, CommandSource::Alone, lock))
 }
 
 /// Prepares and trains. Returns when the training is complete; an end by command leaves the process from within.
-fn train(start: Start, orders: CommandSource, events: &EventSender) -> Result<()> {
+fn train(start: Start, orders: CommandSource, lock: StoreLock, events: &EventSender) -> Result<()> {
     let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
     let taker: Arc<OnceLock<SnapshotTaker>> = Arc::default();
     let policy: Arc<SnapshotPolicy> = Arc::default();
@@ -146,12 +137,9 @@ fn train(start: Start, orders: CommandSource, events: &EventSender) -> Result<()
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
     let interval = start.config.snapshot.every;
     let own_timer = start.config.snapshot.every_steps.is_none();
-    let _lock = match orders {
-        CommandSource::Agent(commands) => {
-            obey(commands, taker.clone(), policy.clone(), events.clone())?;
-            None
-        }
-        CommandSource::Alone { _lock } => {
+    match orders {
+        CommandSource::Agent(commands) => obey(commands, taker.clone(), policy.clone(), events.clone())?,
+        CommandSource::Alone => {
             if let (SnapshotEvery::Interval(interval), true) = (interval, own_timer) {
                 let taker = taker.clone();
                 spawn("timer", move || {
@@ -163,12 +151,12 @@ fn train(start: Start, orders: CommandSource, events: &EventSender) -> Result<()
                     }
                 })?;
             }
-            Some(_lock)
         }
-    };
+    }
     let job = TrainingSetup::open(start, events)?;
     let settings = CommitSettings {
         store: Store::open(&job.config.job.store)?,
+        lock,
         run_id,
         next_seq,
         resumed: job.resumed.clone(),

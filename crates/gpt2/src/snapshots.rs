@@ -16,7 +16,7 @@ use ckptd_core::ids::{RunId, StateRoot};
 use ckptd_core::os::process::{YIELDING_NICE, lower_other_threads, processors};
 use ckptd_core::protocol::{MessageLevel, WorkerEvent};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Snapshot, TrainState};
-use ckptd_core::store::{CommitHandle, CommitOptions, CommitPace, Store, commit};
+use ckptd_core::store::{CommitHandle, CommitOptions, CommitPace, Store, StoreLock, commit};
 use ckptd_core::{Error, Result};
 
 use crate::capture::{StallMeter, StateCapture, StateCapturer};
@@ -29,6 +29,8 @@ const THREAD: &str = "snapshots";
 /// What every snapshot of this session has in common.
 pub struct CommitSettings {
     pub store: Store,
+    /// Held for as long as the committing thread lives.
+    pub lock: StoreLock,
     pub run_id: RunId,
     pub next_seq: u64,
     /// The state that the store holds already, and its root: what the session resumed from.
@@ -96,16 +98,14 @@ struct DurableState {
 struct InFlight {
     train: TrainState,
     began: Instant,
-    cancel: Arc<AtomicBool>,
-    control: Arc<CommitHandle>,
+    handle: Arc<CommitHandle>,
 }
 
 struct CommitJob {
     capture: StateCapture,
     reason: String,
     pace: CommitPace,
-    cancel: Arc<AtomicBool>,
-    control: Arc<CommitHandle>,
+    handle: Arc<CommitHandle>,
     outcome: Option<SyncSender<Result<()>>>,
 }
 
@@ -210,7 +210,7 @@ impl SnapshotTaker {
         let durable = self.flight.lock();
         if let Some(flight) = &durable.in_flight {
             let elapsed = flight.began.elapsed();
-            let rest = ending::rest(flight.control.fraction(), elapsed);
+            let rest = ending::rest(flight.handle.fraction(), elapsed);
             let facts = ending::EndingInputs {
                 newer: self.capturer.train() != flight.train,
                 rest,
@@ -218,8 +218,8 @@ impl SnapshotTaker {
                 time: within,
             };
             match ending::decide(&facts) {
-                ending::EndingChoice::Finish => flight.control.hurry(),
-                ending::EndingChoice::Abandon => flight.cancel.store(true, Ordering::Relaxed),
+                ending::EndingChoice::Finish => flight.handle.hurry(),
+                ending::EndingChoice::Abandon => flight.handle.cancel(),
             }
         }
         drop(durable);
@@ -263,14 +263,10 @@ impl SnapshotTaker {
         pace: CommitPace,
         outcome: Option<SyncSender<Result<()>>>,
     ) -> CommitJob {
-        let (cancel, control): (Arc<AtomicBool>, Arc<CommitHandle>) = Default::default();
-        durable.in_flight = Some(InFlight {
-            train: capture.train.clone(),
-            began: Instant::now(),
-            cancel: cancel.clone(),
-            control: control.clone(),
-        });
-        CommitJob { capture, reason: reason.into(), pace, cancel, control, outcome }
+        let handle: Arc<CommitHandle> = Arc::default();
+        durable.in_flight =
+            Some(InFlight { train: capture.train.clone(), began: Instant::now(), handle: handle.clone() });
+        CommitJob { capture, reason: reason.into(), pace, handle, outcome }
     }
 
     fn launch(&self, job: CommitJob) {
@@ -332,7 +328,7 @@ impl SnapshotCommitter {
     }
 
     fn commit(&mut self, job: CommitJob) -> Result<()> {
-        let CommitJob { capture, reason, pace, cancel, control, .. } = job;
+        let CommitJob { capture, reason, pace, handle, .. } = job;
         let settings = &self.settings;
         let options = CommitOptions {
             parent: self.parent.clone(),
@@ -343,8 +339,7 @@ impl SnapshotCommitter {
                 CommitPace::Alone | CommitPace::Hurried => processors(),
             },
             pace,
-            cancel,
-            control,
+            handle,
             expected_bytes: self.expected_bytes,
             ..CommitOptions::new(&settings.run_id, settings.next_seq)
         };
@@ -362,7 +357,7 @@ impl SnapshotCommitter {
             provenance: Provenance { reason, ..settings.provenance.clone() },
             files: settings.files.clone(),
         };
-        let done = commit(&settings.store, snapshot, &options)?;
+        let done = commit(&settings.store, &settings.lock, snapshot, &options)?;
         self.parent = Some(done.root);
         // A little more than before, so that the reservation seldom falls short.
         self.expected_bytes = done.bytes + done.bytes / 64;

@@ -9,7 +9,7 @@ use ckptd_core::arithmetic::ArithmeticNumber;
 use ckptd_core::config::Config;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::{Snapshot, Tensor};
-use ckptd_core::store::{CommitOptions, SnapshotReader, Store, commit};
+use ckptd_core::store::{CommitOptions, SnapshotReader, Store, StoreLock, commit};
 
 const CONFIG: &str = r#"
 [job]
@@ -65,7 +65,7 @@ impl TrainedJob {
         };
         snapshot.train.arithmetic = arithmetic;
         let store = Store::create(&self.path("other")).unwrap();
-        commit(&store, snapshot, &CommitOptions::new(&manifest.run_id, 1)).unwrap().path
+        commit(&store, &StoreLock::inherited(), snapshot, &CommitOptions::new(&manifest.run_id, 1)).unwrap().path
     }
 
     /// The events of a worker that goes on from `snapshot` and has nothing left to train.

@@ -4,12 +4,13 @@
 
 use super::handle::Store;
 use super::layout::Folder;
+use super::lock::StoreLock;
 use crate::error::Result;
 use crate::os::{process, temporary};
 
 impl Store {
-    /// Removes what killed writers left; the caller holds the lock. Returns how many files that were.
-    pub fn clean_staging(&self) -> Result<usize> {
+    /// Removes what killed writers left, and returns how many files that were.
+    pub fn clean_staging(&self, _lock: &StoreLock) -> Result<usize> {
         let staging = self.folder(Folder::Staging)?;
         let leftovers = staging.files()?;
         leftovers.iter().try_for_each(|name| staging.remove(name))?;

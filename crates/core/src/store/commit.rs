@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::format::{self, ChunkPlace, ChunkRecord, FileRecord, HEAD_BYTES, Manifest, TensorRecord, Trailer};
 use super::handle::Store;
 use super::layout;
+use super::lock::StoreLock;
 use crate::codec::{CHUNK_BYTES, Encoder, room};
 use crate::dtype;
 use crate::error::{Error, Result};
@@ -55,16 +56,15 @@ pub struct CommitOptions {
     pub created_at: Option<jiff::Timestamp>,
     /// Size of the snapshot before, to reserve room; 0 if unknown.
     pub expected_bytes: u64,
-    /// Set by another thread to abandon the commit.
-    pub cancel: Arc<AtomicBool>,
-    /// Another thread's hand on the commit.
-    pub control: Arc<CommitHandle>,
+    /// Lets another thread hurry or cancel the commit.
+    pub handle: Arc<CommitHandle>,
 }
 
-/// Another thread's hand on a commit under way.
+/// Lets another thread hurry or cancel a commit, and see how far it is.
 #[derive(Debug, Default)]
 pub struct CommitHandle {
     hurried: AtomicBool,
+    cancelled: Arc<AtomicBool>,
     chunks: AtomicUsize,
     written: AtomicUsize,
 }
@@ -75,7 +75,17 @@ impl CommitHandle {
         self.hurried.store(true, Ordering::Relaxed);
     }
 
-    /// The share of its chunks that is written.
+    /// Ends the commit with [`Error::Abandoned`], unless its last chunk is written already.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// One whose commit is cancelled by setting `flag`.
+    pub fn cancelled_by(flag: Arc<AtomicBool>) -> CommitHandle {
+        CommitHandle { cancelled: flag, ..CommitHandle::default() }
+    }
+
+    /// The share of its chunks that is written, from 0 to 1.
     pub fn fraction(&self) -> f64 {
         let chunks = self.chunks.load(Ordering::Relaxed);
         if chunks == 0 { 0.0 } else { self.written.load(Ordering::Relaxed) as f64 / chunks as f64 }
@@ -93,8 +103,7 @@ impl CommitOptions {
             pace: CommitPace::Alone,
             created_at: None,
             expected_bytes: 0,
-            cancel: Arc::default(),
-            control: Arc::default(),
+            handle: Arc::default(),
         }
     }
 }
@@ -113,8 +122,12 @@ pub struct Committed {
 }
 
 /// Writes `snapshot` to the store. When this returns, the snapshot is whole and durable under its final name; on an
-/// error it is not there. The caller holds the store's lock, itself or through its parent.
-pub fn commit(store: &Store, snapshot: Snapshot, options: &CommitOptions) -> Result<Committed> {
+/// error it is not there.
+///
+/// # Errors
+/// [`Error::Abandoned`] after [`CommitHandle::cancel`], [`Error::NoSpace`] on a full disk, [`Error::Mismatch`] where a
+/// tensor has not as many bytes as its shape says.
+pub fn commit(store: &Store, _lock: &StoreLock, snapshot: Snapshot, options: &CommitOptions) -> Result<Committed> {
     let started = Instant::now();
     let staging = store.folder(layout::Folder::Staging)?;
     let part = layout::staging_file(&layout::snapshot_id(snapshot.train.step, Some(options.seq)));
@@ -269,7 +282,7 @@ fn write_chunks(
     let threads = options.threads.clamp(1, units.len().max(1));
     let mut left: Vec<usize> = vec![0; items.len()];
     units.iter().for_each(|u| left[u.item] += 1);
-    options.control.chunks.store(units.len(), Ordering::Relaxed);
+    options.handle.chunks.store(units.len(), Ordering::Relaxed);
     let stage = &EncodeStage {
         units,
         items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
@@ -304,10 +317,10 @@ impl EncodeStage<'_> {
         let (mut finite, mut hurried) = (true, false);
         while records.len() < self.units.len() {
             let chunk = loop {
-                if options.cancel.load(Ordering::Relaxed) {
+                if options.handle.cancelled.load(Ordering::Relaxed) {
                     return Err(Error::Abandoned);
                 }
-                if !hurried && options.control.hurried.load(Ordering::Relaxed) {
+                if !hurried && options.handle.hurried.load(Ordering::Relaxed) {
                     hurried = true;
                     hurry();
                 }
@@ -320,7 +333,7 @@ impl EncodeStage<'_> {
             out.append(&chunk.memory[..chunk.record.encoded as usize])?;
             records.push(chunk.record);
             finite &= chunk.finite;
-            options.control.written.store(records.len(), Ordering::Relaxed);
+            options.handle.written.store(records.len(), Ordering::Relaxed);
             self.line.give_back(chunk.memory);
         }
         Ok((records, finite))
@@ -330,7 +343,7 @@ impl EncodeStage<'_> {
         if background {
             lower_priority(ENCODING_NICE);
         }
-        let hurried = || options.control.hurried.load(Ordering::Relaxed);
+        let hurried = || options.handle.hurried.load(Ordering::Relaxed);
         let _end = self.line.end_on_panic();
         let (mut encoder, mut storing) = (Encoder::new(options.level), Encoder::new(0));
         while !(background && hurried())

@@ -100,7 +100,8 @@ impl Store {
         }
     }
 
-    pub fn set_run_id(&self, run_id: impl Into<RunId>) -> Result<()> {
+    /// Makes the store that of a run, durably.
+    pub fn set_run_id(&self, _lock: &StoreLock, run_id: impl Into<RunId>) -> Result<()> {
         let json = serde_json::to_vec(&RunRecord { run_id: run_id.into() })
             .map_err(|e| Error::Other(format!("writing {}: {e}", layout::RUN)))?;
         self.dir.write_durably(layout::RUN, &json)

@@ -19,9 +19,19 @@ use crate::os::process::start_ticks;
 /// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
 pub const SESSION: &str = "ckptd run";
 
-/// Held until it is dropped here and in every child that was started meanwhile.
+/// That this process may change a store: it took the lock, or the process that started it did. Whatever takes a
+/// `&StoreLock` changes the store that it was taken from.
+///
+/// The kernel's lock is held until this is dropped here and every child that was started meanwhile has ended.
 #[derive(Debug)]
 pub struct StoreLock {
+    /// `None`: the parent's.
+    own: Option<LockFile>,
+}
+
+/// The lock file, open and locked.
+#[derive(Debug)]
+struct LockFile {
     file: File,
     path: PathBuf,
     holder: LockHolder,
@@ -81,22 +91,29 @@ impl StoreLock {
                 (false, _) => {}
             }
         };
-        let holder = LockHolder::this(who);
-        let lock = StoreLock { file, path, holder };
-        lock.write();
-        Ok(lock)
+        let lock = LockFile { file, path, holder: LockHolder::this(who) };
+        lock.write(&lock.holder);
+        Ok(StoreLock { own: Some(lock) })
     }
 
-    /// Leaves word of how the session ended.
-    pub fn ended(&mut self, problem: Option<String>) {
+    /// For a worker, which has the lock through the process that started it: the open file came with the start.
+    pub fn inherited() -> StoreLock {
+        StoreLock { own: None }
+    }
+
+    /// Records how the session ended, `problem` being what it failed with. Does nothing for an inherited lock.
+    pub fn record_end(&self, problem: Option<String>) {
         let problem = problem.map(|problem| problem.chars().take(MAX_PROBLEM).collect());
-        self.holder.ended = Some(SessionEnding { problem });
-        self.write();
+        if let Some(lock) = &self.own {
+            lock.write(&LockHolder { ended: Some(SessionEnding { problem }), ..lock.holder.clone() });
+        }
     }
+}
 
+impl LockFile {
     /// The content serves messages only, so a failure to write it is none to lock.
-    fn write(&self) {
-        let mut text = serde_json::to_vec(&self.holder).unwrap_or_default();
+    fn write(&self, holder: &LockHolder) {
+        let mut text = serde_json::to_vec(holder).unwrap_or_default();
         text.resize(text.len().max(LOCK_BYTES), b' ');
         let length = text.len() as u64;
         let _ = fs::write_all_at(&self.file, &text, 0, &self.path)

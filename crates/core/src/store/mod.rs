@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`layout`] (names), [`format`] (the file), [`commit`](mod@commit), [`read`], [`receipt`],
 //! [`handle`] (an open store), [`lock`], [`catalogue`], [`verify`], [`quarantine`], [`resume`], [`retain`], [`rotate`],
-//! [`clean`], [`records`].
+//! [`clean`], [`records`], [`session`].
 //!
 //! Invariant: every answer is read from the disk at the time of the question. Order comes from (run, sequence number)
 //! in the manifests. Damaged files are moved aside, not deleted; only [`rotate`] deletes snapshots.
@@ -21,6 +21,7 @@ pub mod records;
 pub mod resume;
 pub mod retain;
 pub mod rotate;
+pub mod session;
 pub mod verify;
 
 pub use catalogue::{SnapshotEntry, SnapshotState};
@@ -33,4 +34,6 @@ pub use read::SnapshotReader;
 pub use receipt::Receipt;
 pub use records::Record;
 pub use resume::ResumeChoice;
-pub use retain::{RetentionPolicy, RetentionVerdict};
+pub use retain::{KeepReason, RetentionPolicy, RetentionVerdict};
+pub use rotate::RotationPlan;
+pub use session::SessionStart;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::catalogue::SnapshotEntry;
 use super::handle::Store;
 use super::layout::{self, Folder};
+use super::lock::StoreLock;
 use crate::error::{Error, Result};
 use crate::os::temporary;
 
@@ -22,7 +23,7 @@ pub struct QuarantinedFile {
 
 impl Store {
     /// Moves a damaged snapshot aside, with the reason in a text file beside it. Returns where it lies now.
-    pub fn quarantine(&self, entry: &SnapshotEntry, reason: &str) -> Result<PathBuf> {
+    pub fn quarantine(&self, _lock: &StoreLock, entry: &SnapshotEntry, reason: &str) -> Result<PathBuf> {
         let (snapshots, quarantine) = (self.folder(Folder::Snapshots)?, self.folder(Folder::Quarantine)?);
         let name = layout::snapshot_file(&entry.id);
         let taken = quarantine.files()?;

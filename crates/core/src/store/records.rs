@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::handle::Store;
 use super::layout;
+use super::lock::StoreLock;
 use crate::error::{Error, Result};
 
 /// Which record.
@@ -45,8 +46,8 @@ impl Store {
         Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
     }
 
-    /// Replaces the record durably; the caller holds the lock.
-    pub fn write_record<T: Serialize>(&self, record: Record, value: &T) -> Result<()> {
+    /// Replaces the record durably.
+    pub fn write_record<T: Serialize>(&self, _lock: &StoreLock, record: Record, value: &T) -> Result<()> {
         let json = match record {
             // People read the job; the sessions are many.
             Record::Job => serde_json::to_vec_pretty(value),

@@ -6,6 +6,7 @@
 use super::catalogue::{SnapshotEntry, SnapshotState};
 use super::format;
 use super::handle::Store;
+use super::lock::StoreLock;
 use crate::error::{Error, Result};
 use crate::ids::SnapshotId;
 use crate::progress::NoProgress;
@@ -20,7 +21,12 @@ pub struct ResumeChoice {
 impl Store {
     /// The newest healthy snapshot of the run that is verified or verifies now. Those that fail are quarantined, those
     /// that are unhealthy passed over; `log` is told.
-    pub fn choose_resume(&self, threads: usize, log: &mut dyn FnMut(String)) -> Result<Option<ResumeChoice>> {
+    pub fn choose_resume(
+        &self,
+        lock: &StoreLock,
+        threads: usize,
+        log: &mut dyn FnMut(String),
+    ) -> Result<Option<ResumeChoice>> {
         let mut passed_over = Vec::new();
         let mut unreadable = None;
         let (broken, entries): (Vec<SnapshotEntry>, Vec<SnapshotEntry>) =
@@ -62,7 +68,7 @@ impl Store {
                     }
                 },
             };
-            let aside = self.quarantine(&entry, &reason)?;
+            let aside = self.quarantine(lock, &entry, &reason)?;
             log(format!("{} is damaged ({reason}): moved to {}", entry.id, aside.display()));
             passed_over.push(entry.id.clone());
         }

@@ -1,9 +1,11 @@
 //! Retention: which snapshots stay, and why.
 //!
 //! Invariant: [`plan`] is a pure function that never gives up the newest two healthy verified snapshots, the best
-//! (where `keep_best` asks for it), a pinned one, one that is not verified yet, or one of another run. Deleting is somebody else's second step.
+//! (where `keep_best` asks for it), a pinned one, one that is not verified yet, or one of another run.
+//! Deliberately not here: deleting (rotate).
 
 use std::collections::HashSet;
+use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -53,36 +55,97 @@ pub struct SnapshotFacts {
     pub pinned: bool,
 }
 
+/// What becomes of one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetentionVerdict {
+    /// Which one.
     pub id: SnapshotId,
+    /// Size of its file.
     pub bytes: u64,
-    pub keep: bool,
-    /// Why it is kept, or why nothing keeps it.
-    pub reasons: Vec<String>,
+    /// Why it is kept, those that bind first; empty where nothing keeps it.
+    pub reasons: Vec<KeepReason>,
 }
 
+impl RetentionVerdict {
+    /// Whether it stays.
+    pub fn keeps(&self) -> bool {
+        !self.reasons.is_empty()
+    }
+
+    /// Why it stays, or goes, in words.
+    pub fn texts(&self) -> Vec<String> {
+        if self.keeps() { self.reasons.iter().map(KeepReason::to_string).collect() } else { vec![UNKEPT.to_owned()] }
+    }
+}
+
+/// Why a snapshot is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepReason {
+    /// The user pinned it.
+    Pinned,
+    /// It was not read back yet.
+    Unverified,
+    /// It belongs to another run than the store.
+    OtherRun,
+    /// The newest healthy verified one.
+    Latest,
+    /// The one to fall back to.
+    LatestButOne,
+    /// Among the newest `keep_last`.
+    AmongLast(usize),
+    /// It has the lowest validation loss.
+    Best,
+    /// Among the `keep_best` with the lowest validation loss.
+    AmongBest(usize),
+    /// Its step is a multiple of `keep_every_steps`.
+    StepMultiple(u64),
+    /// The newest of one of the last `keep_hourly` hours.
+    Hourly,
+    /// The newest of one of the last `keep_daily` days.
+    Daily,
+    /// The newest unhealthy one.
+    PostMortem,
+}
+
+impl KeepReason {
+    /// Whether it holds against everything; the others give way to `max_bytes`.
+    pub fn binds(&self) -> bool {
+        use KeepReason::{Best, Latest, LatestButOne, OtherRun, Pinned, Unverified};
+        matches!(self, Pinned | Unverified | OtherRun | Latest | LatestButOne | Best)
+    }
+}
+
+impl fmt::Display for KeepReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeepReason::Pinned => f.write_str("pinned"),
+            KeepReason::Unverified => f.write_str("not verified yet"),
+            KeepReason::OtherRun => f.write_str("of another run"),
+            KeepReason::Latest => f.write_str("latest"),
+            KeepReason::LatestButOne => f.write_str("latest but one"),
+            KeepReason::AmongLast(count) => write!(f, "among the last {count}"),
+            KeepReason::Best => f.write_str("best validation loss"),
+            KeepReason::AmongBest(count) => write!(f, "among the best {count}"),
+            KeepReason::StepMultiple(every) => write!(f, "step is a multiple of {every}"),
+            KeepReason::Hourly => f.write_str("newest of its hour"),
+            KeepReason::Daily => f.write_str("newest of its day"),
+            KeepReason::PostMortem => f.write_str("newest unhealthy one, for post-mortem"),
+        }
+    }
+}
+
+/// Said of a snapshot that goes.
+const UNKEPT: &str = "no rule keeps it";
 /// Smallest number of healthy verified snapshots that ever stay.
 const ALWAYS: usize = 2;
+const HOUR_SECONDS: i64 = 3600;
+const DAY_SECONDS: i64 = 24 * HOUR_SECONDS;
 
-/// A verdict for each fact, newest first.
+/// One verdict per snapshot, newest first.
 pub fn plan(facts: &[SnapshotFacts], policy: &RetentionPolicy, now: Timestamp) -> Vec<RetentionVerdict> {
     let mut facts: Vec<&SnapshotFacts> = facts.iter().collect();
     facts.sort_by_key(|f| std::cmp::Reverse((f.own, f.seq, f.step)));
-    // Reasons that hold against everything, and reasons that max_bytes may overrule.
-    let mut firm: Vec<Vec<String>> = vec![Vec::new(); facts.len()];
-    let mut soft: Vec<Vec<String>> = vec![Vec::new(); facts.len()];
-    for (i, fact) in facts.iter().enumerate() {
-        if fact.pinned {
-            firm[i].push("pinned".into());
-        }
-        if !fact.verified {
-            firm[i].push("not verified yet".into());
-        }
-        if !fact.own {
-            firm[i].push("of another run".into());
-        }
-    }
+    let mut reasons: Vec<Vec<KeepReason>> = facts.iter().map(|fact| protections(fact)).collect();
     let candidates: Vec<usize> =
         (0..facts.len()).filter(|&i| facts[i].own && facts[i].verified && facts[i].healthy).collect();
     // A copy of a snapshot under another name has its number, and is no second one to fall back to.
@@ -91,41 +154,49 @@ pub fn plan(facts: &[SnapshotFacts], policy: &RetentionPolicy, now: Timestamp) -
     for &i in &candidates {
         let place = numbers.iter().position(|&seq| seq == facts[i].seq).unwrap_or(0);
         match place {
-            0 => firm[i].push("latest".into()),
-            _ if place < ALWAYS => firm[i].push("latest but one".into()),
-            _ if place < policy.keep_last => soft[i].push(format!("among the last {}", policy.keep_last)),
+            0 => reasons[i].push(KeepReason::Latest),
+            _ if place < ALWAYS => reasons[i].push(KeepReason::LatestButOne),
+            _ if place < policy.keep_last => reasons[i].push(KeepReason::AmongLast(policy.keep_last)),
             _ => {}
         }
     }
     for (place, i) in best(&facts, &candidates).into_iter().take(policy.keep_best).enumerate() {
         match place {
-            0 => firm[i].push("best validation loss".into()),
-            _ => soft[i].push(format!("among the best {}", policy.keep_best)),
+            0 => reasons[i].push(KeepReason::Best),
+            _ => reasons[i].push(KeepReason::AmongBest(policy.keep_best)),
         }
     }
     for &i in &candidates {
         if let Some(every) = policy.keep_every_steps.filter(|&n| n > 0 && facts[i].step.is_multiple_of(n)) {
-            soft[i].push(format!("step is a multiple of {every}"));
+            reasons[i].push(KeepReason::StepMultiple(every));
         }
     }
-    by_time(&facts, &candidates, 3600, policy.keep_hourly, "hour", now, &mut soft);
-    by_time(&facts, &candidates, 86400, policy.keep_daily, "day", now, &mut soft);
+    let periods =
+        [(HOUR_SECONDS, policy.keep_hourly, KeepReason::Hourly), (DAY_SECONDS, policy.keep_daily, KeepReason::Daily)];
+    for (seconds, keep, reason) in periods {
+        newest_per_period(&facts, &candidates, seconds, keep, now).for_each(|i| reasons[i].push(reason));
+    }
     if let Some(i) = (0..facts.len()).find(|&i| facts[i].own && facts[i].verified && !facts[i].healthy) {
-        soft[i].push("newest unhealthy one, for post-mortem".into());
+        reasons[i].push(KeepReason::PostMortem);
     }
     if let Some(max) = policy.max_bytes {
-        cap(&facts, &firm, &mut soft, max.0);
+        cap(&facts, &mut reasons, max.0);
     }
-    let verdict = |(i, fact): (usize, &&SnapshotFacts)| {
-        let mut reasons = std::mem::take(&mut firm[i]);
-        reasons.append(&mut soft[i]);
-        let keep = !reasons.is_empty();
-        if !keep {
-            reasons.push("no rule keeps it".into());
-        }
-        RetentionVerdict { id: fact.id.clone(), bytes: fact.bytes, keep, reasons }
+    let verdict = |(fact, mut reasons): (&&SnapshotFacts, Vec<KeepReason>)| {
+        reasons.sort_by_key(|reason| !reason.binds());
+        RetentionVerdict { id: fact.id.clone(), bytes: fact.bytes, reasons }
     };
-    facts.iter().enumerate().map(verdict).collect()
+    facts.iter().zip(reasons).map(verdict).collect()
+}
+
+/// What protects a snapshot from every rule.
+fn protections(fact: &SnapshotFacts) -> Vec<KeepReason> {
+    let all = [
+        (fact.pinned, KeepReason::Pinned),
+        (!fact.verified, KeepReason::Unverified),
+        (!fact.own, KeepReason::OtherRun),
+    ];
+    all.into_iter().filter_map(|(holds, reason)| holds.then_some(reason)).collect()
 }
 
 /// Candidates with a validation loss, lowest first; of equals the newest.
@@ -137,33 +208,28 @@ fn best(facts: &[&SnapshotFacts], candidates: &[usize]) -> Vec<usize> {
 }
 
 /// The newest of each of the last `keep` periods of `seconds`.
-fn by_time(
+fn newest_per_period(
     facts: &[&SnapshotFacts],
     candidates: &[usize],
     seconds: i64,
     keep: usize,
-    name: &str,
     now: Timestamp,
-    soft: &mut [Vec<String>],
-) {
+) -> impl Iterator<Item = usize> {
     let mut seen = HashSet::new();
-    for &i in candidates {
+    candidates.iter().copied().filter(move |&i| {
         let age = now.as_second().div_euclid(seconds) - facts[i].created_at.as_second().div_euclid(seconds);
         // A clock that was set back makes an age negative: such a snapshot counts as of the newest period.
-        if age.max(0) < keep as i64 && seen.insert(age.max(0)) {
-            soft[i].push(format!("newest of its {name}"));
-        }
-    }
+        age.max(0) < keep as i64 && seen.insert(age.max(0))
+    })
 }
 
-/// Takes the soft reasons away, oldest first, until the rest fits.
-fn cap(facts: &[&SnapshotFacts], firm: &[Vec<String>], soft: &mut [Vec<String>], max: u64) {
-    let mut total: u64 =
-        (0..facts.len()).filter(|&i| !firm[i].is_empty() || !soft[i].is_empty()).map(|i| facts[i].bytes).sum();
-    for i in (0..facts.len()).rev() {
-        if total > max && firm[i].is_empty() && !soft[i].is_empty() {
-            soft[i].clear();
-            total -= facts[i].bytes;
+/// Drops what only reasons that do not bind keep, oldest first, until the rest fits into `max` bytes.
+fn cap(facts: &[&SnapshotFacts], reasons: &mut [Vec<KeepReason>], max: u64) {
+    let mut total: u64 = facts.iter().zip(&*reasons).filter(|(_, r)| !r.is_empty()).map(|(fact, _)| fact.bytes).sum();
+    for (fact, reasons) in facts.iter().zip(reasons).rev() {
+        if total > max && !reasons.is_empty() && !reasons.iter().any(KeepReason::binds) {
+            reasons.clear();
+            total -= fact.bytes;
         }
     }
 }
@@ -192,7 +258,7 @@ mod tests {
 
     fn kept(facts: &[SnapshotFacts], policy: &RetentionPolicy) -> Vec<u64> {
         let now = Timestamp::from_second(100_000).unwrap();
-        plan(facts, policy, now).iter().filter(|v| v.keep).map(|v| v.id.as_str()[1..].parse().unwrap()).collect()
+        plan(facts, policy, now).iter().filter(|v| v.keeps()).map(|v| v.id.as_str()[1..].parse().unwrap()).collect()
     }
 
     #[test]

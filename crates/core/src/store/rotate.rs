@@ -8,41 +8,60 @@ use jiff::Timestamp;
 use super::catalogue::{SnapshotEntry, SnapshotState};
 use super::handle::Store;
 use super::layout::{self, Folder};
+use super::lock::StoreLock;
 use super::retain::{self, RetentionPolicy, RetentionVerdict, SnapshotFacts};
 use crate::error::{Error, Result};
 
+/// Which snapshots a rotation deletes. Only [`Store::plan`] makes one.
+#[derive(Debug)]
+pub struct RotationPlan {
+    verdicts: Vec<RetentionVerdict>,
+}
+
+impl RotationPlan {
+    /// One per snapshot whose manifest can be read, newest first.
+    pub fn verdicts(&self) -> &[RetentionVerdict] {
+        &self.verdicts
+    }
+
+    /// The verdicts, for those who only show them.
+    pub fn into_verdicts(self) -> Vec<RetentionVerdict> {
+        self.verdicts
+    }
+}
+
 impl Store {
-    /// What retention would keep and delete.
-    pub fn plan(&self, policy: &RetentionPolicy, now: Timestamp) -> Result<Vec<RetentionVerdict>> {
-        let facts: Vec<retain::SnapshotFacts> = self.entries()?.iter().filter_map(fact).collect();
-        Ok(retain::plan(&facts, policy, now))
+    /// What the policy keeps and deletes, as of now. Needs no lock as long as it is only shown.
+    pub fn plan(&self, policy: &RetentionPolicy, now: Timestamp) -> Result<RotationPlan> {
+        let facts: Vec<SnapshotFacts> = self.entries()?.iter().filter_map(fact).collect();
+        Ok(RotationPlan { verdicts: retain::plan(&facts, policy, now) })
     }
 
-    /// Plans and applies the plan; the caller holds the lock.
-    pub fn prune(&self, policy: &RetentionPolicy, now: Timestamp) -> Result<Vec<RetentionVerdict>> {
-        let plan = self.plan(policy, now)?;
-        self.apply(&plan)?;
-        Ok(plan)
+    /// Plans and applies the plan, which is returned.
+    pub fn prune(&self, lock: &StoreLock, policy: &RetentionPolicy, now: Timestamp) -> Result<Vec<RetentionVerdict>> {
+        self.apply(lock, self.plan(policy, now)?)
     }
 
-    /// Deletes what the plan does not keep; the caller has held the lock since before it was made.
-    pub fn apply(&self, plan: &[RetentionVerdict]) -> Result<()> {
+    /// Deletes what the plan does not keep; the lock has been held since before it was made. Returns its verdicts.
+    pub fn apply(&self, _lock: &StoreLock, plan: RotationPlan) -> Result<Vec<RetentionVerdict>> {
         let (snapshots, receipts) = (self.folder(Folder::Snapshots)?, self.folder(Folder::Receipts)?);
-        for verdict in plan.iter().filter(|v| !v.keep) {
+        for verdict in plan.verdicts.iter().filter(|v| !v.keeps()) {
             snapshots.remove(&layout::snapshot_file(&verdict.id))?;
             receipts.remove(&layout::receipt_file(&verdict.id))?;
         }
-        if plan.iter().any(|v| !v.keep) {
+        if plan.verdicts.iter().any(|v| !v.keeps()) {
             snapshots.sync()?;
         }
-        Ok(())
+        Ok(plan.verdicts)
     }
 
+    /// Keeps a snapshot whatever the policy says, until it is unpinned. Needs no lock.
     pub fn pin(&self, entry: &SnapshotEntry) -> Result<()> {
         self.require_own_file(entry)?;
         self.folder(Folder::Pins)?.write_durably(layout::pin_file(&entry.id), b"")
     }
 
+    /// Leaves a snapshot to the policy again. Needs no lock.
     pub fn unpin(&self, entry: &SnapshotEntry) -> Result<()> {
         self.require_own_file(entry)?;
         let pins = self.folder(Folder::Pins)?;
@@ -52,12 +71,11 @@ impl Store {
 
     fn require_own_file(&self, entry: &SnapshotEntry) -> Result<()> {
         let ours = self.folder(Folder::Snapshots)?.join(&layout::snapshot_file(&entry.id));
-        match ours == entry.path {
-            true => Ok(()),
-            false => {
-                Err(Error::NotFound(format!("{} does not lie in {}", entry.path.display(), self.path().display())))
-            }
+        if ours != entry.path {
+            let (path, store) = (entry.path.display(), self.path().display());
+            return Err(Error::NotFound(format!("{path} is not in the store {store}")));
         }
+        Ok(())
     }
 }
 

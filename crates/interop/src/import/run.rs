@@ -12,7 +12,7 @@ use super::options::ImportOptions;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::progress::ProgressSink;
-use ckptd_core::store::{CommitOptions, Store, commit};
+use ckptd_core::store::{CommitHandle, CommitOptions, Store, commit};
 
 /// What an import came to.
 #[derive(Clone, Debug, Serialize)]
@@ -51,7 +51,7 @@ pub fn import(from: &Path, store: &Path, options: &ImportOptions, progress: &dyn
 
 fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn ProgressSink) -> Result<ImportReport> {
     let store = Store::create(path)?;
-    let _lock = store.lock("ckptd import")?;
+    let lock = store.lock("ckptd import")?;
     if let Some(newest) = store.entries()?.first() {
         return Err(Error::Other(format!(
             "the store {} holds snapshots already (the newest is {}); import into another folder",
@@ -70,13 +70,13 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
         parent: state.as_ref().and_then(|state| state.parent.clone()),
         level: options.level,
         threads: options.threads,
-        cancel: Arc::clone(&options.cancel),
+        handle: Arc::new(CommitHandle::cancelled_by(Arc::clone(&options.cancel))),
         ..CommitOptions::new(&run_id, state.as_ref().map_or(1, |state| state.seq))
     };
     progress.begin("writing the snapshot", 0);
     let step = snapshot.train.step;
-    let committed = commit(&store, snapshot.clone(), &commit_options)?;
-    store.set_run_id(&run_id)?;
+    let committed = commit(&store, &lock, snapshot.clone(), &commit_options)?;
+    store.set_run_id(&lock, &run_id)?;
     progress.begin("verifying", committed.bytes);
     let entry = store.find(&committed.id)?;
     store.verify(&entry, options.threads, progress)?;
