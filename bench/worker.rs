@@ -22,9 +22,9 @@ use ckptd_core::snapshot::Role;
 use ckptd_core::store::{CommitPace, Store};
 use ckptd_core::{Error, Result};
 use ckptd_gpt2::capture::StateCapturer;
-use ckptd_gpt2::device;
 use ckptd_gpt2::events::EventSender;
-use ckptd_gpt2::job::TrainingSetup;
+use ckptd_gpt2::process;
+use ckptd_gpt2::setup::TrainingSetup;
 use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
 use ckptd_gpt2::train::TrainingLoop;
 use serde_json::{Value, json};
@@ -38,8 +38,8 @@ struct Bench {
 }
 
 fn main() -> Result<()> {
-    device::settle_openmp();
-    device::tune_malloc();
+    process::settle_openmp();
+    process::tune_malloc();
     let mut arguments = std::env::args().skip(1);
     let path = PathBuf::from(arguments.next().ok_or_else(|| Error::Config("usage: worker JOB.toml".into()))?);
     let events = EventSender::to_stdout().map_err(|e| Error::io("starting a thread for", "events", e))?;

@@ -146,7 +146,9 @@ fn the_probe_is_kept_in_snapshots_outside_the_root_and_held_against_the_model_at
     let checked: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&checked["probe"]["as_saved"], &checked["probe"]["hash"]), (&true.into(), &hashes[1].as_str().into()));
 
-    for (answers, expect) in [(hashes[0].clone(), "answers to the bit"), ("0".repeat(64), "other answers here")] {
+    for (answers, expect) in
+        [(hashes[0].clone(), "gives the same logits, bit for bit"), ("0".repeat(64), "other logits here")]
+    {
         let again = tempfile::tempdir().unwrap();
         let job = write_job(again.path(), MODEL, text(&texts), "");
         let mut state = SnapshotReader::open(&store.find("4").unwrap().path).unwrap().read_snapshot().unwrap();

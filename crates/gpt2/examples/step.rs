@@ -8,17 +8,17 @@ use std::time::Instant;
 use ckptd_core::config::{Config, TrainSection};
 use ckptd_core::snapshot::TrainState;
 use ckptd_gpt2::capture::TrainingState;
-use ckptd_gpt2::device;
 use ckptd_gpt2::gpt2::{Gpt2Config, Gpt2Model, ModelGradients, TokenBatch, init};
 use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
+use ckptd_gpt2::process;
 
 fn main() -> ckptd_core::Result<()> {
-    device::tune_malloc();
+    process::tune_malloc();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |index: usize, default: usize| arguments.get(index).and_then(|a| a.parse().ok()).unwrap_or(default);
     let preset = arguments.first().map_or("gpt2", String::as_str);
     let (rows, positions, steps) = (number(1, 1), number(2, 128), number(3, 10));
-    let (threads, every) = (device::set_threads(number(4, 2))?, number(5, 0));
+    let (threads, every) = (process::set_threads(number(4, 2))?, number(5, 0));
 
     let config = Gpt2Config::preset(preset)?.with_dropout(0.0);
     let train = TrainSection { grad_clip: 0.0, ..Config::default().train };

@@ -22,7 +22,7 @@ use ckptd_core::snapshot::{Metrics, Role, Tensor as SnapshotTensor, TensorMeta, 
 use ckptd_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::device::TorchContext;
+use crate::torch::TorchContext;
 use slab::{StateMapping, TensorBuffer};
 
 /// The training thread's side: it reads the parameters and updates the state.

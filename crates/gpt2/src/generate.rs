@@ -14,9 +14,10 @@ use indicatif::ProgressBar;
 use tch::{Device, Tensor};
 
 use crate::data::tokenizer::{self, TextEncoder};
-use crate::device::{self, TorchContext};
 use crate::gpt2::Gpt2Model;
+use crate::process;
 use crate::rng;
+use crate::torch::TorchContext;
 use crate::weights::{self, ModelWeights};
 
 #[derive(clap::Args)]
@@ -66,7 +67,7 @@ struct SamplingSettings {
 
 /// Prints the prompt and what the model adds to it, as it comes.
 pub fn generate(arguments: &GenerateArguments) -> Result<()> {
-    let threads = device::set_threads(arguments.threads)?;
+    let threads = process::set_threads(arguments.threads)?;
     let path = match (&arguments.store, &arguments.model) {
         (Some(store), _) => weights::find(store, &arguments.snapshot)?,
         (None, model) => model.clone().unwrap_or_default(),

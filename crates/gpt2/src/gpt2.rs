@@ -19,7 +19,7 @@ use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 pub use config::{Activation, Gpt2Config, PRESETS};
 
-use crate::device::TorchContext;
+use crate::torch::TorchContext;
 
 /// Tensors of a block; `Gpt2Config::parameters` lists them in this order.
 const PER_LAYER: usize = 12;

@@ -11,15 +11,16 @@ pub const COMMANDS_THREAD: &str = "commands";
 
 pub mod capture;
 pub mod data;
-pub mod device;
 pub mod events;
 pub mod generate;
 pub mod gpt2;
-pub mod job;
 pub mod optim;
 pub mod probe;
+pub mod process;
 pub mod rng;
+pub mod setup;
 pub mod snapshots;
 pub mod tokens;
+pub mod torch;
 pub mod train;
 pub mod weights;

@@ -1,10 +1,10 @@
 //! `ckptd-gpt2`: trains GPT-2 and commits snapshots, as ckptd's worker or alone.
 //!
 //! As a worker it says hello, waits for `start`, prepares the job, and trains on the main thread, while another thread
-//! obeys commands. An end, by command or because the agent is gone, does not wait for the step: the newest completed
+//! serves commands. An end, by command or because the agent is gone, does not wait for the step: the newest completed
 //! state is made durable and the process exits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEve
 use ckptd_core::store::{CommitPace, SessionStart, Store, StoreLock};
 use ckptd_core::{Error, Result};
 use ckptd_gpt2::events::{CommandReader, EventSender};
-use ckptd_gpt2::job::TrainingSetup;
+use ckptd_gpt2::setup::TrainingSetup;
 use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
 use ckptd_gpt2::train::TrainingLoop;
-use ckptd_gpt2::{COMMANDS_THREAD, device, generate, probe};
+use ckptd_gpt2::{COMMANDS_THREAD, generate, probe, process, torch};
 use clap::{Parser, Subcommand};
 
 /// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.
@@ -42,8 +42,8 @@ enum ModelTask {
 }
 
 fn main() -> ExitCode {
-    device::settle_openmp();
-    device::tune_malloc();
+    process::settle_openmp();
+    process::tune_malloc();
     ckptd_core::os::fs::refuse_size_limit_signal();
     let arguments = WorkerArguments::parse();
     if let Some(task) = arguments.task {
@@ -67,31 +67,34 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = match arguments.config {
-        Some(path) => run(&events, || alone(&path)),
-        None => {
-            let accepts = vec!["configure".to_owned()];
-            let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
-            events.send(WorkerEvent::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
-            run(&events, wait_for_start)
-        }
+    let outcome = match arguments.config {
+        Some(path) => run_standalone(&path, &events),
+        None => run_as_worker(&events),
     };
+    let code = outcome.map_or_else(|error| report(&error, &events), |()| 0);
     events.flush();
     // libtorch's threads may be at work on something that nobody waits for.
     std::process::exit(code);
 }
 
-/// Where the orders come from.
-enum CommandSource {
-    Agent(CommandReader),
-    /// There are none: the session ends when the training does.
-    Alone,
+/// Trains what the agent's `start` says.
+fn run_as_worker(events: &EventSender) -> Result<()> {
+    let accepts = vec!["configure".to_owned()];
+    let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
+    events.send(WorkerEvent::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
+    let (start, commands) = wait_for_start()?;
+    train(start, Some(commands), StoreLock::inherited(), events)
 }
 
-fn run(events: &EventSender, start: impl FnOnce() -> Result<(Start, CommandSource, StoreLock)>) -> i32 {
-    let outcome = start().and_then(|(start, orders, lock)| train(start, orders, lock, events));
-    let Err(error) = outcome else { return 0 };
-    let failure = match &error {
+/// Trains the job at `path` without an agent.
+fn run_standalone(path: &Path, events: &EventSender) -> Result<()> {
+    let (start, lock) = standalone(path)?;
+    train(start, None, lock, events)
+}
+
+/// Tells the agent why the worker cannot go on. Returns the exit code.
+fn report(error: &Error, events: &EventSender) -> i32 {
+    let failure = match error {
         Error::Config(_) | Error::NotFound(_) => WorkerFailure::Config,
         Error::Damaged { .. } => WorkerFailure::Damaged,
         Error::Mismatch { .. } => WorkerFailure::Mismatch,
@@ -101,12 +104,10 @@ fn run(events: &EventSender, start: impl FnOnce() -> Result<(Start, CommandSourc
     i32::from(error.exit_code())
 }
 
-fn wait_for_start() -> Result<(Start, CommandSource, StoreLock)> {
+fn wait_for_start() -> Result<(Start, CommandReader)> {
     let mut commands = CommandReader::from_stdin();
     match commands.next_command() {
-        Ok(Some(AgentCommand::Start(start))) if start.protocol == VERSION => {
-            Ok((*start, CommandSource::Agent(commands), StoreLock::inherited()))
-        }
+        Ok(Some(AgentCommand::Start(start))) if start.protocol == VERSION => Ok((*start, commands)),
         Ok(Some(AgentCommand::Start(start))) => {
             Err(Error::Other(format!("the agent speaks protocol {}, this worker {VERSION}", start.protocol)))
         }
@@ -116,8 +117,8 @@ fn wait_for_start() -> Result<(Start, CommandSource, StoreLock)> {
     }
 }
 
-/// What an agent would have said.
-fn alone(path: &std::path::Path) -> Result<(Start, CommandSource, StoreLock)> {
+/// What an agent would have said, and the store's lock.
+fn standalone(path: &Path) -> Result<(Start, StoreLock)> {
     let config = Config::load(path)?;
     let store = Store::create(&config.job.store)?;
     let lock = store.lock("ckptd-gpt2 alone")?;
@@ -125,76 +126,81 @@ fn alone(path: &std::path::Path) -> Result<(Start, CommandSource, StoreLock)> {
     let SessionStart { run_id, next_seq, resume } = session;
     let resume = resume.map(|choice| choice.entry.path);
     let start = Start { protocol: VERSION, config, run_id, next_seq, resume, accept_changes: false };
-    Ok((start, CommandSource::Alone, lock))
+    Ok((start, lock))
 }
 
 /// Prepares and trains. Returns when the training is complete; an end by command leaves the process from within.
-fn train(start: Start, orders: CommandSource, lock: StoreLock, events: &EventSender) -> Result<()> {
+/// Without commands the session ends when the training does, and takes its own snapshots.
+fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events: &EventSender) -> Result<()> {
     let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
-    let taker: Arc<OnceLock<SnapshotTaker>> = Arc::default();
+    let snapshots: SharedTaker = Arc::default();
     let policy: Arc<SnapshotPolicy> = Arc::default();
     let asked = &start.config.snapshot;
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
-    let interval = start.config.snapshot.every;
-    let own_timer = start.config.snapshot.every_steps.is_none();
-    match orders {
-        CommandSource::Agent(commands) => obey(commands, taker.clone(), policy.clone(), events.clone())?,
-        CommandSource::Alone => {
-            if let (SnapshotEvery::Interval(interval), true) = (interval, own_timer) {
-                let taker = taker.clone();
-                spawn("timer", move || {
-                    loop {
-                        std::thread::sleep(interval);
-                        if let Some(snapshots) = taker.get() {
-                            snapshots.take("interval");
-                        }
-                    }
-                })?;
-            }
+    match (commands, asked.every) {
+        (Some(commands), _) => serve_commands(commands, snapshots.clone(), policy.clone(), events.clone())?,
+        (None, SnapshotEvery::Interval(interval)) if asked.every_steps.is_none() => {
+            take_by_time(interval, snapshots.clone())?;
         }
+        (None, _) => {}
     }
-    let job = TrainingSetup::open(start, events)?;
+    let setup = TrainingSetup::open(start, events)?;
     let settings = CommitSettings {
-        store: Store::open(&job.config.job.store)?,
+        store: Store::open(&setup.config.job.store)?,
         lock,
         run_id,
         next_seq,
-        resumed: job.resumed.clone(),
-        files: job.files.clone(),
-        provenance: job.provenance.clone(),
-        probe: job.config.snapshot.probe.then(|| job.prober()),
+        resumed: setup.resumed.clone(),
+        files: setup.files.clone(),
+        provenance: setup.provenance.clone(),
+        probe: setup.config.snapshot.probe.then(|| setup.probe()),
     };
-    let snapshots = SnapshotTaker::new(job.state.capturer(), settings, policy, events.clone())?;
-    let (train, _) = job.state.train();
+    let taker = SnapshotTaker::new(setup.state.capturer(), settings, policy, events.clone())?;
+    let (train, _) = setup.state.train();
     events.send(WorkerEvent::Ready {
         step: train.step,
-        total_steps: job.config.train.steps,
-        parameters: job.model.config().parameter_count(),
-        state_bytes: job.state.capturer().memory().state,
-        resumed: job.resumed.as_ref().map(|(train, _)| format!("step {}", train.step)),
-        device: device::name(job.device),
-        threads: job.threads as u64,
+        total_steps: setup.config.train.steps,
+        parameters: setup.model.config().parameter_count(),
+        state_bytes: setup.state.capturer().memory().state,
+        resumed: setup.resumed.as_ref().map(|resumed| format!("step {}", resumed.train.step)),
+        device: torch::device_name(setup.device),
+        threads: setup.threads as u64,
     });
     // From here on an order to stop has a state to save.
-    let _ = taker.set(snapshots.clone());
-    let step = TrainingLoop::new(job, events.clone(), snapshots.clone()).run()?;
-    snapshots.take_last("final", CommitPace::Alone, None)?;
+    let _ = snapshots.set(taker.clone());
+    let step = TrainingLoop::new(setup, events.clone(), taker.clone()).run()?;
+    taker.take_last("final", CommitPace::Alone, None)?;
     events.send(WorkerEvent::Done { step, finished: true });
     Ok(())
 }
 
-/// Obeys the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
-fn obey(
+/// What takes snapshots, once there is a state to take.
+type SharedTaker = Arc<OnceLock<SnapshotTaker>>;
+
+/// Takes a snapshot whenever `interval` has passed.
+fn take_by_time(interval: Duration, snapshots: SharedTaker) -> Result<()> {
+    spawn("timer", move || {
+        loop {
+            std::thread::sleep(interval);
+            if let Some(snapshots) = snapshots.get() {
+                snapshots.take("interval");
+            }
+        }
+    })
+}
+
+/// Serves the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
+fn serve_commands(
     mut commands: CommandReader,
-    taker: Arc<OnceLock<SnapshotTaker>>,
+    snapshots: SharedTaker,
     policy: Arc<SnapshotPolicy>,
     events: EventSender,
 ) -> Result<()> {
     spawn(COMMANDS_THREAD, move || {
         let (save, reason, within) = loop {
             match commands.next_command() {
-                Ok(Some(AgentCommand::Snapshot { reason })) => match taker.get() {
-                    Some(snapshots) => drop(snapshots.take(&reason)),
+                Ok(Some(AgentCommand::Snapshot { reason })) => match snapshots.get() {
+                    Some(taker) => drop(taker.take(&reason)),
                     None => events.log(MessageLevel::Info, "no snapshot yet: the training has not begun"),
                 },
                 Ok(Some(AgentCommand::Configure { every_steps, level, encode_threads })) => {
@@ -209,14 +215,14 @@ fn obey(
             }
         };
         let mut code = 0;
-        if let Some(snapshots) = taker.get() {
-            snapshots.end_training();
+        if let Some(taker) = snapshots.get() {
+            taker.end_training();
+            if save {
+                // The failure was reported as an event.
+                code = i32::from(taker.take_last(&reason, CommitPace::Hurried, within).is_err());
+            }
         }
-        if let (true, Some(snapshots)) = (save, taker.get()) {
-            // The failure was told as an event.
-            code = i32::from(snapshots.take_last(&reason, CommitPace::Hurried, within).is_err());
-        }
-        let step = taker.get().map_or(0, SnapshotTaker::step);
+        let step = snapshots.get().map_or(0, SnapshotTaker::step);
         events.send(WorkerEvent::Done { step, finished: false });
         events.flush();
         // Not exit: its handlers would tear libtorch down under the step that is being computed.

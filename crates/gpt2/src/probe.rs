@@ -12,9 +12,10 @@ use ckptd_core::{Error, Result};
 use ckptd_interop::check::ProbeReport;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::{self, TorchContext};
 use crate::gpt2::{Gpt2Config, Gpt2Model};
+use crate::process;
 use crate::rng;
+use crate::torch::TorchContext;
 use crate::weights::{self, ModelWeights};
 
 /// Small enough to be computed beside a training, and more than one row, so that batches are covered.
@@ -52,7 +53,7 @@ pub struct ProbeArguments {
 
 /// Writes the logits that `arguments` ask for.
 pub fn logits(arguments: &LogitsArguments) -> Result<()> {
-    let threads = device::set_threads(arguments.threads)?;
+    let threads = process::set_threads(arguments.threads)?;
     let ModelWeights { config, params, .. } = weights::open(&arguments.model, threads)?;
     let rows = read_rows(&arguments.tokens, &config)?;
     let flat: Vec<i64> = rows.concat();
@@ -67,7 +68,7 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
     let readers = processors();
     let model = weights::open(&arguments.model, readers)?;
     let against = arguments.against.as_deref().map(|path| weights::open(path, readers)).transpose()?;
-    device::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads })?;
+    process::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads })?;
     let answers = LogitsFingerprint::of(&model.config, &model.params, Device::Cpu)?;
     let delta = match &against {
         Some(other) if other.config.vocab_size != model.config.vocab_size => None,
@@ -141,7 +142,7 @@ pub struct LogitsProbe {
 impl LogitsProbe {
     /// The hash of the answers of the parameters among `tensors`, which are in the order of the model's.
     pub fn hash(&self, tensors: &[SnapshotTensor]) -> Result<String> {
-        device::set_threads(self.threads)?;
+        process::set_threads(self.threads)?;
         let params: Vec<&SnapshotTensor> = tensors.iter().filter(|tensor| tensor.meta.role == Role::Param).collect();
         let views: Vec<Tensor> = params.iter().map(|tensor| self.view(tensor)).collect::<Result<_>>()?;
         LogitsFingerprint::of(&self.config, &views, self.device).map(|answers| answers.hash())

@@ -22,6 +22,7 @@ use ckptd_core::{Error, Result};
 use crate::capture::{StallMeter, StateCapture, StateCapturer};
 use crate::events::EventSender;
 use crate::probe::LogitsProbe;
+use crate::setup::ResumedFrom;
 
 /// The thread that commits, and those that encode for it.
 const THREAD: &str = "snapshots";
@@ -34,7 +35,7 @@ pub struct CommitSettings {
     pub run_id: RunId,
     pub next_seq: u64,
     /// The state that the store holds already, and its root: what the session resumed from.
-    pub resumed: Option<(TrainState, StateRoot)>,
+    pub resumed: Option<ResumedFrom>,
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
     /// What computes the hash of the model's answers, where snapshots are to hold one.
@@ -116,7 +117,7 @@ impl SnapshotTaker {
         policy: Arc<SnapshotPolicy>,
         events: EventSender,
     ) -> Result<SnapshotTaker> {
-        let newest = settings.resumed.as_ref().map(|(train, _)| train.clone());
+        let newest = settings.resumed.as_ref().map(|resumed| resumed.train.clone());
         let flight = Arc::new(SnapshotFlight {
             state: Mutex::new(DurableState { in_flight: None, newest, last_time: None }),
             landed: Condvar::new(),
@@ -124,7 +125,7 @@ impl SnapshotTaker {
         });
         let (jobs, receiver) = sync_channel(1);
         let committer = SnapshotCommitter {
-            parent: settings.resumed.as_ref().map(|(_, root)| root.clone()),
+            parent: settings.resumed.as_ref().map(|resumed| resumed.root.clone()),
             settings,
             flight: flight.clone(),
             policy: policy.clone(),

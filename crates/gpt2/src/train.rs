@@ -2,7 +2,7 @@
 //!
 //! Invariant: what a step computes is a function of the state and the settings alone: randomness comes from (seed,
 //! step, micro-batch), the data order from (seed, epoch, position). A run that was interrupted anywhere ends in the
-//! same bits. Deliberately not here: preparing (`job`), snapshots (`snapshots`), stopping (`main`).
+//! same bits. Deliberately not here: preparing (`setup`), snapshots (`snapshots`), stopping (`main`).
 
 use std::time::Instant;
 
@@ -12,14 +12,14 @@ use ckptd_core::{Error, Result, schedule};
 use crate::data::order::{DataCursor, EvalBatches, TrainBatches};
 use crate::events::EventSender;
 use crate::gpt2::{ModelGradients, TokenBatch};
-use crate::job::TrainingSetup;
 use crate::optim::UpdateStep;
 use crate::rng;
+use crate::setup::TrainingSetup;
 use crate::snapshots::SnapshotTaker;
 
 /// A training under way.
 pub struct TrainingLoop {
-    job: TrainingSetup,
+    setup: TrainingSetup,
     batches: TrainBatches,
     eval_batches: EvalBatches,
     gradients: ModelGradients,
@@ -30,13 +30,13 @@ pub struct TrainingLoop {
 }
 
 impl TrainingLoop {
-    pub fn new(job: TrainingSetup, events: EventSender, snapshots: SnapshotTaker) -> TrainingLoop {
-        let train = &job.config.train;
-        let batches = TrainBatches::new(job.data.train.clone(), train.sequence_length, job.config.job.seed);
+    pub fn new(setup: TrainingSetup, events: EventSender, snapshots: SnapshotTaker) -> TrainingLoop {
+        let train = &setup.config.train;
+        let batches = TrainBatches::new(setup.data.train.clone(), train.sequence_length, setup.config.job.seed);
         let eval_batches =
-            EvalBatches::new(job.data.val.clone(), train.sequence_length, train.batch_size, train.eval_batches);
+            EvalBatches::new(setup.data.val.clone(), train.sequence_length, train.batch_size, train.eval_batches);
         TrainingLoop {
-            job,
+            setup,
             batches,
             eval_batches,
             gradients: ModelGradients::default(),
@@ -49,11 +49,11 @@ impl TrainingLoop {
 
     /// Trains to the last step. Returns how many steps are completed.
     pub fn run(&mut self) -> Result<u64> {
-        let steps = self.job.config.train.steps;
+        let steps = self.setup.config.train.steps;
         // A snapshot may have been taken between a step and its evaluation.
         self.evaluate_if_due()?;
         loop {
-            let step = self.job.state.train().0.step;
+            let step = self.setup.state.train().0.step;
             if step >= steps {
                 return Ok(step);
             }
@@ -65,7 +65,7 @@ impl TrainingLoop {
     pub fn advance(&mut self, step: u64) -> Result<()> {
         self.step(step)?;
         self.evaluate_if_due()?;
-        if self.snapshots.is_due(step + 1) && step + 1 < self.job.config.train.steps {
+        if self.snapshots.is_due(step + 1) && step + 1 < self.setup.config.train.steps {
             self.snapshots.take_between_steps("interval");
         }
         Ok(())
@@ -74,7 +74,7 @@ impl TrainingLoop {
     /// One update, from the mean gradient over its micro-batches.
     fn step(&mut self, step: u64) -> Result<()> {
         let began = Instant::now();
-        let TrainingSetup { config, device, model, state, optimizer, .. } = &mut self.job;
+        let TrainingSetup { config, device, model, state, optimizer, .. } = &mut self.setup;
         let train = &config.train;
         let micro_batches = train.grad_accumulation;
         let (saved, _) = state.train();
@@ -113,7 +113,7 @@ impl TrainingLoop {
 
     /// Keeps the state for a post-mortem; training on would only spoil the weights.
     fn diverged(&mut self, step: u64, loss: f64, learning_rate: f64) -> Error {
-        self.job.state.edit(|_, metrics| metrics.train_loss = Some(loss));
+        self.setup.state.edit(|_, metrics| metrics.train_loss = Some(loss));
         // A failure to save was told as an event; the error that matters is the loss.
         let _ = self.snapshots.take_post_mortem();
         Error::Other(format!(
@@ -124,15 +124,15 @@ impl TrainingLoop {
     }
 
     fn evaluate_if_due(&mut self) -> Result<()> {
-        let (saved, _) = self.job.state.train();
-        let (step, train) = (saved.step, &self.job.config.train);
+        let (saved, _) = self.setup.state.train();
+        let (step, train) = (saved.step, &self.setup.config.train);
         let due = train.eval_every > 0 && (step.is_multiple_of(train.eval_every) || step == train.steps);
         if !due || step == 0 || saved.last_eval_step == step {
             return Ok(());
         }
         let val_loss = self.evaluate()?;
         let best = val_loss.is_finite() && saved.best_val_loss.is_none_or(|best| val_loss < best);
-        self.job.state.edit(|train, metrics| {
+        self.setup.state.edit(|train, metrics| {
             train.last_eval_step = step;
             if best {
                 train.best_val_loss = Some(val_loss);
@@ -141,7 +141,7 @@ impl TrainingLoop {
             metrics.val_step = Some(step);
         });
         self.events.send(WorkerEvent::Eval { step, val_loss, best });
-        if best && step < self.job.config.train.steps {
+        if best && step < self.setup.config.train.steps {
             self.snapshots.take_between_steps("best validation loss");
         }
         Ok(())
@@ -154,9 +154,9 @@ impl TrainingLoop {
         for index in 0..batches {
             self.snapshots.pause_if_ending();
             self.eval_batches.fill(index, &mut self.inputs, &mut self.targets);
-            let rows = self.job.config.train.batch_size as usize;
-            let batch = TokenBatch::new(&self.inputs, &self.targets, rows, self.job.device)?;
-            sum += self.job.model.loss(self.job.state.params(), &batch)?;
+            let rows = self.setup.config.train.batch_size as usize;
+            let batch = TokenBatch::new(&self.inputs, &self.targets, rows, self.setup.device)?;
+            sum += self.setup.model.loss(self.setup.state.params(), &batch)?;
             let fraction = Some((index + 1) as f64 / batches as f64);
             self.events.send(WorkerEvent::Progress { stage: "evaluating".into(), fraction });
         }

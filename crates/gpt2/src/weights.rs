@@ -14,8 +14,8 @@ use ckptd_interop::{import, names};
 use tch::{Device, Kind, Tensor};
 
 use crate::capture::TensorDestination;
-use crate::device::TorchContext;
 use crate::gpt2::{Gpt2Config, init};
+use crate::torch::TorchContext;
 
 pub struct ModelWeights {
     pub config: Gpt2Config,
@@ -78,9 +78,9 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
 }
 
 fn from_others(path: &Path) -> Result<ModelWeights> {
-    // A bundle is unpacked there, for as long as it is read.
-    let scratch = std::env::temp_dir().join(format!("ckptd-gpt2-{}", std::process::id()));
-    let mut loaded = import::load(path, &scratch, None, &ReadLimits::default(), &NoProgress)?;
+    // A bundle is unpacked in there, for as long as it is read.
+    let scratch = tempfile::tempdir().map_err(|e| Error::io("making", std::env::temp_dir(), e))?;
+    let mut loaded = import::load(path, &scratch.path().join("model"), None, &ReadLimits::default(), &NoProgress)?;
     loaded.snapshot.tensors.retain(|tensor| matches!(tensor.meta.role, Role::Param | Role::Buffer));
     let files = std::mem::take(&mut loaded.snapshot.files);
     let origin = path.display().to_string();

@@ -41,7 +41,7 @@ fn logits_and_losses_agree_with_transformers() {
     let status = status.unwrap_or_else(|e| panic!("{} (scripts/setup.sh full installs it): {e}", python.display()));
     assert!(status.success(), "tests/python/parity.py failed; scripts/setup.sh full installs what it needs");
 
-    ckptd_gpt2::device::set_threads(1).unwrap();
+    ckptd_gpt2::process::set_threads(1).unwrap();
     let mut cases = 0;
     for entry in std::fs::read_dir(folder.path()).unwrap() {
         compare(&entry.unwrap().path());

@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 
 use super::Gpt2Config;
 use crate::capture::TensorDestination;
-use crate::device::TorchContext;
+use crate::torch::TorchContext;
 
 /// The prefix that GPT2LMHeadModel's names have over GPT2Model's.
 const PREFIX: &str = "transformer.";

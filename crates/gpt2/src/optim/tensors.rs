@@ -4,7 +4,7 @@ use ckptd_core::{Error, Result};
 use tch::{Kind, TchError, Tensor};
 
 use super::UpdateCoefficients;
-use crate::device::TorchContext;
+use crate::torch::TorchContext;
 
 /// The global norm of these tensors.
 pub fn norm(gradients: &[Tensor]) -> Result<f64> {

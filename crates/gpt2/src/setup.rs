@@ -1,0 +1,15 @@
+//! From a config to a training that is ready to run: device, model, data, state, and where to go on.
+//!
+//! Reading order: `open` (the steps), `machine` (device, threads, arithmetic), `restore` (from a snapshot), `carried`
+//! (the small files that every snapshot takes along).
+//!
+//! Invariant: a resume either restores every tensor and the train state exactly, or is refused with the tensor or the
+//! setting that does not fit. Deliberately not here: the training itself (`train`).
+
+mod carried;
+mod machine;
+mod open;
+mod restore;
+
+pub use open::TrainingSetup;
+pub use restore::ResumedFrom;

@@ -1,0 +1,142 @@
+//! Going on from a snapshot.
+//!
+//! Invariant: either every tensor and the train state are restored exactly, under the settings that they came about
+//! under, or the error names what differs. Deliberately not here: choosing the snapshot (the agent).
+
+use std::collections::BTreeMap;
+
+use ckptd_core::ids::StateRoot;
+use ckptd_core::protocol::MessageLevel;
+use ckptd_core::settings::TrainSettings;
+use ckptd_core::snapshot::{Metrics, TrainState};
+use ckptd_core::store::{Manifest, SnapshotReader};
+use ckptd_core::{Error, Result};
+
+use crate::capture::{TensorDestination, TrainingState};
+use crate::events::EventSender;
+use crate::gpt2::Gpt2Model;
+use crate::probe::LogitsFingerprint;
+
+/// What becomes of a resume under other settings than the snapshot's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangedSettings {
+    /// It ends with an error that names them.
+    Refuse,
+    /// It goes on with a warning: `--accept-changes`.
+    Accept,
+}
+
+/// The snapshot that a session went on from.
+#[derive(Clone, Debug)]
+pub struct ResumedFrom {
+    /// The train state as it was saved.
+    pub train: TrainState,
+    pub root: StateRoot,
+}
+
+/// Fills `state` from `snapshot`, reading on twice as many threads as compute.
+///
+/// # Errors
+/// [`Error::Mismatch`] that names every setting or tensor that differs; those of reading.
+pub fn restore(
+    snapshot: &SnapshotReader,
+    state: &mut TrainingState,
+    changed: ChangedSettings,
+    threads: usize,
+    events: &EventSender,
+) -> Result<ResumedFrom> {
+    let manifest = snapshot.manifest();
+    let (now, _) = state.train();
+    check_settings(snapshot, &now.settings, changed, events)?;
+    state.fill(|destinations| {
+        let wanted = match_tensors(manifest, destinations)
+            .map_err(|what| Error::mismatch(snapshot.path(), format!("does not fit this training: {what}")))?;
+        // Each of the threads waits for the device half of the time.
+        snapshot.read_into(wanted, 2 * threads.max(2))
+    })?;
+    state.edit(|train, metrics| {
+        let settings = std::mem::take(&mut train.settings);
+        *train = TrainState { settings, arithmetic: train.arithmetic, ..manifest.train.clone() };
+        // A fingerprint belongs to the snapshot that holds it; the next one has its own.
+        *metrics = Metrics { probe: None, ..manifest.metrics.clone() };
+    });
+    Ok(ResumedFrom { train: manifest.train.clone(), root: manifest.root.clone() })
+}
+
+fn check_settings(
+    snapshot: &SnapshotReader,
+    now: &TrainSettings,
+    changed: ChangedSettings,
+    events: &EventSender,
+) -> Result<()> {
+    let then = &snapshot.manifest().train.settings;
+    // A state imported from other programs does not say under which settings it came about.
+    let differences = if then.is_empty() { Vec::new() } else { then.differences(now) };
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let list = differences.join("; ");
+    if changed == ChangedSettings::Refuse {
+        let what = format!("was trained with other settings ({list}); put them back, or go on with --accept-changes");
+        return Err(Error::mismatch(snapshot.path(), what));
+    }
+    events.log(MessageLevel::Warn, format!("going on with other settings: {list}"));
+    Ok(())
+}
+
+/// The manifest's index and the memory of each tensor, or what does not fit, as a list.
+fn match_tensors<'a>(
+    manifest: &Manifest,
+    destinations: &'a mut [TensorDestination<'_>],
+) -> Result<Vec<(usize, &'a mut [u8])>, String> {
+    let mut wanted = Vec::with_capacity(destinations.len());
+    let mut wrong = Vec::new();
+    let mut left: BTreeMap<_, usize> =
+        manifest.tensors.iter().enumerate().map(|(i, t)| ((t.meta.role, t.meta.name.clone()), i)).collect();
+    for destination in destinations.iter_mut() {
+        let meta = destination.meta;
+        match left.remove(&(meta.role, meta.name.clone())) {
+            Some(i) if manifest.tensors[i].meta == *meta => wanted.push((i, &mut *destination.bytes)),
+            Some(i) => {
+                let has = &manifest.tensors[i].meta;
+                wrong.push(format!(
+                    "{} is {} {:?}, not {} {:?}",
+                    meta.label(),
+                    has.dtype,
+                    has.shape,
+                    meta.dtype,
+                    meta.shape
+                ));
+            }
+            None => wrong.push(format!("{} is missing", meta.label())),
+        }
+    }
+    wrong.extend(left.into_keys().map(|(role, name)| format!("{role} {name} is not part of this training")));
+    if wrong.is_empty() { Ok(wanted) } else { Err(wrong.join("; ")) }
+}
+
+/// Compares the logits of the restored model with the fingerprint in its snapshot, where it has one.
+pub fn check_fingerprint(
+    snapshot: &SnapshotReader,
+    model: &Gpt2Model,
+    state: &TrainingState,
+    changed: ChangedSettings,
+    events: &EventSender,
+) -> Result<()> {
+    const DIFFERS: &str = "the same parameters give other logits here than where the snapshot was taken: another kind \
+                           of processor, device or libtorch";
+    let Some(saved) = &snapshot.manifest().metrics.probe else { return Ok(()) };
+    let fingerprint = LogitsFingerprint::of(model.config(), state.params(), model.device())?;
+    if fingerprint.hash() == *saved {
+        events.log(MessageLevel::Info, "the model gives the same logits, bit for bit, as when the snapshot was taken");
+        return Ok(());
+    }
+    if changed == ChangedSettings::Accept {
+        events.log(MessageLevel::Warn, format!("going on although {DIFFERS}"));
+        return Ok(());
+    }
+    let what = format!(
+        "{DIFFERS}; the training would not go on to the same bits. To let it all the same, give --accept-changes"
+    );
+    Err(Error::mismatch(snapshot.path(), what))
+}
