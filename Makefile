@@ -10,6 +10,7 @@
 # make soak     SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
 # make lint     formatting, clippy with warnings as errors, spelling
 # make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
+# make docs     docs/cli.md and docs/config.md, made of the program; make picture: docs/picture.svg, of a real run
 # make bench-formats  what exports of GPT-2 cost, beside transformers
 # Each does its own set-up (libtorch into .cache, once).
 
@@ -19,7 +20,7 @@ SEED ?= 1
 SOAK_HOURS ?= 2
 
 .PHONY: run test bench build lint interval terms systemd-check faults faults-short soak programs setup setup-full setup-bench \
-	text fuzz bench-formats clean
+	text fuzz bench-formats docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -83,6 +84,12 @@ fuzz: setup
 
 bench-formats: build setup-full
 	@.cache/python/bin/python bench/formats.py
+
+docs: setup
+	CKPTD_WRITE_DOCS=1 cargo test --release --locked -p ckptd --test docs made_of
+
+picture: build
+	scripts/picture.py target/release
 
 clean:
 	cargo clean
