@@ -60,7 +60,8 @@ fn command_section(mut command: clap::Command) -> String {
 }
 
 fn argument_row(argument: &clap::Arg) -> String {
-    let values: Vec<String> = argument.get_value_names().unwrap_or_default().iter().map(|name| format!("<{name}>")).collect();
+    let values: Vec<String> =
+        argument.get_value_names().unwrap_or_default().iter().map(|name| format!("<{name}>")).collect();
     let takes_value = argument.get_action().takes_values();
     let mut name = argument.get_short().map_or_else(String::new, |short| format!("-{short}, "));
     name += &argument.get_long().map_or_else(String::new, |long| format!("--{long} "));
@@ -71,11 +72,13 @@ fn argument_row(argument: &clap::Arg) -> String {
     if !meaning.is_empty() && !meaning.ends_with('.') {
         meaning.push('.');
     }
-    let possible: Vec<String> = argument.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
+    let possible: Vec<String> =
+        argument.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
     if takes_value && !possible.is_empty() {
         meaning += &format!(" One of {}.", possible.join(", "));
     }
-    let default: Vec<String> = argument.get_default_values().iter().map(|value| value.to_string_lossy().into()).collect();
+    let default: Vec<String> =
+        argument.get_default_values().iter().map(|value| value.to_string_lossy().into()).collect();
     if takes_value && !default.concat().is_empty() {
         meaning += &format!(" Default: `{}`.", default.join(" "));
     }
