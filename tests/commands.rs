@@ -2,15 +2,14 @@
 //! say what to do.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use ckptd_core::config::Config;
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
+use ckptd_testkit::small;
+use ckptd_testkit::small::{RUN, save, save_verified, snapshot, store};
 use serde_json::Value;
-use support::{RUN, save, save_verified, snapshot, store};
 
 fn ckptd(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ckptd")).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -194,7 +193,7 @@ fn compare_finds_the_same_state_identical_and_names_the_first_tensor_that_differ
     let (_folder, store, _) = job_store();
     let a = save(&store, 10, 1);
     let b = save(&store, 20, 2);
-    let (_other_folder, other) = support::store();
+    let (_other_folder, other) = small::store();
     let same = commit(
         &other,
         &StoreLock::inherited(),

@@ -1,14 +1,12 @@
 //! No damage is accepted: any byte flipped, any cut, an empty file.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::io::Write;
 
 use ckptd_core::Error;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::verify::read_back;
-use support::{save, store};
+use ckptd_testkit::small::{save, store};
 
 /// Whether `bytes`, put into a file, pass a full verification.
 fn accepted(folder: &std::path::Path, bytes: &[u8]) -> bool {

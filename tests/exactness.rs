@@ -1,176 +1,176 @@
 //! The headline promise: a training that is killed again and again ends in the bits of one that never was.
 //!
-//! Real binaries, real SIGKILLs: of the agent, of the worker, of both at once, at random moments: during start-up,
-//! steps, evaluations and commits.
+//! Real binaries, real SIGKILLs: of the agent, of the worker, of both at once, each of them at a random moment of a
+//! start-up, of a step, of a commit and of an evaluation.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use ckptd_core::store::{SnapshotReader, SnapshotState, Store};
-use support::Random;
+use ckptd_core::store::SnapshotReader;
+use ckptd_testkit::job::{JobFolder, RunningAgent, signal};
+use ckptd_testkit::random::SeededRandom;
+use ckptd_testkit::text;
+use rustix::process::Signal;
 
-/// Kills that a run must survive; after them it may finish.
-const KILLS: usize = 24;
+/// Kills that a run must survive: of each target in each phase.
+const KILLS: usize = TARGETS.len() * PHASES.len();
+const EVAL_EVERY: u64 = 20;
 
-struct Job {
-    folder: tempfile::TempDir,
+/// A job, and the logs of its agents one behind the other.
+struct LoggedJob {
+    folder: JobFolder,
+    log: String,
 }
 
-impl Job {
-    fn new(train: &str) -> Job {
-        let folder = tempfile::tempdir().unwrap();
-        // Text that is always here: this project's own sources.
-        let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let config = format!(
-            "[job]\nstore = \"store\"\nthreads = 2\n\
-             [model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n\
-             [data]\ntext = [{:?}]\ncache = \"cache\"\n\
-             [snapshot]\nevery_steps = 9\n\
-             [worker]\nmax_restarts = 1000\n\
-             [log]\nlevel = \"debug\"\n\
-             [retention]\nkeep_last = 1000\n\
+impl LoggedJob {
+    fn new(train: &str) -> LoggedJob {
+        let folder = JobFolder::new(&format!(
+            "threads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n\
+             [data]\ntext = [\"text.txt\"]\ncache = \"cache\"\n[snapshot]\nevery_steps = 9\n\
+             [worker]\nmax_restarts = 1000\n[log]\nlevel = \"debug\"\n[retention]\nkeep_last = 1000\n\
              [train]\nbatch_size = 2\nsequence_length = 48\nwarmup_steps = 5\n\
-             eval_every = 20\neval_batches = 30\n{train}\n",
-            text.join("**/*.rs"),
-        );
-        std::fs::write(folder.path().join("job.toml"), config).unwrap();
-        Job { folder }
+             eval_every = {EVAL_EVERY}\neval_batches = 15\n{train}"
+        ));
+        std::fs::write(folder.path("text.txt"), text::words(40_000)).unwrap();
+        LoggedJob { folder, log: String::new() }
     }
 
-    fn store(&self) -> PathBuf {
-        self.folder.path().join("store")
+    fn start(&self) -> RunningAgent {
+        self.folder.start(Path::new(env!("CARGO_BIN_EXE_ckptd")))
     }
 
-    fn log(&self) -> PathBuf {
-        self.folder.path().join("log")
-    }
-
-    fn start(&self) -> Child {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_ckptd"))
-            .arg("run")
-            .arg(self.folder.path().join("job.toml"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap()
-    }
-
-    /// Process ids of the workers whose parent is `agent`.
-    fn workers(agent: u32) -> Vec<u32> {
-        let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap_or_default();
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-    }
-
-    fn newest(&self) -> Option<ckptd_core::store::SnapshotEntry> {
-        Store::open(&self.store()).ok()?.find("latest").ok()
-    }
-
-    fn root(&self) -> String {
-        let newest = self.newest().unwrap_or_else(|| panic!("no snapshot; the log says:\n{}", self.read_log()));
-        assert_eq!(newest.state, SnapshotState::Verified, "the last snapshot is verified");
-        newest.manifest.unwrap().root.into()
-    }
-
-    fn read_log(&self) -> String {
-        std::fs::read_to_string(self.log()).unwrap_or_default()
+    /// Waits for the agent's end; returns its exit code.
+    fn end(&mut self, agent: RunningAgent) -> Option<i32> {
+        let ended = agent.wait();
+        self.log.push_str(&ended.log);
+        self.log.push('\n');
+        ended.code
     }
 
     /// What each step computed, in full: its number, and its loss and gradient norm as the log has them. A step that
     /// was computed again is there again.
     fn steps(&self) -> Vec<(u64, String)> {
-        let log = self.read_log();
         let step = |line: &str| {
-            let (number, rest) = line.split_once("step ")?.1.split_once(" done: ")?;
-            Some((number.parse().ok()?, rest.split_once(", learning_rate")?.0.to_owned()))
+            Some((step_of(line)?, line.split_once(" done: ")?.1.split_once(", learning_rate")?.0.to_owned()))
         };
-        log.lines().filter_map(step).collect()
+        self.log.lines().filter_map(step).collect()
     }
 
-    /// Trains in one go.
-    fn run(&self) -> String {
-        let status = self.start().wait().unwrap();
-        assert_eq!(status.code(), Some(0), "{}", self.read_log());
-        self.root()
+    /// Trains in one go; returns the root.
+    fn run(&mut self) -> String {
+        let agent = self.start();
+        assert_eq!(self.end(agent), Some(0), "{}", self.log);
+        self.folder.root()
     }
 
-    /// Trains under fire. Returns the root, and how many kills there were.
-    fn run_under_fire(&self, seed: u64) -> (String, usize) {
-        let mut random = Random::new(seed);
-        let mut kills = 0;
+    /// Trains under fire: each of [`TARGETS`] is killed in each of [`PHASES`]. Returns the root.
+    fn run_under_fire(&mut self, seed: u64) -> String {
+        let mut random = SeededRandom::new(seed);
         let mut agent = self.start();
-        loop {
-            let wait = if kills < KILLS { Duration::from_millis(random.below(1500)) } else { Duration::MAX };
-            if let Some(code) = exit_within(&mut agent, wait) {
-                assert_eq!(code, 0, "{}", self.read_log());
-                return (self.root(), kills);
+        for kill in 0..KILLS {
+            let (phase, round) = (PHASES[kill % PHASES.len()], kill / PHASES.len());
+            let target = TARGETS[(round + kill) % TARGETS.len()];
+            reach(&mut agent, phase, &mut random);
+            let (pid, worker) = (agent.pid(), worker_of(&mut agent));
+            if target != Target::Worker {
+                signal(pid, Signal::KILL);
             }
-            kills += 1;
-            let workers = Job::workers(agent.id());
-            match kills % 3 {
-                0 => workers.iter().for_each(|&pid| kill(pid)),
-                1 => kill(agent.id()),
-                _ => {
-                    kill(agent.id());
-                    workers.iter().for_each(|&pid| kill(pid));
-                }
+            if target != Target::Agent {
+                signal(worker, Signal::KILL);
             }
-            if kills % 3 != 0 {
-                agent.wait().unwrap();
+            if target == Target::Worker {
+                agent.wait_for("restarting it at once");
+            } else {
+                assert_eq!(self.end(agent), None, "kill {kill}: it ended before; {}", self.log);
                 // An orphaned worker may still be committing: the next agent waits for it.
                 agent = self.start();
             }
         }
+        assert_eq!(self.end(agent), Some(0), "{}", self.log);
+        self.folder.root()
     }
 }
 
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-    // It may have ended by itself meanwhile.
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Agent,
+    Worker,
+    Both,
 }
 
-/// The exit code, if the process ends within `wait`.
-fn exit_within(child: &mut Child, wait: Duration) -> Option<i32> {
-    let began = Instant::now();
+const TARGETS: [Target; 3] = [Target::Agent, Target::Worker, Target::Both];
+
+/// What the worker does when the kill comes.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    StartUp,
+    Step,
+    Commit,
+    Evaluation,
+}
+
+const PHASES: [Phase; 4] = [Phase::StartUp, Phase::Step, Phase::Commit, Phase::Evaluation];
+
+/// Waits until the worker is in the phase, and then for a random moment within it.
+fn reach(agent: &mut RunningAgent, phase: Phase, random: &mut SeededRandom) {
+    let within_ms = match phase {
+        Phase::StartUp => {
+            worker_of(agent);
+            800
+        }
+        Phase::Step => {
+            agent.wait_for(" done: loss");
+            40
+        }
+        Phase::Commit => {
+            agent.wait_for("(interval)");
+            60
+        }
+        Phase::Evaluation => {
+            while !step_of(&agent.wait_for(" done: loss")).is_some_and(|step| step.is_multiple_of(EVAL_EVERY)) {}
+            80
+        }
+    };
+    agent.pass(random.up_to(Duration::from_millis(within_ms)));
+}
+
+/// The worker, as soon as there is one.
+fn worker_of(agent: &mut RunningAgent) -> u32 {
     loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status.code().unwrap_or(-1));
+        match agent.worker() {
+            Some(worker) => return worker,
+            None => assert!(!agent.pass(Duration::from_millis(5)), "it ended before: {}", agent.log()),
         }
-        if began.elapsed() >= wait {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The step whose line of the log this is.
+fn step_of(line: &str) -> Option<u64> {
+    line.split_once("step ")?.1.split_once(" done: ")?.0.parse().ok()
 }
 
 fn survives(train: &str, seed: u64) {
-    let untouched = Job::new(train);
+    let mut untouched = LoggedJob::new(train);
     let expected = untouched.run();
-    let job = Job::new(train);
-    let (root, kills) = job.run_under_fire(seed);
-    assert!(kills >= 20, "only {kills} kills: the training is too short for this machine");
-    let report = || format!("{}\nthe log says:\n{}", parting(&untouched, &job), job.read_log());
-    assert_eq!(root, expected, "after {kills} kills; {}", report());
+    let mut job = LoggedJob::new(train);
+    let root = job.run_under_fire(seed);
+    let report = || format!("{}\nthe log says:\n{}", parting(&untouched, &job), job.log);
+    assert_eq!(root, expected, "after {KILLS} kills; {}", report());
     let computed: BTreeMap<u64, String> = untouched.steps().into_iter().collect();
     assert!(computed.len() > 100 && job.steps().len() > 100, "the logs have the steps");
     for (step, what) in job.steps() {
         // A log drops lines rather than wait for a slow reader.
         let expected = computed.get(&step).unwrap_or(&what);
-        assert_eq!(&what, expected, "step {step} after {kills} kills; {}", report());
+        assert_eq!(&what, expected, "step {step} after {KILLS} kills; {}", report());
     }
-    println!("{kills} kills, root {root}");
+    println!("{KILLS} kills, root {root}");
 }
 
 /// Where two runs part: the first steps that were computed differently, and the first snapshot that both have and that
 /// differs, with the tensors that do.
-fn parting(expected: &Job, found: &Job) -> String {
+fn parting(expected: &LoggedJob, found: &LoggedJob) -> String {
     let computed: BTreeMap<u64, String> = expected.steps().into_iter().collect();
     let differently =
         found.steps().into_iter().filter(|(step, what)| computed.get(step).is_some_and(|was| was != what));
@@ -181,8 +181,8 @@ fn parting(expected: &Job, found: &Job) -> String {
     format!("steps that differ:\n{}\n{}", steps.join("\n"), first_snapshot_that_differs(expected, found))
 }
 
-fn first_snapshot_that_differs(expected: &Job, found: &Job) -> String {
-    let (expected, found) = (Store::open(&expected.store()).unwrap(), Store::open(&found.store()).unwrap());
+fn first_snapshot_that_differs(expected: &LoggedJob, found: &LoggedJob) -> String {
+    let (expected, found) = (expected.folder.store(), found.folder.store());
     let mut common: Vec<_> = expected.entries().unwrap().into_iter().map(|entry| (entry.step(), entry.path)).collect();
     common.sort();
     let mut same = 0;
@@ -212,11 +212,11 @@ fn first_snapshot_that_differs(expected: &Job, found: &Job) -> String {
 }
 
 #[test]
-fn adamw_with_accumulation_and_dropout_survives_20_kills_to_the_bit() {
-    survives("steps = 300\noptimizer = \"adamw\"\ngrad_accumulation = 2\nlearning_rate = 1e-3", 11);
+fn adamw_with_accumulation_and_dropout_is_exact_after_12_kills() {
+    survives("steps = 180\noptimizer = \"adamw\"\ngrad_accumulation = 2\nlearning_rate = 1e-3", 11);
 }
 
 #[test]
-fn sgd_with_momentum_survives_20_kills_to_the_bit() {
-    survives("steps = 500\noptimizer = \"sgd\"\nmomentum = 0.9\nlearning_rate = 0.05", 12);
+fn sgd_with_momentum_is_exact_after_12_kills() {
+    survives("steps = 180\noptimizer = \"sgd\"\nmomentum = 0.9\nlearning_rate = 0.05", 12);
 }

@@ -1,8 +1,6 @@
 //! What the fuzzers start from, and whatever they once broke something with, is read without a panic and without a trace.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/mod.rs"]
-mod support;
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
@@ -14,6 +12,7 @@ use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::{CommitOptions, StoreLock, commit};
 use ckptd_interop::export::{self, ExportFormat, ExportOptions};
+use ckptd_testkit::small;
 
 use targets::{Sandbox, craft};
 
@@ -75,15 +74,15 @@ fn write_the_seeds() {
 
 /// One small state in every format, as a file and as what lies behind its checksums.
 fn write_seeds(out: &Path) {
-    let (work, store) = support::store();
-    let mut state = support::snapshot(3, 8);
+    let (work, store) = small::store();
+    let mut state = small::snapshot(3, 8);
     state.files[0].bytes = br#"{"model_type": "gpt2", "n_layer": 1}"#.to_vec().into();
     state.tensors.retain(|tensor| tensor.meta.role != Role::Buffer && tensor.meta.name != "empty");
     for tensor in &mut state.tensors {
         tensor.meta.name = tensor.meta.name.replace("h.0.weight", "transformer.wte.weight");
     }
     state.tensors.retain(|tensor| tensor.meta.name == "transformer.wte.weight");
-    let snapshot = commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(support::RUN, 1)).unwrap().path;
+    let snapshot = commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(small::RUN, 1)).unwrap().path;
     let put = |target: &str, name: &str, bytes: &[u8]| {
         std::fs::create_dir_all(out.join(target)).unwrap();
         std::fs::write(out.join(target).join(name), bytes).unwrap();
@@ -133,7 +132,7 @@ fn messages() -> Vec<(&'static str, u8, String)> {
     let start = Start {
         protocol: 1,
         config,
-        run_id: support::RUN.into(),
+        run_id: small::RUN.into(),
         next_seq: 7,
         resume: Some("/jobs/store/snapshots/step-000000000010.ckpt".into()),
         accept_changes: false,

@@ -1,9 +1,6 @@
 //! What PyTorch, transformers and safetensors write is read as they mean it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/python.rs"]
-mod python;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -12,6 +9,7 @@ use ckptd_core::snapshot::Tensor;
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::torch_pt::{PtFile, PtValue};
 use ckptd_interop::{hf, safetensors};
+use ckptd_testkit::python;
 
 type Expected = BTreeMap<String, BTreeMap<String, (String, Vec<u64>, String)>>;
 

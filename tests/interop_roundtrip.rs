@@ -1,9 +1,6 @@
 //! Whatever a snapshot is exported to, it comes back as itself; PyTorch, transformers and its Trainer load it as it is.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/python.rs"]
-mod python;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -17,6 +14,7 @@ use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::{bundle, check};
+use ckptd_testkit::python;
 
 /// A Trainer run made by Python once for all tests: `checkpoint-3`, `untied`, `half`, `losses.json`.
 fn trainer_run() -> &'static Path {

@@ -2,8 +2,6 @@
 //! what is there already is replaced only when that is asked for.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -11,6 +9,7 @@ use std::sync::mpsc::channel;
 
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
+use ckptd_testkit::small;
 use notify::{RecursiveMode, Watcher};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -18,14 +17,14 @@ use rustix::process::{Pid, Signal, kill_process};
 fn store() -> &'static Path {
     static STORE: OnceLock<(tempfile::TempDir, Store)> = OnceLock::new();
     let (_, store) = STORE.get_or_init(|| {
-        let (folder, store) = support::store();
-        let mut state = support::snapshot(3, 8);
+        let (folder, store) = small::store();
+        let mut state = small::snapshot(3, 8);
         let rows = 200_000;
         let meta = TensorMeta { role: Role::Param, ..state.tensors[0].meta.clone() };
         let meta = TensorMeta { name: "transformer.wte.weight".into(), shape: vec![rows, 96], ..meta };
-        state.tensors = vec![Tensor::new(meta, support::floats(1, rows as usize, 96))];
+        state.tensors = vec![Tensor::new(meta, small::floats(1, rows as usize, 96))];
         state.files[0].bytes = br#"{"model_type": "gpt2"}"#.to_vec().into();
-        commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(support::RUN, 1)).unwrap();
+        commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(small::RUN, 1)).unwrap();
         (folder, store)
     });
     store.path()

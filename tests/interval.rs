@@ -2,13 +2,11 @@
 //! table.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::time::Duration;
 
 use ckptd::session::costs::LearnedCosts;
 use ckptd::session::interval::{IntervalInputs, choose};
-use support::Random;
+use ckptd_testkit::random::SeededRandom;
 
 /// Failures of one simulated training.
 const FAILURES: usize = 400;
@@ -27,7 +25,7 @@ fn kept(uptime: f64, every: f64, (cost, time): (f64, f64)) -> f64 {
     durable * (every - cost).max(0.0)
 }
 
-fn uniform(random: &mut Random) -> f64 {
+fn uniform(random: &mut SeededRandom) -> f64 {
     (random.below(1 << 40) as f64 + 0.5) / (1u64 << 40) as f64
 }
 
@@ -38,7 +36,7 @@ fn fixed(uptimes: &[f64], every: f64, snapshot: (f64, f64)) -> f64 {
 }
 
 /// Goodput of the automatic interval, which knows nothing at the beginning, and the interval that it ends with.
-fn auto(uptimes: &[f64], snapshot: (f64, f64), random: &mut Random) -> (f64, f64) {
+fn auto(uptimes: &[f64], snapshot: (f64, f64), random: &mut SeededRandom) -> (f64, f64) {
     let mut costs = LearnedCosts::default();
     let (mut useful, mut total, mut every) = (0.0, 0.0, 0.0);
     for uptime in uptimes {
@@ -66,7 +64,7 @@ fn auto(uptimes: &[f64], snapshot: (f64, f64), random: &mut Random) -> (f64, f64
 
 #[test]
 fn auto_reaches_95_percent_of_the_goodput_of_the_best_fixed_interval_without_knowing_failures_or_costs() {
-    let mut random = Random::new(5);
+    let mut random = SeededRandom::new(5);
     println!("time between  a snapshot  is durable    best fixed  goodput     auto at  goodput  auto/best  5m fixed");
     println!("failures      costs       after         interval                the end");
     let mut worst = f64::MAX;

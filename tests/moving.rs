@@ -1,15 +1,13 @@
 //! A job moves to another machine as one file and ends in the same bits; its model says the same there.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/python.rs"]
-mod python;
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use ckptd_core::store::{CommitOptions, SnapshotReader, SnapshotState, Store, StoreLock, commit};
+use ckptd_testkit::small;
+use ckptd_testkit::python;
 
 const MODEL: &str = "[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n";
 
@@ -154,7 +152,7 @@ fn the_probe_is_kept_in_snapshots_outside_the_root_and_held_against_the_model_at
         let mut state = SnapshotReader::open(&store.find("4").unwrap().path).unwrap().read_snapshot().unwrap();
         state.metrics.probe = Some(answers);
         let copy = Store::create(&again.path().join("checkpoints/job")).unwrap();
-        commit(&copy, &StoreLock::inherited(), state, &CommitOptions::new(support::RUN, 1)).unwrap();
+        commit(&copy, &StoreLock::inherited(), state, &CommitOptions::new(small::RUN, 1)).unwrap();
         let output = ckptd(&["run", text(&job)]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert!(said.contains(expect), "{said}");
@@ -204,7 +202,7 @@ fn ones_for_an_embedding_change_what_the_model_answers() {
     let elements = embedding.meta.elements().unwrap() as usize;
     embedding.bytes = std::sync::Arc::new(1f32.to_le_bytes().repeat(elements));
     let store = Store::create(&work.path().join("store")).unwrap();
-    commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(support::RUN, 1)).unwrap();
+    commit(&store, &StoreLock::inherited(), state, &CommitOptions::new(small::RUN, 1)).unwrap();
     let arguments = ["check", text(store.path()), "latest", "--against", text(&path), "--outputs"];
     let output = ckptd(&arguments);
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,16 +1,14 @@
 //! A snapshot can be read without ckptd: docs/format.md is enough for a reader in another language.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/python.rs"]
-mod python;
-mod support;
-
 use std::path::Path;
 
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{CarriedFile, Role, Snapshot, Tensor, TensorMeta};
 use ckptd_core::store::{CommitOptions, Committed, SnapshotReader, Store, StoreLock, commit};
-use support::{RUN, floats, snapshot, store};
+use ckptd_testkit::small;
+use ckptd_testkit::python;
+use ckptd_testkit::small::{RUN, floats, snapshot, store};
 
 const ROLES: [Role; 5] = [Role::Param, Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer, Role::Buffer];
 const DTYPES: [DType; 10] = [
@@ -67,10 +65,10 @@ fn everything() -> Snapshot {
     // Moments of matrices are stored in ways of their own; so is what is nowhere negative.
     let signed = floats(9, 900, 768);
     let positive: Vec<u8> = signed.chunks(4).flat_map(|b| [b[0], b[1], b[2], b[3] & 0x7f]).collect();
-    tensors.push(support::tensor(Role::Param, "signed", &[900, 768], signed.clone()));
-    tensors.push(support::tensor(Role::Param, "positive", &[900, 768], positive.clone()));
-    tensors.push(support::tensor(Role::ExpAvg, "signed", &[900, 768], signed));
-    tensors.push(support::tensor(Role::ExpAvgSq, "positive", &[900, 768], positive));
+    tensors.push(small::tensor(Role::Param, "signed", &[900, 768], signed.clone()));
+    tensors.push(small::tensor(Role::Param, "positive", &[900, 768], positive.clone()));
+    tensors.push(small::tensor(Role::ExpAvg, "signed", &[900, 768], signed));
+    tensors.push(small::tensor(Role::ExpAvgSq, "positive", &[900, 768], positive));
     let file = |name: &str, bytes: Vec<u8>| CarriedFile { name: name.into(), bytes: bytes.into() };
     let mut saved = Snapshot { tensors, ..snapshot(1200, 8) };
     saved.files =

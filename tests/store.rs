@@ -1,8 +1,6 @@
 //! What is saved is read back to the bit; what is damaged is never accepted; order, locks and rotation hold.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -10,8 +8,9 @@ use ckptd_core::Error;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::RetentionPolicy;
+use ckptd_testkit::small;
 use ckptd_core::store::{CommitOptions, CommitPace, SnapshotReader, SnapshotState, Store, StoreLock, commit};
-use support::{RUN, save, save_verified, snapshot, store};
+use ckptd_testkit::small::{RUN, save, save_verified, snapshot, store};
 use tempfile::TempDir;
 
 #[test]
@@ -63,7 +62,7 @@ fn a_tensor_with_a_nan_makes_the_snapshot_unhealthy_and_resume_passes_over_it() 
     let mut bad = snapshot(20, 64);
     let mut bytes = (*bad.tensors[0].bytes).as_ref().to_vec();
     bytes[400..404].copy_from_slice(&f32::NAN.to_le_bytes());
-    bad.tensors[0] = support::tensor(Role::Param, "h.0.weight", &[64, 48], bytes);
+    bad.tensors[0] = small::tensor(Role::Param, "h.0.weight", &[64, 48], bytes);
     let committed = commit(&store, &StoreLock::inherited(), bad, &CommitOptions::new(RUN, 2)).unwrap();
     assert!(!committed.healthy);
     let chosen = store.choose_resume(&StoreLock::inherited(), 1, &mut |_| ()).unwrap().unwrap();

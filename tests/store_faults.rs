@@ -1,13 +1,11 @@
 //! What the fault campaign found in the store, each as the promise that was broken.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
 use ckptd_core::store::{Store, StoreLock, layout};
-use support::{save_verified, store};
+use ckptd_testkit::small::{save_verified, store};
 
 /// No process has this number: it is above the kernel's highest.
 const GONE: u32 = 4_194_305;

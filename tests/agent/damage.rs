@@ -1,10 +1,10 @@
 //! What is not what was written is moved aside, and never gone on from.
 
-use crate::harness::{Job, flip_a_byte};
+use crate::harness::{AgentJob, flip_a_byte};
 
 #[test]
 fn a_snapshot_that_is_not_what_was_written_is_quarantined_and_another_one_taken_at_once() {
-    let job = Job::new(40, "");
+    let job = AgentJob::new(40, "");
     job.ask("flip-10", 1);
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
@@ -17,7 +17,7 @@ fn a_snapshot_that_is_not_what_was_written_is_quarantined_and_another_one_taken_
 
 #[test]
 fn a_last_snapshot_that_is_not_what_was_written_is_made_again_before_the_run_counts_as_finished() {
-    let job = Job::new(12, "");
+    let job = AgentJob::new(12, "");
     job.ask("flip-12", 1);
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
@@ -28,7 +28,7 @@ fn a_last_snapshot_that_is_not_what_was_written_is_made_again_before_the_run_cou
 
 #[test]
 fn a_newest_snapshot_that_was_damaged_since_is_moved_aside_and_the_one_before_taken() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     assert_eq!(job.run().code, Some(0));
     let undisturbed = job.json("list")[0]["root"].clone();
     flip_a_byte(&job.snapshot(20));
@@ -41,7 +41,7 @@ fn a_newest_snapshot_that_was_damaged_since_is_moved_aside_and_the_one_before_ta
 
 #[test]
 fn a_snapshot_that_the_worker_finds_damaged_is_moved_aside_and_the_one_before_taken() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     assert_eq!(job.run().code, Some(0));
     job.configure(30, "");
     job.ask("fail-damaged", 1);

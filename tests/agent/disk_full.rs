@@ -1,10 +1,10 @@
 //! A full disk stops snapshots, not the training, and is told once.
 
-use crate::harness::Job;
+use crate::harness::AgentJob;
 
 #[test]
 fn a_full_disk_is_told_once_and_told_again_when_there_is_room() {
-    let job = Job::new(40, "");
+    let job = AgentJob::new(40, "");
     job.ask("disk-full", 4);
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
@@ -14,7 +14,7 @@ fn a_full_disk_is_told_once_and_told_again_when_there_is_room() {
 
 #[test]
 fn a_training_whose_last_state_cannot_be_saved_is_not_finished() {
-    let job = Job::new(8, "");
+    let job = AgentJob::new(8, "");
     job.ask("disk-full", 1000);
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.log);

@@ -1,17 +1,19 @@
 //! Every way to fail says what happened and what to do: on stderr, by the exit code, and in the status, while it is so
 //! and afterwards. docs/reliability.md has the whole table.
 
-use crate::harness::{Job, signal, worker_of};
+use rustix::process::Signal;
+
+use crate::harness::{AgentJob, signal, worker_of};
 
 /// What `ckptd status --json` says: state and problem.
-fn status(job: &Job) -> (String, String) {
+fn status(job: &AgentJob) -> (String, String) {
     let status = job.json("status");
     (status["state"].as_str().unwrap().to_owned(), status["problem"].as_str().unwrap_or_default().to_owned())
 }
 
 #[test]
 fn a_run_that_gave_up_says_why_in_its_status_too_until_the_next_one() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     job.ask("exit-in-8", 3);
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.log);
@@ -26,11 +28,11 @@ fn a_run_that_gave_up_says_why_in_its_status_too_until_the_next_one() {
 
 #[test]
 fn a_job_whose_daemon_was_killed_says_so_in_its_status_and_one_that_was_stopped_has_no_problem() {
-    let job = Job::new(10_000, "");
+    let job = AgentJob::new(10_000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");
-    let agent = run.child.id();
-    run.signal("KILL");
+    let agent = run.pid();
+    run.signal(Signal::KILL);
     assert_eq!(run.wait().code, None);
     let (state, problem) = status(&job);
     assert_eq!(state, "stopped");
@@ -38,14 +40,14 @@ fn a_job_whose_daemon_was_killed_says_so_in_its_status_and_one_that_was_stopped_
     let mut run = job.start();
     run.wait_for("resuming from step");
     run.wait_for("verified step");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));
     assert_eq!(status(&job), ("stopped".to_owned(), String::new()));
 }
 
 #[test]
 fn a_running_job_tells_its_problem_until_a_snapshot_is_verified_again() {
-    let job = Job::new(10_000, "hang_timeout = \"1s\"");
+    let job = AgentJob::new(10_000, "hang_timeout = \"1s\"");
     let mut run = job.start();
     run.wait_for("verified step 10:");
     job.ask("disk-full", 1_000_000);
@@ -57,14 +59,14 @@ fn a_running_job_tells_its_problem_until_a_snapshot_is_verified_again() {
     run.wait_for("snapshots work again");
     run.wait_for("verified step");
     assert_eq!(status(&job), ("training".to_owned(), String::new()));
-    signal(worker_of(&job), "KILL");
+    signal(worker_of(&job), Signal::KILL);
     run.wait_for("restarting it at once");
     assert!(status(&job).1.contains("it was killed by SIGKILL"));
 }
 
 #[test]
 fn a_snapshot_of_a_newer_ckptd_ends_the_run_by_name_and_stays_where_it_is() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     assert_eq!(job.run().code, Some(0));
     let newest = job.snapshot(20);
     let mut bytes = std::fs::read(&newest).unwrap();
@@ -88,13 +90,12 @@ fn a_snapshot_of_a_newer_ckptd_ends_the_run_by_name_and_stays_where_it_is() {
 
 #[test]
 fn a_second_daemon_is_turned_away_with_the_name_of_the_first() {
-    let job = Job::new(10_000, "");
+    let job = AgentJob::new(10_000, "");
     let mut run = job.start();
     run.wait_for("verified step 5:");
     let second = job.run();
     assert_eq!(second.code, Some(1), "{}", second.log);
-    let named =
-        format!("in use by process {} (ckptd run, job job); stop it first, or use another store", run.child.id());
+    let named = format!("in use by process {} (ckptd run, job job); stop it first, or use another store", run.pid());
     assert!(second.log.contains(&named), "{}", second.log);
     assert_eq!(status(&job), ("training".to_owned(), String::new()));
 }

@@ -1,27 +1,22 @@
-//! A job in a folder of its own, and the agent that runs it, watched through its log.
+//! A job of the worker that trains nothing, in a folder of its own.
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 
+pub use ckptd_testkit::job::{EndedRun, RunningAgent, signal};
+pub use ckptd_testkit::small::flip_a_byte;
 use serde_json::Value;
 
 use crate::worker;
 
-/// A test that waits for longer has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-pub struct Job {
+pub struct AgentJob {
     folder: tempfile::TempDir,
 }
 
-impl Job {
+impl AgentJob {
     /// A job of `steps` steps that saves every five; `more` goes to its config's end.
-    pub fn new(steps: u64, more: &str) -> Job {
-        let job = Job { folder: tempfile::tempdir().unwrap() };
+    pub fn new(steps: u64, more: &str) -> AgentJob {
+        let job = AgentJob { folder: tempfile::tempdir().unwrap() };
         std::fs::create_dir(job.script()).unwrap();
         job.configure(steps, more);
         job
@@ -60,32 +55,19 @@ impl Job {
     }
 
     /// Starts `ckptd run`.
-    pub fn start(&self) -> Running {
+    pub fn start(&self) -> RunningAgent {
         self.start_with(&[])
     }
 
     /// Starts `ckptd run` with more in its environment.
-    pub fn start_with(&self, environment: &[(&str, &str)]) -> Running {
-        let config = self.config();
-        let mut child = self
-            .command(&["run", "--log-format", "json", &config.to_string_lossy()])
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in stderr.lines() {
-                let _ = sender.send(line.unwrap());
-            }
-        });
-        Running { child, lines, seen: Vec::new() }
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> RunningAgent {
+        let mut command = self.command(&["run", "--log-format", "json", &self.config().to_string_lossy()]);
+        command.envs(environment.iter().copied());
+        RunningAgent::start(command)
     }
 
     /// Runs `ckptd run` to its end.
-    pub fn run(&self) -> Ended {
+    pub fn run(&self) -> EndedRun {
         self.start().wait()
     }
 
@@ -106,87 +88,14 @@ impl Job {
 
     /// The root of the last snapshot of a run that nothing disturbs.
     pub fn undisturbed_root(steps: u64) -> Value {
-        let job = Job::new(steps, "");
+        let job = AgentJob::new(steps, "");
         assert_eq!(job.run().code, Some(0));
         job.json("list")[0]["root"].clone()
     }
 }
 
-pub struct Running {
-    pub child: Child,
-    lines: Receiver<String>,
-    seen: Vec<String>,
-}
-
-pub struct Ended {
-    pub code: Option<i32>,
-    pub log: String,
-}
-
-impl Running {
-    /// Waits for a line of the log that holds `text`.
-    pub fn wait_for(&mut self, text: &str) -> String {
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) => {
-                    self.seen.push(line.clone());
-                    if line.contains(text) {
-                        return line;
-                    }
-                }
-                Err(e) => panic!("{text:?} never came ({e}); the log:\n{}", self.seen.join("\n")),
-            }
-        }
-    }
-
-    pub fn wait(mut self) -> Ended {
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) => self.seen.push(line),
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
-                Err(e) => panic!("the run never ended ({e}); the log:\n{}", self.seen.join("\n")),
-            }
-        }
-        Ended { code: self.child.wait().unwrap().code(), log: self.seen.join("\n") }
-    }
-
-    pub fn signal(&self, name: &str) {
-        signal(self.child.id(), name);
-    }
-}
-
-impl Running {
-    /// Signals again and again, as an impatient user does.
-    pub fn signal_until_it_ends(&mut self, name: &str) {
-        while self.child.try_wait().unwrap().is_none() {
-            self.signal(name);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-pub fn signal(pid: u32, name: &str) {
-    let done = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
-    assert!(done.success(), "kill -s {name} {pid}");
-}
-
 /// The process id of the worker that trains now.
-pub fn worker_of(job: &Job) -> u32 {
+pub fn worker_of(job: &AgentJob) -> u32 {
     let status = job.json("status");
     status["worker"]["pid"].as_u64().unwrap_or_else(|| panic!("no worker: {status}")) as u32
-}
-
-/// Damages a file as a failing disk would.
-pub fn flip_a_byte(path: &Path) {
-    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 100).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], 100).unwrap();
 }

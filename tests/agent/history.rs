@@ -1,13 +1,15 @@
 //! The store remembers its sessions, and says how many more the training takes.
 
-use crate::harness::{Job, signal, worker_of};
+use rustix::process::Signal;
+
+use crate::harness::{AgentJob, signal, worker_of};
 
 #[test]
 fn sessions_are_remembered_with_their_ends_and_one_that_was_killed_is_known_to_have_been() {
-    let job = Job::new(400, "");
+    let job = AgentJob::new(150, "");
     let mut run = job.start();
     run.wait_for("verified step 20:");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     let ended = run.wait();
     assert!(ended.log.contains("more session") && ended.log.contains("the training ends on"), "{}", ended.log);
     let status = job.json("status");
@@ -20,9 +22,9 @@ fn sessions_are_remembered_with_their_ends_and_one_that_was_killed_is_known_to_h
     run.wait_for("resuming from step");
     run.wait_for("verified step ");
     let worker = worker_of(&job);
-    run.child.kill().unwrap();
-    signal(worker, "KILL");
-    run.child.wait().unwrap();
+    run.signal(Signal::KILL);
+    signal(worker, Signal::KILL);
+    run.wait();
     let status = job.json("status");
     assert_eq!(status["history"]["latest"][0]["cause"], "killed", "{status}");
     let text = job.ckptd(&["status", &job.store().to_string_lossy()]);
@@ -34,12 +36,12 @@ fn sessions_are_remembered_with_their_ends_and_one_that_was_killed_is_known_to_h
     let history = &job.json("status")["history"];
     assert_eq!((&history["sessions"], &history["sessions_left"]), (&3.into(), &0.into()));
     assert_eq!(history["latest"][0]["cause"], "finished");
-    assert_eq!(history["latest"][0]["saved_step"], 400);
+    assert_eq!(history["latest"][0]["saved_step"], 150);
 }
 
 #[test]
 fn a_crash_of_the_worker_counts_its_lost_steps_and_the_interval_is_explained() {
-    let job = Job::new(100_000, "");
+    let job = AgentJob::new(100_000, "");
     let text = std::fs::read_to_string(job.config()).unwrap();
     std::fs::write(job.config(), text.replace("every_steps = 5", "every = \"auto\"")).unwrap();
     job.ask("exit-in-8", 1);
@@ -51,6 +53,6 @@ fn a_crash_of_the_worker_counts_its_lost_steps_and_the_interval_is_explained() {
     assert_eq!((&session["failures"], &session["lost_steps"]), (&1.into(), &7.into()), "{status}");
     assert!(status["interval"]["why"].as_str().unwrap().starts_with("every "), "{status}");
     assert!(status["interval"]["seconds"].as_f64().unwrap() > 0.0, "{status}");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));
 }

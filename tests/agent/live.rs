@@ -1,9 +1,11 @@
 //! The job file may be edited while the job runs.
 
-use crate::harness::Job;
+use rustix::process::Signal;
+
+use crate::harness::AgentJob;
 
 /// Writes the file as many editors do: a new one, renamed over the old one.
-fn save(job: &Job, text: &str) {
+fn save(job: &AgentJob, text: &str) {
     let new = job.config().with_extension("toml.new");
     std::fs::write(&new, text).unwrap();
     std::fs::rename(&new, job.config()).unwrap();
@@ -16,7 +18,7 @@ fn step_of(line: &str) -> u64 {
 
 #[test]
 fn an_edit_changes_the_interval_of_the_running_worker() {
-    let job = Job::new(100_000, "");
+    let job = AgentJob::new(100_000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");
     let text = std::fs::read_to_string(job.config()).unwrap();
@@ -33,7 +35,7 @@ fn an_edit_changes_the_interval_of_the_running_worker() {
     save(&job, &text.replace("every_steps = 5", "every = \"200ms\""));
     run.wait_for("[snapshot] every = \\\"200ms\\\"");
     while step_of(&run.wait_for("verified step ")).is_multiple_of(7) {}
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));
     let remembered = std::fs::read_to_string(job.store().join("job.json")).unwrap();
     assert!(remembered.contains("\"200ms\""), "{remembered}");
@@ -41,7 +43,7 @@ fn an_edit_changes_the_interval_of_the_running_worker() {
 
 #[test]
 fn an_edit_that_is_broken_or_would_alter_the_arithmetic_is_refused_and_the_run_goes_on() {
-    let job = Job::new(100_000, "");
+    let job = AgentJob::new(100_000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");
     let text = std::fs::read_to_string(job.config()).unwrap();
@@ -55,17 +57,17 @@ fn an_edit_that_is_broken_or_would_alter_the_arithmetic_is_refused_and_the_run_g
     // What was refused is not remembered: the file as it was is nothing new, also when asked for.
     save(&job, &text);
     run.wait_for("the job file says nothing new");
-    run.signal("HUP");
+    run.signal(Signal::HUP);
     run.wait_for("SIGHUP: reading the job file again");
     run.wait_for("the job file says nothing new");
     run.wait_for("verified step ");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));
 }
 
 #[test]
 fn the_log_level_and_the_budget_of_a_running_session_can_be_changed() {
-    let job = Job::new(100_000, "");
+    let job = AgentJob::new(100_000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");
     let text = std::fs::read_to_string(job.config()).unwrap();

@@ -25,7 +25,7 @@ pub enum Answer {
     Hang,
     /// A byte now and then, for ever.
     Drip,
-    /// More than anybody should read.
+    /// A byte more than is read, and no end.
     Flood,
     /// Bytes that are no HTTP.
     Noise,
@@ -114,9 +114,9 @@ fn answer(stream: TcpStream, handler: &Handler) -> std::io::Result<()> {
         }
         Answer::Flood => {
             stream.write_all(b"HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\n\r\n")?;
-            loop {
-                stream.write_all(&[b'T'; 4096])?;
-            }
+            stream.write_all(&[b'T'; (64 << 10) + 1])?;
+            // Until the client hangs up.
+            reader.read_to_end(&mut Vec::new()).map(drop)
         }
         Answer::Noise => stream.write_all(b"\x16\x03\x01 hello, who are you?\r\n\r\n"),
         Answer::Cut => {

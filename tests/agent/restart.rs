@@ -1,29 +1,31 @@
 //! A worker that fails is started again from the newest verified snapshot, and not for ever.
 
-use crate::harness::{Job, signal, worker_of};
+use rustix::process::Signal;
+
+use crate::harness::{AgentJob, signal, worker_of};
 
 #[test]
 fn a_worker_that_is_killed_twice_ends_in_the_state_of_an_undisturbed_run() {
-    let job = Job::new(60, "");
+    let job = AgentJob::new(60, "");
     let mut run = job.start();
     for step in [10, 30] {
         run.wait_for(&format!("verified step {step}:"));
-        signal(worker_of(&job), "KILL");
+        signal(worker_of(&job), Signal::KILL);
         run.wait_for("killed by SIGKILL; restarting it at once");
         run.wait_for("resuming from step");
     }
     let ended = run.wait();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    assert_eq!(job.json("list")[0]["root"], Job::undisturbed_root(60));
+    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(60));
 }
 
 #[test]
 fn when_the_agent_is_killed_the_worker_saves_and_the_next_run_waits_for_it_and_goes_on() {
-    let job = Job::new(40, "");
+    let job = AgentJob::new(40, "");
     job.ask("linger", 1);
     let mut run = job.start();
     run.wait_for("verified step 10:");
-    run.signal("KILL");
+    run.signal(Signal::KILL);
     assert_eq!(run.wait().code, None);
     let mut next = job.start();
     next.wait_for("waiting for the worker of the last session");
@@ -31,15 +33,15 @@ fn when_the_agent_is_killed_the_worker_saves_and_the_next_run_waits_for_it_and_g
     next.wait_for("resuming from step");
     let ended = next.wait();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    assert_eq!(job.json("list")[0]["root"], Job::undisturbed_root(40));
+    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(40));
 }
 
 #[test]
 fn a_worker_that_is_stopped_is_noticed_as_hung_and_replaced() {
-    let job = Job::new(30, "hang_timeout = \"1s\"");
+    let job = AgentJob::new(30, "hang_timeout = \"1s\"");
     let mut run = job.start();
     run.wait_for("verified step 10:");
-    signal(worker_of(&job), "STOP");
+    signal(worker_of(&job), Signal::STOP);
     run.wait_for("it said nothing for 1 s; restarting it at once");
     run.wait_for("resuming from step");
     assert_eq!(run.wait().code, Some(0));
@@ -47,7 +49,7 @@ fn a_worker_that_is_stopped_is_noticed_as_hung_and_replaced() {
 
 #[test]
 fn a_worker_that_hangs_in_a_step_goes_on_from_the_last_snapshot() {
-    let job = Job::new(20, "hang_timeout = \"1s\"");
+    let job = AgentJob::new(20, "hang_timeout = \"1s\"");
     job.ask("hang-in-8", 1);
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
@@ -56,7 +58,7 @@ fn a_worker_that_hangs_in_a_step_goes_on_from_the_last_snapshot() {
 
 #[test]
 fn a_step_that_fails_three_times_ends_the_run_with_the_reason_and_the_workers_last_words() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     job.ask("exit-in-8", 100);
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.log);
@@ -68,7 +70,7 @@ fn a_step_that_fails_three_times_ends_the_run_with_the_reason_and_the_workers_la
 
 #[test]
 fn a_worker_that_prints_something_else_than_messages_is_replaced() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     job.ask("garbage-in-8", 1);
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
@@ -77,7 +79,7 @@ fn a_worker_that_prints_something_else_than_messages_is_replaced() {
 
 #[test]
 fn a_worker_of_another_protocol_is_refused_with_both_versions() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     job.ask("other-protocol", 1);
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.log);
@@ -87,7 +89,7 @@ fn a_worker_of_another_protocol_is_refused_with_both_versions() {
 #[test]
 fn what_the_worker_cannot_go_on_for_decides_the_exit_code() {
     for (what, code) in [("fail-config", 78), ("fail-mismatch", 1), ("fail-other", 1)] {
-        let job = Job::new(20, "");
+        let job = AgentJob::new(20, "");
         job.ask(what, 100);
         let ended = job.run();
         assert_eq!(ended.code, Some(code), "{}", ended.log);
@@ -99,7 +101,7 @@ fn what_the_worker_cannot_go_on_for_decides_the_exit_code() {
 
 #[test]
 fn a_worker_that_is_not_there_is_an_error_that_names_it() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     let config = std::fs::read_to_string(job.config()).unwrap();
     let at = config.find("command = ").unwrap();
     std::fs::write(job.config(), format!("{}command = [\"/nowhere/trainer\"]\n", &config[..at])).unwrap();
@@ -110,13 +112,13 @@ fn a_worker_that_is_not_there_is_an_error_that_names_it() {
 
 #[test]
 fn signals_that_a_service_manager_sends_to_every_process_do_not_end_the_worker_before_its_last_snapshot() {
-    let job = Job::new(1000, "");
+    let job = AgentJob::new(1000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");
-    for name in ["INT", "USR1", "USR2", "HUP", "TERM"] {
+    for name in [Signal::INT, Signal::USR1, Signal::USR2, Signal::HUP, Signal::TERM] {
         signal(worker_of(&job), name);
     }
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     let ended = run.wait();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
     assert!(ended.log.contains("is saved and verified"), "{}", ended.log);

@@ -3,7 +3,9 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use crate::harness::{Job, Running, signal, worker_of};
+use rustix::process::Signal;
+
+use crate::harness::{AgentJob, RunningAgent, signal, worker_of};
 
 /// The service manager's end.
 struct Manager {
@@ -21,7 +23,7 @@ impl Manager {
         Manager { path: path.to_string_lossy().into_owned(), _folder: folder, socket }
     }
 
-    fn start(&self, job: &Job, watchdog: &str) -> Running {
+    fn start(&self, job: &AgentJob, watchdog: &str) -> RunningAgent {
         job.start_with(&[("NOTIFY_SOCKET", &self.path), ("WATCHDOG_USEC", watchdog)])
     }
 
@@ -54,16 +56,16 @@ impl Manager {
 
 #[test]
 fn the_manager_hears_that_it_is_up_how_it_goes_and_that_it_ends() {
-    let (manager, job) = (Manager::new(), Job::new(100_000, ""));
+    let (manager, job) = (Manager::new(), AgentJob::new(100_000, ""));
     let run = manager.start(&job, "4000000");
     manager.hear_until("READY=1");
     manager.hear_until("WATCHDOG=1");
     let status = manager.hear_until("saved and verified");
     assert!(status.starts_with("STATUS=step ") && status.contains("loss "), "{status}");
-    run.signal("HUP");
+    run.signal(Signal::HUP);
     assert!(manager.hear_until("RELOADING=1").contains("MONOTONIC_USEC="));
     manager.hear_until("READY=1");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     let stopping = manager.hear_until("STOPPING=1");
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC="), "{stopping}");
     manager.hear_until("to be resumed");
@@ -72,7 +74,7 @@ fn the_manager_hears_that_it_is_up_how_it_goes_and_that_it_ends() {
 
 #[test]
 fn a_training_that_is_finished_is_up_before_it_ends() {
-    let job = Job::new(10, "");
+    let job = AgentJob::new(10, "");
     assert_eq!(job.run().code, Some(0));
     let manager = Manager::new();
     let ended = manager.start(&job, "4000000").wait();
@@ -84,18 +86,18 @@ fn a_training_that_is_finished_is_up_before_it_ends() {
 
 #[test]
 fn a_worker_that_stands_still_starves_the_watchdog() {
-    let (manager, job) = (Manager::new(), Job::new(100_000, ""));
+    let (manager, job) = (Manager::new(), AgentJob::new(100_000, ""));
     let run = manager.start(&job, "400000");
     manager.hear_until("saved and verified");
     let worker = worker_of(&job);
-    signal(worker, "STOP");
+    signal(worker, Signal::STOP);
     // What it said before is still on its way, and then there is nothing to pass on for ten pings' time.
     manager.socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let mut buffer = [0; 4096];
     while manager.socket.recv(&mut buffer).is_ok() {}
-    signal(worker, "CONT");
+    signal(worker, Signal::CONT);
     manager.socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     manager.hear_until("WATCHDOG=1");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));
 }

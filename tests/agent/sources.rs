@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::harness::{Ended, Job, Running};
+use rustix::process::Signal;
+
+use crate::harness::{AgentJob, EndedRun, RunningAgent};
 use crate::metadata::{Answer, Request, Service, ok};
 
 /// What the log says once about a source in trouble.
 const TROUBLE: &str = "the training goes on, and it is asked again";
 
 /// A job that is not at its end before a test is, with snapshots at the end only.
-fn long_job(session: &str) -> Job {
-    let job = Job::new(100_000, &format!("[session]\n{session}"));
+fn long_job(session: &str) -> AgentJob {
+    let job = AgentJob::new(100_000, &format!("[session]\n{session}"));
     let config = std::fs::read_to_string(job.config()).unwrap().replace("every_steps = 5", "every_steps = 1000000");
     std::fs::write(job.config(), config).unwrap();
     job
@@ -26,7 +28,7 @@ fn in_seconds(seconds: u64) -> Timestamp {
 }
 
 /// The whole story of a session that a source ends: what was trained is saved and verified, and 75 says "go on".
-fn ends_well(run: Running, source: &str) -> Ended {
+fn ends_well(run: RunningAgent, source: &str) -> EndedRun {
     let ended = run.wait();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
     let last = ended.log.lines().rev().find(|line| line.contains("session over")).unwrap_or_default();
@@ -35,18 +37,18 @@ fn ends_well(run: Running, source: &str) -> Ended {
 }
 
 /// Waits for the first step.
-fn trains(run: &mut Running) {
+fn trains(run: &mut RunningAgent) {
     run.wait_for(", loss ");
 }
 
 /// How many seconds are left until the deadline that the daemon knows of, as soon as it knows of one.
-fn seconds_left(job: &Job) -> f64 {
+fn seconds_left(job: &AgentJob) -> f64 {
     let mut asked = (0..100).filter_map(|_| job.json("status")["session"]["seconds_left"].as_f64());
     asked.next().unwrap_or_else(|| panic!("no deadline: {}", job.json("status")))
 }
 
-fn goes_on_until_told(mut run: Running) -> Ended {
-    run.signal("TERM");
+fn goes_on_until_told(mut run: RunningAgent) -> EndedRun {
+    run.signal(Signal::TERM);
     run.wait_for("stopping: SIGTERM");
     let ended = run.wait();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
@@ -151,7 +153,7 @@ fn program(path: &Path, script: &str) {
 }
 
 /// A squeue that does what `script` says, first in PATH.
-fn with_squeue(job: &Job, script: &str) -> Running {
+fn with_squeue(job: &AgentJob, script: &str) -> RunningAgent {
     let folder = job.script().join("bin");
     std::fs::create_dir_all(&folder).unwrap();
     program(&folder.join("squeue"), script);
@@ -169,9 +171,12 @@ fn squeue_is_asked_where_slurm_does_not_say_when_the_allocation_ends() {
 
 #[test]
 fn a_squeue_that_hangs_fails_or_raves_is_one_line_of_the_log() {
-    for (script, what) in
-        [("sleep 600", "in time"), ("exit 1", "exit status: 1"), ("yes", "64 KiB"), ("echo hm", "no time")]
-    {
+    for (script, what) in [
+        ("sleep 600", "in time"),
+        ("exit 1", "exit status: 1"),
+        ("head -c 65537 /dev/zero", "64 KiB"),
+        ("echo hm", "no time"),
+    ] {
         let job = long_job("");
         let mut run = with_squeue(&job, script);
         let line = run.wait_for(TROUBLE);
@@ -202,9 +207,9 @@ fn the_recipe_for_slurm_ends_the_session_on_its_signal_and_has_the_job_queued_ag
     let mut lines = BufReader::new(shell.stderr.take().unwrap()).lines();
     let mut wait_for = |text: &str| lines.any(|line| line.unwrap().contains(text));
     assert!(wait_for(", loss "));
-    crate::harness::signal(shell.id(), "USR1");
+    crate::harness::signal(shell.id(), Signal::USR1);
     assert!(wait_for("verified step"));
-    crate::harness::signal(shell.id(), "USR2");
+    crate::harness::signal(shell.id(), Signal::USR2);
     assert!(wait_for("session over (SIGUSR2)"));
     assert_eq!(shell.wait().unwrap().code(), Some(75));
     assert_eq!(std::fs::read_to_string(submitted.join("requeued")).unwrap(), "requeue 4711\n");

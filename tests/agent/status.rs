@@ -5,7 +5,9 @@ use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
 
-use crate::harness::Job;
+use rustix::process::Signal;
+
+use crate::harness::AgentJob;
 
 fn keys(value: &Value) -> Vec<&str> {
     let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -43,7 +45,7 @@ fn assert_shape(status: &Value) {
 
 #[test]
 fn a_running_job_answers_on_its_socket_with_stuck_clients_beside_and_a_stopped_one_from_its_files() {
-    let job = Job::new(1000, "[session]\nbudget = \"1h\"");
+    let job = AgentJob::new(1000, "[session]\nbudget = \"1h\"");
     let mut run = job.start();
     run.wait_for("verified step 10:");
     let socket = job.store().join("status.sock");
@@ -59,7 +61,7 @@ fn a_running_job_answers_on_its_socket_with_stuck_clients_beside_and_a_stopped_o
     assert!(live["worker"]["pid"].as_u64().is_some(), "{live}");
     let text = job.ckptd(&["status", &job.config().to_string_lossy()]);
     assert!(String::from_utf8_lossy(&text.stdout).starts_with("training: step"), "{text:?}");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));
     assert!(!socket.exists());
     let stopped = job.json("status");

@@ -1,16 +1,19 @@
 //! A session ends well, whatever ends it, and the exit code says whether there is more to do.
 
-use std::io::Read;
+use std::io::{PipeReader, PipeWriter, Read};
+use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
-use crate::harness::Job;
+use rustix::process::Signal;
+
+use crate::harness::AgentJob;
 
 #[test]
 fn sigterm_ends_with_the_newest_state_saved_and_verified_and_the_next_run_completes_the_training() {
-    let job = Job::new(60, "");
+    let job = AgentJob::new(60, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     let ended = run.wait();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
     assert!(ended.log.contains("session over (SIGTERM)") && ended.log.contains("saved and verified"), "{}", ended.log);
@@ -21,19 +24,19 @@ fn sigterm_ends_with_the_newest_state_saved_and_verified_and_the_next_run_comple
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     assert!(ended.log.contains(&format!("resuming from step {} of 60", list[0]["step"])), "{}", ended.log);
-    assert_eq!(job.json("list")[0]["root"], Job::undisturbed_root(60));
+    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(60));
 }
 
 #[test]
 fn a_second_signal_ends_at_once_and_what_was_saved_stays() {
-    let job = Job::new(1000, "");
+    let job = AgentJob::new(1000, "");
     job.ask("deaf", 1);
     let mut run = job.start();
     run.wait_for("verified step 10:");
-    run.signal("INT");
+    run.signal(Signal::INT);
     run.wait_for("stopping: SIGINT");
     // Signals that come within a moment count as one: it takes somebody who means it.
-    run.signal_until_it_ends("INT");
+    run.signal_until_it_ends(Signal::INT);
     let ended = run.wait();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
     assert_eq!(job.ckptd(&["verify", &job.store().to_string_lossy()]).status.code(), Some(0));
@@ -41,11 +44,11 @@ fn a_second_signal_ends_at_once_and_what_was_saved_stays() {
 
 #[test]
 fn a_worker_that_does_not_stop_is_ended_when_the_grace_is_over() {
-    let job = Job::new(1000, "[session]\ngrace = \"1s\"");
+    let job = AgentJob::new(1000, "[session]\ngrace = \"1s\"");
     job.ask("deaf", 1);
     let mut run = job.start();
     run.wait_for("verified step 10:");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     let ended = run.wait();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
     assert!(ended.log.contains("the time to stop is over"), "{}", ended.log);
@@ -53,11 +56,11 @@ fn a_worker_that_does_not_stop_is_ended_when_the_grace_is_over() {
 
 #[test]
 fn a_signal_before_the_training_begins_ends_it_at_once() {
-    let job = Job::new(20, "");
+    let job = AgentJob::new(20, "");
     job.ask("mute", 1);
     let mut run = job.start();
     run.wait_for("starting a training of 20 steps");
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     let ended = run.wait();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
     assert!(ended.log.contains("nothing was trained yet"), "{}", ended.log);
@@ -65,13 +68,13 @@ fn a_signal_before_the_training_begins_ends_it_at_once() {
 
 #[test]
 fn sigusr1_takes_a_snapshot_and_the_training_goes_on() {
-    let job = Job::new(60, "");
+    let job = AgentJob::new(60, "");
     // No other snapshot before the last one.
     let config = std::fs::read_to_string(job.config()).unwrap().replace("every_steps = 5", "every_steps = 1000");
     std::fs::write(job.config(), config).unwrap();
     let mut run = job.start();
     run.wait_for("training 3000 parameters");
-    run.signal("USR1");
+    run.signal(Signal::USR1);
     run.wait_for("SIGUSR1: snapshot now");
     let line = run.wait_for("verified step");
     assert!(!line.contains("verified step 60:"), "{line}");
@@ -82,7 +85,7 @@ fn sigusr1_takes_a_snapshot_and_the_training_goes_on() {
 
 #[test]
 fn a_budget_ends_the_session_with_its_last_state_saved() {
-    let job = Job::new(100_000, "[session]\nbudget = \"4s\"");
+    let job = AgentJob::new(100_000, "[session]\nbudget = \"4s\"");
     let ended = job.run();
     assert_eq!(ended.code, Some(75), "{}", ended.log);
     assert!(ended.log.contains("session over (the session's budget ends)"), "{}", ended.log);
@@ -91,7 +94,7 @@ fn a_budget_ends_the_session_with_its_last_state_saved() {
 
 #[test]
 fn a_finished_training_is_said_to_be_finished_without_a_worker() {
-    let job = Job::new(10, "");
+    let job = AgentJob::new(10, "");
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     assert!(ended.log.contains("finished: all 10 steps are done"), "{}", ended.log);
@@ -104,42 +107,54 @@ fn a_finished_training_is_said_to_be_finished_without_a_worker() {
 
 #[test]
 fn a_second_run_on_the_same_store_is_refused_with_the_first_ones_process_id() {
-    let job = Job::new(1000, "");
+    let job = AgentJob::new(1000, "");
     let mut run = job.start();
     run.wait_for("verified step 5:");
     let second = job.run();
     assert_eq!(second.code, Some(1), "{}", second.log);
-    assert!(second.log.contains(&format!("process {}", run.child.id())), "{}", second.log);
+    assert!(second.log.contains(&format!("process {}", run.pid())), "{}", second.log);
     let prune = job.ckptd(&["prune", &job.store().to_string_lossy()]);
     assert_eq!(prune.status.code(), Some(1));
     assert!(job.ckptd(&["prune", "--dry-run", &job.store().to_string_lossy()]).status.success());
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));
 }
 
 #[test]
-fn a_log_that_nobody_reads_neither_ends_nor_stalls_a_run() {
+fn a_log_that_is_never_read_neither_ends_nor_stalls_a_run() {
     for read_some in [true, false] {
-        let job = Job::new(400, "");
+        let job = AgentJob::new(40, "");
         let config = job.config();
         // Saying much: every step's snapshot.
         let text = std::fs::read_to_string(&config).unwrap().replace("every_steps = 5", "every_steps = 1");
         std::fs::write(&config, text).unwrap();
+        let (mut log, writer) = small_pipe();
         let mut child = job
             .command(&["run", "-v", &config.to_string_lossy()])
-            .stderr(Stdio::piped())
+            .stderr(writer)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let mut stderr = child.stderr.take().unwrap();
         if read_some {
-            let mut some = [0; 10];
-            stderr.read_exact(&mut some).unwrap();
-            drop(stderr);
+            log.read_exact(&mut [0; 10]).unwrap();
+            drop(log);
             assert_eq!(child.wait().unwrap().code(), Some(0));
         } else {
             assert_eq!(child.wait().unwrap().code(), Some(0));
-            drop(stderr);
+            let mut left = Vec::new();
+            log.read_to_end(&mut left).unwrap();
+            assert!(left.len() > PIPE_BYTES / 2, "the pipe was never full: {} bytes", left.len());
         }
     }
+}
+
+const PIPE_BYTES: usize = 4096;
+
+/// A pipe that is full after a page: what a run of some steps says does not fit.
+fn small_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: the descriptor is open, and its capacity is all that is set.
+    let capacity = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES as libc::c_int) };
+    assert_eq!(capacity, PIPE_BYTES as libc::c_int);
+    (reader, writer)
 }

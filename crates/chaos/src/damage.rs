@@ -17,9 +17,9 @@ use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
 use crate::place;
-use crate::random::Random;
 use crate::row::{Row, Tally};
-use crate::state;
+use ckptd_testkit::random::SeededRandom;
+use ckptd_testkit::stepped;
 
 /// Elements of each tensor of the small snapshot, and of the one whose data is flipped.
 const SMALL: usize = 16;
@@ -58,7 +58,7 @@ fn part(thread: u64, threads: u64, data_bits: u64, seed: u64) -> Result<Tally> {
     }
     let large = Subject::new(folder.path(), "large", LARGE)?;
     // The same for every thread, each takes its own.
-    let mut random = Random::new(seed);
+    let mut random = SeededRandom::new(seed);
     for n in 0..data_bits {
         let bit = large.chunks.start * 8 + random.below((large.chunks.end - large.chunks.start) * 8);
         if mine(&n) {
@@ -66,7 +66,7 @@ fn part(thread: u64, threads: u64, data_bits: u64, seed: u64) -> Result<Tally> {
         }
     }
     for n in (0..data_bits / 40).filter(mine) {
-        let mut random = Random::new(seed ^ (n << 20));
+        let mut random = SeededRandom::new(seed ^ (n << 20));
         let (what, bytes) = large.mangled(&mut random);
         if bytes != large.whole {
             large.altered(what, &bytes, &mut tally)?;
@@ -86,8 +86,12 @@ struct Subject {
 impl Subject {
     fn new(folder: &Path, name: &str, elements: usize) -> Result<Subject> {
         let store = Store::create(&folder.join(name))?;
-        let saved =
-            commit(&store, &StoreLock::inherited(), state::snapshot(3, elements), &CommitOptions::new(state::RUN, 1))?;
+        let saved = commit(
+            &store,
+            &StoreLock::inherited(),
+            stepped::snapshot(3, elements),
+            &CommitOptions::new(stepped::RUN, 1),
+        )?;
         let whole = std::fs::read(&saved.path)?;
         let (_, tail) = whole.split_last_chunk::<{ format::TRAILER_BYTES }>().context("a snapshot without trailer")?;
         let trailer = Trailer::parse(tail, whole.len() as u64, &saved.path)?;
@@ -132,7 +136,7 @@ impl Subject {
     }
 
     /// What a disk or a copy may do to blocks of a file.
-    fn mangled(&self, random: &mut Random) -> ((&'static str, u64), Vec<u8>) {
+    fn mangled(&self, random: &mut SeededRandom) -> ((&'static str, u64), Vec<u8>) {
         let mut bytes = self.whole.clone();
         let block = 1usize << (4 + random.below(9));
         let blocks = (bytes.len() / block) as u64;
@@ -183,14 +187,14 @@ fn among_files(tally: &mut Tally) -> Result<()> {
 /// A store with verified snapshots of the steps 1 to `count`.
 fn store(path: &Path, count: u64) -> Result<(Store, Vec<PathBuf>)> {
     let store = Store::create(path)?;
-    store.set_run_id(&StoreLock::inherited(), state::RUN)?;
+    store.set_run_id(&StoreLock::inherited(), stepped::RUN)?;
     let mut files = Vec::new();
     for step in 1..=count {
         let saved = commit(
             &store,
             &StoreLock::inherited(),
-            state::snapshot(step, SMALL),
-            &CommitOptions::new(state::RUN, step),
+            stepped::snapshot(step, SMALL),
+            &CommitOptions::new(stepped::RUN, step),
         )?;
         store.verify(&store.find(&saved.id)?, 1, &NoProgress)?;
         files.push(saved.path);

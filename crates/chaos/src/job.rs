@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::place;
-use crate::random::Random;
 use crate::row::Tally;
+use ckptd_testkit::text;
 
 /// What takes longer never comes.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -43,7 +43,7 @@ impl Job {
     pub fn new(folder: &Path, kind: Kind, steps: u64, worker: &[&str], more: &str) -> Result<Job> {
         let job = Job { folder: folder.to_path_buf(), store: folder.join("store") };
         std::fs::create_dir_all(folder)?;
-        std::fs::write(folder.join("text.txt"), text())?;
+        std::fs::write(folder.join("text.txt"), text::words(30_000))?;
         let own = std::env::current_exe()?;
         let mut command: Vec<&str> = vec![own.to_str().context("the path of this program is not UTF-8")?, "worker"];
         command.extend(worker);
@@ -267,18 +267,4 @@ pub fn signal(pid: u32, signal: Signal) {
 pub fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
-/// Words enough for a tokenizer and a few epochs, the same every time.
-fn text() -> String {
-    let mut random = Random::new(7);
-    let words: Vec<String> = (0..400)
-        .map(|_| (0..2 + random.below(7)).map(|_| char::from(b'a' + random.below(26) as u8)).collect())
-        .collect();
-    let mut text = String::new();
-    for n in 1..30_000 {
-        text.push_str(&words[(random.below(400) * random.below(400) / 400) as usize]);
-        text.push(if n % 13 == 0 { '\n' } else { ' ' });
-    }
-    text
 }

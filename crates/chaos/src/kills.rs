@@ -21,9 +21,9 @@ use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotReader, SnapshotSt
 use jiff::Timestamp;
 
 use crate::place;
-use crate::random::Random;
 use crate::row::{Row, Tally};
-use crate::state;
+use ckptd_testkit::random::SeededRandom;
+use ckptd_testkit::stepped;
 
 /// Elements of a tensor: a few chunks' worth of work, so that a kill often comes in the middle.
 const ELEMENTS: usize = 40_000;
@@ -37,12 +37,12 @@ fn policy() -> RetentionPolicy {
 
 /// Saves, verifies, pins, damages, quarantines and rotates until it is killed.
 pub fn victim(path: &Path, seed: u64) -> Result<()> {
-    let mut random = Random::new(seed);
+    let mut random = SeededRandom::new(seed);
     let store = Store::create(path)?;
     let lock = store.lock("victim")?;
     store.clean_staging(&lock)?;
     if store.run_id()?.is_none() {
-        store.set_run_id(&lock, state::RUN)?;
+        store.set_run_id(&lock, stepped::RUN)?;
     }
     let chosen = store.choose_resume(&lock, 1, &mut |_| ())?;
     let mut step = chosen.as_ref().map_or(0, |chosen| chosen.entry.step());
@@ -50,8 +50,8 @@ pub fn victim(path: &Path, seed: u64) -> Result<()> {
     say("resumed", &step.to_string());
     loop {
         step += 1;
-        let options = CommitOptions { threads: 2, ..CommitOptions::new(state::RUN, seq) };
-        let saved = commit(&store, &lock, state::snapshot(step, ELEMENTS), &options)?;
+        let options = CommitOptions { threads: 2, ..CommitOptions::new(stepped::RUN, seq) };
+        let saved = commit(&store, &lock, stepped::snapshot(step, ELEMENTS), &options)?;
         seq += 1;
         say("saved", &saved.id);
         let entry = store.find(&saved.id)?;
@@ -97,7 +97,7 @@ fn flip(path: &Path, at: u64) -> Result<()> {
 
 pub fn campaign(kills: u64, seed: u64) -> Result<Row> {
     let mut tally = Tally::new("store kills", seed);
-    let mut random = Random::new(seed);
+    let mut random = SeededRandom::new(seed);
     while tally.points() < kills {
         let folder = place::on_disk()?;
         let mut told = Told::default();
@@ -114,7 +114,7 @@ pub fn campaign(kills: u64, seed: u64) -> Result<Row> {
 }
 
 /// Starts a victim, kills it, and returns what it told.
-fn one_life(folder: &Path, store: &Path, random: &mut Random) -> Result<String> {
+fn one_life(folder: &Path, store: &Path, random: &mut SeededRandom) -> Result<String> {
     let said = folder.join("said");
     let out = std::fs::File::create(&said)?;
     let mut victim = Command::new(std::env::current_exe()?)
@@ -203,7 +203,7 @@ impl Told {
             }
             let step = layout::step_of(id).unwrap_or(0);
             let newer = verified.iter().filter(|e| e.step() > step).count();
-            let better = state::val_loss(step)
+            let better = stepped::val_loss(step)
                 .is_none_or(|loss| verified.iter().any(|e| e.val_loss().is_some_and(|other| other <= loss)));
             tally.require(newer >= 2, || format!("{id} was saved and is gone, with {newer} newer verified ones there"));
             tally.require(better, || format!("{id} was the best and is gone"));
@@ -221,7 +221,7 @@ impl Told {
         match SnapshotReader::open(&entry.path).and_then(|reader| reader.check_all(1, &NoProgress).map(|()| reader)) {
             Ok(reader) => {
                 let manifest = reader.manifest();
-                let expected = state::root(manifest.train.step, ELEMENTS);
+                let expected = stepped::root(manifest.train.step, ELEMENTS);
                 tally.require(manifest.root == expected, || format!("{} is not the state of its step", entry.id));
             }
             Err(e) => tally.violation(format!("visible and not whole: {e}")),

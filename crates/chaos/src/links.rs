@@ -11,9 +11,9 @@ use ckptd_core::store::layout::Folder;
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
 use crate::place;
-use crate::random::Random;
 use crate::row::{Row, Tally};
-use crate::state;
+use ckptd_testkit::random::SeededRandom;
+use ckptd_testkit::stepped;
 
 const ELEMENTS: usize = 500;
 
@@ -34,7 +34,7 @@ pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
             round(&[(name.clone(), link)], &mut tally)?;
         }
     }
-    let mut random = Random::new(seed);
+    let mut random = SeededRandom::new(seed);
     for _ in 0..rounds {
         let all = names();
         let some: Vec<(String, Link)> = (0..2 + random.below(6))
@@ -112,9 +112,9 @@ fn everything(path: &Path) -> Result<()> {
     // Also where a link in the place of the lock keeps it from being taken.
     let (taken, lock) = (store.lock("links"), StoreLock::inherited());
     let _ = store.clean_staging(&lock);
-    let _ = store.set_run_id(&lock, state::RUN);
+    let _ = store.set_run_id(&lock, stepped::RUN);
     for seq in 3..6 {
-        let _ = commit(&store, &lock, state::snapshot(3, ELEMENTS), &CommitOptions::new(state::RUN, seq));
+        let _ = commit(&store, &lock, stepped::snapshot(3, ELEMENTS), &CommitOptions::new(stepped::RUN, seq));
     }
     for entry in store.entries()? {
         let _ = store.verify(&entry, 1, &NoProgress);

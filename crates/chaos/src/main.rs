@@ -13,12 +13,10 @@ mod links;
 mod memory;
 mod place;
 mod race;
-mod random;
 mod retention;
 mod row;
 mod slope;
 mod soak;
-mod state;
 mod storm;
 mod worker;
 
@@ -80,7 +78,7 @@ enum Campaign {
     Damage(Size),
     /// Plant links at every name of a store: nothing outside may change.
     Links(Size),
-    /// Random lives of a store against a model of what retention may take.
+    /// SeededRandom lives of a store against a model of what retention may take.
     Retention(Size),
     /// Chaos for hours: memory and descriptors of agent and worker must not grow.
     Soak {
@@ -91,7 +89,7 @@ enum Campaign {
     },
     /// The worker that trains nothing.
     #[command(hide = true)]
-    Worker(worker::Arguments),
+    Worker(worker::WorkerArgs),
     /// The process that the kills are meant for.
     #[command(hide = true)]
     Victim { store: PathBuf, seed: u64 },
@@ -123,7 +121,7 @@ fn run(campaign: Campaign) -> Result<Option<Row>> {
         Campaign::Links(size) => links::campaign(size.points(60), size.seed())?,
         Campaign::Retention(size) => retention::campaign(size.points(1_000_000), size.seed()),
         Campaign::Soak { arguments, seed } => soak::campaign(&arguments, Size { points: None, seed }.seed())?,
-        Campaign::Worker(arguments) => return worker::run(&arguments).map(|()| None),
+        Campaign::Worker(arguments) => return worker::run(arguments).map(|()| None),
         Campaign::Victim { store, seed } => return kills::victim(&store, seed).map(|()| None),
     };
     Ok(Some(row))

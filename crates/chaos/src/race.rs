@@ -8,14 +8,14 @@ use rustix::process::Signal;
 
 use crate::job::{self, Job, Kind, PATIENCE};
 use crate::place;
-use crate::random::Random;
 use crate::row::{Row, Tally};
+use ckptd_testkit::random::SeededRandom;
 
 const CONTENDERS: usize = 8;
 
 pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
     let mut tally = Tally::new("8 daemons race", seed);
-    let mut random = Random::new(seed);
+    let mut random = SeededRandom::new(seed);
     let folder = place::on_disk()?;
     let job = Job::new(folder.path(), Kind::Quick, 1_000_000, &[], "")?;
     for _ in 0..rounds {
@@ -24,7 +24,7 @@ pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
     Ok(tally.row())
 }
 
-fn round(job: &Job, random: &mut Random, tally: &mut Tally) -> Result<()> {
+fn round(job: &Job, random: &mut SeededRandom, tally: &mut Tally) -> Result<()> {
     let mut contenders = (0..CONTENDERS)
         .map(|_| {
             // A head start decides nothing: a slow one may come when the winner has not even said its name.

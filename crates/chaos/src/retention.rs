@@ -11,8 +11,8 @@ use ckptd_core::store::retain::{SnapshotFacts, plan};
 use ckptd_core::text::TextValue;
 use jiff::Timestamp;
 
-use crate::random::Random;
 use crate::row::{Row, Tally};
+use ckptd_testkit::random::SeededRandom;
 
 /// Operations of one life.
 const LENGTH: u64 = 24;
@@ -37,7 +37,7 @@ pub fn campaign(lives: u64, seed: u64) -> Row {
 fn part(lives: impl Iterator<Item = u64>, seed: u64) -> Tally {
     let mut tally = Tally::new("retention", seed);
     for number in lives {
-        let mut life = Life::new(Random::new(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95)));
+        let mut life = Life::new(SeededRandom::new(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95)));
         let mut history = Vec::new();
         for _ in 0..LENGTH {
             history.push(life.step());
@@ -69,7 +69,7 @@ enum Operation {
 }
 
 struct Life {
-    random: Random,
+    random: SeededRandom,
     facts: Vec<SnapshotFacts>,
     policy: RetentionPolicy,
     seq: u64,
@@ -80,7 +80,7 @@ struct Life {
 }
 
 impl Life {
-    fn new(mut random: Random) -> Life {
+    fn new(mut random: SeededRandom) -> Life {
         let policy = policy(&mut random);
         Life { random, facts: Vec::new(), policy, seq: 0, copies: 0, step: 0, now: 1_000_000, broken: None }
     }
@@ -136,7 +136,7 @@ impl Life {
     fn with_one(
         &mut self,
         which: impl Fn(&SnapshotFacts) -> bool,
-        change: impl Fn(&mut SnapshotFacts, &mut Random),
+        change: impl Fn(&mut SnapshotFacts, &mut SeededRandom),
         operation: impl Fn(u64) -> Operation,
     ) -> Operation {
         let candidates: Vec<usize> = (0..self.facts.len()).filter(|&i| which(&self.facts[i])).collect();
@@ -179,7 +179,7 @@ impl Life {
     }
 }
 
-fn policy(random: &mut Random) -> RetentionPolicy {
+fn policy(random: &mut SeededRandom) -> RetentionPolicy {
     RetentionPolicy {
         keep_last: 2 + random.below(4) as usize,
         keep_best: random.below(3) as usize,

@@ -20,10 +20,10 @@ use rustix::process::Signal;
 use crate::footprint::{self, Footprint};
 use crate::job::{self, Agent, Job, Kind};
 use crate::place;
-use crate::random::Random;
 use crate::row::{Row, Tally};
 use crate::slope::{Growth, Slope};
 use crate::storm::{self, Strike};
+use ckptd_testkit::random::SeededRandom;
 
 /// Short, because a snapshot is in flight most of the time, and the moments between two of them are what counts.
 const SAMPLE: Duration = Duration::from_millis(200);
@@ -75,7 +75,7 @@ struct Soak {
     job: Job,
     agent: Agent,
     began: Instant,
-    random: Random,
+    random: SeededRandom,
     births: BTreeMap<u32, Instant>,
     agent_memory: Slope,
     agent_descriptors: Slope,
@@ -97,7 +97,7 @@ pub fn campaign(arguments: &Arguments, seed: u64) -> Result<Row> {
         agent: job.start()?,
         job,
         began: Instant::now(),
-        random: Random::new(seed),
+        random: SeededRandom::new(seed),
         births: BTreeMap::new(),
         agent_memory: Slope::default(),
         agent_descriptors: Slope::default(),

@@ -12,8 +12,8 @@ use rustix::process::Signal;
 pub use crate::job::Kind;
 use crate::job::{self, Agent, Job, PATIENCE};
 use crate::place;
-use crate::random::Random;
 use crate::row::{Row, Tally};
+use ckptd_testkit::random::SeededRandom;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Strike {
@@ -57,7 +57,7 @@ pub fn campaign(kind: Kind, strikes: u64, seed: u64) -> Result<Row> {
         Kind::Gpt2 => "program kills (GPT-2)",
     };
     let mut tally = Tally::new(name, seed);
-    let mut random = Random::new(seed);
+    let mut random = SeededRandom::new(seed);
     let folder = place::on_disk()?;
     let quiet = Job::new(&folder.path().join("undisturbed"), kind, steps(kind), &[], "")?;
     let undisturbed = quiet.run_to_end()?;
@@ -84,7 +84,7 @@ fn parting(quiet: &Job, job: &Job) -> String {
 }
 
 /// Trains to the end, struck until the campaign has its points. Returns the root.
-fn under_fire(job: &Job, kind: Kind, strikes: u64, random: &mut Random, tally: &mut Tally) -> Result<String> {
+fn under_fire(job: &Job, kind: Kind, strikes: u64, random: &mut SeededRandom, tally: &mut Tally) -> Result<String> {
     let mut agent = job.start()?;
     loop {
         let respite = if tally.points() < strikes { random.up_to(respite(kind)) } else { PATIENCE };
@@ -106,7 +106,7 @@ fn under_fire(job: &Job, kind: Kind, strikes: u64, random: &mut Random, tally: &
 }
 
 /// Strikes once; whether the agent has to be started again.
-pub fn hit(agent: &mut Agent, strike: Strike, random: &mut Random, tally: &mut Tally) -> Result<bool> {
+pub fn hit(agent: &mut Agent, strike: Strike, random: &mut SeededRandom, tally: &mut Tally) -> Result<bool> {
     let (pid, worker) = (agent.pid(), agent.worker());
     let to_worker = |signal| worker.into_iter().for_each(|worker| job::signal(worker, signal));
     match strike {

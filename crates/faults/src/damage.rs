@@ -11,8 +11,9 @@ use ckptd_core::store::{SnapshotReader, SnapshotState, Store, layout};
 
 use crate::campaign::{Row, Scratch, add, each, guarded};
 use crate::ledger::Ack;
-use crate::states::{self, Random};
+use crate::states;
 use crate::{drive, prepare};
+use ckptd_testkit::random::SeededRandom;
 
 /// A store with verified snapshots.
 struct Saved {
@@ -49,7 +50,7 @@ fn flips(below: &Path, seed: u64, short: bool) -> Result<Row> {
     let saved = saved(&scratch, seed)?;
     let good = std::fs::read(saved.path(saved.ids.last().context("nothing was saved")?))?;
     let bits = good.len() as u64 * 8;
-    let mut random = Random::of(&[seed, 77]);
+    let mut random = SeededRandom::of(&[seed, 77]);
     let table_at = u64::from_le_bytes(good[good.len() - 128..][..8].try_into()?);
     let mut chosen: Vec<u64> = (0..128).chain(table_at * 8..bits).collect();
     chosen.extend((0..4000).map(|_| random.below(table_at * 8)));
@@ -90,7 +91,7 @@ fn cuts(below: &Path, seed: u64, short: bool) -> Result<Row> {
     let path = saved.path(saved.ids.last().context("nothing was saved")?);
     let good = std::fs::read(&path)?;
     let mut row = Row::new("cut, longer and swapped files", seed);
-    let mut random = Random::of(&[seed, 78]);
+    let mut random = SeededRandom::of(&[seed, 78]);
     let mut lengths: Vec<usize> =
         (0..if short { 40 } else { 400 }).map(|_| random.below(good.len() as u64) as usize).collect();
     lengths.extend([0, 1, 15, 16, good.len() - 152, good.len() - 1]);

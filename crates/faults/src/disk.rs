@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::hooks::Op;
-use crate::states::Random;
+use ckptd_testkit::random::SeededRandom;
 
 type Inode = usize;
 const ROOT: Inode = 0;
@@ -330,7 +330,7 @@ impl History {
                 }
             }
             let free: Vec<usize> = (0..self.atoms.len()).filter(|&i| self.atoms[i].op < ops && !applied[i]).collect();
-            let mut draw = Random::of(&[seed, ops as u64, self.model as u64]);
+            let mut draw = SeededRandom::of(&[seed, ops as u64, self.model as u64]);
             for (keep, torn) in self.choices(&free, random, &mut draw) {
                 each(Candidate { disk: self.build(&durable, &keep, torn, &mut draw), ops });
             }
@@ -338,7 +338,7 @@ impl History {
     }
 
     /// Which of the free changes reach the disk, and which write among them how badly.
-    fn choices(&self, free: &[usize], random: u64, draw: &mut Random) -> Vec<Choice> {
+    fn choices(&self, free: &[usize], random: u64, draw: &mut SeededRandom) -> Vec<Choice> {
         let is_data = |i: &usize| matches!(self.atoms[*i].change, Change::Write { .. });
         let mut keeps: Vec<Vec<usize>> = vec![free.to_vec(), Vec::new()];
         match self.model {
@@ -387,7 +387,7 @@ impl History {
         })
     }
 
-    fn build(&self, durable: &Disk, keep: &[usize], torn: Option<(usize, Tear)>, draw: &mut Random) -> Disk {
+    fn build(&self, durable: &Disk, keep: &[usize], torn: Option<(usize, Tear)>, draw: &mut SeededRandom) -> Disk {
         let mut disk = durable.clone();
         for &i in keep {
             match (&self.atoms[i].change, torn) {
@@ -419,7 +419,7 @@ impl Tear {
     const ALL: [Tear; 5] = [Tear::FirstHalf, Tear::SecondHalf, Tear::Zeros, Tear::Junk, Tear::Sectors];
 
     /// Where the torn write begins, and its bytes.
-    fn apply(self, bytes: &[u8], draw: &mut Random) -> (u64, Vec<u8>) {
+    fn apply(self, bytes: &[u8], draw: &mut SeededRandom) -> (u64, Vec<u8>) {
         let half = bytes.len() / 2;
         match self {
             Tear::FirstHalf => (0, bytes[..half].to_vec()),

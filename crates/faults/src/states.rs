@@ -6,32 +6,7 @@ use std::sync::Arc;
 use ckptd_core::dtype::DType;
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
-
-/// SplitMix64.
-#[derive(Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn of(parts: &[u64]) -> Random {
-        let mut random = Random(0x9e37_79b9);
-        for part in parts {
-            random = Random(random.next() ^ part);
-        }
-        random
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-}
+use ckptd_testkit::random::SeededRandom;
 
 /// Optimiser steps of the state with this sequence number.
 pub fn step_of(seq: u64) -> u64 {
@@ -45,7 +20,7 @@ pub fn healthy(seq: u64) -> bool {
 
 /// Every other state was evaluated.
 pub fn val_loss(seed: u64, seq: u64) -> Option<f64> {
-    seq.is_multiple_of(2).then(|| 1.0 + Random::of(&[seed, seq, 1]).below(4000) as f64 / 1000.0)
+    seq.is_multiple_of(2).then(|| 1.0 + SeededRandom::of(&[seed, seq, 1]).below(4000) as f64 / 1000.0)
 }
 
 /// The tensors of a GPT-2 of one layer, so that it can be exported and imported like a real one.
@@ -71,12 +46,12 @@ const CONFIG: &str =
     r#"{"model_type": "gpt2", "vocab_size": 40, "n_positions": 16, "n_embd": 12, "n_layer": 1, "n_head": 2}"#;
 
 pub fn snapshot(seed: u64, seq: u64) -> Snapshot {
-    let mut random = Random::of(&[seed, seq, 2]);
+    let mut random = SeededRandom::of(&[seed, seq, 2]);
     let mut tensors = Vec::new();
     for role in [Role::Param, Role::ExpAvg, Role::ExpAvgSq] {
         for (name, shape) in GPT2 {
             let meta = TensorMeta { role, name: name.into(), dtype: DType::F32, shape: shape.to_vec() };
-            let value = |random: &mut Random| (random.next() as u32 >> 8) as f32 / (1 << 24) as f32 - 0.5;
+            let value = |random: &mut SeededRandom| (random.next() as u32 >> 8) as f32 / (1 << 24) as f32 - 0.5;
             let bytes = (0..shape.iter().product()).flat_map(|_: u64| value(&mut random).to_le_bytes()).collect();
             tensors.push(Tensor::new(meta, bytes));
         }

@@ -12,24 +12,9 @@ use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{Role, TensorMeta, TrainState};
 use ckptd_gpt2::capture::{StateCapture, TrainingState};
 use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
+use ckptd_testkit::random::SeededRandom;
 
 const CAPTURES: u64 = 150;
-
-/// A generator that is good enough to choose moments and values.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
-    }
-}
 
 fn metas() -> Vec<TensorMeta> {
     let shapes: [&[u64]; 6] = [&[300, 170], &[1], &[64, 64], &[5_000], &[17], &[3, 5, 7]];
@@ -46,7 +31,7 @@ fn state(optimizer: &ModelOptimizer) -> TrainingState {
     let train = TrainState::default();
     let mut state = TrainingState::new(&metas(), optimizer.roles(), tch::Device::Cpu, train).unwrap();
     let fill = |destinations: &mut [ckptd_gpt2::capture::TensorDestination<'_>]| {
-        let mut random = Random(7);
+        let mut random = SeededRandom::new(7);
         for destination in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
             for value in destination.bytes.chunks_exact_mut(4) {
                 value.copy_from_slice(&(random.below(2000) as f32 / 1000.0 - 1.0).to_le_bytes());
@@ -64,7 +49,7 @@ fn optimizer(kind: Kind) -> ModelOptimizer {
 }
 
 fn gradients(step: u64) -> Vec<tch::Tensor> {
-    let mut random = Random(step * 977 + 1);
+    let mut random = SeededRandom::new(step * 977 + 1);
     let gradient = |meta: TensorMeta| {
         let shift = random.below(1000) as f32;
         let values: Vec<f32> = (0..meta.elements().unwrap()).map(|i| ((i as f32 + shift) * 0.37).sin()).collect();
@@ -113,7 +98,7 @@ fn stress(kind: Kind) {
         let threads = [3, 5].map(|seed| {
             let (capturer, copies, ending, compared) = (capturer.clone(), &copies, &ending, &compared);
             scope.spawn(move || {
-                let mut random = Random(seed);
+                let mut random = SeededRandom::new(seed);
                 while !ending.load(Ordering::Relaxed) {
                     pause(&mut random, 1500);
                     if let Some(capture) = capturer.capture().unwrap() {
@@ -146,7 +131,7 @@ fn stress(kind: Kind) {
     assert_eq!(memory.extra, 0, "every handle is dropped: {memory:?}");
 }
 
-fn compare(capture: StateCapture, copies: &Mutex<HashMap<u64, Vec<Vec<u8>>>>, random: &mut Random) {
+fn compare(capture: StateCapture, copies: &Mutex<HashMap<u64, Vec<Vec<u8>>>>, random: &mut SeededRandom) {
     let step = capture.train.step;
     assert_eq!(capture.train.tokens_seen, 100 * step);
     assert_eq!(capture.metrics.train_loss.unwrap_or(0.0), step as f64);
@@ -161,7 +146,7 @@ fn compare(capture: StateCapture, copies: &Mutex<HashMap<u64, Vec<Vec<u8>>>>, ra
 }
 
 /// Up to so many microseconds, now and then much longer.
-fn pause(random: &mut Random, most_us: u64) {
+fn pause(random: &mut SeededRandom, most_us: u64) {
     let factor = if random.below(100) == 0 { 20 } else { 1 };
     let until = Instant::now() + Duration::from_micros(random.below(most_us * factor));
     while Instant::now() < until {

@@ -1,8 +1,7 @@
 //! The model and the optimisers agree with transformers and PyTorch on the same weights and tokens.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
 use ckptd_core::dtype::DType;
@@ -10,6 +9,7 @@ use ckptd_core::snapshot::{Role, Tensor, TensorMeta, TrainState};
 use ckptd_gpt2::capture::TrainingState;
 use ckptd_gpt2::gpt2::{Gpt2Config, Gpt2Model, ModelGradients, TokenBatch, init};
 use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
+use ckptd_testkit::python;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -34,12 +34,7 @@ struct Case {
 #[test]
 fn logits_and_losses_agree_with_transformers() {
     let folder = tempfile::tempdir().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
-    let python = std::env::var_os("CKPTD_PYTHON").map_or(root.join(".cache/python/bin/python"), PathBuf::from);
-    let script = root.join("tests/python/parity.py");
-    let status = Command::new(&python).arg(script).arg(folder.path()).status();
-    let status = status.unwrap_or_else(|e| panic!("{} (scripts/setup.sh full installs it): {e}", python.display()));
-    assert!(status.success(), "tests/python/parity.py failed; scripts/setup.sh full installs what it needs");
+    python::run("parity.py", &[folder.path()]);
 
     ckptd_gpt2::process::set_threads(1).unwrap();
     let mut cases = 0;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use ckptd_core::progress::NoProgress;
@@ -14,6 +14,7 @@ use ckptd_gpt2::data::order::{DataCursor, TrainBatches};
 use ckptd_gpt2::tokens::TokenView;
 use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 use ckptd_interop::import::{self, ImportOptions};
+use ckptd_testkit::python;
 
 /// Steps that Trainer makes before, ckptd in between, and all of them.
 const SAVED: u64 = 8;
@@ -22,15 +23,6 @@ const STEPS: u64 = 24;
 const ROWS: usize = 4;
 const POSITIONS: usize = 32;
 const SEED: u64 = 11;
-
-fn python(arguments: &[&str]) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
-    let python = std::env::var_os("CKPTD_PYTHON").map_or(root.join(".cache/python/bin/python"), PathBuf::from);
-    let script = root.join("tests/python/trainer_curve.py");
-    let environment = [("HF_HUB_OFFLINE", "1"), ("OMP_NUM_THREADS", "2")];
-    let output = Command::new(python).arg(script).args(arguments).envs(environment).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// Tokens with a pattern that can be learned.
 fn tokens() -> Vec<u16> {
@@ -79,8 +71,7 @@ fn the_loss_curve_goes_on_from_trainer_to_ckptd_and_back() {
     let bytes: Vec<u8> = tokens().iter().flat_map(|id| id.to_le_bytes()).collect();
     std::fs::write(at("tokens.bin"), bytes).unwrap();
     std::fs::write(at("rows.json"), serde_json::to_string(&batches(&at("tokens.bin"))).unwrap()).unwrap();
-    let folder = work.path().to_str().unwrap();
-    python(&["whole", folder]);
+    python::run("trainer_curve.py", &[Path::new("whole"), work.path()]);
     let whole = curve(&at("losses.json"));
 
     let checkpoint = at(&format!("python/checkpoint-{SAVED}"));
@@ -94,7 +85,7 @@ fn the_loss_curve_goes_on_from_trainer_to_ckptd_and_back() {
     let options = ExportOptions { with_optimizer: true, ..ExportOptions::new(ExportFormat::Hf) };
     export::export(&snapshot.path, &at("exported"), &options, &NoProgress).unwrap();
     let name = format!("checkpoint-{}", SAVED + OURS);
-    python(&["resume", folder, at("exported").to_str().unwrap(), &name]);
+    python::run("trainer_curve.py", &[Path::new("resume"), work.path(), &at("exported"), Path::new(&name)]);
     assert_agree(&curve(&at("resumed.json")), &whole, SAVED + OURS + 1..=STEPS);
 }
 

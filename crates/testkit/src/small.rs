@@ -1,5 +1,7 @@
-//! Small stores and snapshots for tests.
-#![allow(dead_code, clippy::unwrap_used)] // each test file uses its own part of this
+//! Small stores and snapshots, whose tensors look like a training's.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use ckptd_core::dtype::DType;
 use ckptd_core::progress::NoProgress;
@@ -89,18 +91,10 @@ pub fn save_verified(store: &Store, step: u64, seq: u64) -> Committed {
     committed
 }
 
-/// A small generator for tests: the same numbers for the same seed.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
+/// Damages a file as a failing disk would.
+pub fn flip_a_byte(path: &Path) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 100).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 100).unwrap();
 }

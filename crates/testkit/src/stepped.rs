@@ -5,7 +5,7 @@ use ckptd_core::ids::StateRoot;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::format::{self, TensorRecord};
 
-use crate::random::Random;
+use crate::random::SeededRandom;
 
 /// The only run of these stores.
 pub const RUN: &str = "c4a05c4a05c4a05c4a05c4a05c4a05c4";
@@ -31,7 +31,7 @@ pub fn snapshot(step: u64, elements: usize) -> Snapshot {
 
 /// The validation loss of every third step.
 pub fn val_loss(step: u64) -> Option<f64> {
-    step.is_multiple_of(3).then(|| Random::new(step).below(1000) as f64 / 100.0)
+    step.is_multiple_of(3).then(|| SeededRandom::new(step).below(1000) as f64 / 100.0)
 }
 
 /// The root that a snapshot of `step` must have.
@@ -48,7 +48,7 @@ fn meta(role: Role, elements: usize) -> TensorMeta {
 }
 
 fn weights(step: u64, elements: usize) -> Vec<u8> {
-    let mut random = Random::new(step);
+    let mut random = SeededRandom::new(step);
     (0..elements).flat_map(|_| ((random.below(2001) as f32 - 1000.0) * 1e-4).to_le_bytes()).collect()
 }
 
