@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use ckptd_core::ids::StateRoot;
 use ckptd_core::store::SnapshotReader;
 use ckptd_testkit::job::{JobFolder, RunningAgent, signal};
 use ckptd_testkit::random::SeededRandom;
@@ -59,14 +60,14 @@ impl LoggedJob {
     }
 
     /// Trains in one go; returns the root.
-    fn run(&mut self) -> String {
+    fn run(&mut self) -> StateRoot {
         let agent = self.start();
         assert_eq!(self.end(agent), Some(0), "{}", self.log);
         self.folder.root()
     }
 
     /// Trains under fire: each of [`TARGETS`] is killed in each of [`PHASES`]. Returns the root.
-    fn run_under_fire(&mut self, seed: u64) -> String {
+    fn run_under_fire(&mut self, seed: u64) -> StateRoot {
         let mut random = SeededRandom::new(seed);
         let mut agent = self.start();
         for kill in 0..KILLS {

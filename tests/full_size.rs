@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ckptd_core::ids::StateRoot;
 use ckptd_testkit::job::{JobFolder, RunningAgent, signal};
 use ckptd_testkit::{python, text};
 use rustix::process::Signal;
@@ -28,7 +29,7 @@ fn start(job: &JobFolder) -> RunningAgent {
 }
 
 /// Waits for the end; returns the last snapshot's root and its bytes as they are in memory.
-fn finish(job: &JobFolder, run: RunningAgent) -> (String, u64) {
+fn finish(job: &JobFolder, run: RunningAgent) -> (StateRoot, u64) {
     let ended = run.wait();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     let manifest = job.newest().unwrap().manifest.unwrap();

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use ckptd_core::ids::StateRoot;
 use ckptd_core::store::{SnapshotEntry, SnapshotState, Store};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -59,7 +60,7 @@ impl JobFolder {
     }
 
     /// The root of the newest snapshot, which must be verified.
-    pub fn root(&self) -> String {
+    pub fn root(&self) -> StateRoot {
         let newest = self.newest().expect("there is a snapshot");
         assert_eq!(newest.state, SnapshotState::Verified);
         newest.manifest.unwrap().root

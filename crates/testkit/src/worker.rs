@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use ckptd_core::ids::RunId;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, Start, WorkerEvent, WorkerFailure};
 use ckptd_core::store::{CommitOptions, SnapshotReader, Store, StoreLock, commit};
@@ -39,7 +40,7 @@ struct QuickWorker<W> {
 /// The snapshots of one run.
 struct Saved {
     store: Store,
-    run_id: String,
+    run_id: RunId,
     seq: u64,
     step: u64,
 }
@@ -198,7 +199,7 @@ impl<W: Write> QuickWorker<W> {
         }
         let seq = saved.seq;
         saved.seq += 1;
-        match commit(&saved.store, stepped::snapshot(step, ELEMENTS), &CommitOptions::new(&saved.run_id, seq)) {
+        match commit(&saved.store, stepped::snapshot(step, ELEMENTS), &CommitOptions::new(saved.run_id.clone(), seq)) {
             Ok(done) => {
                 saved.step = step;
                 if self.asked("flip") || self.asked(&format!("flip-{step}")) {
