@@ -1,5 +1,6 @@
 """Loads, with the real PyTorch and transformers, what ckptd exported, and compares it with the model that the snapshot was
-made of. Arguments: the original folder (model, optimizer.pt), the folder of exports. Prints one line for each check."""
+made of; then Trainer goes on from one of them. Arguments: the folder of make_trainer.py, the folder of exports. Prints
+one line per check."""
 
 import json
 import sys
@@ -11,7 +12,10 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-original, exports = Path(sys.argv[1]), Path(sys.argv[2])
+import resume_trainer
+
+run, exports = Path(sys.argv[1]), Path(sys.argv[2])
+original = run / "checkpoint-3"
 transformers.logging.set_verbosity_warning()
 warnings.simplefilter("error")
 
@@ -90,3 +94,7 @@ for name, optimizer in (("full.pt", full["optimizer"]), ("hf_full", torch.load(e
     print("optimizer of", name)
 assert full["step"] == 3 and json.loads(full["config"])["model_type"] == "gpt2"
 assert "step 3\n" in (exports / "hf/version.txt").read_text()
+
+# Trainer warns of what is none of an export's business.
+warnings.resetwarnings()
+resume_trainer.resume(run, exports / "hf_full")

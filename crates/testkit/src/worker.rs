@@ -42,7 +42,8 @@ struct Saved {
     store: Store,
     run_id: RunId,
     seq: u64,
-    step: u64,
+    /// The step of the newest.
+    step: Option<u64>,
 }
 
 /// Works for the agent on standard input until it is told to stop or has nothing left to do; returns the exit code.
@@ -118,7 +119,8 @@ impl<W: Write> QuickWorker<W> {
             threads: 1,
         });
         let store = Store::open(&start.config.job.store)?;
-        let mut saved = Saved { store, run_id: start.run_id.clone(), seq: start.next_seq, step };
+        let newest = start.resume.is_some().then_some(step);
+        let mut saved = Saved { store, run_id: start.run_id.clone(), seq: start.next_seq, step: newest };
         let mut every_steps = start.config.snapshot.every_steps;
         while step < train.steps {
             self.misbehave(step + 1)?;
@@ -149,7 +151,7 @@ impl<W: Write> QuickWorker<W> {
                     if reason == GONE {
                         self.linger();
                     }
-                    if snapshot {
+                    if snapshot && step > 0 {
                         self.save(saved, step, &reason);
                     }
                     return Ok(true);
@@ -189,7 +191,7 @@ impl<W: Write> QuickWorker<W> {
     }
 
     fn save(&mut self, saved: &mut Saved, step: u64, reason: &str) {
-        if saved.step >= step {
+        if saved.step >= Some(step) {
             return;
         }
         self.say(&WorkerEvent::SnapshotStarted { step, reason: reason.into(), capture_ms: 0.5 });
@@ -201,7 +203,7 @@ impl<W: Write> QuickWorker<W> {
         saved.seq += 1;
         match commit(&saved.store, stepped::snapshot(step, ELEMENTS), &CommitOptions::new(saved.run_id.clone(), seq)) {
             Ok(done) => {
-                saved.step = step;
+                saved.step = Some(step);
                 if self.asked("flip") || self.asked(&format!("flip-{step}")) {
                     small::flip_a_byte(&done.path);
                 }
