@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use ckptd_core::store::{CommitOptions, SnapshotReader, SnapshotState, Store, StoreLock, commit};
-use ckptd_testkit::small;
 use ckptd_testkit::python;
+use ckptd_testkit::small;
 
 const MODEL: &str = "[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n";
 

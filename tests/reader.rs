@@ -6,8 +6,8 @@ use std::path::Path;
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{CarriedFile, Role, Snapshot, Tensor, TensorMeta};
 use ckptd_core::store::{CommitOptions, Committed, SnapshotReader, Store, StoreLock, commit};
-use ckptd_testkit::small;
 use ckptd_testkit::python;
+use ckptd_testkit::small;
 use ckptd_testkit::small::{RUN, floats, snapshot, store};
 
 const ROLES: [Role; 5] = [Role::Param, Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer, Role::Buffer];

@@ -8,8 +8,8 @@ use ckptd_core::Error;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
 use ckptd_core::store::RetentionPolicy;
-use ckptd_testkit::small;
 use ckptd_core::store::{CommitOptions, CommitPace, SnapshotReader, SnapshotState, Store, StoreLock, commit};
+use ckptd_testkit::small;
 use ckptd_testkit::small::{RUN, save, save_verified, snapshot, store};
 use tempfile::TempDir;
 

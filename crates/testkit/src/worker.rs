@@ -201,7 +201,12 @@ impl<W: Write> QuickWorker<W> {
         }
         let seq = saved.seq;
         saved.seq += 1;
-        match commit(&saved.store, stepped::snapshot(step, ELEMENTS), &CommitOptions::new(saved.run_id.clone(), seq)) {
+        match commit(
+            &saved.store,
+            &StoreLock::inherited(),
+            stepped::snapshot(step, ELEMENTS),
+            &CommitOptions::new(saved.run_id.clone(), seq),
+        ) {
             Ok(done) => {
                 saved.step = Some(step);
                 if self.asked("flip") || self.asked(&format!("flip-{step}")) {
