@@ -117,7 +117,7 @@ fn summary(checked: &CheckReport) -> String {
 fn answers(probe: &ProbeReport) -> String {
     let number = |number: Option<f64>| number.map_or("not finite".to_owned(), |number| format!("{number:.6e}"));
     let delta = probe.delta.map_or(String::new(), |delta| format!(", delta = {delta:.6e}"));
-    let saved = match probe.as_saved {
+    let saved = match probe.matches_saved {
         Some(true) => "; to the bit as when it was saved",
         Some(false) => "; NOT as when it was saved: another kind of processor or libtorch",
         None => "",

@@ -75,7 +75,7 @@ impl TensorMeta {
     }
 }
 
-/// The bytes of a tensor, held for as long as somebody needs them: a capture's handle, a mapping, a plain vector.
+/// The bytes of a tensor, held for as long as they are needed: a capture's handle, a mapping, a plain vector.
 pub type TensorBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A tensor with its bytes (row-major, little-endian).

@@ -1,7 +1,7 @@
 //! The worker's side of the protocol: events out, commands in.
 //!
-//! Invariant: sending an event never waits for whoever reads them, so that neither a slow agent nor a stopped terminal
-//! holds up the training. Deliberately not here: what commands do (`main`).
+//! Invariant: sending an event never waits for its reader: neither a slow agent nor a stopped terminal holds up the
+//! training. Deliberately not here: what commands do (`main`).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -38,7 +38,7 @@ impl EventSender {
     }
 
     pub fn send(&self, event: WorkerEvent) {
-        // The writer lives as long as the process: it drops what nobody reads.
+        // The writer lives as long as the process: it drops what has no reader.
         let _ = self.sender.send(OutboxMessage::Event(event));
     }
 

@@ -1,4 +1,4 @@
-//! `ckptd-gpt2 generate`: what a model says, one token at a time.
+//! `ckptd-gpt2 generate`: text generation, one token at a time.
 //!
 //! Invariant: the text follows from the parameters, the prompt, the seed and the settings (and in its last bits from
 //! processor and threads, as everything that libtorch computes). Every token is computed from at most the model's
@@ -102,7 +102,7 @@ pub fn generate(arguments: &GenerateArguments) -> Result<()> {
     Ok(())
 }
 
-/// For the eyes of those who watch; in a file it would be one line too many.
+/// On a terminal only: in a file it would be one line too many.
 fn tell_speed(tokens: usize, step: Option<u64>, time: Duration) {
     if std::io::stderr().is_terminal() {
         let step = step.map_or(String::new(), |step| format!(", after {step} steps of training"));
@@ -198,7 +198,7 @@ impl StreamedText<'_> {
     }
 }
 
-/// Writes to stdout; false where nobody reads it any more.
+/// Writes to stdout; false where the reader is gone.
 fn show(text: &str) -> Result<bool> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -211,9 +211,7 @@ fn show(text: &str) -> Result<bool> {
 /// The token that `uniform`, from 0 to below 1, falls on.
 fn choose(logits: &[f32], sampling: SamplingSettings, uniform: f64) -> Result<u32> {
     if logits.iter().any(|logit| logit.is_nan()) {
-        return Err(Error::Other(
-            "the model answers with NaN; `ckptd check` says which of its tensors have any".into(),
-        ));
+        return Err(Error::Other("the logits are NaN; `ckptd check` says which of its tensors have any".into()));
     }
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     // The lower id first where two are equally likely: the result must not depend on how it is sorted.

@@ -1,12 +1,12 @@
 //! ckptd's GPT-2 worker as a library: `main.rs` is the program over these modules.
 //!
-//! Modules in reading order: [`job`] (from a config to a training that is ready), [`train`] (the training loop),
-//! [`snapshots`] (taking them meanwhile), [`events`] (what the agent is told and says); below them [`device`] (where
-//! and with how many threads), [`gpt2`] (the model and its gradients), [`capture`] (the training state and snapshots of
-//! it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on), [`rng`],
-//! [`weights`] (a model to ask, not to train), [`probe`] (what it answers), [`generate`] (what it says).
+//! Modules in reading order: [`setup`] (from a config to a training that is ready), [`train`] (the training loop),
+//! [`snapshots`] (taking them meanwhile), [`events`] (what the agent is told and says); below them [`torch`] (errors and
+//! device) and [`process`] (threads, malloc), [`gpt2`] (the model and its gradients), [`capture`] (the training state and
+//! snapshots of it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on),
+//! [`rng`], [`weights`] (weights for inference), [`probe`] (a fingerprint of the logits), [`generate`] (text generation).
 
-/// The name of the thread that obeys the agent.
+/// The name of the thread that serves the agent's commands.
 pub const COMMANDS_THREAD: &str = "commands";
 
 pub mod capture;

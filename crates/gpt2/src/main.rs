@@ -33,11 +33,11 @@ struct WorkerArguments {
 
 #[derive(Subcommand)]
 enum ModelTask {
-    /// Let a snapshot, or any other model, go on with a text.
+    /// Continue a text with a snapshot or any other model.
     Generate(generate::GenerateArguments),
     /// Write the logits of a model for a batch of tokens.
     Logits(probe::LogitsArguments),
-    /// Say how the answers of a model are spread, and how far they are from another one's (for `ckptd check`).
+    /// Print the variance of a model's logits and how far they are from another model's (for `ckptd check`).
     Probe(probe::ProbeArguments),
 }
 
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     };
     let code = outcome.map_or_else(|error| report(&error, &events), |()| 0);
     events.flush();
-    // libtorch's threads may be at work on something that nobody waits for.
+    // libtorch's threads may still compute what is not needed any more.
     std::process::exit(code);
 }
 

@@ -1,7 +1,8 @@
-//! What a model answers: its logits for given tokens, for comparison with other implementations and other snapshots.
+//! A fingerprint of the logits: what a model computes for given tokens, to be compared with other implementations and
+//! other snapshots.
 //!
 //! The probe is a batch that follows from the vocabulary alone. The hash of its logits says of a machine whether the
-//! same parameters give the same answers there, to the last bit, as where a snapshot was taken: another kind of
+//! same parameters give the same logits there, to the last bit, as where a snapshot was taken: another kind of
 //! processor or another libtorch shows in it. Deliberately not here: sampling text (`generate`).
 
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ pub struct ProbeArguments {
     /// A model folder, a snapshot, a .pt or safetensors file, or a bundle.
     #[arg(long)]
     pub model: PathBuf,
-    /// What its answers are compared with.
+    /// A model whose logits are compared with its own.
     #[arg(long)]
     pub against: Option<PathBuf>,
     /// Threads; 0: as many as the snapshot was trained with, else one per processor.
@@ -69,22 +70,22 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
     let model = weights::open(&arguments.model, readers)?;
     let against = arguments.against.as_deref().map(|path| weights::open(path, readers)).transpose()?;
     process::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads })?;
-    let answers = LogitsFingerprint::of(&model.config, &model.params, Device::Cpu)?;
+    let fingerprint = LogitsFingerprint::of(&model.config, &model.params, Device::Cpu)?;
     let delta = match &against {
         Some(other) if other.config.vocab_size != model.config.vocab_size => None,
         Some(other) => {
             let there = LogitsFingerprint::of(&other.config, &other.params, Device::Cpu)?;
-            Some(answers.largest_difference(&there)).filter(|delta| delta.is_finite())
+            Some(fingerprint.largest_difference(&there)).filter(|delta| delta.is_finite())
         }
         None => None,
     };
-    let hash = answers.hash();
+    let hash = fingerprint.hash();
     let probe = ProbeReport {
         rows: ROWS as u64,
         positions: POSITIONS.min(model.config.n_positions) as u64,
-        sigma2: Some(answers.variance()).filter(|sigma2| sigma2.is_finite()),
+        sigma2: Some(fingerprint.variance()).filter(|sigma2| sigma2.is_finite()),
         delta,
-        as_saved: model.probe.map(|saved| saved == hash),
+        matches_saved: model.probe.map(|saved| saved == hash),
         hash,
     };
     let json = serde_json::to_string(&probe).map_err(|e| Error::Other(format!("writing JSON: {e}")))?;
@@ -109,6 +110,7 @@ impl LogitsFingerprint {
         bytes(&logits).map(LogitsFingerprint)
     }
 
+    /// BLAKE3 of the logits, as hex.
     pub fn hash(&self) -> String {
         blake3::hash(&self.0).to_hex().to_string()
     }
@@ -140,12 +142,12 @@ pub struct LogitsProbe {
 }
 
 impl LogitsProbe {
-    /// The hash of the answers of the parameters among `tensors`, which are in the order of the model's.
+    /// The fingerprint of the parameters among `tensors`, which are in the order of the model's.
     pub fn hash(&self, tensors: &[SnapshotTensor]) -> Result<String> {
         process::set_threads(self.threads)?;
         let params: Vec<&SnapshotTensor> = tensors.iter().filter(|tensor| tensor.meta.role == Role::Param).collect();
         let views: Vec<Tensor> = params.iter().map(|tensor| self.view(tensor)).collect::<Result<_>>()?;
-        LogitsFingerprint::of(&self.config, &views, self.device).map(|answers| answers.hash())
+        LogitsFingerprint::of(&self.config, &views, self.device).map(|fingerprint| fingerprint.hash())
     }
 
     fn view(&self, tensor: &SnapshotTensor) -> Result<Tensor> {

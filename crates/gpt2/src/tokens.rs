@@ -25,7 +25,7 @@ use tempfile::NamedTempFile;
 const TEMPORARY: &str = ".tmp-";
 
 /// A run of tokens in a memory-mapped file. Clones share the mapping; the operating system keeps of the file in
-/// memory what is read often. A file that somebody shortens while it is mapped ends the process with SIGBUS.
+/// memory what is read often. A file that is shortened while it is mapped ends the process with SIGBUS.
 #[derive(Clone, Debug)]
 pub struct TokenView {
     map: Arc<Mmap>,
@@ -189,7 +189,7 @@ pub fn prepare_cache(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating cache folder", folder, e))?;
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io("reading cache folder", folder, e))?;
     for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY)) {
-        // Whoever writes a temporary file holds a lock on it. A young one may not be locked yet.
+        // The writer of a temporary file holds a lock on it. A young one may not be locked yet.
         let is_young = entry.metadata().ok().and_then(|m| m.modified().ok()).is_none_or(|modified| {
             SystemTime::now().duration_since(modified).is_ok_and(|age| age < Duration::from_secs(60))
         });

@@ -1,4 +1,4 @@
-//! A model to ask, not to train: its shape and parameters, from a snapshot or from anything that can be imported.
+//! Weights for inference: a shape and its parameters, from a snapshot or from anything that can be imported.
 //!
 //! Deliberately not here: the training state with its moments (`capture`, `job`).
 
@@ -25,7 +25,7 @@ pub struct ModelWeights {
     pub files: Vec<CarriedFile>,
     /// The steps that they were trained for, where that is known.
     pub step: Option<u64>,
-    /// The hash of the answers that the snapshot holds; see [`crate::probe`].
+    /// The fingerprint of the logits that the snapshot holds; see [`crate::probe`].
     pub probe: Option<String>,
     /// The threads that it was trained with.
     pub threads: Option<usize>,
@@ -33,19 +33,13 @@ pub struct ModelWeights {
 
 /// The file of the snapshot `spec` in `store`, a store's folder or a job file.
 pub fn find(store: &Path, spec: &str) -> Result<PathBuf> {
-    let folder = match store.is_dir() {
-        true => store.to_path_buf(),
-        false => Config::load(store)?.job.store,
-    };
+    let folder = if store.is_dir() { store.to_path_buf() } else { Config::load(store)?.job.store };
     Ok(Store::open(&folder)?.find(spec)?.path)
 }
 
 /// Opens the model at `path`: a snapshot, a model folder, a `.pt` or safetensors file, a bundle.
 pub fn open(path: &Path, threads: usize) -> Result<ModelWeights> {
-    match import::is_snapshot(path)? {
-        true => from_snapshot(path, threads),
-        false => from_others(path),
-    }
+    if import::is_snapshot(path)? { from_snapshot(path, threads) } else { from_others(path) }
 }
 
 fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
@@ -117,7 +111,7 @@ fn zeros(meta: &TensorMeta) -> Result<Tensor> {
 
 fn memory<'a>(meta: &'a TensorMeta, tensor: &'a Tensor) -> TensorDestination<'a> {
     let bytes = 4 * tensor.numel();
-    // SAFETY: a contiguous float32 tensor of the CPU, which nobody else has seen and which outlives the borrow.
+    // SAFETY: a contiguous float32 tensor of the CPU, which has no other view yet and outlives the borrow.
     let bytes = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), bytes) };
     TensorDestination { meta, bytes }
 }

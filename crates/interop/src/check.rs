@@ -90,7 +90,8 @@ pub struct ProbeReport {
     /// max |y_here - y_there|; null without another side of the same vocabulary, or where it is not finite.
     pub delta: Option<f64>,
     /// They are what they were when the snapshot was taken, to the bit; null where it holds no hash of them.
-    pub as_saved: Option<bool>,
+    #[serde(rename = "as_saved")]
+    pub matches_saved: Option<bool>,
     /// BLAKE3 of the logits.
     pub hash: String,
 }
@@ -99,7 +100,8 @@ impl CheckReport {
     /// All parameters and answers are finite, the answers are as they were, and nothing differs from the other side, if there is one.
     pub fn passes(&self) -> bool {
         let finite = self.tensors.iter().all(|tensor| tensor.role != Role::Param || tensor.nonfinite == 0);
-        let answers = self.probe.as_ref().is_none_or(|probe| probe.sigma2.is_some() && probe.as_saved != Some(false));
+        let answers =
+            self.probe.as_ref().is_none_or(|probe| probe.sigma2.is_some() && probe.matches_saved != Some(false));
         finite && answers && self.equal != Some(false)
     }
 }

@@ -116,7 +116,7 @@ pub struct SnapshotSection {
     pub level: u8,
     /// 0: one per processor.
     pub encode_threads: usize,
-    /// Store a hash of what the model answers to a fixed input; a resume holds the model against it.
+    /// Store a fingerprint of the logits for a fixed input; a resume compares the restored model with it.
     pub probe: bool,
 }
 

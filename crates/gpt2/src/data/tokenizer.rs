@@ -50,12 +50,13 @@ pub fn locate(path: &Path) -> Option<TokenizerLocation> {
         return Some(TokenizerLocation::Json(path.to_path_buf()));
     }
     let [json, vocab, merges] = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| path.join(name));
-    match json.is_file() {
-        true => Some(TokenizerLocation::Json(json)),
-        false => (vocab.is_file() && merges.is_file()).then_some(TokenizerLocation::VocabAndMerges(vocab, merges)),
+    if json.is_file() {
+        return Some(TokenizerLocation::Json(json));
     }
+    (vocab.is_file() && merges.is_file()).then_some(TokenizerLocation::VocabAndMerges(vocab, merges))
 }
 
+/// The files of a tokenizer.
 pub enum TokenizerLocation {
     Json(PathBuf),
     VocabAndMerges(PathBuf, PathBuf),

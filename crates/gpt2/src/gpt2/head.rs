@@ -7,6 +7,15 @@ use tch::{Kind, TchError, Tensor};
 /// Rows are taken in chunks of about this many bytes of logits.
 const CHUNK_BYTES: i64 = 256 << 20;
 
+/// What becomes of what the gradient's memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientSum {
+    /// It is overwritten.
+    Begin,
+    /// It is added to.
+    Extend,
+}
+
 /// The buffer of logits, kept from step to step.
 #[derive(Default)]
 pub struct LossHead {
@@ -28,7 +37,7 @@ impl LossHead {
     }
 
     /// The same, and the gradient of `weight` times it: with respect to `hidden` returned in its shape, with respect
-    /// to `unembedding` written to `d_unembedding`, or added to it.
+    /// to `unembedding` written to `d_unembedding` as `sum_to` says.
     pub fn loss_and_grads(
         &mut self,
         hidden: &Tensor,
@@ -36,7 +45,7 @@ impl LossHead {
         targets: &Tensor,
         weight: f64,
         d_unembedding: &mut Tensor,
-        add: bool,
+        sum_to: GradientSum,
     ) -> Result<(f64, Tensor), TchError> {
         let (flat, targets) = (rows(hidden)?, targets.f_reshape(-1)?);
         let total = targets.size()[0];
@@ -53,9 +62,10 @@ impl LossHead {
             let _ = logits.f_scatter_add_(1, &targets.f_unsqueeze(1)?, &minus_one)?;
             let _ = logits.f_mul_scalar_(weight / total as f64)?;
             let _ = logits.f_mm_out(&d_hidden.f_narrow(0, start, length)?, unembedding)?;
-            let _ = match add || start > 0 {
-                true => d_unembedding.f_addmm_(&logits.f_tr()?, &part)?,
-                false => logits.f_tr()?.f_mm_out(d_unembedding, &part)?,
+            let _ = if sum_to == GradientSum::Extend || start > 0 {
+                d_unembedding.f_addmm_(&logits.f_tr()?, &part)?
+            } else {
+                logits.f_tr()?.f_mm_out(d_unembedding, &part)?
             };
         }
         Ok((sum / total as f64, d_hidden.f_view_as(hidden)?))

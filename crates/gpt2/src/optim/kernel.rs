@@ -7,7 +7,7 @@ use ckptd_core::{Error, Result};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::UpdateCoefficients;
+use super::coefficients::UpdateCoefficients;
 use crate::capture::UpdateSpan;
 
 /// Elements of a block: its four or seven streams of 64 KiB fit the second-level cache.

@@ -3,7 +3,7 @@
 use ckptd_core::{Error, Result};
 use tch::{Kind, TchError, Tensor};
 
-use super::UpdateCoefficients;
+use super::coefficients::UpdateCoefficients;
 use crate::torch::TorchContext;
 
 /// The global norm of these tensors.

@@ -1,4 +1,4 @@
-//! The memory of a state: one anonymous mapping per set of homes, in huge pages once the training runs.
+//! The memory of a state: one anonymous mapping per set of buffers, in huge pages once the training runs.
 //!
 //! Not from the beginning: a fault that has to find and clear a huge page is what a restore would wait for, seconds of it
 //! on a machine whose memory is full of cached files or was given back to its host.
@@ -10,14 +10,14 @@ use ckptd_core::os::process;
 use ckptd_core::{Error, Result};
 use memmap2::{Advice, MmapMut};
 
-/// Homes begin at multiples of this, so that vectors and cache lines are aligned.
+/// Buffers begin at multiples of this, so that vectors and cache lines are aligned.
 const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
-/// One mapping, cut into homes.
+/// One mapping, cut into buffers.
 pub struct StateMapping {
-    /// Owns the mapping; its bytes are accessed through `base`.
+    /// Owns the memory; its bytes are accessed through `base`.
     map: MmapMut,
     base: *mut u8,
     bytes: usize,
@@ -25,7 +25,7 @@ pub struct StateMapping {
     faulted: AtomicUsize,
 }
 
-// SAFETY: `base` points into the mapping that the slab owns; what lies in it is accessed through homes.
+// SAFETY: `base` points into the memory that the mapping owns; what lies in it is accessed through buffers.
 unsafe impl Send for StateMapping {}
 // SAFETY: as above.
 unsafe impl Sync for StateMapping {}
@@ -33,14 +33,14 @@ unsafe impl Sync for StateMapping {}
 /// The memory of one tensor. Who may write it is ruled by its `Arc`: only who holds the sole one, or the update
 /// that the module above serialises.
 pub struct TensorBuffer {
-    slab: Arc<StateMapping>,
+    mapping: Arc<StateMapping>,
     offset: usize,
     length: usize,
 }
 
 impl StateMapping {
-    /// Zeroed homes of these lengths in bytes. Their pages are not faulted in yet.
-    // The list is the slab: nobody needs it without its homes.
+    /// Zeroed buffers of these lengths in bytes. Their pages are not faulted in yet.
+    // The buffers hold the mapping; it is of no use without them.
     #[allow(clippy::new_ret_no_self)]
     pub fn new(lengths: &[usize]) -> Result<Vec<TensorBuffer>> {
         let mut offsets = Vec::with_capacity(lengths.len());
@@ -53,9 +53,9 @@ impl StateMapping {
         let mut map = mapped.map_err(|e| Error::Other(format!("no memory for a state of {bytes} bytes: {e}")))?;
         let start = map.as_mut_ptr();
         let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
-        let slab = Arc::new(StateMapping { map, base, bytes, faulted: AtomicUsize::new(0) });
-        let homes = offsets.into_iter().zip(lengths);
-        Ok(homes.map(|(offset, &length)| TensorBuffer { slab: slab.clone(), offset, length }).collect())
+        let mapping = Arc::new(StateMapping { map, base, bytes, faulted: AtomicUsize::new(0) });
+        let buffers = offsets.into_iter().zip(lengths);
+        Ok(buffers.map(|(offset, &length)| TensorBuffer { mapping: mapping.clone(), offset, length }).collect())
     }
 
     /// Faults in `[from, to)` without changing its contents, also while others write there.
@@ -65,7 +65,7 @@ impl StateMapping {
         if self.map.advise_range(Advice::PopulateWrite, start + from, to - from).is_ok() {
             return;
         }
-        // Kernels before 5.14: replacing a byte by itself takes its page for writing, whoever else writes beside it.
+        // Kernels before 5.14: replacing a byte by itself takes its page for writing, also while another thread writes beside it.
         for offset in (from..to).step_by(PAGE) {
             // SAFETY: the offset lies in the mapping, and is only accessed atomically here.
             let byte = unsafe { AtomicU8::from_ptr(self.base.add(offset)) };
@@ -93,8 +93,8 @@ impl StateMapping {
 }
 
 impl TensorBuffer {
-    pub fn slab(&self) -> Arc<StateMapping> {
-        self.slab.clone()
+    pub fn mapping(&self) -> Arc<StateMapping> {
+        self.mapping.clone()
     }
 
     pub fn elements(&self) -> usize {
@@ -103,24 +103,24 @@ impl TensorBuffer {
 
     pub fn floats(&self) -> *mut f32 {
         // Within the mapping, whose base is aligned.
-        self.slab.base.wrapping_add(self.offset).cast()
+        self.mapping.base.wrapping_add(self.offset).cast()
     }
 
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: within the mapping, which lives as long as the home; a home that others hold is not written.
+        // SAFETY: within the mapping, which lives as long as the buffer; a buffer that others hold is not written.
         unsafe { std::slice::from_raw_parts(self.floats().cast(), self.length) }
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: within the mapping; homes do not overlap, and this one is borrowed mutably.
+        // SAFETY: within the mapping; buffers do not overlap, and this one is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.floats().cast(), self.length) }
     }
 
     /// Takes the page faults now that the background has not come to yet.
     pub fn fault_in(&self) {
         let end = self.offset + self.length;
-        if self.slab.faulted.load(Ordering::Acquire) < end {
-            self.slab.fault_in(self.offset, end);
+        if self.mapping.faulted.load(Ordering::Acquire) < end {
+            self.mapping.fault_in(self.offset, end);
         }
     }
 }
@@ -139,8 +139,8 @@ pub fn settle_in_background(
             spare.fault_in(from, to);
             spare.faulted.store(to, Ordering::Release);
         }
-        for slab in [&current, &spare] {
-            slab.huge_pages().take_while(|_| !unwanted()).try_for_each(|from| slab.collapse(from));
+        for mapping in [&current, &spare] {
+            mapping.huge_pages().take_while(|_| !unwanted()).try_for_each(|from| mapping.collapse(from));
         }
     });
     // Without the thread the faults fall on the first snapshot's update: slower, not wrong.

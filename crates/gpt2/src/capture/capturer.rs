@@ -1,0 +1,119 @@
+//! The capturing side of the state: any thread takes a cut of it at any moment.
+//!
+//! Invariant: a cut is of one update, whole; it holds its buffers until it is dropped. Deliberately not here: encoding and
+//! disk (`store`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ckptd_core::Result;
+use ckptd_core::snapshot::{Metrics, Tensor as SnapshotTensor, TensorBytes, TensorMeta, TrainState};
+
+use super::cut::SharedState;
+use super::memory::TensorBuffer;
+use super::slots::{StateSlot, to_host};
+use super::stall::{FlightTicket, StallMeter};
+
+/// The capturing side; any thread may hold a clone.
+#[derive(Clone)]
+pub struct StateCapturer {
+    shared: Arc<SharedState>,
+}
+
+/// One cut of the training. It is in flight until this and all the tensors' bytes are dropped.
+pub struct StateCapture {
+    /// In the order of the state's slots.
+    pub tensors: Vec<SnapshotTensor>,
+    pub train: TrainState,
+    pub metrics: Metrics,
+    /// How long taking it took on the capturing thread, the wait for a running update included.
+    pub capture_time: Duration,
+    ticket: Arc<FlightTicket>,
+}
+
+/// Bytes of memory that the state takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateMemory {
+    pub state: u64,
+    /// Held by the snapshot in flight although the training has moved on.
+    pub extra: u64,
+    /// The largest `extra` so far.
+    pub extra_peak: u64,
+}
+
+/// A tensor's bytes for as long as a snapshot needs them.
+struct BufferHandle {
+    buffer: Arc<TensorBuffer>,
+    // Dropped after the buffer: while the ticket is gone, so is every handle.
+    _ticket: Arc<FlightTicket>,
+}
+
+impl AsRef<[u8]> for BufferHandle {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+}
+
+impl StateCapturer {
+    pub(super) fn new(shared: Arc<SharedState>) -> StateCapturer {
+        StateCapturer { shared }
+    }
+
+    /// Takes a cut, or `None` while an earlier one is in flight.
+    ///
+    /// # Errors
+    /// [`Error::Other`] after an update that failed half way, or where a device's memory cannot be copied.
+    pub fn capture(&self) -> Result<Option<StateCapture>> {
+        let began = Instant::now();
+        let mut inner = self.shared.lock();
+        inner.check()?;
+        if inner.ticket.strong_count() > 0 {
+            return Ok(None);
+        }
+        let ticket = Arc::new(FlightTicket::default());
+        let mut bytes: Vec<TensorBytes> = Vec::with_capacity(inner.slots.len());
+        for (slot, meta) in inner.slots.iter().zip(&self.shared.metas) {
+            bytes.push(match slot {
+                StateSlot::Host { buffers, current } => {
+                    Arc::new(BufferHandle { buffer: buffers[*current].clone(), _ticket: ticket.clone() })
+                }
+                StateSlot::Device(tensor) => Arc::new(to_host(tensor, meta)?),
+            });
+        }
+        let (train, metrics) = (inner.train.clone(), inner.metrics.clone());
+        inner.ticket = Arc::downgrade(&ticket);
+        drop(inner);
+        let tensors = self.shared.metas.iter().cloned().zip(bytes).map(|(meta, bytes)| SnapshotTensor { meta, bytes });
+        Ok(Some(StateCapture { tensors: tensors.collect(), train, metrics, capture_time: began.elapsed(), ticket }))
+    }
+
+    /// Waits for an update that is under way; no other one begins after it.
+    pub fn freeze(&self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
+        self.shared.lock().frozen = true;
+    }
+
+    /// Optimiser steps completed.
+    pub fn step(&self) -> u64 {
+        self.shared.lock().train.step
+    }
+
+    /// The train state as it is now.
+    pub fn train(&self) -> TrainState {
+        self.shared.lock().train.clone()
+    }
+
+    pub fn memory(&self) -> StateMemory {
+        let inner = self.shared.lock();
+        let extra = inner.extra();
+        let state = self.shared.metas.iter().filter_map(TensorMeta::bytes).sum();
+        StateMemory { state, extra, extra_peak: inner.extra_peak.max(extra) }
+    }
+}
+
+impl StateCapture {
+    pub fn stall_meter(&self) -> StallMeter {
+        self.ticket.meter()
+    }
+}

@@ -1,0 +1,157 @@
+//! The training's side of the state: it reads the parameters and updates them.
+//!
+//! Invariant: the leaves of autograd show the current buffers whenever a step begins. Deliberately not here: what an
+//! update computes (`optim`).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
+
+use ckptd_core::dtype::DType;
+use ckptd_core::snapshot::{Metrics, Role, TensorMeta, TrainState};
+use ckptd_core::{Error, Result};
+use tch::{Device, Tensor};
+
+use super::capturer::StateCapturer;
+use super::cut::{SharedState, StateInner};
+use super::memory;
+use super::slots::{StateSlot, TensorDestination, UpdatePlace, device_slots, fill_device, fill_host, host_slots};
+
+/// The training thread's side: it reads the parameters and updates the state.
+pub struct TrainingState {
+    shared: Arc<SharedState>,
+    device: Device,
+    /// Autograd leaves over the parameters' current buffers, in the order of the slots.
+    params: Vec<Tensor>,
+}
+
+impl TrainingState {
+    /// A state of zeros: `params`, and for each of `roles` a tensor of the same names and shapes after them, in
+    /// that order. All of them float32.
+    pub fn new(params: &[TensorMeta], roles: &[Role], device: Device, train: TrainState) -> Result<TrainingState> {
+        let moments = roles.iter().flat_map(|&role| params.iter().map(move |meta| TensorMeta { role, ..meta.clone() }));
+        let metas: Vec<TensorMeta> = params.iter().cloned().chain(moments).collect();
+        if let Some(meta) = metas.iter().find(|meta| meta.dtype != DType::F32) {
+            return Err(Error::Other(format!("{} is {}; a state is float32", meta.label(), meta.dtype)));
+        }
+        let slots = match device {
+            Device::Cpu => host_slots(&metas)?,
+            _ => device_slots(&metas, device)?,
+        };
+        let inner = StateInner {
+            slots,
+            train,
+            metrics: Metrics::default(),
+            ticket: Weak::new(),
+            extra_peak: 0,
+            torn: false,
+            frozen: false,
+            settled: false,
+        };
+        let shared = Arc::new(SharedState { metas, inner: Mutex::new(inner), ending: AtomicBool::new(false) });
+        let mut state = TrainingState { shared, device, params: Vec::new() };
+        state.refresh_leaves()?;
+        Ok(state)
+    }
+
+    /// Names, shapes and roles in the order of the slots.
+    pub fn metas(&self) -> &[TensorMeta] {
+        &self.shared.metas
+    }
+
+    /// The parameters, as leaves of autograd, in the order in which `new` was given them. They show the newest
+    /// values only until the next update: do not keep them.
+    pub fn params(&self) -> &[Tensor] {
+        &self.params
+    }
+
+    pub fn capturer(&self) -> StateCapturer {
+        StateCapturer::new(self.shared.clone())
+    }
+
+    /// A copy of the train state and the metrics.
+    pub fn train(&self) -> (TrainState, Metrics) {
+        let inner = self.shared.lock();
+        (inner.train.clone(), inner.metrics.clone())
+    }
+
+    /// Changes the train state between updates (an evaluation was completed, a resume sets it).
+    pub fn edit<T>(&mut self, change: impl FnOnce(&mut TrainState, &mut Metrics) -> T) -> T {
+        let mut inner = self.shared.lock();
+        let StateInner { train, metrics, .. } = &mut *inner;
+        change(train, metrics)
+    }
+
+    /// Lets `fill` write the tensors' memory directly, several at a time if it likes; it starts as zeros.
+    ///
+    /// # Errors
+    /// That of `fill`, or [`Error::Other`] while a snapshot is in flight.
+    pub fn fill<T>(&mut self, fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>) -> Result<T> {
+        let shared = self.shared.clone();
+        let mut inner = shared.lock();
+        match self.device {
+            Device::Cpu => fill_host(&shared.metas, &mut inner.slots, fill),
+            _ => fill_device(&shared.metas, &mut inner.slots, fill),
+        }
+    }
+
+    /// One update. `apply` computes it on the tensors' places, in the order of the slots; then `advance` changes the
+    /// train state and the metrics. Captures see both, or neither. Returns what `apply` does.
+    ///
+    /// # Errors
+    /// That of `apply`. The state may then be half updated, and is refused to captures and further updates.
+    pub fn update<T>(
+        &mut self,
+        apply: impl FnOnce(&[UpdatePlace]) -> Result<T>,
+        advance: impl FnOnce(&mut TrainState, &mut Metrics),
+    ) -> Result<T> {
+        let began = Instant::now();
+        let mut inner = self.shared.lock();
+        while inner.frozen {
+            // The process ends; what this step computed is not wanted any more.
+            drop(inner);
+            std::thread::park();
+            inner = self.shared.lock();
+        }
+        inner.check()?;
+        let (places, moved) = inner.places()?;
+        let meter = inner.ticket.upgrade().map(|ticket| ticket.meter());
+        let held_up = |since: Instant| {
+            if let Some(meter) = &meter {
+                meter.add(since.elapsed());
+            }
+        };
+        held_up(began);
+        inner.torn = true;
+        let result = apply(&places)?;
+        inner.torn = false;
+        for &index in &moved {
+            if let StateSlot::Host { current, .. } = &mut inner.slots[index] {
+                *current = 1 - *current;
+            }
+        }
+        let StateInner { train, metrics, .. } = &mut *inner;
+        advance(train, metrics);
+        if let (false, Some(StateSlot::Host { buffers, current })) = (inner.settled, inner.slots.first()) {
+            // Not before: it would take time from the first step after a restore.
+            let shared = self.shared.clone();
+            let unwanted = move || shared.ending.load(Ordering::Relaxed);
+            memory::settle_in_background(buffers[1 - current].mapping(), buffers[*current].mapping(), unwanted);
+            inner.settled = true;
+        }
+        drop(inner);
+        if moved.iter().any(|&index| index < self.params.len()) {
+            let began = Instant::now();
+            self.refresh_leaves()?;
+            held_up(began);
+        }
+        Ok(result)
+    }
+
+    fn refresh_leaves(&mut self) -> Result<()> {
+        let inner = self.shared.lock();
+        let params = self.shared.metas.iter().zip(&inner.slots).take_while(|(meta, _)| meta.role == Role::Param);
+        self.params = params.map(|(meta, slot)| slot.leaf(meta)).collect::<Result<_>>()?;
+        Ok(())
+    }
+}
