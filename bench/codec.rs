@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
-use ckptd_core::codec::{self, CHUNK_BYTES, ChunkContext, Decoder, Encoder, room};
+use ckptd_core::codec::{self, CHUNK_BYTES, ChunkContext, ChunkDecoder, ChunkEncoder, max_encode_bytes};
 use ckptd_core::snapshot::TensorMeta;
 use memmap2::{Advice, MmapMut};
 use serde_json::{Value, json};
@@ -30,8 +30,8 @@ struct Part {
 fn main() {
     let folder = std::env::args().nth(1).expect("usage: codec FOLDER");
     let mut parts = read(Path::new(&folder));
-    let (mut encoder, mut decoder) = (Encoder::new(1), Decoder::new());
-    println!("{}", json!({ "reply": "ready", "dispatch": codec::dispatch() }));
+    let (mut encoder, mut decoder) = (ChunkEncoder::new(1), ChunkDecoder::new());
+    println!("{}", json!({ "reply": "ready", "dispatch": codec::default_isa_name() }));
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("a line");
         let (task, role) = line.split_once(' ').unwrap_or((&line, ""));
@@ -59,7 +59,7 @@ fn read(folder: &Path) -> BTreeMap<String, Part> {
             let (mut encoded, mut decoded) = (huge(file.len() + file.len() / 8), huge(file.len()));
             encoded.fill(1);
             decoded.fill(1);
-            let chunk = vec![1; room(CHUNK_BYTES)];
+            let chunk = vec![1; max_encode_bytes(CHUNK_BYTES)];
             Part { metas: Vec::new(), raw, encoded, lengths: Vec::new(), decoded, chunk }
         });
         part.metas.push(meta);
@@ -89,7 +89,7 @@ impl Part {
         })
     }
 
-    fn encode(&mut self, encoder: &mut Encoder) -> Value {
+    fn encode(&mut self, encoder: &mut ChunkEncoder) -> Value {
         self.lengths.clear();
         let (mut spent, mut at) = (0.0, 0);
         for (ctx, range) in Part::chunks(&self.metas) {
@@ -103,7 +103,7 @@ impl Part {
         json!({ "reply": "encode", "cpu_s": spent, "raw": self.raw.len(), "encoded": at })
     }
 
-    fn decode(&mut self, decoder: &mut Decoder) -> Value {
+    fn decode(&mut self, decoder: &mut ChunkDecoder) -> Value {
         let (began, mut at) = (cpu_s(), 0);
         for ((ctx, range), length) in Part::chunks(&self.metas).zip(&self.lengths) {
             decoder.decode(ctx, &self.encoded[at..at + length], &mut self.decoded[range]).expect("it decodes");

@@ -1,16 +1,16 @@
 //! Which instructions the kernels may use, decided once at run time.
 //!
-//! Invariant: an [`Isa`] above portable exists only on a processor that has its instructions, so a function that is
+//! Invariant: an [`InstructionSet`] above portable exists only on a processor that has its instructions, so a function that is
 //! handed one may call the matching kernel. All kernels of a task give identical bytes.
 
 use std::sync::OnceLock;
 
 /// An instruction set that this processor has. It can only be obtained from the functions here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isa(Kind);
+pub struct InstructionSet(IsaKind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum IsaKind {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -18,19 +18,19 @@ pub(super) enum Kind {
     Avx512,
 }
 
-impl Isa {
+impl InstructionSet {
     /// What every processor can run.
-    pub const PORTABLE: Isa = Isa(Kind::Portable);
+    pub const PORTABLE: InstructionSet = InstructionSet(IsaKind::Portable);
 
     /// The fastest that this processor has.
-    pub fn best() -> Isa {
-        static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Isa::supported().pop().unwrap_or(Isa::PORTABLE))
+    pub fn best() -> InstructionSet {
+        static BEST: OnceLock<InstructionSet> = OnceLock::new();
+        *BEST.get_or_init(|| InstructionSet::supported().pop().unwrap_or(InstructionSet::PORTABLE))
     }
 
     /// All that this processor has, the fastest last. Tests and benchmarks go through them.
-    pub fn supported() -> Vec<Isa> {
-        let kinds = [Kind::Portable].into_iter();
+    pub fn supported() -> Vec<InstructionSet> {
+        let kinds = [IsaKind::Portable].into_iter();
         #[cfg(target_arch = "x86_64")]
         let kinds = {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
@@ -39,24 +39,29 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vbmi");
-            kinds.chain(avx2.then_some(Kind::Avx2)).chain(avx512.then_some(Kind::Avx512))
+            kinds.chain(avx2.then_some(IsaKind::Avx2)).chain(avx512.then_some(IsaKind::Avx512))
         };
-        kinds.map(Isa).collect()
+        kinds.map(InstructionSet).collect()
     }
 
     pub fn name(self) -> &'static str {
         match self.0 {
-            Kind::Portable => "portable",
+            IsaKind::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => "avx2",
+            IsaKind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => "avx512",
+            IsaKind::Avx512 => "avx512",
         }
     }
 
-    pub(super) fn kind(self) -> Kind {
+    pub(super) fn kind(self) -> IsaKind {
         self.0
     }
+}
+
+/// The instruction set that encoders and decoders use by default: "avx512", "avx2" or "portable".
+pub fn default_isa_name() -> &'static str {
+    InstructionSet::best().name()
 }
 
 /// Has `bytes`, which are wanted later, fetched as far as the second-level cache.
@@ -79,7 +84,7 @@ pub(super) fn fetch(bytes: &[u8]) {
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<const $c:ident: usize>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name $(<const $c: usize>)? (isa: $crate::codec::dispatch::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<const $c: usize>)? (isa: $crate::codec::dispatch::InstructionSet, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body $(<const $c: usize>)? ($($arg: $ty),*) $(-> $ret)? $body
 
@@ -96,13 +101,13 @@ macro_rules! multiversion {
             }
 
             match isa.kind() {
-                $crate::codec::dispatch::Kind::Portable => body $(::<$c>)? ($($arg),*),
-                // SAFETY: an `Isa` of this kind exists only where the processor has these features.
+                $crate::codec::dispatch::IsaKind::Portable => body $(::<$c>)? ($($arg),*),
+                // SAFETY: an `InstructionSet` of this kind exists only where the processor has these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::codec::dispatch::Kind::Avx2 => unsafe { avx2 $(::<$c>)? ($($arg),*) },
+                $crate::codec::dispatch::IsaKind::Avx2 => unsafe { avx2 $(::<$c>)? ($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::codec::dispatch::Kind::Avx512 => unsafe { avx512 $(::<$c>)? ($($arg),*) },
+                $crate::codec::dispatch::IsaKind::Avx512 => unsafe { avx512 $(::<$c>)? ($($arg),*) },
             }
         }
     };

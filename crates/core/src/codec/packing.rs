@@ -2,7 +2,7 @@
 //!
 //! Invariant: eight numbers fill `H` bytes, so a stretch of a multiple of eight begins on a whole byte.
 
-use super::dispatch::{Isa, multiversion};
+use super::dispatch::{InstructionSet, multiversion};
 
 /// Numbers handled at a stretch, a multiple of eight: their merged words are made in one loop and stored in another, since
 /// only the first can be vectorised, and stay in the first-level cache.
@@ -37,11 +37,11 @@ multiversion! {
 }
 
 /// Undoes [`pack`].
-pub(super) fn unpack<const H: usize>(isa: Isa, packed: &[u8], bytes: &mut [u8]) {
+pub(super) fn unpack<const H: usize>(isa: InstructionSet, packed: &[u8], bytes: &mut [u8]) {
     assert_eq!(packed.len(), packed_len(bytes.len(), H));
     #[cfg(target_arch = "x86_64")]
-    if isa.kind() == super::dispatch::Kind::Avx512 {
-        // SAFETY: an `Isa` of this kind exists only where the processor has the features.
+    if isa.kind() == super::dispatch::IsaKind::Avx512 {
+        // SAFETY: an `InstructionSet` of this kind exists only where the processor has the features.
         return unsafe { avx512::unpack::<H>(packed, bytes) };
     }
     unpack_by_words::<H>(isa, packed, bytes);
@@ -172,7 +172,7 @@ mod tests {
                     reference[(i * H + bit) / 8] |= (number >> bit & 1) << ((i * H + bit) % 8);
                 }
             }
-            for isa in Isa::supported() {
+            for isa in InstructionSet::supported() {
                 let mut packed = vec![0xff; reference.len()];
                 pack::<H>(isa, &numbers, &mut packed);
                 assert_eq!(packed, reference, "{H} bits, {n} numbers, {}", isa.name());

@@ -5,10 +5,12 @@
 
 use zstd_safe::{CCtx, DCtx};
 
-use super::reader::Reader;
-use super::sink::Sink;
-use super::survey::Survey;
-use super::{CodecError, Isa, huffman};
+use super::cursor::ByteCursor;
+use super::dispatch::InstructionSet;
+use super::error::CodecError;
+use super::huffman;
+use super::sink::ByteSink;
+use super::stats::PlaneStats;
 
 const CONSTANT: u8 = 0;
 const RAW: u8 = 1;
@@ -24,32 +26,32 @@ const SKEWED_BITS: f32 = 1.3;
 const PLANE_LEVEL: i32 = 1;
 
 pub(super) struct PlaneWriter {
-    isa: Isa,
+    isa: InstructionSet,
     zstd: CCtx<'static>,
     /// Where zstd makes its frames.
     frame: Vec<u8>,
 }
 
 impl PlaneWriter {
-    pub fn new(isa: Isa) -> Self {
+    pub fn new(isa: InstructionSet) -> Self {
         PlaneWriter { isa, zstd: CCtx::create(), frame: Vec::new() }
     }
 
-    pub fn survey(&self, plane: &[u8]) -> Survey {
-        Survey::of(self.isa, plane)
+    pub fn stats(&self, plane: &[u8]) -> PlaneStats {
+        PlaneStats::of(self.isa, plane)
     }
 
     /// Appends a plane that is not empty.
-    pub fn write(&mut self, plane: &[u8], survey: &Survey, out: &mut Sink<'_>) {
-        if survey.min == survey.max {
-            return out.extend(&[CONSTANT, survey.min]);
+    pub fn write(&mut self, plane: &[u8], stats: &PlaneStats, out: &mut ByteSink<'_>) {
+        if stats.min == stats.max {
+            return out.extend(&[CONSTANT, stats.min]);
         }
-        if survey.entropy_bits < NOISE_BITS {
+        if stats.entropy_bits < NOISE_BITS {
             let start = out.len();
             out.grow(FRAME_HEADER_BYTES);
-            let own = survey.entropy_bits >= SKEWED_BITS && huffman::fits(plane, survey, out.rest().len());
+            let own = stats.entropy_bits >= SKEWED_BITS && huffman::fits(plane, stats, out.rest().len());
             let (base, len) = if own {
-                (survey.min, Some(huffman::write_frame(self.isa, plane, survey, out.rest())))
+                (stats.min, Some(huffman::write_frame(self.isa, plane, stats, out.rest())))
             } else {
                 let len = self.compress(plane, PLANE_LEVEL).filter(|&len| len < plane.len());
                 (0, len.inspect(|&len| out.rest()[..len].copy_from_slice(&self.frame[..len])))
@@ -68,7 +70,7 @@ impl PlaneWriter {
 
     /// Appends `bytes` as one zstd frame; false where that is not smaller or zstd fails, which it does only for want
     /// of memory.
-    pub fn write_zstd(&mut self, bytes: &[u8], level: i32, out: &mut Sink<'_>) -> bool {
+    pub fn write_zstd(&mut self, bytes: &[u8], level: i32, out: &mut ByteSink<'_>) -> bool {
         let len = self.compress(bytes, level).filter(|&len| len < bytes.len());
         out.extend(&self.frame[..len.unwrap_or(0)]);
         len.is_some()
@@ -85,21 +87,21 @@ impl PlaneWriter {
 }
 
 pub(super) struct PlaneReader {
-    isa: Isa,
+    isa: InstructionSet,
     /// Made for the first frame that is zstd's own: it is larger than all else that a reader has.
     zstd: Option<DCtx<'static>>,
-    table: huffman::Table,
+    table: huffman::LookupTable,
 }
 
 impl PlaneReader {
-    pub fn new(isa: Isa) -> Self {
-        PlaneReader { isa, zstd: None, table: huffman::Table::default() }
+    pub fn new(isa: InstructionSet) -> Self {
+        PlaneReader { isa, zstd: None, table: huffman::LookupTable::default() }
     }
 
     /// Reads a plane of `scratch.len()` bytes. A raw one is not copied. For `ahead` see [`huffman::read_frame`].
     pub fn read<'a, 'i: 'a>(
         &mut self,
-        input: &mut Reader<'i>,
+        input: &mut ByteCursor<'i>,
         scratch: &'a mut [u8],
         ahead: [&[u8]; 2],
     ) -> Result<&'a [u8], CodecError> {

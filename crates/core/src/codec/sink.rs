@@ -1,14 +1,15 @@
 //! Where an encoded chunk is appended: memory that is there already, so that nothing is zeroed only to be written over.
 
-/// Appends to a slice. What does not fit is a panic: [`super::room`] says how much an encoder may need.
-pub(super) struct Sink<'a> {
+/// Appends to a slice. What does not fit is a panic; [`max_encode_bytes`](super::chunk::max_encode_bytes)
+/// says how much an encoder may need.
+pub(super) struct ByteSink<'a> {
     memory: &'a mut [u8],
     len: usize,
 }
 
-impl<'a> Sink<'a> {
+impl<'a> ByteSink<'a> {
     pub fn new(memory: &'a mut [u8]) -> Self {
-        Sink { memory, len: 0 }
+        ByteSink { memory, len: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -35,7 +36,7 @@ impl<'a> Sink<'a> {
         &mut self.memory[start..self.len]
     }
 
-    /// Everything after what was appended. What is written there counts once [`Sink::grow`] has passed it.
+    /// Everything after what was appended. What is written there counts once [`ByteSink::grow`] has passed it.
     pub fn rest(&mut self) -> &mut [u8] {
         &mut self.memory[self.len..]
     }

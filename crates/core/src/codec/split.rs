@@ -5,9 +5,9 @@
 //!
 //! Words travel as `[u8; 4]`, little-endian, because the bytes of a tensor need not be aligned.
 
-use super::dispatch::{Isa, multiversion};
+use super::dispatch::{InstructionSet, multiversion};
 use super::packing::{BLOCK, pack, packed_len, unpack};
-use super::whiten::{Grid, Means, whole};
+use super::whiten::{ChunkGrid, MagnitudeMeans, whole};
 
 /// Most words that [`join`] takes: they stay in the first-level cache while they are finished. A multiple of eight, so
 /// that their packed bits fill whole bytes.
@@ -28,7 +28,13 @@ fn unrotate(y: u32) -> u32 {
 /// Splits `words`. With H = 8 they are floats, otherwise numbers below 2^(24 + H).
 ///
 /// `symbols` holds one byte a word, `low` two, `high` `packed_len(words.len(), H)` in all.
-pub(super) fn split<const H: usize>(isa: Isa, words: &[[u8; 4]], symbols: &mut [u8], low: &mut [u8], high: &mut [u8]) {
+pub(super) fn split<const H: usize>(
+    isa: InstructionSet,
+    words: &[[u8; 4]],
+    symbols: &mut [u8],
+    low: &mut [u8],
+    high: &mut [u8],
+) {
     if H == 8 {
         return take_apart::<H>(isa, words, symbols, low, high);
     }
@@ -45,11 +51,11 @@ pub(super) fn split<const H: usize>(isa: Isa, words: &[[u8; 4]], symbols: &mut [
 /// Undoes [`split`] for a part of its words, of at most [`STRETCH`]; where they are whitened, `whitening` has the means of
 /// their chunk and the place of the first word in it.
 pub(super) fn join<const H: usize>(
-    isa: Isa,
+    isa: InstructionSet,
     symbols: &[u8],
     low: &[u8],
     high: &[u8],
-    whitening: Option<(&Means, Grid, usize)>,
+    whitening: Option<(&MagnitudeMeans, ChunkGrid, usize)>,
     words: &mut [[u8; 4]],
 ) {
     if H == 8 {

@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::stats::PlaneStats;
 use super::*;
 use crate::dtype::DType;
 use crate::snapshot::Role;
@@ -116,8 +117,8 @@ fn f32_context(role: Role, row: u64, first: u64) -> ChunkContext {
 }
 
 /// What the encoder makes of the chunk, in memory that held something else before.
-fn encoded_by(encoder: &mut Encoder, ctx: ChunkContext, raw: &[u8]) -> Vec<u8> {
-    let mut out = vec![0xa5; room(raw.len())];
+fn encoded_by(encoder: &mut ChunkEncoder, ctx: ChunkContext, raw: &[u8]) -> Vec<u8> {
+    let mut out = vec![0xa5; max_encode_bytes(raw.len())];
     let len = encoder.encode(ctx, raw, &mut out);
     out.truncate(len);
     out
@@ -126,8 +127,8 @@ fn encoded_by(encoder: &mut Encoder, ctx: ChunkContext, raw: &[u8]) -> Vec<u8> {
 /// Encodes on every path, wants the same bytes of all, decodes on every path, wants `raw`. Returns the encoded chunk.
 fn round_trip(ctx: ChunkContext, level: u8, raw: &[u8]) -> Vec<u8> {
     let mut encoded: Option<Vec<u8>> = None;
-    for isa in Isa::supported() {
-        let out = encoded_by(&mut Encoder::with_isa(level, isa), ctx, raw);
+    for isa in InstructionSet::supported() {
+        let out = encoded_by(&mut ChunkEncoder::with_isa(level, isa), ctx, raw);
         assert!(out.len() <= raw.len() + MAX_OVERHEAD, "{} bytes for {}", out.len(), raw.len());
         if let Some(first) = &encoded {
             assert!(*first == out, "{} writes other bytes than portable", isa.name());
@@ -135,9 +136,9 @@ fn round_trip(ctx: ChunkContext, level: u8, raw: &[u8]) -> Vec<u8> {
         encoded = Some(out);
     }
     let encoded = encoded.unwrap();
-    for isa in Isa::supported() {
+    for isa in InstructionSet::supported() {
         let mut decoded = vec![0xa5; raw.len()];
-        Decoder::with_isa(isa).decode(ctx, &encoded, &mut decoded).unwrap();
+        ChunkDecoder::with_isa(isa).decode(ctx, &encoded, &mut decoded).unwrap();
         assert!(decoded == raw, "{} decodes something else from {:?}", isa.name(), coding_of(&encoded));
     }
     encoded
@@ -173,8 +174,8 @@ proptest! {
         }
         let ctx = ChunkContext { dtype, role: Role::ExpAvg, row, first };
         let mut raw = vec![0; elements * dtype.size()];
-        for isa in Isa::supported() {
-            let _ = Decoder::with_isa(isa).decode(ctx, &encoded, &mut raw);
+        for isa in InstructionSet::supported() {
+            let _ = ChunkDecoder::with_isa(isa).decode(ctx, &encoded, &mut raw);
         }
     }
 
@@ -186,9 +187,9 @@ proptest! {
     ) {
         let ctx = ChunkContext { dtype, role: Role::ExpAvgSq, row: 128, first: 77 };
         let raw = chunk(look, dtype, 3000, 128, 77, seed);
-        let mut encoded = encoded_by(&mut Encoder::new(1), ctx, &raw);
+        let mut encoded = encoded_by(&mut ChunkEncoder::new(1), ctx, &raw);
         let mut decoded = vec![0; raw.len()];
-        let mut decoder = Decoder::new();
+        let mut decoder = ChunkDecoder::new();
         prop_assert!(decoder.decode(ctx, &encoded[..cut.index(encoded.len())], &mut decoded).is_err());
         let mut longer = encoded.clone();
         longer.push(0);
@@ -214,17 +215,17 @@ proptest! {
         let plane: Vec<u8> = (0..len)
             .map(|_| base.saturating_add((random.unit().powf(skew) * f64::from(spread + 1)) as u8))
             .collect();
-        for isa in Isa::supported() {
-            let survey = survey::Survey::of(isa, &plane);
+        for isa in InstructionSet::supported() {
+            let stats = PlaneStats::of(isa, &plane);
             let mut scratch = vec![0xff; huffman::frame_bound(len)];
-            if huffman::fits(&plane, &survey, scratch.len()) {
-                let written = huffman::write_frame(isa, &plane, &survey, &mut scratch);
+            if huffman::fits(&plane, &stats, scratch.len()) {
+                let written = huffman::write_frame(isa, &plane, &stats, &mut scratch);
                 let decoded = zstd::bulk::decompress(&scratch[..written], len).unwrap();
                 prop_assert_eq!(zstd_safe::get_frame_content_size(&scratch[..written]).ok().flatten(), Some(len as u64));
-                prop_assert!(decoded.iter().zip(&plane).all(|(d, p)| d.wrapping_add(survey.min) == *p));
+                prop_assert!(decoded.iter().zip(&plane).all(|(d, p)| d.wrapping_add(stats.min) == *p));
                 let mut read = vec![0xa5; len];
-                let (mut table, frame, ahead) = (huffman::Table::default(), &scratch[..written], [&plane[..], &scratch]);
-                prop_assert!(huffman::read_frame(isa, &mut table, frame, survey.min, &mut read, ahead));
+                let (mut table, frame, ahead) = (huffman::LookupTable::default(), &scratch[..written], [&plane[..], &scratch]);
+                prop_assert!(huffman::read_frame(isa, &mut table, frame, stats.min, &mut read, ahead));
                 prop_assert!(read == plane);
             }
         }
@@ -237,17 +238,17 @@ proptest! {
     ) {
         let mut random = Random(seed);
         let plane: Vec<u8> = (0..len).map(|_| (random.unit().powf(skew) * 60.0) as u8).collect();
-        let survey = survey::Survey::of(Isa::PORTABLE, &plane);
+        let stats = PlaneStats::of(InstructionSet::PORTABLE, &plane);
         let mut frame = vec![0; huffman::frame_bound(len)];
-        prop_assume!(huffman::fits(&plane, &survey, frame.len()));
-        let written = huffman::write_frame(Isa::PORTABLE, &plane, &survey, &mut frame);
+        prop_assume!(huffman::fits(&plane, &stats, frame.len()));
+        let written = huffman::write_frame(InstructionSet::PORTABLE, &plane, &stats, &mut frame);
         frame.truncate(written);
         for (at, value) in at {
             let len = if head { frame.len().min(60) } else { frame.len() };
             frame[at.index(len)] = value;
         }
         let mut read = vec![0; len];
-        if huffman::read_frame(Isa::best(), &mut Default::default(), &frame, 0, &mut read, [&[]; 2]) {
+        if huffman::read_frame(InstructionSet::best(), &mut Default::default(), &frame, 0, &mut read, [&[]; 2]) {
             prop_assert!(zstd::bulk::decompress(&frame, len).unwrap() == read);
         }
     }
@@ -306,12 +307,12 @@ fn input_and_output_need_no_alignment() {
     for shift in 1..8 {
         let mut padded = vec![0; shift];
         padded.extend_from_slice(&raw);
-        let mut encoded = vec![0; shift + room(raw.len())];
-        let len = Encoder::new(1).encode(ctx, &padded[shift..], &mut encoded[shift..]);
+        let mut encoded = vec![0; shift + max_encode_bytes(raw.len())];
+        let len = ChunkEncoder::new(1).encode(ctx, &padded[shift..], &mut encoded[shift..]);
         encoded.truncate(shift + len);
         assert!(encoded[shift..] == expected);
         let mut decoded = vec![0; shift + raw.len()];
-        Decoder::new().decode(ctx, &encoded[shift..], &mut decoded[shift..]).unwrap();
+        ChunkDecoder::new().decode(ctx, &encoded[shift..], &mut decoded[shift..]).unwrap();
         assert!(decoded[shift..] == raw);
     }
 }
@@ -329,14 +330,14 @@ fn a_chunk_may_start_and_end_anywhere_in_a_row() {
 
 #[test]
 fn an_encoder_can_be_used_again_for_chunks_of_any_kind() {
-    let (mut encoder, mut decoder) = (Encoder::new(3), Decoder::new());
+    let (mut encoder, mut decoder) = (ChunkEncoder::new(3), ChunkDecoder::new());
     for round in 0..60u64 {
         let look = LOOKS[round as usize % LOOKS.len()];
         let dtype = DTYPES[round as usize * 7 % DTYPES.len()];
         let ctx = ChunkContext { dtype, role: ROLES[round as usize % 5], row: 100 + round, first: round * 31 };
         let raw = chunk(look, dtype, 1 + (round * 611 % 9000) as usize, ctx.row, ctx.first, round);
         let encoded = encoded_by(&mut encoder, ctx, &raw);
-        let fresh = encoded_by(&mut Encoder::new(3), ctx, &raw);
+        let fresh = encoded_by(&mut ChunkEncoder::new(3), ctx, &raw);
         assert!(encoded == fresh, "what was encoded before leaves no trace");
         let mut decoded = vec![0; raw.len()];
         decoder.decode(ctx, &encoded, &mut decoded).unwrap();
@@ -352,15 +353,15 @@ fn level_0_stores_and_an_empty_chunk_is_one_byte() {
     assert_eq!(round_trip(ctx, 1, &[]), [0]);
     assert_eq!(coding_of(&[]), None);
     assert_eq!(coding_of(&[8]), None);
-    assert!(Isa::supported().iter().any(|isa| isa.name() == dispatch()));
+    assert!(InstructionSet::supported().iter().any(|isa| isa.name() == default_isa_name()));
 }
 
 #[test]
 fn a_frame_that_claims_more_than_the_chunk_is_refused() {
     let ctx = ChunkContext { dtype: DType::U8, role: Role::Buffer, row: 0, first: 0 };
-    let mut encoded = vec![Coding::Zstd as u8];
+    let mut encoded = vec![ChunkCoding::Zstd as u8];
     encoded.extend(zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap());
-    assert_eq!(Decoder::new().decode(ctx, &encoded, &mut [0; 100]), Err(CodecError::Frame));
+    assert_eq!(ChunkDecoder::new().decode(ctx, &encoded, &mut [0; 100]), Err(CodecError::Frame));
 }
 
 #[test]
@@ -369,8 +370,8 @@ fn only_one_frame_of_the_standard_format_is_read() {
     let frame = zstd::bulk::compress(&[7; 50], 1).unwrap();
     let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
     let decode = |parts: &[&[u8]], len: usize| {
-        let encoded = [&[Coding::Zstd as u8], parts.concat().as_slice()].concat();
-        Decoder::new().decode(ctx, &encoded, &mut vec![0; len])
+        let encoded = [&[ChunkCoding::Zstd as u8], parts.concat().as_slice()].concat();
+        ChunkDecoder::new().decode(ctx, &encoded, &mut vec![0; len])
     };
     assert_eq!(decode(&[&frame], 50), Ok(()));
     assert_eq!(decode(&[&frame, &frame], 100), Err(CodecError::Frame));
@@ -386,7 +387,7 @@ fn codes_are_complete_and_bounded_for_the_steepest_counts() {
         counts.push(counts[counts.len() - 1] + counts[counts.len() - 2]);
     }
     for len in 2..=counts.len() {
-        let code = tree::Code::new(7, &counts[..len]);
+        let code = tree::HuffmanCode::new(7, &counts[..len]);
         let lengths: Vec<_> = code.entries().iter().map(|entry| entry.length() as usize).collect();
         assert!(lengths.iter().all(|&length| (1..=tree::MAX_BITS).contains(&length)));
         assert_eq!(lengths.iter().map(|&length| 1 << (tree::MAX_BITS - length)).sum::<usize>(), 1 << tree::MAX_BITS);

@@ -1,6 +1,6 @@
 //! Huffman codes as the literals of a zstd block want them (RFC 8878, section 4.2).
 //!
-//! Invariant: a [`Code`] is complete (its lengths fill the Kraft sum exactly), no code is longer than [`MAX_BITS`], and
+//! Invariant: a [`HuffmanCode`] is complete (its lengths fill the Kraft sum exactly), no code is longer than [`MAX_BITS`], and
 //! there are 2 to [`MAX_SYMBOLS`] symbols, all with a code. A symbol is a value less the smallest one. So the tree can always be described by plain 4-bit weights,
 //! and the entropy-coded form of the description is not needed.
 
@@ -10,9 +10,9 @@ pub(super) const MAX_BITS: usize = 11;
 pub(super) const MAX_SYMBOLS: usize = 128;
 
 /// A code for a range of byte values.
-pub(super) struct Code {
+pub(super) struct HuffmanCode {
     /// By value; 0 outside the range.
-    entries: [Entry; 256],
+    entries: [CodeEntry; 256],
     /// Smallest value; symbol 0.
     base: u8,
     symbols: usize,
@@ -23,11 +23,11 @@ pub(super) struct Code {
 /// A code in the high 24 bits and its length in the low 8. A shift by the whole number is a shift by the length, as the
 /// processor only looks at the low bits.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Entry(pub u32);
+pub(super) struct CodeEntry(pub u32);
 
-impl Entry {
-    fn new(code: u16, length: usize) -> Entry {
-        Entry(u32::from(code) << 8 | length as u32)
+impl CodeEntry {
+    fn new(code: u16, length: usize) -> CodeEntry {
+        CodeEntry(u32::from(code) << 8 | length as u32)
     }
 
     #[inline(always)]
@@ -41,10 +41,10 @@ impl Entry {
     }
 }
 
-impl Code {
+impl HuffmanCode {
     /// The best code of limited length for values from `base` on that occur `counts` times; a count of 0 is taken for
     /// 1, so that a value that a sample missed can be coded.
-    pub fn new(base: u8, counts: &[u32]) -> Code {
+    pub fn new(base: u8, counts: &[u32]) -> HuffmanCode {
         assert!((2..=MAX_SYMBOLS).contains(&counts.len()) && usize::from(base) + counts.len() <= 256);
         // Rarest first. A sort key holds the count and the symbol.
         let mut order = [0u64; MAX_SYMBOLS];
@@ -55,12 +55,12 @@ impl Code {
         order.sort_unstable();
         let mut per_length = count_lengths(order);
         limit_lengths(&mut per_length);
-        Code::assign(base, order, &per_length)
+        HuffmanCode::assign(base, order, &per_length)
     }
 
     /// Gives the longest codes to the rarest symbols, and the codes of a length in the order of the symbols: the
     /// longest code that is all zeros comes first, shorter ones follow.
-    fn assign(base: u8, order: &[u64], per_length: &[usize; MAX_BITS + 1]) -> Code {
+    fn assign(base: u8, order: &[u64], per_length: &[usize; MAX_BITS + 1]) -> HuffmanCode {
         let mut lengths = [0usize; MAX_SYMBOLS];
         let mut next_code = [0u16; MAX_BITS + 1];
         let mut rarest_first = order.iter().map(|key| (key & 0xff) as usize);
@@ -72,13 +72,13 @@ impl Code {
                 lengths[symbol] = length;
             }
         }
-        let mut entries = [Entry::default(); 256];
+        let mut entries = [CodeEntry::default(); 256];
         for (entry, &length) in entries[usize::from(base)..].iter_mut().zip(&lengths[..order.len()]) {
-            *entry = Entry::new(next_code[length], length);
+            *entry = CodeEntry::new(next_code[length], length);
             next_code[length] += 1;
         }
         let longest = (1..=MAX_BITS).rev().find(|&length| per_length[length] > 0).unwrap_or(1);
-        Code { entries, base, symbols: order.len(), longest }
+        HuffmanCode { entries, base, symbols: order.len(), longest }
     }
 
     pub fn base(&self) -> u8 {
@@ -87,18 +87,18 @@ impl Code {
 
     /// Of a value; empty outside the range.
     #[inline(always)]
-    pub fn entry(&self, value: u8) -> Entry {
+    pub fn entry(&self, value: u8) -> CodeEntry {
         self.entries[usize::from(value)]
     }
 
     /// Of the symbols, that is, of the values from the smallest to the largest.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[CodeEntry] {
         &self.entries[usize::from(self.base)..][..self.symbols]
     }
 
     /// Appends the tree description: the weights of all symbols but the last, whose weight follows from the others.
     pub fn describe(&self, out: &mut Vec<u8>) {
-        let weight = |entry: &Entry| (self.longest + 1) as u8 - entry.length() as u8;
+        let weight = |entry: &CodeEntry| (self.longest + 1) as u8 - entry.length() as u8;
         let listed = &self.entries()[..self.symbols - 1];
         out.push(127 + listed.len() as u8);
         for pair in listed.chunks(2) {

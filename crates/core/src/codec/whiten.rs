@@ -9,11 +9,11 @@
 
 use std::ops::Range;
 
-use super::ChunkContext;
-use super::dispatch::{Isa, multiversion};
-use super::sink::Sink;
+use super::chunk::ChunkContext;
+use super::dispatch::{InstructionSet, multiversion};
+use super::sink::ByteSink;
 
-/// Means are kept in units of 2^20: an eighth of an octave.
+/// MagnitudeMeans are kept in units of 2^20: an eighth of an octave.
 const MEAN_SHIFT: u32 = 20;
 /// Magnitudes are summed in units of 2^12, so that sums fit in 32 bits.
 const SUM_SHIFT: u32 = 12;
@@ -31,18 +31,18 @@ const FEWEST_ROWS: usize = 8;
 
 /// How the elements of a chunk lie in the rows of their matrix.
 #[derive(Clone, Copy)]
-pub(super) struct Grid {
+pub(super) struct ChunkGrid {
     elements: usize,
     row: usize,
     /// Column of the chunk's first element.
     first_column: usize,
 }
 
-impl Grid {
+impl ChunkGrid {
     /// `None` where the tensor is not a matrix or its rows are longer than the chunk.
-    pub fn of(ctx: ChunkContext, elements: usize) -> Option<Grid> {
+    pub fn of(ctx: ChunkContext, elements: usize) -> Option<ChunkGrid> {
         let row = usize::try_from(ctx.row).ok().filter(|&row| row > 0 && row <= elements)?;
-        Some(Grid { elements, row, first_column: (ctx.first % ctx.row) as usize })
+        Some(ChunkGrid { elements, row, first_column: (ctx.first % ctx.row) as usize })
     }
 
     /// Whether the means are likely to be worth their bytes.
@@ -83,7 +83,7 @@ impl Grid {
 
 /// The means of a chunk, in units of 2^20 of the magnitudes' bit patterns. Reused from chunk to chunk.
 #[derive(Default)]
-pub(super) struct Means {
+pub(super) struct MagnitudeMeans {
     rows: Vec<u16>,
     columns: Vec<i8>,
     sums: Vec<i32>,
@@ -91,9 +91,9 @@ pub(super) struct Means {
     shifts: Vec<u32>,
 }
 
-impl Means {
+impl MagnitudeMeans {
     /// Takes the means of a chunk.
-    pub fn fit(&mut self, isa: Isa, grid: Grid, words: &[[u8; 4]]) {
+    pub fn fit(&mut self, isa: InstructionSet, grid: ChunkGrid, words: &[[u8; 4]]) {
         self.rows.clear();
         self.sums.clear();
         self.sums.resize(grid.columns(), 0);
@@ -116,7 +116,7 @@ impl Means {
     }
 
     /// A part of a row has its mean over some columns only, and theirs must not count twice.
-    fn correct_partial_rows(&mut self, grid: Grid) {
+    fn correct_partial_rows(&mut self, grid: ChunkGrid) {
         for (row, _, columns) in grid.all_spans() {
             let row = &mut self.rows[row];
             if columns.len() < grid.columns() {
@@ -132,7 +132,7 @@ impl Means {
     }
 
     /// Appends the row means, two bytes each, and the column means, one byte each.
-    pub fn write(&self, out: &mut Sink<'_>) {
+    pub fn write(&self, out: &mut ByteSink<'_>) {
         for (bytes, mean) in out.grow(2 * self.rows.len()).as_chunks_mut().0.iter_mut().zip(&self.rows) {
             *bytes = mean.to_le_bytes();
         }
@@ -141,8 +141,8 @@ impl Means {
         }
     }
 
-    /// Takes over what [`Means::write`] wrote; `bytes` has `grid.means_len()` of them.
-    pub fn read(&mut self, grid: Grid, bytes: &[u8]) {
+    /// Takes over what [`MagnitudeMeans::write`] wrote; `bytes` has `grid.means_len()` of them.
+    pub fn read(&mut self, grid: ChunkGrid, bytes: &[u8]) {
         let (rows, columns) = bytes.split_at(2 * grid.rows());
         self.rows.clear();
         self.rows.extend(rows.as_chunks::<2>().0.iter().map(|mean| u16::from_le_bytes(*mean)));
@@ -153,7 +153,13 @@ impl Means {
 
     /// Writes the residuals with their sign bits (H = 6) or without (H = 5) to `whitened`. False where one of them is
     /// out of range; `whitened` is then of no use.
-    pub fn subtract<const H: usize>(&self, isa: Isa, grid: Grid, words: &[[u8; 4]], whitened: &mut [[u8; 4]]) -> bool {
+    pub fn subtract<const H: usize>(
+        &self,
+        isa: InstructionSet,
+        grid: ChunkGrid,
+        words: &[[u8; 4]],
+        whitened: &mut [[u8; 4]],
+    ) -> bool {
         let mut ored = 0;
         for (row, elements, columns) in grid.all_spans() {
             let offset = self.offset(row);
@@ -163,8 +169,8 @@ impl Means {
         ored >> RESIDUAL_BITS == 0
     }
 
-    /// What undoes [`Means::subtract`] for some of the chunk's elements, row by row: see [`whole`].
-    pub fn of(&self, grid: Grid, some: Range<usize>) -> impl Iterator<Item = (Range<usize>, u32, &[u32])> {
+    /// What undoes [`MagnitudeMeans::subtract`] for some of the chunk's elements, row by row: see [`whole`].
+    pub fn of(&self, grid: ChunkGrid, some: Range<usize>) -> impl Iterator<Item = (Range<usize>, u32, &[u32])> {
         grid.spans(some).map(|(row, elements, columns)| (elements, self.offset(row), &self.shifts[columns]))
     }
 

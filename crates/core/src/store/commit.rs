@@ -14,7 +14,7 @@ use super::format::{self, ChunkPlace, ChunkRecord, FileRecord, HEAD_BYTES, Manif
 use super::handle::Store;
 use super::layout;
 use super::lock::StoreLock;
-use crate::codec::{CHUNK_BYTES, Encoder, room};
+use crate::codec::{CHUNK_BYTES, ChunkEncoder, max_encode_bytes};
 use crate::dtype;
 use crate::error::{Error, Result};
 use crate::ids::{RunId, SnapshotId, StateRoot};
@@ -345,7 +345,7 @@ impl EncodeStage<'_> {
         }
         let hurried = || options.handle.hurried.load(Ordering::Relaxed);
         let _end = self.line.end_on_panic();
-        let (mut encoder, mut storing) = (Encoder::new(options.level), Encoder::new(0));
+        let (mut encoder, mut storing) = (ChunkEncoder::new(options.level), ChunkEncoder::new(0));
         while !(background && hurried())
             && let Some((index, mut memory)) = self.line.next()
         {
@@ -355,7 +355,7 @@ impl EncodeStage<'_> {
             let Some(item) = item else { return self.line.end() };
             let whole = (*item).as_ref();
             let raw = &whole[unit.offset as usize..unit.offset as usize + unit.bytes];
-            memory.resize(memory.len().max(room(unit.bytes)), 0);
+            memory.resize(memory.len().max(max_encode_bytes(unit.bytes)), 0);
             let gives_way = (options.pace == CommitPace::Hurried || hurried()) && self.starvation.is_now();
             let encoder = if gives_way { &mut storing } else { &mut encoder };
             let length = encoder.encode(unit.context, raw, &mut memory);

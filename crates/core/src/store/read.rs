@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use memmap2::MmapMut;
 
 use super::format::{self, ChunkPlace, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES, TRAILER_BYTES, Trailer};
-use crate::codec::{self, Decoder};
+use crate::codec::{self, ChunkDecoder};
 use crate::error::{Error, Result};
 use crate::os::fs::{self, SECTOR};
 use crate::progress::{NoProgress, ProgressSink};
@@ -210,7 +210,7 @@ impl SnapshotReader {
     }
 
     fn begin(&self) -> Scan<'_> {
-        Scan { reader: self, buffer: None, decoder: Decoder::new(), scratch: Vec::new() }
+        Scan { reader: self, buffer: None, decoder: ChunkDecoder::new(), scratch: Vec::new() }
     }
 
     /// Reads and checks every chunk; `progress` advances by encoded bytes.
@@ -322,7 +322,7 @@ impl ChunkRunReader<'_> {
 struct Scan<'a> {
     reader: &'a SnapshotReader,
     buffer: Option<MmapMut>,
-    decoder: Decoder,
+    decoder: ChunkDecoder,
     scratch: Vec<u8>,
 }
 

@@ -3,20 +3,20 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tree::{Code, MAX_SYMBOLS};
 use super::bits::BitWriter;
+use crate::codec::tree::{HuffmanCode, MAX_SYMBOLS};
 
 /// The code table as two tables of bytes, each in two registers.
-struct Table {
+struct CodeTable {
     /// Low 8 bits of the codes.
     low: [__m512i; 2],
     /// High bits of the codes, their lengths in the upper four bits.
     high: [__m512i; 2],
 }
 
-impl Table {
+impl CodeTable {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")]
-    fn new(code: &Code) -> Table {
+    fn new(code: &HuffmanCode) -> CodeTable {
         let mut bytes = [[0u8; MAX_SYMBOLS]; 2];
         for (symbol, entry) in code.entries().iter().enumerate() {
             bytes[0][symbol] = entry.code() as u8;
@@ -26,7 +26,7 @@ impl Table {
             let (halves, _) = table.as_chunks::<64>();
             [load(&halves[0]), load(&halves[1])]
         });
-        Table { low, high }
+        CodeTable { low, high }
     }
 }
 
@@ -41,10 +41,10 @@ const REVERSE: [u8; 64] = {
     order
 };
 
-/// As [`super::write_stream_by_table`].
+/// As `write_stream_by_table`, with vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")]
-pub(super) fn write_stream(values: &[u8], code: &Code, out: &mut [u8]) -> usize {
-    let table = Table::new(code);
+pub(super) fn write_stream(values: &[u8], code: &HuffmanCode, out: &mut [u8]) -> usize {
+    let table = CodeTable::new(code);
     let (reverse, base_everywhere) = (load(&REVERSE), _mm512_set1_epi8(code.base() as i8));
     let mut writer = BitWriter::new(out);
     let (blocks, tail) = values.as_chunks::<64>();
@@ -70,7 +70,7 @@ pub(super) fn write_stream(values: &[u8], code: &Code, out: &mut [u8]) -> usize 
 /// the word has lost bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")]
-fn merge_codes(table: &Table, symbols: __m512i) -> (__m512i, __m512i) {
+fn merge_codes(table: &CodeTable, symbols: __m512i) -> (__m512i, __m512i) {
     let low = _mm512_permutex2var_epi8(table.low[0], symbols, table.low[1]);
     let high = _mm512_permutex2var_epi8(table.high[0], symbols, table.high[1]);
 

@@ -1,16 +1,15 @@
-//! Reads back the frames that [`super::write_frame`] writes, about twice as fast as libzstd: a look-up gives up to four
+//! Reads back the frames that [`write_frame`](super::write::write_frame) writes, about twice as fast as libzstd: a look-up gives up to four
 //! symbols, and they go where they belong without a copy in between.
 //!
 //! Invariant: what it decodes is what any zstd decoder makes of the frame; whatever else a frame holds is declined, and
 //! libzstd then decides whether it is a frame at all. Nothing is believed: every stream must end exactly at its first bit.
 
-use super::super::Isa;
-use super::super::dispatch::{fetch, multiversion};
-use super::super::tree::{MAX_BITS, MAX_SYMBOLS};
-use super::{
+use super::frame::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, COMPRESSED_BLOCK, DESCRIPTOR, FRAME_HEADER_BYTES, JUMP_TABLE_BYTES,
     LITERALS_HEADER_BYTES, MAGIC, RAW_BLOCK,
 };
+use crate::codec::dispatch::{InstructionSet, fetch, multiversion};
+use crate::codec::tree::{MAX_BITS, MAX_SYMBOLS};
 
 /// Look-ups between two loads of a stream's bits: five of at most 11 bits each fit into the 57 that a load gives.
 const LOOK_UPS: usize = 5;
@@ -24,14 +23,14 @@ const AHEAD_BYTES: [usize; 2] = [256, 192];
 /// A look-up's symbols in the high 32 bits; in the bytes below: the bits that they take (lowest, where a shift needs them),
 /// their number, the bits of the first one.
 #[derive(Clone, Copy, Default)]
-struct Entry(u64);
+struct LookupEntry(u64);
 
 /// By the next [`MAX_BITS`] bits of a stream.
-pub(in super::super) struct Table(Box<[Entry; 1 << MAX_BITS]>);
+pub(in crate::codec) struct LookupTable(Box<[LookupEntry; 1 << MAX_BITS]>);
 
-impl Default for Table {
+impl Default for LookupTable {
     fn default() -> Self {
-        Table(Box::new([Entry::default(); 1 << MAX_BITS]))
+        LookupTable(Box::new([LookupEntry::default(); 1 << MAX_BITS]))
     }
 }
 
@@ -40,9 +39,9 @@ impl Default for Table {
 ///
 /// `ahead` is memory that is wanted afterwards, what is written and what is read: decoding waits for the processor, fetching
 /// for the memory, so both at once.
-pub(in super::super) fn read_frame(
-    isa: Isa,
-    table: &mut Table,
+pub(in crate::codec) fn read_frame(
+    isa: InstructionSet,
+    table: &mut LookupTable,
     frame: &[u8],
     base: u8,
     out: &mut [u8],
@@ -80,8 +79,8 @@ pub(in super::super) fn read_frame(
 
 /// A literals section in four streams whose tree is described by plain weights, and no sequences.
 fn read_literals(
-    isa: Isa,
-    table: &mut Table,
+    isa: InstructionSet,
+    table: &mut LookupTable,
     body: &[u8],
     base: u8,
     out: &mut [u8],
@@ -112,7 +111,7 @@ fn read_literals(
     Some(read_streams(isa, table, [first, second, third, fourth], [out0, out1, out2, out3], ahead))
 }
 
-impl Table {
+impl LookupTable {
     /// From the weights of all symbols but the last, two to a byte; `base` is added to the symbols.
     fn build(&mut self, weights: &[u8], listed: usize, base: u8) -> Option<()> {
         let mut weight = [0u8; MAX_SYMBOLS];
@@ -149,16 +148,16 @@ impl Table {
             *start = next;
         }
         for (index, entry) in self.0.iter_mut().enumerate() {
-            *entry = Entry::of(index, &single);
+            *entry = LookupEntry::of(index, &single);
         }
         Some(())
     }
 }
 
-impl Entry {
+impl LookupEntry {
     /// The symbols whose codes lie within the bits of `index`.
     #[inline(always)]
-    fn of(index: usize, single: &[(u8, u8); 1 << MAX_BITS]) -> Entry {
+    fn of(index: usize, single: &[(u8, u8); 1 << MAX_BITS]) -> LookupEntry {
         let (symbol, length) = single[index];
         let (mut symbols, mut bits, mut count) = (u64::from(symbol), u64::from(length), 1u64);
         while count < SYMBOLS as u64 {
@@ -170,18 +169,18 @@ impl Entry {
             bits += u64::from(length);
             count += 1;
         }
-        Entry(symbols << 32 | u64::from(length) << 16 | count << 8 | bits)
+        LookupEntry(symbols << 32 | u64::from(length) << 16 | count << 8 | bits)
     }
 }
 
 /// Where a stream is: bits that are left, symbols that are written.
 #[derive(Clone, Copy, Default)]
-struct At {
+struct StreamPosition {
     bits: usize,
     written: usize,
 }
 
-impl At {
+impl StreamPosition {
     /// By the bits and symbols that [`look_up`] counted.
     #[inline(always)]
     fn advance(&mut self, taken: u64) {
@@ -193,8 +192,8 @@ impl At {
 multiversion! {
     /// Four streams at once, since the look-ups of one have to wait for one another. False where one of them does not end
     /// where it must.
-    fn read_streams(table: &Table, streams: [&[u8]; 4], outs: [&mut [u8]; 4], ahead: [&[u8]; 2]) -> bool {
-        let mut at = [At::default(); 4];
+    fn read_streams(table: &LookupTable, streams: [&[u8]; 4], outs: [&mut [u8]; 4], ahead: [&[u8]; 2]) -> bool {
+        let mut at = [StreamPosition::default(); 4];
         for (at, stream) in at.iter_mut().zip(streams) {
             // The highest bit of the last byte ends the stream.
             let Some(last) = stream.last().and_then(|last| last.checked_ilog2()) else { return false };
@@ -255,8 +254,8 @@ const WINDOW: usize = 32 + SYMBOLS;
 
 /// `taken` counts bits in its lowest byte and symbols in the next one.
 #[inline(always)]
-fn look_up(table: &Table, bits: &mut u64, taken: &mut u64, window: &mut [u8; WINDOW]) {
-    let Entry(entry) = table.0[(*bits >> (64 - MAX_BITS)) as usize];
+fn look_up(table: &LookupTable, bits: &mut u64, taken: &mut u64, window: &mut [u8; WINDOW]) {
+    let LookupEntry(entry) = table.0[(*bits >> (64 - MAX_BITS)) as usize];
     let written = (*taken >> 8 & 31) as usize;
     window[written..written + SYMBOLS].copy_from_slice(&((entry >> 32) as u32).to_le_bytes());
     *bits <<= entry & 63;
@@ -266,7 +265,7 @@ fn look_up(table: &Table, bits: &mut u64, taken: &mut u64, window: &mut [u8; WIN
 const _: () = assert!(LOOK_UPS * SYMBOLS < 32 && LOOK_UPS * MAX_BITS <= 56);
 
 /// The end of a stream, symbol by symbol. False unless both the bits and the room for symbols are used up.
-fn finish(table: &Table, stream: &[u8], mut at: At, out: &mut [u8]) -> bool {
+fn finish(table: &LookupTable, stream: &[u8], mut at: StreamPosition, out: &mut [u8]) -> bool {
     while at.written < out.len() {
         let (from, mut word) = (at.bits.saturating_sub(MAX_BITS), 0u64);
         for (index, &byte) in stream[from / 8..].iter().take(4).enumerate() {
@@ -274,14 +273,14 @@ fn finish(table: &Table, stream: &[u8], mut at: At, out: &mut [u8]) -> bool {
         }
         // Bits before the stream's first count as 0, as in zstd.
         let next = (word >> (from % 8) << (MAX_BITS - (at.bits - from))) & ((1 << MAX_BITS) - 1);
-        let Entry(entry) = table.0[next as usize];
+        let LookupEntry(entry) = table.0[next as usize];
         let [taken, count, first] = [0, 8, 16].map(|at| (entry >> at & 0xff) as usize);
         if count <= out.len() - at.written && taken <= at.bits {
             out[at.written..at.written + count].copy_from_slice(&(entry >> 32).to_le_bytes()[..count]);
-            at = At { bits: at.bits - taken, written: at.written + count };
+            at = StreamPosition { bits: at.bits - taken, written: at.written + count };
         } else if first <= at.bits {
             out[at.written] = (entry >> 32) as u8;
-            at = At { bits: at.bits - first, written: at.written + 1 };
+            at = StreamPosition { bits: at.bits - first, written: at.written + 1 };
         } else {
             return false;
         }

@@ -2,7 +2,7 @@
 //!
 //! The figures only steer decisions; a wrong estimate costs bytes, never correctness.
 
-use super::dispatch::multiversion;
+use super::dispatch::{InstructionSet, multiversion};
 
 /// Bytes that are counted at a stretch, and the distance from one stretch to the next in a long plane.
 const PAGE_BYTES: usize = 1 << 10;
@@ -11,23 +11,23 @@ const PAGE_STRIDE_BYTES: usize = 8 * PAGE_BYTES;
 const SAMPLED_FROM_BYTES: usize = 32 << 10;
 
 /// How often each byte value occurs among those counted.
-pub(super) type Counts = [u32; 256];
+pub(super) type ByteCounts = [u32; 256];
 
-pub(super) struct Survey {
+pub(super) struct PlaneStats {
     /// Smallest and largest value; exact, not sampled.
     pub min: u8,
     pub max: u8,
-    pub counts: Counts,
+    pub counts: ByteCounts,
     /// Estimated order-0 entropy of a value in bits.
     pub entropy_bits: f32,
 }
 
-impl Survey {
+impl PlaneStats {
     /// `plane` must not be empty.
-    pub fn of(isa: super::Isa, plane: &[u8]) -> Survey {
+    pub fn of(isa: InstructionSet, plane: &[u8]) -> PlaneStats {
         let (min, max) = range(isa, plane);
         let counts = count(plane);
-        Survey { min, max, counts, entropy_bits: entropy_bits(&counts) }
+        PlaneStats { min, max, counts, entropy_bits: entropy_bits(&counts) }
     }
 
     /// Number of values from the smallest to the largest.
@@ -42,7 +42,7 @@ multiversion! {
     }
 }
 
-fn count(plane: &[u8]) -> Counts {
+fn count(plane: &[u8]) -> ByteCounts {
     let stride = if plane.len() < SAMPLED_FROM_BYTES { PAGE_BYTES } else { PAGE_STRIDE_BYTES };
     // Four histograms, because a run of equal values would wait for its own counter.
     let mut parts = [[0u32; 256]; 4];
@@ -63,7 +63,7 @@ fn count(plane: &[u8]) -> Counts {
 
 /// Shannon entropy of the counts with Miller and Madow's correction: a small sample understates it by about
 /// (values seen - 1) / (2 n ln 2) bits.
-pub(super) fn entropy_bits(counts: &Counts) -> f32 {
+pub(super) fn entropy_bits(counts: &ByteCounts) -> f32 {
     let total: u32 = counts.iter().sum();
     if total == 0 {
         return 0.0;

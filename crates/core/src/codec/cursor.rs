@@ -1,12 +1,12 @@
 //! A cursor over untrusted bytes: every take is checked.
 
-use super::CodecError;
+use super::error::CodecError;
 
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(super) struct ByteCursor<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> ByteCursor<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
-        Reader(bytes)
+        ByteCursor(bytes)
     }
 
     pub fn take(&mut self, len: usize) -> Result<&'a [u8], CodecError> {

@@ -1,60 +1,39 @@
-//! A Huffman coder that writes a plane as a standard zstd frame, several times as fast as zstd does.
-//!
-//! It looks for no matches: the planes it is given have none. Every block holds literals in four Huffman streams, or
-//! raw bytes, and no sequences. Any zstd decoder reads it (RFC 8878); `read` does so faster.
-//!
-//! Invariant: the bytes do not depend on the instruction set.
-
-use super::Isa;
-#[cfg(target_arch = "x86_64")]
-use super::dispatch::Kind;
-use super::dispatch::multiversion;
-use super::survey::Survey;
-use super::tree::{Code, MAX_BITS, MAX_SYMBOLS};
+//! Writes planes as frames.
 
 #[cfg(target_arch = "x86_64")]
-mod avx512;
-mod bits;
-mod read;
+use super::avx512;
+use super::bits::BitWriter;
+use super::frame::{
+    BLOCK_BYTES, BLOCK_HEADER_BYTES, COMPRESSED_BLOCK, DESCRIPTOR, FRAME_HEADER_BYTES, JUMP_TABLE_BYTES,
+    LITERALS_HEADER_BYTES, MAGIC, RAW_BLOCK,
+};
+#[cfg(target_arch = "x86_64")]
+use crate::codec::dispatch::IsaKind;
+use crate::codec::dispatch::{InstructionSet, multiversion};
+use crate::codec::stats::PlaneStats;
+use crate::codec::tree::{HuffmanCode, MAX_BITS, MAX_SYMBOLS};
 
-use bits::BitWriter;
-pub(super) use read::{Table, read_frame};
-
-/// Most bytes that a zstd block stands for.
-const BLOCK_BYTES: usize = 128 << 10;
 /// Blocks shorter than this are stored raw; four streams need at least six bytes.
 const SMALLEST_CODED_BYTES: usize = 64;
 
-/// First bytes of every zstd frame.
-pub(super) const MAGIC: [u8; 4] = 0xFD2F_B528u32.to_le_bytes();
-/// Single segment (the window is the content), content size in 4 bytes, no checksum, no dictionary.
-const DESCRIPTOR: u8 = 0b1010_0000;
-const FRAME_HEADER_BYTES: usize = 9;
-const BLOCK_HEADER_BYTES: usize = 3;
-const LITERALS_HEADER_BYTES: usize = 5;
-const JUMP_TABLE_BYTES: usize = 6;
-
-const RAW_BLOCK: u32 = 0;
-const COMPRESSED_BLOCK: u32 = 2;
-
-/// Whether [`write_frame`] can write the plane that the survey is of into so many bytes.
-pub(super) fn fits(plane: &[u8], survey: &Survey, room_bytes: usize) -> bool {
-    let symbols = (2..=MAX_SYMBOLS).contains(&survey.span());
+/// Whether [`write_frame`] can write the plane that the stats is of into so many bytes.
+pub(in crate::codec) fn fits(plane: &[u8], stats: &PlaneStats, room_bytes: usize) -> bool {
+    let symbols = (2..=MAX_SYMBOLS).contains(&stats.span());
     symbols && u32::try_from(plane.len()).is_ok() && frame_bound(plane.len()) <= room_bytes
 }
 
 /// Room that a frame may need while it is written.
-pub(super) fn frame_bound(plane_bytes: usize) -> usize {
+pub(in crate::codec) fn frame_bound(plane_bytes: usize) -> usize {
     let (whole, rest) = (plane_bytes / BLOCK_BYTES, plane_bytes % BLOCK_BYTES);
     FRAME_HEADER_BYTES + whole * block_bound(BLOCK_BYTES) + block_bound(rest)
 }
 
-/// Writes a frame that decodes to `plane` with `survey.min` taken off every byte.
+/// Writes a frame that decodes to `plane` with `stats.min` taken off every byte.
 ///
 /// The frame is the first bytes of `out`, as many as it returns; those after it are overwritten, too.
-pub(super) fn write_frame(isa: Isa, plane: &[u8], survey: &Survey, out: &mut [u8]) -> usize {
-    let base = survey.min;
-    let code = Code::new(base, &survey.counts[usize::from(base)..=usize::from(survey.max)]);
+pub(in crate::codec) fn write_frame(isa: InstructionSet, plane: &[u8], stats: &PlaneStats, out: &mut [u8]) -> usize {
+    let base = stats.min;
+    let code = HuffmanCode::new(base, &stats.counts[usize::from(base)..=usize::from(stats.max)]);
     let mut description = Vec::with_capacity(1 + MAX_SYMBOLS / 2);
     code.describe(&mut description);
 
@@ -94,7 +73,13 @@ fn stream_bound(symbols: usize) -> usize {
 
 /// Writes the content of a compressed block: a literals section in four streams and an empty sequences section.
 /// `None` where that is no use.
-fn write_literals(isa: Isa, block: &[u8], code: &Code, description: &[u8], out: &mut [u8]) -> Option<usize> {
+fn write_literals(
+    isa: InstructionSet,
+    block: &[u8],
+    code: &HuffmanCode,
+    description: &[u8],
+    out: &mut [u8],
+) -> Option<usize> {
     if block.len() < SMALLEST_CODED_BYTES {
         return None;
     }
@@ -119,17 +104,17 @@ fn write_literals(isa: Isa, block: &[u8], code: &Code, description: &[u8], out: 
 }
 
 /// Writes one stream, the last value first, and returns its length in bytes.
-fn write_stream(isa: Isa, values: &[u8], code: &Code, out: &mut [u8]) -> usize {
+fn write_stream(isa: InstructionSet, values: &[u8], code: &HuffmanCode, out: &mut [u8]) -> usize {
     #[cfg(target_arch = "x86_64")]
-    if isa.kind() == Kind::Avx512 {
-        // SAFETY: an `Isa` of this kind exists only where the processor has the features.
+    if isa.kind() == IsaKind::Avx512 {
+        // SAFETY: an `InstructionSet` of this kind exists only where the processor has the features.
         return unsafe { avx512::write_stream(values, code, out) };
     }
     write_stream_by_table(isa, values, code, out)
 }
 
 multiversion! {
-    fn write_stream_by_table(values: &[u8], code: &Code, out: &mut [u8]) -> usize {
+    fn write_stream_by_table(values: &[u8], code: &HuffmanCode, out: &mut [u8]) -> usize {
         let mut writer = BitWriter::new(out);
         // Five codes are at most 55 bits, one write.
         let (groups, tail) = values.as_chunks::<5>();
@@ -143,7 +128,7 @@ multiversion! {
 
 /// Appends the codes of a few values, the last one first.
 #[inline(always)]
-fn put_codes(writer: &mut BitWriter, code: &Code, values: &[u8]) {
+fn put_codes(writer: &mut BitWriter, code: &HuffmanCode, values: &[u8]) {
     let (mut word, mut length) = (0, 0);
     for &value in values {
         let entry = code.entry(value);
