@@ -59,16 +59,14 @@ pub enum Error {
 
 /// What to do about an error of the system that does not say so itself.
 fn hint(source: &io::Error) -> &'static str {
-    const EIO: i32 = 5;
-    const ELOOP: i32 = 40;
     match (source.kind(), source.raw_os_error()) {
         (io::ErrorKind::ReadOnlyFilesystem, _) => {
             "; the kernel makes a file system read-only after an error of its disk: see `dmesg`, then mount it again"
         }
         (io::ErrorKind::StaleNetworkFileHandle, _) => "; the network mount was lost: mount it again",
         (io::ErrorKind::PermissionDenied, _) => "; see to its owner and its permissions",
-        (_, Some(EIO)) => "; the disk fails: see `dmesg`, and copy what is there to another one",
-        (_, Some(ELOOP)) => "; a link stands there, and inside a store none is followed: remove it",
+        (_, Some(libc::EIO)) => "; the disk fails: see `dmesg`, and copy what is there to another one",
+        (_, Some(libc::ELOOP)) => "; a link stands there, and inside a store none is followed: remove it",
         _ => "",
     }
 }

@@ -1,8 +1,8 @@
-//! Things that threads make ahead of the one thread that takes them in their order: chunks before the disk, reads before an
-//! export.
+//! An ordered pipeline: workers produce items ahead, one consumer takes them in order. Chunks reach the disk through one,
+//! reads reach an export.
 //!
-//! Invariant: things are taken in their order; no more are made ahead than the window holds; their memory is used again;
-//! when one side ends, fails or panics, the other one stops. Deliberately not here: what is made, and the threads' number.
+//! Invariant: no more items are made ahead than the window holds, and their memory is used again. When one side ends,
+//! fails or panics, the other one stops. Deliberately not here: what the items are, and the number of workers.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -10,18 +10,18 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Things that [`ahead`] makes before the one that is taken, for each thread.
+/// Items that [`ahead`] makes before the one that is taken, per thread.
 const WINDOW_PER_THREAD: usize = 3;
-/// Whoever waits for longer looks again.
-const LOOK: Duration = Duration::from_secs(1);
+/// A wait that lasts longer is begun again.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What both sides share.
+/// What the workers and the consumer share.
 pub struct Pipeline<T> {
     count: usize,
     window: usize,
     state: Mutex<PipelineState<T>>,
     made: Condvar,
-    room: Condvar,
+    space: Condvar,
 }
 
 struct PipelineState<T> {
@@ -33,14 +33,14 @@ struct PipelineState<T> {
     ended: bool,
 }
 
-/// The makers are gone although something is missing.
+/// The workers are gone although items are missing.
 pub struct PipelineEnded;
 
 impl<T> Pipeline<T> {
-    /// Of `count` things, of which `window` may be made before the first of them is given back.
+    /// Of `count` items, of which `window` may be made before the first of them is given back.
     pub fn new(count: usize, window: usize) -> Pipeline<T> {
         let state = PipelineState { next: 0, taken: 0, made: BTreeMap::new(), spare: Vec::new(), ended: false };
-        Pipeline { count, window, state: Mutex::new(state), made: Condvar::new(), room: Condvar::new() }
+        Pipeline { count, window, state: Mutex::new(state), made: Condvar::new(), space: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, PipelineState<T>> {
@@ -48,7 +48,8 @@ impl<T> Pipeline<T> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The next thing to make, once it is within the window, and memory of an earlier one; `None` when there is none left.
+    /// For a worker: the index of the next item to make, once it is within the window, and memory of an earlier one.
+    /// `None` when there is none left.
     pub fn next(&self) -> Option<(usize, Vec<u8>)> {
         let mut state = self.lock();
         loop {
@@ -59,16 +60,17 @@ impl<T> Pipeline<T> {
                 state.next += 1;
                 return Some((state.next - 1, state.spare.pop().unwrap_or_default()));
             }
-            state = self.room.wait(state).unwrap_or_else(|e| e.into_inner());
+            state = self.space.wait(state).unwrap_or_else(|e| e.into_inner());
         }
     }
 
-    pub fn put(&self, index: usize, thing: T) {
-        self.lock().made.insert(index, thing);
+    /// For a worker: the item of this index is made.
+    pub fn put(&self, index: usize, item: T) {
+        self.lock().made.insert(index, item);
         self.made.notify_one();
     }
 
-    /// The thing after the ones that were given back, or `None` if it is not made within `patience`.
+    /// For the consumer: the item after those that were given back, or `None` if it is not made within `patience`.
     pub fn take(&self, patience: Duration) -> Result<Option<T>, PipelineEnded> {
         let mut state = self.lock();
         let index = state.taken;
@@ -77,52 +79,62 @@ impl<T> Pipeline<T> {
         }
         match state.made.remove(&index) {
             None if state.ended => Err(PipelineEnded),
-            thing => Ok(thing),
+            item => Ok(item),
         }
     }
 
-    /// The memory of what was taken.
+    /// For the consumer: it is done with the item that it took last, whose memory this is.
     pub fn give_back(&self, memory: Vec<u8>) {
         let mut state = self.lock();
         state.taken += 1;
         state.spare.push(memory);
         drop(state);
-        self.room.notify_all();
+        self.space.notify_all();
     }
 
+    /// Ends both sides.
     pub fn end(&self) {
         self.lock().ended = true;
         self.made.notify_all();
-        self.room.notify_all();
+        self.space.notify_all();
     }
 
-    /// For the side that takes: the makers stop when this is dropped.
+    /// For the consumer: the workers stop when this is dropped.
     pub fn end_on_drop(&self) -> EndOnDrop<'_, T> {
-        EndOnDrop { line: self, always: true }
+        EndOnDrop { pipeline: self, when: EndWhen::Dropped }
     }
 
-    /// For a maker: the others stop when its thread panics.
+    /// For a worker: the others stop when its thread panics.
     pub fn end_on_panic(&self) -> EndOnDrop<'_, T> {
-        EndOnDrop { line: self, always: false }
+        EndOnDrop { pipeline: self, when: EndWhen::Panicking }
     }
 }
 
+/// Ends a pipeline when it is dropped.
 pub struct EndOnDrop<'a, T> {
-    line: &'a Pipeline<T>,
-    always: bool,
+    pipeline: &'a Pipeline<T>,
+    when: EndWhen,
+}
+
+#[derive(PartialEq, Eq)]
+enum EndWhen {
+    Dropped,
+    Panicking,
 }
 
 impl<T> Drop for EndOnDrop<'_, T> {
     fn drop(&mut self) {
-        if self.always || std::thread::panicking() {
-            self.line.end();
+        if self.when == EndWhen::Dropped || std::thread::panicking() {
+            self.pipeline.end();
         }
     }
 }
 
-/// Makes one thing of each of `orders` on `threads` threads, and hands them to `take` in that order. `make` gets what its
-/// thread's `worker` made, and memory of an earlier thing, of any length and content. The first error of either side
-/// ends both.
+/// Makes one item of each of `orders` on `threads` threads, and hands them to `take` in that order. `make` gets the state
+/// that `worker` made for its thread, and memory of an earlier item, of any length and content.
+///
+/// # Errors
+/// The first error of either side, which ends both.
 pub fn ahead<O: Sync, W>(
     orders: &[O],
     threads: usize,
@@ -131,28 +143,28 @@ pub fn ahead<O: Sync, W>(
     mut take: impl FnMut(&O, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let threads = threads.clamp(1, orders.len().max(1));
-    let line = &Pipeline::new(orders.len(), threads * WINDOW_PER_THREAD);
+    let pipeline = &Pipeline::new(orders.len(), threads * WINDOW_PER_THREAD);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let _end = line.end_on_panic();
+                let _end = pipeline.end_on_panic();
                 let mut worker = worker();
-                while let Some((index, memory)) = line.next() {
-                    line.put(index, make(&mut worker, &orders[index], memory));
+                while let Some((index, memory)) = pipeline.next() {
+                    pipeline.put(index, make(&mut worker, &orders[index], memory));
                 }
             });
         }
-        let _end = line.end_on_drop();
+        let _end = pipeline.end_on_drop();
         orders.iter().try_for_each(|order| {
-            let thing = loop {
-                match line.take(LOOK) {
-                    Ok(Some(thing)) => break thing?,
+            let item = loop {
+                match pipeline.take(PATIENCE) {
+                    Ok(Some(item)) => break item?,
                     Ok(None) => {}
                     Err(PipelineEnded) => return Err(Error::Other("a reading thread died".into())),
                 }
             };
-            take(order, &thing)?;
-            line.give_back(thing);
+            take(order, &item)?;
+            pipeline.give_back(item);
             Ok(())
         })
     })

@@ -56,7 +56,7 @@ impl Hook for Recording {
             FsCall::Sync(place) | FsCall::SyncFolder(place) => Op::Sync(path(place)),
             FsCall::Rename(from, to) => Op::Rename(path(from), path(to)),
             FsCall::Remove(place) => Op::Remove(path(place)),
-            FsCall::OpenFolder(_) | FsCall::List(_) | FsCall::Look(_) | FsCall::Open(_) | FsCall::Read(..) => return,
+            FsCall::OpenFolder(_) | FsCall::List(_) | FsCall::Stat(_) | FsCall::Open(_) | FsCall::Read(..) => return,
             FsCall::Reserve(..) | FsCall::Flags(_) | FsCall::Lock(_) => return,
         };
         self.ops().push(op);
@@ -161,7 +161,7 @@ fn kind(call: FsCall<'_>) -> String {
 fn name(call: FsCall<'_>) -> String {
     let what = kind(call);
     let place = match call {
-        FsCall::OpenFolder(p) | FsCall::MakeFolder(p) | FsCall::List(p) | FsCall::Look(p) | FsCall::Open(p) => p,
+        FsCall::OpenFolder(p) | FsCall::MakeFolder(p) | FsCall::List(p) | FsCall::Stat(p) | FsCall::Open(p) => p,
         FsCall::OpenOrCreate(p)
         | FsCall::Create(p)
         | FsCall::Read(p, _)

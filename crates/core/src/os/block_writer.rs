@@ -1,4 +1,4 @@
-//! Appending to a file in large aligned blocks: past the page cache where the file system allows it.
+//! Appending to a file in large aligned blocks, past the page cache where the file system allows it.
 //!
 //! Invariant: blocks reach the file in their order, and only as many are held in memory as one thread fills while another
 //! one writes. After an error nothing more is written, and the error is what `finish` or the next block returns.
@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use memmap2::MmapMut;
 
-use super::fs::{self, SECTOR};
+use super::fs::{self, SECTOR, Transfer};
 use crate::error::{Error, Result};
 
 /// Bytes of one write. Measured on virtio disks: 8 MiB reaches the device's rate, more gains nothing.
@@ -30,28 +30,28 @@ pub struct BlockWriter {
     filled: usize,
     /// Bytes of the blocks that were handed over.
     position: u64,
-    flusher: Flusher,
+    flusher: WriteThread,
 }
 
 /// The thread that writes, and the ways to it and back.
-struct Flusher {
+struct WriteThread {
     /// `None` once it is to end.
-    full: Option<Sender<Full>>,
+    full: Option<Sender<FilledBlock>>,
     free: Receiver<MmapMut>,
     thread: Option<JoinHandle<Result<()>>>,
     /// Writes each block at once, in place of the thread, under the fault campaign: it sees the calls of one thread.
-    inline: Option<Inline>,
+    inline: Option<InlineWriting>,
     starved: Arc<AtomicBool>,
 }
 
-struct Inline {
-    writing: Writing,
-    queue: Receiver<Full>,
+struct InlineWriting {
+    writing: FileWriting,
+    queue: Receiver<FilledBlock>,
     release: Sender<MmapMut>,
 }
 
 /// The first `length` bytes of a block, to be written at `offset`.
-struct Full {
+struct FilledBlock {
     block: MmapMut,
     length: usize,
     offset: u64,
@@ -61,7 +61,7 @@ impl BlockWriter {
     /// At the beginning of `file`, which `path` names in errors.
     pub fn new(file: &File, path: PathBuf) -> Result<BlockWriter> {
         // Set after the open: an open with the flag may create the file and then fail.
-        let direct = fs::set_direct(file, true, &path);
+        let direct = fs::set_transfer(file, Transfer::Direct, &path);
         let memory = || fs::transfer_memory(BLOCK_BYTES, &path);
         let same = || file.try_clone().map_err(|e| Error::io("opening again", &path, e));
         let (full, queue) = channel();
@@ -71,15 +71,15 @@ impl BlockWriter {
             let _ = release.send(memory()?);
         }
         let starved = Arc::new(AtomicBool::new(false));
-        let writing = Writing { file: same()?, path: path.clone(), direct, begun: false, starved: starved.clone() };
+        let writing = FileWriting { file: same()?, path: path.clone(), direct, begun: false, starved: starved.clone() };
         let (thread, writing) = if cfg!(feature = "faults") {
-            (None, Some(Inline { writing, queue, release }))
+            (None, Some(InlineWriting { writing, queue, release }))
         } else {
             let run = move || writing.run(&queue, &release);
             let thread = std::thread::Builder::new().name("write".into()).spawn(run);
             (Some(thread.map_err(|e| Error::io("starting a thread to write", &path, e))?), None)
         };
-        let flusher = Flusher { full: Some(full), free, thread, inline: writing, starved };
+        let flusher = WriteThread { full: Some(full), free, thread, inline: writing, starved };
         Ok(BlockWriter { block: memory()?, file: same()?, path, filled: 0, position: 0, flusher })
     }
 
@@ -115,11 +115,11 @@ impl BlockWriter {
         let Ok(next) = self.flusher.free.recv() else { return Err(self.flusher.failure(&self.path)) };
         let length = self.filled.next_multiple_of(SECTOR);
         self.block[self.filled..length].fill(0);
-        let full = Full { block: std::mem::replace(&mut self.block, next), length, offset: self.position };
+        let full = FilledBlock { block: std::mem::replace(&mut self.block, next), length, offset: self.position };
         self.position += self.filled as u64;
         self.filled = 0;
         match self.flusher.full.as_ref().map(|queue| queue.send(full)) {
-            Some(Ok(())) => self.flusher.inline.as_mut().map_or(Ok(()), Inline::write),
+            Some(Ok(())) => self.flusher.inline.as_mut().map_or(Ok(()), InlineWriting::write),
             _ => Err(self.flusher.failure(&self.path)),
         }
     }
@@ -143,7 +143,7 @@ impl Starvation {
     }
 }
 
-impl Inline {
+impl InlineWriting {
     /// Writes the block that was handed over.
     fn write(&mut self) -> Result<()> {
         for full in self.queue.try_iter() {
@@ -154,7 +154,7 @@ impl Inline {
     }
 }
 
-impl Flusher {
+impl WriteThread {
     /// Lets the thread write what it has.
     fn end(&mut self, path: &std::path::Path) -> Result<()> {
         self.full = None;
@@ -171,16 +171,16 @@ impl Flusher {
     }
 }
 
-impl Drop for Flusher {
+impl Drop for WriteThread {
     fn drop(&mut self) {
-        // Nobody writes to a file any more that its owner has given up.
+        // A file that its owner has given up is not written to any more.
         self.full = None;
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
 /// The writing thread's side.
-struct Writing {
+struct FileWriting {
     file: File,
     path: PathBuf,
     direct: bool,
@@ -189,8 +189,8 @@ struct Writing {
     starved: Arc<AtomicBool>,
 }
 
-impl Writing {
-    fn run(mut self, queue: &Receiver<Full>, release: &Sender<MmapMut>) -> Result<()> {
+impl FileWriting {
+    fn run(mut self, queue: &Receiver<FilledBlock>, release: &Sender<MmapMut>) -> Result<()> {
         loop {
             let next = queue.try_recv().or_else(|_| {
                 // The first block is waited for whatever the encoders do; the next ones are there where they keep up.
@@ -202,19 +202,21 @@ impl Writing {
             let Ok(full) = next else { return Ok(()) };
             self.write(&full)?;
             self.begun = true;
-            // Nobody takes it back after the last block.
+            // After the last block the receiver is gone.
             let _ = release.send(full.block);
         }
     }
 
-    fn write(&mut self, full: &Full) -> Result<()> {
+    fn write(&mut self, full: &FilledBlock) -> Result<()> {
         let bytes = &full.block[..full.length];
         let result = fs::write_all_at(&self.file, bytes, full.offset, &self.path);
-        if !self.direct || !matches!(&result, Err(Error::Io { source, .. }) if source.raw_os_error() == Some(22)) {
+        if !self.direct
+            || !matches!(&result, Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL))
+        {
             return result;
         }
         // The file system took the flag but not the write: go on through the page cache.
-        self.direct = !fs::set_direct(&self.file, false, &self.path);
+        self.direct = !fs::set_transfer(&self.file, Transfer::Cached, &self.path);
         fs::write_all_at(&self.file, bytes, full.offset, &self.path)
     }
 }

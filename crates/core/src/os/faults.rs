@@ -26,7 +26,7 @@ pub enum FsCall<'a> {
     OpenFolder(FsPlace<'a>),
     MakeFolder(FsPlace<'a>),
     List(FsPlace<'a>),
-    Look(FsPlace<'a>),
+    Stat(FsPlace<'a>),
     Open(FsPlace<'a>),
     /// Opens, and creates what is not there.
     OpenOrCreate(FsPlace<'a>),

@@ -1,4 +1,4 @@
-//! Every file-system call of the store, each announced to the [`seam`] where faults go in.
+//! Every file-system call of the store, each announced to [`faults`].
 //!
 //! Invariant: names are single components below an open folder, links are never followed, and nothing outside the
 //! store is touched. What must survive a power loss goes through [`Dir::write_durably`] or the steps of a commit.
@@ -19,7 +19,16 @@ use crate::error::{Error, Result};
 /// Alignment that direct I/O needs of memory, offset and length on every device that we know.
 pub const SECTOR: usize = 4096;
 
-/// An open folder of the store.
+/// How bytes of a file travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// Through the page cache.
+    Cached,
+    /// Past it: memory, offset and length are whole sectors.
+    Direct,
+}
+
+/// An open folder.
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
@@ -110,10 +119,10 @@ impl Dir {
     /// `None` where there is no such name.
     pub fn stat(&self, name: &str) -> Result<Option<Stat>> {
         let stat = || rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-        match faults::call(FsCall::Look(self.place(name)), stat) {
+        match faults::call(FsCall::Stat(self.place(name)), stat) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(self.error("looking at", name, e)),
+            Err(e) => Err(self.error("reading the attributes of", name, e)),
         }
     }
 
@@ -148,7 +157,7 @@ impl Dir {
         let (file, path) = (File::from(file), self.join(name));
         require_regular(&file, &path)?;
         let mut bytes = vec![0; stat.st_size as usize];
-        let length = read_at(&file, &mut bytes, 0, false, &path)?;
+        let length = read_at(&file, &mut bytes, 0, Transfer::Cached, &path)?;
         bytes.truncate(length);
         Ok(Some(bytes))
     }
@@ -243,7 +252,7 @@ fn rename_with(from: &Path, to: &Path, flags: RenameFlags) -> rustix::io::Result
 
 /// Whether not even a link is at `path`.
 fn is_free(path: &Path) -> bool {
-    matches!(faults::call(FsCall::Look(path.into()), || rustix::fs::lstat(path)), Err(Errno::NOENT))
+    matches!(faults::call(FsCall::Stat(path.into()), || rustix::fs::lstat(path)), Err(Errno::NOENT))
 }
 
 /// Whether the error is that of a file system without flags for renames (NFS, some FUSE mounts).
@@ -263,10 +272,7 @@ fn is_regular(stat: &Stat) -> bool {
 
 /// Refuses folders, links, pipes and devices.
 pub fn require_regular(file: &File, path: &Path) -> Result<()> {
-    match is_regular(&fstat(file, path)?) {
-        true => Ok(()),
-        false => Err(Error::damaged(path, "not a regular file")),
-    }
+    if is_regular(&fstat(file, path)?) { Ok(()) } else { Err(Error::damaged(path, "not a regular file")) }
 }
 
 /// Length of an open file in bytes.
@@ -276,18 +282,18 @@ pub fn length(file: &File, path: &Path) -> Result<u64> {
 
 /// What the system says of an open file.
 pub fn fstat(file: &File, path: &Path) -> Result<Stat> {
-    faults::call(FsCall::Look(path.into()), || rustix::fs::fstat(file))
-        .map_err(|e| Error::io("looking at", path, e.into()))
+    faults::call(FsCall::Stat(path.into()), || rustix::fs::fstat(file))
+        .map_err(|e| Error::io("reading the attributes of", path, e.into()))
 }
 
 /// Whether nothing is at `path`. What cannot be looked at counts as there: opening it gives the reason.
 fn is_missing(path: &Path) -> bool {
-    matches!(faults::call(FsCall::Look(path.into()), || rustix::fs::stat(path)), Err(Errno::NOENT))
+    matches!(faults::call(FsCall::Stat(path.into()), || rustix::fs::stat(path)), Err(Errno::NOENT))
 }
 
 /// Whether a folder is at `path`, which may lead through links.
 pub fn is_dir(path: &Path) -> bool {
-    faults::call(FsCall::Look(path.into()), || rustix::fs::stat(path))
+    faults::call(FsCall::Stat(path.into()), || rustix::fs::stat(path))
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
@@ -337,11 +343,15 @@ pub fn transfer_memory(bytes: usize, path: &Path) -> Result<MmapMut> {
     Ok(memory)
 }
 
-/// Turns direct I/O on or off for an open file; false where the file system refuses.
-pub fn set_direct(file: &File, on: bool, path: &Path) -> bool {
+/// Sets how an open file is read and written; false where the file system refuses.
+pub fn set_transfer(file: &File, transfer: Transfer, path: &Path) -> bool {
     let change = || {
         let flags = rustix::fs::fcntl_getfl(file)?;
-        rustix::fs::fcntl_setfl(file, if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT })
+        let flags = match transfer {
+            Transfer::Direct => flags | OFlags::DIRECT,
+            Transfer::Cached => flags - OFlags::DIRECT,
+        };
+        rustix::fs::fcntl_setfl(file, flags)
     };
     faults::call(FsCall::Flags(path.into()), change).is_ok()
 }
@@ -353,14 +363,14 @@ pub fn forget_cached(file: &File) {
 }
 
 /// Opens a file by its path for direct reading where the file system can, else buffered with its pages dropped.
-pub fn open_past_cache(path: &Path) -> Result<(File, bool)> {
+pub fn open_past_cache(path: &Path) -> Result<(File, Transfer)> {
     let open = || rustix::fs::open(path, FILE_FLAGS | OFlags::DIRECT, Mode::empty());
     if let Ok(fd) = faults::call(FsCall::Open(path.into()), open) {
-        return Ok((File::from(fd), true));
+        return Ok((File::from(fd), Transfer::Direct));
     }
     let file = open_path(path)?;
     forget_cached(&file);
-    Ok((file, false))
+    Ok((file, Transfer::Cached))
 }
 
 /// Opens a regular file by its path for buffered reading; a link as the last component is refused.
@@ -374,15 +384,15 @@ pub fn open_path(path: &Path) -> Result<File> {
 
 /// Reads exactly `buffer.len()` bytes at `offset`.
 pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64, path: &Path) -> Result<()> {
-    match read_at(file, buffer, offset, false, path)? == buffer.len() {
-        true => Ok(()),
-        false => Err(Error::damaged(path, format!("the file ends within its data at byte {offset}"))),
+    if read_at(file, buffer, offset, Transfer::Cached, path)? < buffer.len() {
+        return Err(Error::damaged(path, format!("the file ends within its data at byte {offset}")));
     }
+    Ok(())
 }
 
 /// Reads up to `buffer.len()` bytes at `offset`, fewer only at the end of the file. Direct I/O ends with the first
 /// read that is not whole sectors: that is the file's end, and the kernel would refuse the next one.
-pub fn read_at(file: &File, buffer: &mut [u8], offset: u64, direct: bool, path: &Path) -> Result<usize> {
+pub fn read_at(file: &File, buffer: &mut [u8], offset: u64, transfer: Transfer, path: &Path) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         let at = offset + filled as u64;
@@ -391,7 +401,7 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64, direct: bool, path: 
             0 => break,
             n => filled += n,
         }
-        if direct && filled % SECTOR != 0 {
+        if transfer == Transfer::Direct && filled % SECTOR != 0 {
             break;
         }
     }

@@ -24,7 +24,7 @@ use crate::os::process::{ENCODING_NICE, lower_priority, processors};
 use crate::pipeline::{Pipeline, PipelineEnded};
 use crate::snapshot::{Role, Snapshot, TensorBytes, TensorMeta};
 
-/// How long the writer waits for a chunk before it looks whether it is still wanted, and in a hurry.
+/// How long the writer waits for a chunk before it asks again whether the commit is cancelled or hurried.
 const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
 /// Chunks that may be encoded ahead of the writer: two of its blocks, so that it finds the next one while it waits for
 /// the device, and some for each thread, since chunks are written in their order.
@@ -38,7 +38,7 @@ pub enum CommitPace {
     Background,
     /// Nothing in particular.
     Alone,
-    /// Nothing, and a deadline comes nearer: a chunk that the device would wait for is stored as it is.
+    /// Nothing, and a deadline is near: a chunk that the device would wait for is stored as it is.
     Hurried,
 }
 
@@ -137,7 +137,7 @@ pub fn commit(store: &Store, _lock: &StoreLock, snapshot: Snapshot, options: &Co
         Ok((manifest, bytes, id, path))
     });
     if outcome.is_err() {
-        // The error that led here says more than one of this removal; the next start cleans the folder again.
+        // Report the first error, not the clean-up's; the next start cleans the folder again.
         let _ = staging.remove(&part);
     }
     let (manifest, bytes, id, path) = outcome?;
@@ -185,12 +185,12 @@ fn write_file(staging: &Dir, part: &str, snapshot: Snapshot, options: &CommitOpt
     let (metas, mut bytes): (Vec<TensorMeta>, Vec<TensorBytes>) =
         tensors.into_iter().map(|t| (t.meta, t.bytes)).unzip();
     bytes.extend(files.iter().map(|f| f.bytes.clone() as TensorBytes));
-    let units = format::units(metas.iter(), files.iter().map(|f| f.bytes.len() as u64));
-    let (records, finite) = write_chunks(&mut out, &units, bytes, options)?;
+    let places = format::chunk_places(metas.iter(), files.iter().map(|f| f.bytes.len() as u64));
+    let (records, finite) = write_chunks(&mut out, &places, bytes, options)?;
 
     let hash_of = |item: usize| {
-        let first = units.partition_point(|u| u.item < item);
-        let count = units[first..].iter().take_while(|u| u.item == item).count();
+        let first = places.partition_point(|u| u.item < item);
+        let count = places[first..].iter().take_while(|u| u.item == item).count();
         let chunks: Vec<format::Hash> = records[first..first + count].iter().map(|r| r.raw_hash).collect();
         format::hex(&format::merge(&chunks))
     };
@@ -254,7 +254,7 @@ fn check(snapshot: &Snapshot, path: &std::path::Path) -> Result<u64> {
 }
 
 /// A chunk that waits to be written.
-struct Encoded {
+struct EncodedChunk {
     /// Its encoded bytes, and what is left of the memory that they were written to.
     memory: Vec<u8>,
     record: ChunkRecord,
@@ -263,38 +263,38 @@ struct Encoded {
 
 /// What the encoding threads and the writer share.
 struct EncodeStage<'a> {
-    units: &'a [ChunkPlace],
+    places: &'a [ChunkPlace],
     /// The items' bytes; taken out when the last chunk of an item is encoded.
     items: Vec<Mutex<Option<TensorBytes>>>,
     left: Vec<AtomicUsize>,
     starvation: Starvation,
-    line: Pipeline<Encoded>,
+    pipeline: Pipeline<EncodedChunk>,
 }
 
-/// Encodes all units on threads and appends them in order. Returns their records, and whether every parameter is
+/// Encodes all chunks on threads and appends them in order. Returns their records, and whether every parameter is
 /// finite.
 fn write_chunks(
     out: &mut BlockWriter,
-    units: &[ChunkPlace],
+    places: &[ChunkPlace],
     items: Vec<TensorBytes>,
     options: &CommitOptions,
 ) -> Result<(Vec<ChunkRecord>, bool)> {
-    let threads = options.threads.clamp(1, units.len().max(1));
+    let threads = options.threads.clamp(1, places.len().max(1));
     let mut left: Vec<usize> = vec![0; items.len()];
-    units.iter().for_each(|u| left[u.item] += 1);
-    options.handle.chunks.store(units.len(), Ordering::Relaxed);
+    places.iter().for_each(|u| left[u.item] += 1);
+    options.handle.chunks.store(places.len(), Ordering::Relaxed);
     let stage = &EncodeStage {
-        units,
+        places,
         items: items.into_iter().map(|b| Mutex::new(Some(b))).collect(),
         left: left.into_iter().map(AtomicUsize::new).collect(),
         starvation: out.starvation(),
-        line: Pipeline::new(units.len(), WINDOW + threads * WINDOW_PER_THREAD),
+        pipeline: Pipeline::new(places.len(), WINDOW + threads * WINDOW_PER_THREAD),
     };
     std::thread::scope(|scope| {
         let spawn = |background: bool| scope.spawn(move || stage.encode(options, background));
         let mut encoders: Vec<_> = (0..threads).map(|_| spawn(options.pace == CommitPace::Background)).collect();
-        // Whatever happens here, the threads must not wait for a writer that is gone.
-        let end = stage.line.end_on_drop();
+        // On every way out, the threads must not wait for a writer that is gone.
+        let end = stage.pipeline.end_on_drop();
         // A thread that has lowered its priority may not raise it again; fresh ones take over what is left.
         let outcome = stage.write(out, options, &mut || {
             encoders.extend((0..processors()).map(|_| spawn(false)));
@@ -313,9 +313,9 @@ impl EncodeStage<'_> {
         options: &CommitOptions,
         hurry: &mut dyn FnMut(),
     ) -> Result<(Vec<ChunkRecord>, bool)> {
-        let mut records = Vec::with_capacity(self.units.len());
+        let mut records = Vec::with_capacity(self.places.len());
         let (mut finite, mut hurried) = (true, false);
-        while records.len() < self.units.len() {
+        while records.len() < self.places.len() {
             let chunk = loop {
                 if options.handle.cancelled.load(Ordering::Relaxed) {
                     return Err(Error::Abandoned);
@@ -324,7 +324,7 @@ impl EncodeStage<'_> {
                     hurried = true;
                     hurry();
                 }
-                match self.line.take(CONTROL_INTERVAL) {
+                match self.pipeline.take(CONTROL_INTERVAL) {
                     Ok(Some(chunk)) => break chunk,
                     Ok(None) => {}
                     Err(PipelineEnded) => return Err(Error::Other("an encoding thread died".into())),
@@ -334,7 +334,7 @@ impl EncodeStage<'_> {
             records.push(chunk.record);
             finite &= chunk.finite;
             options.handle.written.store(records.len(), Ordering::Relaxed);
-            self.line.give_back(chunk.memory);
+            self.pipeline.give_back(chunk.memory);
         }
         Ok((records, finite))
     }
@@ -344,32 +344,32 @@ impl EncodeStage<'_> {
             lower_priority(ENCODING_NICE);
         }
         let hurried = || options.handle.hurried.load(Ordering::Relaxed);
-        let _end = self.line.end_on_panic();
+        let _end = self.pipeline.end_on_panic();
         let (mut encoder, mut storing) = (ChunkEncoder::new(options.level), ChunkEncoder::new(0));
         while !(background && hurried())
-            && let Some((index, mut memory)) = self.line.next()
+            && let Some((index, mut memory)) = self.pipeline.next()
         {
-            let unit = &self.units[index];
-            let item = self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
+            let place = &self.places[index];
+            let item = self.items[place.item].lock().unwrap_or_else(|e| e.into_inner()).clone();
             // An item is taken out only after its last chunk, which is this one or a later one.
-            let Some(item) = item else { return self.line.end() };
+            let Some(item) = item else { return self.pipeline.end() };
             let whole = (*item).as_ref();
-            let raw = &whole[unit.offset as usize..unit.offset as usize + unit.bytes];
-            memory.resize(memory.len().max(max_encode_bytes(unit.bytes)), 0);
+            let raw = &whole[place.offset as usize..place.offset as usize + place.bytes];
+            memory.resize(memory.len().max(max_encode_bytes(place.bytes)), 0);
             let gives_way = (options.pace == CommitPace::Hurried || hurried()) && self.starvation.is_now();
             let encoder = if gives_way { &mut storing } else { &mut encoder };
-            let length = encoder.encode(unit.context, raw, &mut memory);
+            let length = encoder.encode(place.context, raw, &mut memory);
             let record = ChunkRecord {
                 encoded: length as u64,
                 encoded_hash: *blake3::hash(&memory[..length]).as_bytes(),
-                raw_hash: format::chunk_hash(raw, unit.offset, whole.len() == unit.bytes),
+                raw_hash: format::chunk_hash(raw, place.offset, whole.len() == place.bytes),
             };
-            let finite = unit.context.role != Role::Param || dtype::all_finite(unit.context.dtype, raw);
+            let finite = place.context.role != Role::Param || dtype::all_finite(place.context.dtype, raw);
             drop(item);
-            if self.left[unit.item].fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.items[unit.item].lock().unwrap_or_else(|e| e.into_inner()).take();
+            if self.left[place.item].fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.items[place.item].lock().unwrap_or_else(|e| e.into_inner()).take();
             }
-            self.line.put(index, Encoded { memory, record, finite });
+            self.pipeline.put(index, EncodedChunk { memory, record, finite });
         }
     }
 }

@@ -83,12 +83,12 @@ pub struct ChunkRecord {
     pub raw_hash: Hash,
 }
 
-/// A piece of a tensor or of a carried file, in the order of the file.
+/// Which part of a tensor or of a carried file a chunk is.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkPlace {
     /// Index in `tensors`, then on in `files`.
     pub item: usize,
-    /// Offset of the piece in the item's raw bytes.
+    /// Offset of the chunk in the item's raw bytes.
     pub offset: u64,
     pub bytes: usize,
     pub context: ChunkContext,
@@ -111,34 +111,38 @@ impl Manifest {
         sizes.map(|bytes| bytes.div_ceil(CHUNK_BYTES as u64)).fold(0, u64::saturating_add)
     }
 
-    /// The units of all tensors and files, in the order in which they stand in the file.
-    pub fn units(&self) -> Vec<ChunkPlace> {
-        units(self.tensors.iter().map(|t| &t.meta), self.files.iter().map(|f| f.bytes))
+    /// The chunks of all tensors and files, in the order in which they stand in the file.
+    pub fn places(&self) -> Vec<ChunkPlace> {
+        chunk_places(self.tensors.iter().map(|t| &t.meta), self.files.iter().map(|f| f.bytes))
     }
 }
 
 /// Cuts tensors and files at multiples of [`CHUNK_BYTES`]. Sizes must have been checked for overflow.
-pub fn units<'a>(tensors: impl Iterator<Item = &'a TensorMeta>, files: impl Iterator<Item = u64>) -> Vec<ChunkPlace> {
+pub fn chunk_places<'a>(
+    tensors: impl Iterator<Item = &'a TensorMeta>,
+    files: impl Iterator<Item = u64>,
+) -> Vec<ChunkPlace> {
     let tensors = tensors.map(|t| (t.bytes().unwrap_or(0), t.dtype, t.role, t.row_elements()));
     let files = files.map(|bytes| (bytes, DType::U8, Role::Buffer, 0));
-    let mut units = Vec::new();
+    let mut places = Vec::new();
     for (item, (total, dtype, role, row)) in tensors.chain(files).enumerate() {
         for offset in (0..total).step_by(CHUNK_BYTES) {
             let first = offset / dtype.size() as u64;
             let bytes = (total - offset).min(CHUNK_BYTES as u64) as usize;
-            units.push(ChunkPlace { item, offset, bytes, context: ChunkContext { dtype, role, row, first } });
+            places.push(ChunkPlace { item, offset, bytes, context: ChunkContext { dtype, role, row, first } });
         }
     }
-    units
+    places
 }
 
 /// Hash of a chunk's raw bytes: the chaining value of its subtree in the BLAKE3 tree of the whole tensor (or, where the
 /// chunk is all of it, the tensor's hash). The position enters it, and [`merge`] makes the tensor's hash of them without
 /// a second pass over the bytes.
 pub fn chunk_hash(raw: &[u8], offset: u64, whole: bool) -> Hash {
-    match whole {
-        true => *blake3::hash(raw).as_bytes(),
-        false => blake3::Hasher::new().set_input_offset(offset).update(raw).finalize_non_root(),
+    if whole {
+        *blake3::hash(raw).as_bytes()
+    } else {
+        blake3::Hasher::new().set_input_offset(offset).update(raw).finalize_non_root()
     }
 }
 
@@ -205,10 +209,7 @@ pub fn check_head(bytes: &[u8; HEAD_BYTES], path: &Path) -> Result<()> {
     if bytes[..8] != HEAD_MAGIC {
         return Err(Error::damaged(path, "does not begin as a ckptd snapshot"));
     }
-    match *bytes == head() {
-        true => Ok(()),
-        false => Err(Error::damaged(path, "the head is damaged")),
-    }
+    if *bytes == head() { Ok(()) } else { Err(Error::damaged(path, "the head is damaged")) }
 }
 
 /// Refuses a file of a later version, which is not damaged: its head and its trailer, whole by its own hash, agree on
@@ -219,10 +220,7 @@ pub fn check_version(head: &[u8; HEAD_BYTES], trailer: &[u8; TRAILER_BYTES], pat
     in_head[..4].copy_from_slice(&head[8..12]);
     let agree = head[..8] == HEAD_MAGIC && u64::from_le_bytes(in_head) == version;
     let whole = trailer[..8] == TRAILER_MAGIC && hash_at(trailer, 112) == *blake3::hash(&trailer[..112]).as_bytes();
-    match agree && whole && version > u64::from(VERSION) {
-        true => Err(newer(path, version)),
-        false => Ok(()),
-    }
+    if agree && whole && version > u64::from(VERSION) { Err(newer(path, version)) } else { Ok(()) }
 }
 
 fn newer(path: &Path, version: u64) -> Error {
@@ -299,10 +297,10 @@ impl Trailer {
             && trailer.manifest.end.checked_add(TRAILER_BYTES as u64) == Some(file_bytes)
             && (trailer.table.end - trailer.table.start).is_multiple_of(RECORD_BYTES as u64)
             && trailer.manifest.end - trailer.manifest.start <= MAX_MANIFEST;
-        match contiguous {
-            true => Ok(trailer),
-            false => damaged(&format!("the file has {file_bytes} bytes, which is not what its trailer says")),
+        if !contiguous {
+            return damaged(&format!("the file has {file_bytes} bytes, which is not what its trailer says"));
         }
+        Ok(trailer)
     }
 }
 
@@ -356,18 +354,18 @@ pub fn check_table(
     if manifest.chunk_count() != records.len() as u64 {
         return damaged(format!("{} chunks in the table, {} in the manifest", records.len(), manifest.chunk_count()));
     }
-    let units = manifest.units();
+    let places = manifest.places();
     let end = records.iter().try_fold(HEAD_BYTES as u64, |at, r| at.checked_add(r.encoded));
     if end != Some(trailer.table.start) {
         return damaged("the chunks' lengths do not add up to the file".into());
     }
-    if units.iter().zip(records).any(|(u, r)| r.encoded == 0 || r.encoded > (u.bytes + MAX_OVERHEAD) as u64) {
+    if places.iter().zip(records).any(|(u, r)| r.encoded == 0 || r.encoded > (u.bytes + MAX_OVERHEAD) as u64) {
         return damaged("a chunk is longer than its codec can make it".into());
     }
     let mut start = 0;
     let items = manifest.tensors.iter().map(|t| (t.meta.label(), &t.hash));
     for (item, (label, hash)) in items.chain(manifest.files.iter().map(|f| (f.name.clone(), &f.hash))).enumerate() {
-        let count = units[start..].iter().take_while(|u| u.item == item).count();
+        let count = places[start..].iter().take_while(|u| u.item == item).count();
         let chunks: Vec<Hash> = records[start..start + count].iter().map(|r| r.raw_hash).collect();
         if hex(&merge(&chunks)) != *hash {
             return damaged(format!("the chunks' hashes of {label} do not make its hash"));
@@ -377,7 +375,7 @@ pub fn check_table(
     if root(&manifest.tensors, &manifest.train) != manifest.root {
         return damaged("root is not the hash of the tensors and the train state".into());
     }
-    Ok(units)
+    Ok(places)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {

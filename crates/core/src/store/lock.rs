@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout;
 use crate::error::{Error, Result};
-use crate::os::fs::{self, Dir};
+use crate::os::fs::{self, Dir, Transfer};
 use crate::os::process::start_ticks;
 
 /// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
@@ -150,7 +150,7 @@ pub(super) fn holders(dir: &Dir) -> Vec<u32> {
 
 fn held(file: &File, dir: &Dir) -> Error {
     let mut text = vec![0; 2 * LOCK_BYTES];
-    let length = fs::read_at(file, &mut text, 0, false, &dir.join(layout::LOCK)).unwrap_or(0);
+    let length = fs::read_at(file, &mut text, 0, Transfer::Cached, &dir.join(layout::LOCK)).unwrap_or(0);
     let path = dir.path().to_path_buf();
     match serde_json::from_slice::<LockHolder>(&text[..length]) {
         Ok(holder) => {

@@ -1,7 +1,7 @@
 //! Reading a snapshot: whole or in parts, always verified, in parallel, straight into the tensors' memory.
 //!
 //! Invariant: no byte of a tensor leaves this module before the hash of its chunk matched.
-//! Deliberately not here: which snapshot to read (mod), what a failure means for the file (verify, mod).
+//! Deliberately not here: which snapshot to read (resume), what a failure means for the file (verify, quarantine).
 
 use std::fs::File;
 use std::ops::Range;
@@ -14,25 +14,25 @@ use memmap2::MmapMut;
 use super::format::{self, ChunkPlace, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES, TRAILER_BYTES, Trailer};
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Error, Result};
-use crate::os::fs::{self, SECTOR};
+use crate::os::fs::{self, SECTOR, Transfer};
 use crate::progress::{NoProgress, ProgressSink};
 use crate::snapshot::{CarriedFile, Snapshot, Tensor};
 
 /// Encoded bytes that one thread reads at a time.
 const BATCH_BYTES: u64 = 4 << 20;
 /// Chunks of a [`ChunkRun`], few enough to stay in a processor's cache until they are written elsewhere.
-const PIECE_CHUNKS: usize = 2;
+const RUN_CHUNKS: usize = 2;
 
 /// An open snapshot whose trailer, manifest and chunk table are whole and agree.
 #[derive(Debug)]
 pub struct SnapshotReader {
     path: PathBuf,
     file: File,
-    direct: bool,
+    transfer: Transfer,
     trailer: Trailer,
     manifest: Manifest,
     records: Vec<ChunkRecord>,
-    units: Vec<ChunkPlace>,
+    places: Vec<ChunkPlace>,
     /// Where each chunk begins in the file.
     starts: Vec<u64>,
 }
@@ -47,7 +47,7 @@ pub struct ChunkStat {
     pub encoded: u64,
 }
 
-/// A run of an item's chunks, for those who read it bit by bit.
+/// Some chunks of an item that follow one another, for reading an item in parts.
 pub struct ChunkRun {
     chunks: Range<usize>,
     /// How many it has, decoded.
@@ -87,26 +87,26 @@ fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trailer)> {
 impl SnapshotReader {
     /// Opens for a restore, through the page cache.
     pub fn open(path: &Path) -> Result<SnapshotReader> {
-        SnapshotReader::with_file(path, fs::open_path(path)?, false)
+        SnapshotReader::with_file(path, fs::open_path(path)?)
     }
 
     /// Opens for a verification or a restore: what is read comes from the device.
     pub fn open_past_cache(path: &Path) -> Result<SnapshotReader> {
         fs::forget_cached(&fs::open_path(path)?);
-        let metadata = SnapshotReader::with_file(path, fs::open_path(path)?, false)?;
-        let (mut file, mut direct) = fs::open_past_cache(path)?;
-        if direct {
+        let metadata = SnapshotReader::with_file(path, fs::open_path(path)?)?;
+        let (mut file, mut transfer) = fs::open_past_cache(path)?;
+        if transfer == Transfer::Direct {
             // Some file systems take the flag and refuse the read.
             let mut sector = fs::transfer_memory(SECTOR, path)?;
-            if fs::read_at(&file, &mut sector, 0, true, path).is_err() {
-                (file, direct) = (fs::open_path(path)?, false);
+            if fs::read_at(&file, &mut sector, 0, Transfer::Direct, path).is_err() {
+                (file, transfer) = (fs::open_path(path)?, Transfer::Cached);
                 fs::forget_cached(&file);
             }
         }
-        Ok(SnapshotReader { file, direct, ..metadata })
+        Ok(SnapshotReader { file, transfer, ..metadata })
     }
 
-    fn with_file(path: &Path, file: File, direct: bool) -> Result<SnapshotReader> {
+    fn with_file(path: &Path, file: File) -> Result<SnapshotReader> {
         let (manifest, trailer) = read_manifest(&file, path)?;
         let mut table = vec![0; (trailer.table.end - trailer.table.start) as usize];
         fs::read_exact_at(&file, &mut table, trailer.table.start, path)?;
@@ -115,7 +115,7 @@ impl SnapshotReader {
         }
         debug_assert_eq!(table.len() % RECORD_BYTES, 0);
         let records = format::parse_table(&table);
-        let units = format::check_table(&manifest, &records, &trailer, path)?;
+        let places = format::check_table(&manifest, &records, &trailer, path)?;
         let mut at = HEAD_BYTES as u64;
         let starts = records
             .iter()
@@ -125,7 +125,8 @@ impl SnapshotReader {
                 start
             })
             .collect();
-        Ok(SnapshotReader { path: path.to_path_buf(), file, direct, trailer, manifest, records, units, starts })
+        let path = path.to_path_buf();
+        Ok(SnapshotReader { path, file, transfer: Transfer::Cached, trailer, manifest, records, places, starts })
     }
 
     pub fn path(&self) -> &Path {
@@ -169,54 +170,54 @@ impl SnapshotReader {
     /// Decodes items (tensors by their index, then files) straight into the given memory, whose lengths must be the
     /// items' own, on `threads` threads. On an error the memory holds no defined content.
     pub fn read_into(&self, wanted: Vec<(usize, &mut [u8])>, threads: usize) -> Result<()> {
-        let mut places: Vec<Option<&mut [u8]>> = Vec::new();
-        places.resize_with(self.units.len(), || None);
+        let mut targets: Vec<Option<&mut [u8]>> = Vec::new();
+        targets.resize_with(self.places.len(), || None);
         for (item, memory) in wanted {
-            let range = self.units_of(item);
-            let total: u64 = self.units[range.clone()].iter().map(|u| u.bytes as u64).sum();
+            let range = self.places_of(item);
+            let total: u64 = self.places[range.clone()].iter().map(|u| u.bytes as u64).sum();
             if total != memory.len() as u64 {
                 return Err(Error::mismatch(
                     &self.path,
                     format!("item {item} has {total} bytes, not {}", memory.len()),
                 ));
             }
-            for (place, piece) in places[range].iter_mut().zip(memory.chunks_mut(codec::CHUNK_BYTES)) {
-                *place = Some(piece);
+            for (target, chunk) in targets[range].iter_mut().zip(memory.chunks_mut(codec::CHUNK_BYTES)) {
+                *target = Some(chunk);
             }
         }
-        let pieces = places.into_iter().enumerate().filter(|(_, place)| place.is_some()).collect();
-        self.scan(self.batches(pieces), threads, &NoProgress)
+        let wanted = targets.into_iter().enumerate().filter(|(_, target)| target.is_some()).collect();
+        self.scan(self.batches(wanted), threads, &NoProgress)
     }
 
-    /// An item (tensors by their index, then files) in pieces, in their order; one without bytes has none.
-    pub fn pieces(&self, item: usize) -> Vec<ChunkRun> {
-        let units = self.units_of(item);
-        let piece = |first: usize| {
-            let chunks = first..units.end.min(first + PIECE_CHUNKS);
-            let bytes = self.units[chunks.clone()].iter().map(|u| u.bytes).sum();
+    /// The chunks of an item (tensors by their index, then files) in runs, in their order; one without bytes has none.
+    pub fn runs(&self, item: usize) -> Vec<ChunkRun> {
+        let places = self.places_of(item);
+        let run = |first: usize| {
+            let chunks = first..places.end.min(first + RUN_CHUNKS);
+            let bytes = self.places[chunks.clone()].iter().map(|u| u.bytes).sum();
             ChunkRun { chunks, bytes }
         };
-        units.clone().step_by(PIECE_CHUNKS).map(piece).collect()
+        places.clone().step_by(RUN_CHUNKS).map(run).collect()
     }
 
-    fn units_of(&self, item: usize) -> Range<usize> {
-        let until = |item: usize| self.units.partition_point(|u| u.item < item);
+    fn places_of(&self, item: usize) -> Range<usize> {
+        let until = |item: usize| self.places.partition_point(|u| u.item < item);
         until(item)..until(item + 1)
     }
 
-    /// For one thread that reads pieces.
-    pub fn piece_reader(&self) -> ChunkRunReader<'_> {
+    /// For one thread that reads runs of chunks.
+    pub fn run_reader(&self) -> ChunkRunReader<'_> {
         ChunkRunReader(self.begin())
     }
 
-    fn begin(&self) -> Scan<'_> {
-        Scan { reader: self, buffer: None, decoder: ChunkDecoder::new(), scratch: Vec::new() }
+    fn begin(&self) -> ChunkScan<'_> {
+        ChunkScan { reader: self, buffer: None, decoder: ChunkDecoder::new(), scratch: Vec::new() }
     }
 
     /// Reads and checks every chunk; `progress` advances by encoded bytes.
     pub fn check_all(&self, threads: usize, progress: &dyn ProgressSink) -> Result<()> {
-        let pieces = (0..self.units.len()).map(|i| (i, None)).collect();
-        self.scan(self.batches(pieces), threads, progress)
+        let all = (0..self.places.len()).map(|i| (i, None)).collect();
+        self.scan(self.batches(all), threads, progress)
     }
 
     /// Everything, in memory.
@@ -243,25 +244,25 @@ impl SnapshotReader {
             let mut first = [0];
             fs::read_exact_at(&self.file, &mut first, self.starts[i], &self.path)?;
             let coding = codec::coding_of(&first).unwrap_or("unknown");
-            let (unit, record) = (&self.units[i], &self.records[i]);
-            Ok(ChunkStat { item: unit.item, coding, raw: unit.bytes as u64, encoded: record.encoded })
+            let (place, record) = (&self.places[i], &self.records[i]);
+            Ok(ChunkStat { item: place.item, coding, raw: place.bytes as u64, encoded: record.encoded })
         };
-        (0..self.units.len()).map(stat).collect()
+        (0..self.places.len()).map(stat).collect()
     }
 
-    /// Joins pieces that follow one another in the file into reads of about [`BATCH_BYTES`].
-    fn batches<'a>(&self, pieces: ReadBatch<'a>) -> Vec<ReadBatch<'a>> {
+    /// Joins chunks that follow one another in the file into reads of about [`BATCH_BYTES`].
+    fn batches<'a>(&self, wanted: ReadBatch<'a>) -> Vec<ReadBatch<'a>> {
         let mut batches: Vec<ReadBatch> = Vec::new();
         let mut bytes = 0;
-        for (index, place) in pieces {
+        for (index, target) in wanted {
             let encoded = self.records[index].encoded;
             match batches.last_mut().filter(|b| b.last().is_some_and(|(last, _)| last + 1 == index)) {
                 Some(batch) if bytes + encoded <= BATCH_BYTES => {
-                    batch.push((index, place));
+                    batch.push((index, target));
                     bytes += encoded;
                 }
                 _ => {
-                    batches.push(vec![(index, place)]);
+                    batches.push(vec![(index, target)]);
                     bytes = encoded;
                 }
             }
@@ -276,7 +277,7 @@ impl SnapshotReader {
         let work = || -> Result<()> {
             let mut scan = self.begin();
             while !failed.load(Ordering::Relaxed) {
-                // A poisoned queue is still a queue: whoever panicked took only its own batch.
+                // A poisoned queue is still a queue: the thread that panicked took only its own batch.
                 let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
                 let Some(batch) = next else { break };
                 let bytes: u64 = batch.iter().map(|(i, _)| self.records[*i].encoded).sum();
@@ -307,69 +308,69 @@ impl SnapshotReader {
     }
 }
 
-/// Reads pieces on one thread, with the memory that it takes.
-pub struct ChunkRunReader<'a>(Scan<'a>);
+/// Reads runs of chunks on one thread, with the memory that it takes.
+pub struct ChunkRunReader<'a>(ChunkScan<'a>);
 
 impl ChunkRunReader<'_> {
-    /// Decodes `piece` to `raw`, which has as many bytes. On an error it holds no defined content.
-    pub fn read(&mut self, piece: &ChunkRun, raw: &mut [u8]) -> Result<()> {
-        let places = raw.chunks_mut(codec::CHUNK_BYTES).map(Some);
-        self.0.batch(piece.chunks.clone().zip(places).collect())
+    /// Decodes `run` to `raw`, which has as many bytes. On an error it holds no defined content.
+    pub fn read(&mut self, run: &ChunkRun, raw: &mut [u8]) -> Result<()> {
+        let targets = raw.chunks_mut(codec::CHUNK_BYTES).map(Some);
+        self.0.batch(run.chunks.clone().zip(targets).collect())
     }
 }
 
 /// One thread of a scan, with its memory.
-struct Scan<'a> {
+struct ChunkScan<'a> {
     reader: &'a SnapshotReader,
     buffer: Option<MmapMut>,
     decoder: ChunkDecoder,
     scratch: Vec<u8>,
 }
 
-impl Scan<'_> {
+impl ChunkScan<'_> {
     fn batch(&mut self, batch: ReadBatch<'_>) -> Result<()> {
         let reader = self.reader;
         let (Some(first), Some(last)) = (batch.first().map(|b| b.0), batch.last().map(|b| b.0)) else { return Ok(()) };
         let from = reader.starts[first];
         let until = reader.starts[last] + reader.records[last].encoded;
         let sector = SECTOR as u64;
-        let (read_from, read_until) = match reader.direct {
-            true => (from / sector * sector, until.next_multiple_of(sector)),
-            false => (from, until),
+        let (read_from, read_until) = match reader.transfer {
+            Transfer::Direct => (from / sector * sector, until.next_multiple_of(sector)),
+            Transfer::Cached => (from, until),
         };
         let length = (read_until - read_from) as usize;
         let mut buffer = match self.buffer.take().filter(|b| b.len() >= length) {
             Some(buffer) => buffer,
             None => fs::transfer_memory(length.next_multiple_of(SECTOR).max(SECTOR), &reader.path)?,
         };
-        let got = fs::read_at(&reader.file, &mut buffer[..length], read_from, reader.direct, &reader.path)?;
+        let got = fs::read_at(&reader.file, &mut buffer[..length], read_from, reader.transfer, &reader.path)?;
         if (got as u64) < until - read_from {
             return Err(Error::damaged(&reader.path, format!("the file ends within its data after byte {read_from}")));
         }
-        for (index, place) in batch {
+        for (index, target) in batch {
             let start = (reader.starts[index] - read_from) as usize;
             let encoded = &buffer[start..start + reader.records[index].encoded as usize];
-            self.chunk(index, encoded, place)?;
+            self.chunk(index, encoded, target)?;
         }
         self.buffer = Some(buffer);
         Ok(())
     }
 
-    fn chunk(&mut self, index: usize, encoded: &[u8], place: Option<&mut [u8]>) -> Result<()> {
-        let (unit, record) = (&self.reader.units[index], &self.reader.records[index]);
+    fn chunk(&mut self, index: usize, encoded: &[u8], target: Option<&mut [u8]>) -> Result<()> {
+        let (place, record) = (&self.reader.places[index], &self.reader.records[index]);
         if *blake3::hash(encoded).as_bytes() != record.encoded_hash {
             return Err(self.damaged(index, "does not match its hash"));
         }
-        let raw = match place {
-            Some(place) => place,
+        let raw = match target {
+            Some(target) => target,
             None => {
-                self.scratch.resize(unit.bytes, 0);
+                self.scratch.resize(place.bytes, 0);
                 &mut self.scratch[..]
             }
         };
-        let outcome = self.decoder.decode(unit.context, encoded, raw);
-        let whole = self.reader.item_bytes(unit.item) == unit.bytes as u64;
-        let hash = format::chunk_hash(raw, unit.offset, whole);
+        let outcome = self.decoder.decode(place.context, encoded, raw);
+        let whole = self.reader.item_bytes(place.item) == place.bytes as u64;
+        let hash = format::chunk_hash(raw, place.offset, whole);
         match outcome {
             Err(e) => Err(self.damaged(index, &format!("does not decode: {e}"))),
             Ok(()) if hash != record.raw_hash => Err(self.damaged(index, "decodes to other bytes than were saved")),
@@ -378,8 +379,8 @@ impl Scan<'_> {
     }
 
     fn damaged(&self, index: usize, what: &str) -> Error {
-        let unit = &self.reader.units[index];
-        let name = self.reader.item_name(unit.item);
+        let place = &self.reader.places[index];
+        let name = self.reader.item_name(place.item);
         let at = self.reader.starts[index];
         Error::damaged(&self.reader.path, format!("the chunk of {name} at byte {at} {what}"))
     }

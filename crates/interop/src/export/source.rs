@@ -89,7 +89,7 @@ impl ExportSource {
         let mut orders = Vec::new();
         for (index, part) in parts.iter().enumerate() {
             let pieces = match part {
-                ExportPart::Tensor(meta, _) => self.reader.pieces(self.find(meta)?),
+                ExportPart::Tensor(meta, _) => self.reader.runs(self.find(meta)?),
                 ExportPart::Bytes(_) => Vec::new(),
             };
             match pieces.is_empty() {
@@ -109,7 +109,7 @@ impl ExportSource {
             }
         };
         // Each thread waits for the device half of the time.
-        ahead(&orders, 2 * self.threads, || self.reader.piece_reader(), make, |(index, _), bytes| take(*index, bytes))
+        ahead(&orders, 2 * self.threads, || self.reader.run_reader(), make, |(index, _), bytes| take(*index, bytes))
     }
 
     fn find(&self, meta: &TensorMeta) -> Result<usize> {
