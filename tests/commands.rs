@@ -57,7 +57,7 @@ fn job_store() -> (tempfile::TempDir, Store, PathBuf) {
 }
 
 #[test]
-fn list_shows_every_snapshot_newest_first_with_the_contracts_fields_and_why_it_is_kept() {
+fn list_shows_every_snapshot_newest_first_and_why_it_is_kept() {
     let (_folder, store, config) = job_store();
     save_verified(&store, 10, 1);
     let damaged = save(&store, 20, 2);
@@ -105,7 +105,7 @@ fn list_shows_every_snapshot_newest_first_with_the_contracts_fields_and_why_it_i
 }
 
 #[test]
-fn verify_exits_with_1_and_the_reason_when_any_snapshot_falls_short() {
+fn verify_exits_with_1_and_the_reason_when_any_snapshot_is_damaged() {
     let (_folder, store, _) = job_store();
     save(&store, 10, 1);
     let damaged = save(&store, 20, 2);
@@ -133,7 +133,7 @@ fn verify_exits_with_1_and_the_reason_when_any_snapshot_falls_short() {
 }
 
 #[test]
-fn prune_deletes_what_the_last_jobs_policy_does_not_keep_and_a_dry_run_deletes_nothing() {
+fn prune_applies_the_last_jobs_policy_and_a_dry_run_deletes_nothing() {
     let (_folder, store, config) = job_store();
     for n in 1..=4 {
         save_verified(&store, n * 10, n);
@@ -189,7 +189,7 @@ fn inspect_shows_the_manifest_and_how_each_tensor_is_stored() {
 }
 
 #[test]
-fn compare_finds_the_same_state_identical_and_names_the_first_tensor_that_differs() {
+fn compare_finds_equal_states_identical_and_names_the_first_difference() {
     let (_folder, store, _) = job_store();
     let a = save(&store, 10, 1);
     let b = save(&store, 20, 2);

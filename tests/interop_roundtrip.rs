@@ -68,7 +68,7 @@ fn tensors(snapshot: &Path) -> BTreeMap<(Role, String), (DType, Vec<u64>, String
 }
 
 #[test]
-fn a_trainer_checkpoint_is_imported_with_optimizer_and_step_and_every_export_of_it_loads() {
+fn a_trainer_checkpoint_is_imported_whole_and_every_export_of_it_loads() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     let checkpoint = run.join("checkpoint-3");
     let imported = import(&checkpoint, &work.path().join("store"));
@@ -121,7 +121,7 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn epsilon_is_zero_in_every_round_trip_and_with_the_optimizer_the_root_is_the_same() {
+fn every_round_trip_has_epsilon_zero_and_with_the_optimizer_the_same_root() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     for source in ["checkpoint-3", "untied"] {
         let dir = work.path().join(source);
@@ -244,7 +244,7 @@ fn ones(snapshot: &Path, work: &Path) -> PathBuf {
 }
 
 #[test]
-fn an_exported_folder_that_was_changed_is_refused_by_the_tensor_that_changed() {
+fn a_changed_export_is_refused_by_the_name_of_the_changed_tensor() {
     let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
     let original = import(&run.join("checkpoint-3"), &work.path().join("store"));
     for with_optimizer in [true, false] {

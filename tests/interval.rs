@@ -63,7 +63,7 @@ fn auto(uptimes: &[f64], snapshot: (f64, f64), random: &mut SeededRandom) -> (f6
 }
 
 #[test]
-fn auto_reaches_95_percent_of_the_goodput_of_the_best_fixed_interval_without_knowing_failures_or_costs() {
+fn auto_reaches_95_percent_of_the_best_fixed_intervals_goodput() {
     let mut random = SeededRandom::new(5);
     println!("time between  a snapshot  is durable    best fixed  goodput     auto at  goodput  auto/best  5m fixed");
     println!("failures      costs       after         interval                the end");

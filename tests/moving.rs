@@ -103,7 +103,7 @@ fn a_job_packed_with_its_tokens_goes_on_elsewhere_and_ends_in_the_same_root() {
 }
 
 #[test]
-fn a_job_packed_without_its_tokens_goes_on_with_the_same_texts_and_with_no_others() {
+fn a_job_packed_without_tokens_goes_on_with_the_same_texts_only() {
     let home = home();
     let there = tempfile::tempdir().unwrap();
     let at = |name: &str| there.path().join(name);
@@ -127,7 +127,7 @@ fn a_job_packed_without_its_tokens_goes_on_with_the_same_texts_and_with_no_other
 }
 
 #[test]
-fn the_probe_is_kept_in_snapshots_outside_the_root_and_held_against_the_model_at_a_resume() {
+fn the_probe_is_kept_outside_the_root_and_checked_at_a_resume() {
     let home = home();
     let folder = tempfile::tempdir().unwrap();
     let texts = home.folder.path().join("texts");
@@ -212,7 +212,7 @@ fn ones_for_an_embedding_change_what_the_model_answers() {
 }
 
 #[test]
-fn a_text_follows_from_the_seed_and_is_the_same_from_a_snapshot_and_from_its_exports() {
+fn a_generated_text_follows_from_the_seed_for_a_snapshot_and_its_exports() {
     let home = home();
     let out = tempfile::tempdir().unwrap();
     let generate = |source: &[&str], more: &[&str]| {

@@ -52,7 +52,7 @@ fn seconds(line: &Value, since: Timestamp) -> f64 {
 }
 
 #[test]
-fn sessions_on_a_budget_end_in_time_with_their_last_state_verified_and_together_in_the_bits_of_one() {
+fn sessions_on_a_budget_end_in_time_and_together_in_the_bits_of_one() {
     let train = "batch_size = 2\nsequence_length = 64\neval_every = 50\neval_batches = 8";
     let untouched = job(STEPS, train);
     let ended = start(&untouched).wait();
@@ -104,7 +104,7 @@ fn a_stop_does_not_wait_for_a_step_that_takes_long() {
 }
 
 #[test]
-fn sigterms_at_random_moments_lose_nothing_that_was_announced_and_leave_nothing_half_written() {
+fn sigterms_at_any_moment_lose_nothing_announced_and_leave_nothing_partial() {
     let terms = std::env::var("CKPTD_TERMS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
     let batch = std::env::var("CKPTD_TERMS_BATCH").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
     let more = format!(

@@ -56,7 +56,7 @@ fn root_depends_on_the_state_alone() {
 }
 
 #[test]
-fn a_tensor_with_a_nan_makes_the_snapshot_unhealthy_and_resume_passes_over_it() {
+fn a_nan_makes_the_snapshot_unhealthy_and_resume_passes_over_it() {
     let (_folder, store) = store();
     save_verified(&store, 10, 1);
     let mut bad = snapshot(20, 64);
@@ -141,7 +141,7 @@ fn prune_applies_the_plan_and_only_to_verified_snapshots() {
 }
 
 #[test]
-fn a_look_never_sees_half_a_rotation() {
+fn a_listing_never_sees_half_a_rotation() {
     // In memory, where there is one, a rotation is quick enough to meet a look.
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
@@ -168,7 +168,7 @@ fn a_look_never_sees_half_a_rotation() {
 }
 
 #[test]
-fn a_store_has_one_writer_and_names_it() {
+fn a_store_has_one_writer_and_the_refusal_names_it() {
     let (_folder, store) = store();
     let lock = store.lock("the first").unwrap();
     // flock belongs to the open file, so a second open in this process stands for another process.

@@ -11,7 +11,7 @@ use ckptd_testkit::small::{save_verified, store};
 const GONE: u32 = 4_194_305;
 
 #[test]
-fn small_files_that_a_kill_left_half_written_are_removed_by_the_next_start_and_never_listed() {
+fn half_written_small_files_are_removed_at_the_next_start_and_never_listed() {
     let (folder, store) = store();
     let saved = save_verified(&store, 10, 1);
     let root = store.path().to_path_buf();
@@ -42,7 +42,7 @@ fn a_small_file_that_a_running_process_writes_is_left_alone() {
 }
 
 #[test]
-fn a_sequence_number_is_not_used_again_though_the_quarantined_snapshot_that_had_it_cannot_be_read() {
+fn a_sequence_number_of_an_unreadable_quarantined_snapshot_is_not_reused() {
     let (_folder, store) = store();
     save_verified(&store, 10, 1);
     let second = save_verified(&store, 20, 2);
@@ -84,7 +84,7 @@ fn a_limit_on_the_file_size_is_an_error_and_not_the_end_of_the_process() {
 }
 
 #[test]
-fn an_older_snapshot_does_not_pass_for_the_latest_when_a_newer_one_cannot_be_read() {
+fn an_older_snapshot_is_not_the_latest_when_a_newer_one_is_unreadable() {
     if rustix::process::geteuid().is_root() {
         return eprintln!("not run: root reads everything");
     }

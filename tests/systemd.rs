@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 #[test]
-fn the_unit_starts_resumes_reloads_stops_and_stays_finished_under_a_real_systemd() {
+fn the_unit_starts_resumes_reloads_stops_and_finishes_under_a_real_systemd() {
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let programs = Path::new(env!("CARGO_BIN_EXE_ckptd")).parent().unwrap();
     let output = Command::new(project.join("scripts/systemd_check.sh"))

@@ -3,7 +3,7 @@
 use crate::harness::{AgentJob, flip_a_byte};
 
 #[test]
-fn a_snapshot_that_is_not_what_was_written_is_quarantined_and_another_one_taken_at_once() {
+fn a_damaged_new_snapshot_is_quarantined_and_taken_again_at_once() {
     let job = AgentJob::new(40, "");
     job.ask("flip-10", 1);
     let ended = job.run();
@@ -16,7 +16,7 @@ fn a_snapshot_that_is_not_what_was_written_is_quarantined_and_another_one_taken_
 }
 
 #[test]
-fn a_last_snapshot_that_is_not_what_was_written_is_made_again_before_the_run_counts_as_finished() {
+fn a_damaged_last_snapshot_is_taken_again_before_the_run_is_finished() {
     let job = AgentJob::new(12, "");
     job.ask("flip-12", 1);
     let ended = job.run();
@@ -27,7 +27,7 @@ fn a_last_snapshot_that_is_not_what_was_written_is_made_again_before_the_run_cou
 }
 
 #[test]
-fn a_newest_snapshot_that_was_damaged_since_is_moved_aside_and_the_one_before_taken() {
+fn a_resume_quarantines_a_damaged_newest_snapshot_and_takes_the_one_before() {
     let job = AgentJob::new(20, "");
     assert_eq!(job.run().code, Some(0));
     let undisturbed = job.json("list")[0]["root"].clone();
@@ -40,7 +40,7 @@ fn a_newest_snapshot_that_was_damaged_since_is_moved_aside_and_the_one_before_ta
 }
 
 #[test]
-fn a_snapshot_that_the_worker_finds_damaged_is_moved_aside_and_the_one_before_taken() {
+fn a_snapshot_the_worker_finds_damaged_is_quarantined_and_passed_over() {
     let job = AgentJob::new(20, "");
     assert_eq!(job.run().code, Some(0));
     job.configure(30, "");

@@ -27,7 +27,7 @@ fn a_run_that_gave_up_says_why_in_its_status_too_until_the_next_one() {
 }
 
 #[test]
-fn a_job_whose_daemon_was_killed_says_so_in_its_status_and_one_that_was_stopped_has_no_problem() {
+fn status_reports_a_killed_daemon_and_no_problem_after_a_stop() {
     let job = AgentJob::new(10_000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use crate::harness::{AgentJob, signal, worker_of};
 
 #[test]
-fn sessions_are_remembered_with_their_ends_and_one_that_was_killed_is_known_to_have_been() {
+fn sessions_are_remembered_with_their_ends_killed_ones_included() {
     let job = AgentJob::new(150, "");
     let mut run = job.start();
     run.wait_for("verified step 20:");
@@ -40,7 +40,7 @@ fn sessions_are_remembered_with_their_ends_and_one_that_was_killed_is_known_to_h
 }
 
 #[test]
-fn a_crash_of_the_worker_counts_its_lost_steps_and_the_interval_is_explained() {
+fn a_worker_crash_counts_its_lost_steps_and_the_interval_is_explained() {
     let job = AgentJob::new(100_000, "");
     let text = std::fs::read_to_string(job.config()).unwrap();
     std::fs::write(job.config(), text.replace("every_steps = 5", "every = \"auto\"")).unwrap();

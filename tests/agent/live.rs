@@ -42,7 +42,7 @@ fn an_edit_changes_the_interval_of_the_running_worker() {
 }
 
 #[test]
-fn an_edit_that_is_broken_or_would_alter_the_arithmetic_is_refused_and_the_run_goes_on() {
+fn a_broken_or_arithmetic_edit_is_refused_and_the_run_goes_on() {
     let job = AgentJob::new(100_000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");

@@ -20,7 +20,7 @@ fn a_worker_that_is_killed_twice_ends_in_the_state_of_an_undisturbed_run() {
 }
 
 #[test]
-fn when_the_agent_is_killed_the_worker_saves_and_the_next_run_waits_for_it_and_goes_on() {
+fn after_an_agent_kill_the_worker_saves_and_the_next_run_waits_for_it() {
     let job = AgentJob::new(40, "");
     job.ask("linger", 1);
     let mut run = job.start();
@@ -57,7 +57,7 @@ fn a_worker_that_hangs_in_a_step_goes_on_from_the_last_snapshot() {
 }
 
 #[test]
-fn a_step_that_fails_three_times_ends_the_run_with_the_reason_and_the_workers_last_words() {
+fn a_step_that_fails_three_times_ends_the_run_with_the_workers_stderr() {
     let job = AgentJob::new(20, "");
     job.ask("exit-in-8", 100);
     let ended = job.run();
@@ -111,7 +111,7 @@ fn a_worker_that_is_not_there_is_an_error_that_names_it() {
 }
 
 #[test]
-fn signals_that_a_service_manager_sends_to_every_process_do_not_end_the_worker_before_its_last_snapshot() {
+fn signals_to_every_process_do_not_end_the_worker_before_its_snapshot() {
     let job = AgentJob::new(1000, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");

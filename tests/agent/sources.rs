@@ -170,7 +170,7 @@ fn squeue_is_asked_where_slurm_does_not_say_when_the_allocation_ends() {
 }
 
 #[test]
-fn a_squeue_that_hangs_fails_or_raves_is_one_line_of_the_log() {
+fn a_broken_squeue_costs_one_log_line() {
     for (script, what) in [
         ("sleep 600", "in time"),
         ("exit 1", "exit status: 1"),
@@ -186,7 +186,7 @@ fn a_squeue_that_hangs_fails_or_raves_is_one_line_of_the_log() {
 }
 
 #[test]
-fn the_recipe_for_slurm_ends_the_session_on_its_signal_and_has_the_job_queued_again() {
+fn the_slurm_recipe_ends_the_session_on_its_signal_and_requeues_the_job() {
     let job = long_job("slurm = false");
     let folder = job.script().join("bin");
     std::fs::create_dir(&folder).unwrap();
@@ -243,7 +243,7 @@ fn a_new_file_in_a_notice_folder_ends_the_session() {
 }
 
 #[test]
-fn services_that_hang_drip_flood_rave_or_send_elsewhere_cost_one_line_each_and_not_the_training() {
+fn broken_metadata_services_cost_one_log_line_each_and_not_the_training() {
     let elsewhere = Service::start(|_| ok("TRUE"));
     let decoy = format!("{}/computeMetadata/v1/instance/preempted", elsewhere.url);
     type Fault = fn(String) -> Answer;

@@ -44,7 +44,7 @@ fn assert_shape(status: &Value) {
 }
 
 #[test]
-fn a_running_job_answers_on_its_socket_with_stuck_clients_beside_and_a_stopped_one_from_its_files() {
+fn a_running_job_answers_beside_stuck_clients_a_stopped_one_from_files() {
     let job = AgentJob::new(1000, "[session]\nbudget = \"1h\"");
     let mut run = job.start();
     run.wait_for("verified step 10:");

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::harness::AgentJob;
 
 #[test]
-fn sigterm_ends_with_the_newest_state_saved_and_verified_and_the_next_run_completes_the_training() {
+fn sigterm_saves_and_verifies_the_newest_state_and_the_next_run_completes() {
     let job = AgentJob::new(60, "");
     let mut run = job.start();
     run.wait_for("verified step 10:");

@@ -23,41 +23,41 @@ fn finds_nothing(campaign: &[&str], points: u64) {
 }
 
 #[test]
-fn retention_never_takes_what_it_must_keep_in_20_000_lives_of_a_store() {
+fn retention_never_deletes_what_it_must_keep_in_20_000_random_stores() {
     finds_nothing(&["retention"], 20_000);
 }
 
 #[test]
-fn no_flipped_bit_of_a_manifest_no_cut_and_no_exchange_is_accepted() {
+fn no_flipped_bit_cut_or_swapped_file_is_accepted() {
     finds_nothing(&["damage"], 400);
 }
 
 #[test]
-fn links_planted_in_a_store_lead_nowhere() {
+fn links_planted_in_a_store_are_not_followed() {
     finds_nothing(&["links"], 40);
 }
 
 #[test]
-fn a_store_survives_the_deaths_of_those_who_work_in_it() {
+fn a_store_survives_the_kills_of_its_writers() {
     finds_nothing(&["kills"], 40);
 }
 
 #[test]
-fn of_eight_daemons_one_gets_the_store_and_the_others_name_it() {
+fn only_one_of_eight_daemons_gets_the_store() {
     finds_nothing(&["race"], 3);
 }
 
 #[test]
-fn a_training_under_fire_ends_in_the_state_of_an_undisturbed_one() {
+fn a_training_under_kills_ends_in_the_state_of_an_undisturbed_one() {
     finds_nothing(&["storm"], 12);
 }
 
 #[test]
-fn a_worker_that_the_kernel_kills_for_memory_is_told_and_costs_nothing_that_is_saved() {
+fn a_worker_killed_for_memory_is_told_and_nothing_saved_is_lost() {
     finds_nothing(&["memory"], 2);
 }
 
 #[test]
-fn gpt2_trains_on_while_the_disk_is_full_and_is_verified_again_when_there_is_room() {
+fn gpt2_trains_on_a_full_disk_and_is_verified_again_once_there_is_room() {
     finds_nothing(&["disk-full"], 1);
 }

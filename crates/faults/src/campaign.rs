@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// One line of the table; `faults/README.md` says what the fields mean.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Row {
+pub struct FaultRow {
     pub kind: String,
     pub points: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -24,9 +24,9 @@ pub struct Row {
 /// Longest list of examples.
 const EXAMPLES: usize = 5;
 
-impl Row {
-    pub fn new(kind: &str, seed: u64) -> Row {
-        Row { kind: kind.into(), seed, ..Row::default() }
+impl FaultRow {
+    pub fn new(kind: &str, seed: u64) -> FaultRow {
+        FaultRow { kind: kind.into(), seed, ..FaultRow::default() }
     }
 
     /// A point was tried, and this is what was broken.
@@ -47,15 +47,15 @@ impl Row {
 }
 
 /// Empty folders, one after the other, each removed before the next one comes.
-pub struct Scratch {
+pub struct ScratchFolder {
     path: PathBuf,
 }
 
-impl Scratch {
-    pub fn new(below: &Path) -> Scratch {
+impl ScratchFolder {
+    pub fn new(below: &Path) -> ScratchFolder {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let path = below.join(format!("scratch-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        Scratch { path }
+        ScratchFolder { path }
     }
 
     pub fn path(&self) -> &Path {
@@ -69,7 +69,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchFolder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }
@@ -99,6 +99,6 @@ pub fn guarded(work: impl FnOnce() -> Vec<String>) -> Vec<String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| vec!["panicked".into()])
 }
 
-pub fn add(row: &Mutex<Row>, what: impl FnOnce() -> String, broken: Vec<String>) {
+pub fn add(row: &Mutex<FaultRow>, what: impl FnOnce() -> String, broken: Vec<String>) {
     row.lock().unwrap_or_else(|e| e.into_inner()).point(what, broken);
 }

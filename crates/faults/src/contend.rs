@@ -7,15 +7,17 @@ use std::sync::{Barrier, Mutex};
 use anyhow::Result;
 use ckptd_core::error::Error;
 
-use crate::campaign::{Row, Scratch, guarded};
-use crate::drive::Session;
-use crate::ledger::Ledger;
+use crate::announce::StoreAck;
+use crate::campaign::{FaultRow, ScratchFolder, guarded};
+use crate::drive::StoreSession;
+use crate::judge::{AfterCheck, FailedSaves};
+use crate::promises::Promises;
 
 const CONTENDERS: usize = 8;
 
-pub fn run(below: &Path, seed: u64, short: bool) -> Result<Vec<Row>> {
-    let mut row = Row::new("contenders for one lock, in one process", seed);
-    let scratch = Scratch::new(below);
+pub fn run(below: &Path, seed: u64, short: bool) -> Result<Vec<FaultRow>> {
+    let mut row = FaultRow::new("contenders for one lock, in one process", seed);
+    let scratch = ScratchFolder::new(below);
     for round in 0..if short { 10 } else { 100 } {
         let store = scratch.empty()?.join("store");
         let broken = guarded(|| one(&store, seed));
@@ -27,7 +29,7 @@ pub fn run(below: &Path, seed: u64, short: bool) -> Result<Vec<Row>> {
 fn one(store: &Path, seed: u64) -> Vec<String> {
     let inside = AtomicBool::new(false);
     let entered = AtomicU64::new(0);
-    let ledger = Mutex::new(Ledger::new(seed));
+    let promises = Mutex::new(Promises::new(seed));
     let broken = Mutex::new(Vec::new());
     let broke = |what: String| broken.lock().unwrap_or_else(|e| e.into_inner()).push(what);
     let start = Barrier::new(CONTENDERS);
@@ -35,8 +37,8 @@ fn one(store: &Path, seed: u64) -> Vec<String> {
         for _ in 0..CONTENDERS {
             scope.spawn(|| {
                 start.wait();
-                let mut note = |ack: crate::ledger::Ack| ledger.lock().unwrap_or_else(|e| e.into_inner()).note(&ack);
-                match Session::start(store, seed, &mut note) {
+                let mut note = |ack: StoreAck| promises.lock().unwrap_or_else(|e| e.into_inner()).note(&ack);
+                match StoreSession::start(store, seed, &mut note) {
                     Ok(mut session) => {
                         entered.fetch_add(1, Ordering::Relaxed);
                         if inside.swap(true, Ordering::AcqRel) {
@@ -55,6 +57,10 @@ fn one(store: &Path, seed: u64) -> Vec<String> {
     if entered.load(Ordering::Relaxed) == 0 {
         broken.push("nobody got in".into());
     }
-    broken.extend(ledger.into_inner().unwrap_or_else(|e| e.into_inner()).check(store, true, true));
+    broken.extend(promises.into_inner().unwrap_or_else(|e| e.into_inner()).check(
+        store,
+        FailedSaves::MustBeAbsent,
+        AfterCheck::SaveOnceMore,
+    ));
     broken
 }

@@ -9,17 +9,19 @@ use std::sync::mpsc::sync_channel;
 use anyhow::Result;
 use ckptd_core::os::process::processors;
 
-use crate::campaign::{Row, Scratch, add, guarded};
-use crate::disk::{Candidate, Disk, History, Model};
-use crate::hooks::{Op, Recording};
-use crate::ledger::{Ack, Ledger};
+use crate::announce::StoreAck;
+use crate::campaign::{FaultRow, ScratchFolder, add, guarded};
+use crate::disk::{CrashCandidate, CrashModel, DiskHistory, DiskState};
+use crate::hooks::{CallRecording, DiskOp};
+use crate::judge::{AfterCheck, FailedSaves};
+use crate::promises::Promises;
 use crate::{drive, prepare};
 
 /// After so many starts one more snapshot is saved.
 const GO_ON: u64 = 7;
 
 /// How much is tried.
-pub struct Effort {
+pub struct CrashEffort {
     pub rounds: u32,
     pub random: u64,
     /// Of so many distinct states one has the start on it recorded and crashed, too.
@@ -29,32 +31,32 @@ pub struct Effort {
 }
 
 /// A recorded session, and what lay on the disk and was promised before it.
-struct Recorded<'a> {
+struct RecordedSession<'a> {
     seed: u64,
-    base: Disk,
-    before: Vec<Ack>,
-    ops: Vec<Op>,
+    base: DiskState,
+    before: Vec<StoreAck>,
+    ops: Vec<DiskOp>,
     below: &'a Path,
 }
 
 /// Rows for a store from its making on, and for one that starts on a crashed and damaged past.
-pub fn run(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
+pub fn run(below: &Path, seed: u64, effort: &CrashEffort) -> Result<Vec<FaultRow>> {
     let mut rows = Vec::new();
-    for model in [Model::Weak, Model::Ordered] {
-        let name = if model == Model::Weak { "weak" } else { "ext4-like" };
-        let row = Mutex::new(Row { distinct: Some(0), ..Row::new(&format!("crash states, {name}"), seed) });
-        let again = Mutex::new(Row { distinct: Some(0), ..Row::new("crash states of the recovery", seed) });
+    for model in [CrashModel::Weak, CrashModel::Ordered] {
+        let name = if model == CrashModel::Weak { "weak" } else { "ext4-like" };
+        let row = Mutex::new(FaultRow { distinct: Some(0), ..FaultRow::new(&format!("crash states, {name}"), seed) });
+        let again = Mutex::new(FaultRow { distinct: Some(0), ..FaultRow::new("crash states of the recovery", seed) });
         for past in [false, true] {
-            let scratch = Scratch::new(below);
+            let scratch = ScratchFolder::new(below);
             let store = scratch.empty()?.join("disk");
             std::fs::create_dir(&store)?;
             let mut before = Vec::new();
             if past {
                 before = prepare::past(&store.join("store"), seed)?;
             }
-            let base = Disk::load(&store)?;
-            let ops = Recording::of(|say| drive::session(&store.join("store"), seed, effort.rounds, say));
-            let recorded = Recorded { seed, base, before, ops, below };
+            let base = DiskState::load(&store)?;
+            let ops = CallRecording::of(|say| drive::session(&store.join("store"), seed, effort.rounds, say));
+            let recorded = RecordedSession { seed, base, before, ops, below };
             recorded.try_all(&store, model, effort, &row, &again);
         }
         rows.push(row.into_inner().unwrap_or_else(|e| e.into_inner()));
@@ -63,18 +65,25 @@ pub fn run(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-impl Recorded<'_> {
-    fn try_all(&self, root: &Path, model: Model, effort: &Effort, row: &Mutex<Row>, again: &Mutex<Row>) {
-        let history = History::new(self.base.clone(), root, &self.ops, model);
+impl RecordedSession<'_> {
+    fn try_all(
+        &self,
+        root: &Path,
+        model: CrashModel,
+        effort: &CrashEffort,
+        row: &Mutex<FaultRow>,
+        again: &Mutex<FaultRow>,
+    ) {
+        let history = DiskHistory::new(self.base.clone(), root, &self.ops, model);
         self.check_announcements(&history, row);
         let threads = processors();
-        let (send, receive) = sync_channel::<Candidate>(64);
+        let (send, receive) = sync_channel::<CrashCandidate>(64);
         let receive = Mutex::new(receive);
         let tried = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    let scratch = Scratch::new(self.below);
+                    let scratch = ScratchFolder::new(self.below);
                     loop {
                         let next = receive.lock().unwrap_or_else(|e| e.into_inner()).recv();
                         let Ok(candidate) = next else { return };
@@ -108,10 +117,13 @@ impl Recorded<'_> {
     }
 
     /// When a deed is announced, every name that it moved is on the disk for certain.
-    fn check_announcements(&self, history: &History, row: &Mutex<Row>) {
+    fn check_announcements(&self, history: &DiskHistory, row: &Mutex<FaultRow>) {
         for (i, op) in self.ops.iter().enumerate() {
-            let Op::Ack(
-                ack @ (Ack::Committed { .. } | Ack::Pinned { .. } | Ack::Discarded { .. } | Ack::Verified { .. }),
+            let DiskOp::Ack(
+                ack @ (StoreAck::Committed { .. }
+                | StoreAck::Pinned { .. }
+                | StoreAck::Discarded { .. }
+                | StoreAck::Verified { .. }),
             ) = op
             else {
                 continue;
@@ -122,36 +134,38 @@ impl Recorded<'_> {
     }
 
     /// What had been announced after so many operations.
-    fn acks(&self, ops: usize) -> impl Iterator<Item = &Ack> {
+    fn acks(&self, ops: usize) -> impl Iterator<Item = &StoreAck> {
         let during = self.ops[..ops].iter().filter_map(|op| match op {
-            Op::Ack(ack) => Some(ack),
+            DiskOp::Ack(ack) => Some(ack),
             _ => None,
         });
         self.before.iter().chain(during)
     }
 
-    fn check(&self, candidate: &Candidate, scratch: &Scratch, number: u64) -> Vec<String> {
+    fn check(&self, candidate: &CrashCandidate, scratch: &ScratchFolder, number: u64) -> Vec<String> {
         match scratch.empty().and_then(|root| candidate.disk.lay_out(root).map(|()| root.join("store"))) {
             Ok(store) => {
-                let ledger = Ledger::of(self.seed, self.acks(candidate.ops));
-                ledger.check(&store, false, number.is_multiple_of(GO_ON))
+                let promises = Promises::of(self.seed, self.acks(candidate.ops));
+                let then = if number.is_multiple_of(GO_ON) { AfterCheck::SaveOnceMore } else { AfterCheck::Nothing };
+                promises.check(&store, FailedSaves::MayBeThere, then)
             }
             Err(e) => vec![format!("the state cannot be laid out: {e}")],
         }
     }
 
     /// The start on a crashed store crashes as well.
-    fn crash_again(&self, candidate: &Candidate, model: Model, row: &Mutex<Row>) {
-        let scratch = Scratch::new(self.below);
+    fn crash_again(&self, candidate: &CrashCandidate, model: CrashModel, row: &Mutex<FaultRow>) {
+        let scratch = ScratchFolder::new(self.below);
         let Ok(root) = scratch.empty().and_then(|root| candidate.disk.lay_out(root).map(|()| root.to_path_buf()))
         else {
             return;
         };
         let store = root.join("store");
-        let before: Vec<Ack> = self.acks(candidate.ops).cloned().collect();
-        let ops = Recording::of(|say| drive::session(&store, self.seed, 0, say));
-        let recorded = Recorded { seed: self.seed, base: candidate.disk.clone(), before, ops, below: self.below };
-        let history = History::new(candidate.disk.clone(), &root, &recorded.ops, model);
+        let before: Vec<StoreAck> = self.acks(candidate.ops).cloned().collect();
+        let ops = CallRecording::of(|say| drive::session(&store, self.seed, 0, say));
+        let recorded =
+            RecordedSession { seed: self.seed, base: candidate.disk.clone(), before, ops, below: self.below };
+        let history = DiskHistory::new(candidate.disk.clone(), &root, &recorded.ops, model);
         let (mut seen, mut candidates) = (HashSet::new(), 0);
         history.candidates(1, self.seed, &mut |second| {
             candidates += 1;
@@ -165,7 +179,7 @@ impl Recorded<'_> {
     }
 }
 
-fn note_distinct(row: &Mutex<Row>, what: impl FnOnce() -> String, broken: Vec<String>) {
+fn note_distinct(row: &Mutex<FaultRow>, what: impl FnOnce() -> String, broken: Vec<String>) {
     let mut row = row.lock().unwrap_or_else(|e| e.into_inner());
     row.point(what, broken);
     // Counted as a candidate elsewhere.

@@ -9,44 +9,44 @@ use ckptd_core::ids::SnapshotId;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{SnapshotReader, SnapshotState, Store, layout};
 
-use crate::campaign::{Row, Scratch, add, each, guarded};
-use crate::ledger::Ack;
+use crate::announce::StoreAck;
+use crate::campaign::{FaultRow, ScratchFolder, add, each, guarded};
 use crate::states;
 use crate::{drive, prepare};
 use ckptd_testkit::random::SeededRandom;
 
 /// A store with verified snapshots.
-struct Saved {
+struct SavedStore {
     store: PathBuf,
     /// Ids of what is there, oldest first.
     ids: Vec<SnapshotId>,
 }
 
-fn saved(scratch: &Scratch, seed: u64) -> Result<Saved> {
+fn saved(scratch: &ScratchFolder, seed: u64) -> Result<SavedStore> {
     let store = scratch.empty()?.join("store");
     let mut ids = Vec::new();
     drive::session(&store, seed, 2, &mut |ack| {
-        if let Ack::Committed { id, .. } = ack {
+        if let StoreAck::Committed { id, .. } = ack {
             ids.push(id);
         }
     });
-    Ok(Saved { store, ids })
+    Ok(SavedStore { store, ids })
 }
 
-impl Saved {
+impl SavedStore {
     fn path(&self, id: &SnapshotId) -> PathBuf {
         self.store.join("snapshots").join(layout::snapshot_file(id))
     }
 }
 
-pub fn run(below: &Path, seed: u64, short: bool) -> Result<Vec<Row>> {
+pub fn run(below: &Path, seed: u64, short: bool) -> Result<Vec<FaultRow>> {
     Ok(vec![flips(below, seed, short)?, cuts(below, seed, short)?, receipts(below, seed)?])
 }
 
 /// Every bit of the head, the table, the manifest and the trailer, and some of the chunks. No flip may be overlooked,
 /// and nothing but the bytes that were saved may ever be handed out.
-fn flips(below: &Path, seed: u64, short: bool) -> Result<Row> {
-    let scratch = Scratch::new(below);
+fn flips(below: &Path, seed: u64, short: bool) -> Result<FaultRow> {
+    let scratch = ScratchFolder::new(below);
     let saved = saved(&scratch, seed)?;
     let good = std::fs::read(saved.path(saved.ids.last().context("nothing was saved")?))?;
     let bits = good.len() as u64 * 8;
@@ -57,17 +57,17 @@ fn flips(below: &Path, seed: u64, short: bool) -> Result<Row> {
     if short {
         chosen = (0..600).map(|_| chosen[random.below(chosen.len() as u64) as usize]).collect();
     }
-    let row = Mutex::new(Row::new("bit flips in a snapshot, by the reader", seed));
+    let row = Mutex::new(FaultRow::new("bit flips in a snapshot, by the reader", seed));
     each(chosen.len() as u64, |i| {
         let bit = chosen[i as usize];
-        let scratch = Scratch::new(below);
+        let scratch = ScratchFolder::new(below);
         let broken = guarded(|| one_flip(&scratch, &good, bit, seed).unwrap_or_else(|e| vec![format!("{e:#}")]));
         add(&row, || format!("bit {bit} of {bits}"), broken);
     });
     Ok(row.into_inner().unwrap_or_else(|e| e.into_inner()))
 }
 
-fn one_flip(scratch: &Scratch, good: &[u8], bit: u64, seed: u64) -> Result<Vec<String>> {
+fn one_flip(scratch: &ScratchFolder, good: &[u8], bit: u64, seed: u64) -> Result<Vec<String>> {
     let path = scratch.empty()?.join("step-000000000020.ckpt");
     let mut bytes = good.to_vec();
     bytes[bit as usize / 8] ^= 1 << (bit % 8);
@@ -85,12 +85,12 @@ fn one_flip(scratch: &Scratch, good: &[u8], bit: u64, seed: u64) -> Result<Vec<S
 }
 
 /// Files that end early or go on, at every length near a border and some others.
-fn cuts(below: &Path, seed: u64, short: bool) -> Result<Row> {
-    let scratch = Scratch::new(below);
+fn cuts(below: &Path, seed: u64, short: bool) -> Result<FaultRow> {
+    let scratch = ScratchFolder::new(below);
     let saved = saved(&scratch, seed)?;
     let path = saved.path(saved.ids.last().context("nothing was saved")?);
     let good = std::fs::read(&path)?;
-    let mut row = Row::new("cut, longer and swapped files", seed);
+    let mut row = FaultRow::new("cut, longer and swapped files", seed);
     let mut random = SeededRandom::of(&[seed, 78]);
     let mut lengths: Vec<usize> =
         (0..if short { 40 } else { 400 }).map(|_| random.below(good.len() as u64) as usize).collect();
@@ -126,9 +126,9 @@ fn vouched(store: &Path, most: usize) -> Result<Vec<String>> {
 }
 
 /// A verified file that changes in place is verified no longer, whatever was changed: content, times, inode.
-fn receipts(below: &Path, seed: u64) -> Result<Row> {
-    let mut row = Row::new("receipts of files that changed", seed);
-    let scratch = Scratch::new(below);
+fn receipts(below: &Path, seed: u64) -> Result<FaultRow> {
+    let mut row = FaultRow::new("receipts of files that changed", seed);
+    let scratch = ScratchFolder::new(below);
     for (name, change) in CHANGES {
         let saved = saved(&scratch, seed)?;
         let path = saved.path(saved.ids.last().context("nothing was saved")?);
@@ -145,9 +145,9 @@ fn receipts(below: &Path, seed: u64) -> Result<Row> {
     Ok(row)
 }
 
-type Change = fn(&Path) -> Result<()>;
+type FileChange = fn(&Path) -> Result<()>;
 
-const CHANGES: &[(&str, Change)] = &[
+const CHANGES: &[(&str, FileChange)] = &[
     ("a flipped bit", |path| prepare::flip(path, 3000)),
     ("a flipped bit, the old times", |path| {
         let times = std::fs::metadata(path)?;

@@ -9,33 +9,33 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::hooks::Op;
+use crate::hooks::DiskOp;
 use ckptd_testkit::random::SeededRandom;
 
 type Inode = usize;
 const ROOT: Inode = 0;
 
 #[derive(Clone, Debug)]
-pub enum Node {
+pub enum DiskNode {
     Folder(BTreeMap<String, Inode>),
     File(Arc<Vec<u8>>),
 }
 
 /// A tree of folders and files below a folder that stands for the disk.
 #[derive(Clone, Debug)]
-pub struct Disk {
-    nodes: HashMap<Inode, Node>,
+pub struct DiskState {
+    nodes: HashMap<Inode, DiskNode>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Model {
+pub enum CrashModel {
     Weak,
     Ordered,
 }
 
 /// The smallest change that reaches the disk or does not.
 #[derive(Clone, Debug)]
-enum Change {
+enum DiskChange {
     Make {
         inode: Inode,
         folder: bool,
@@ -70,10 +70,10 @@ enum Change {
 }
 
 #[derive(Clone, Debug)]
-struct Atom {
+struct DiskAtom {
     /// Index of the operation that it belongs to.
     op: usize,
-    change: Change,
+    change: DiskChange,
     /// After this operation it is on the disk for certain.
     durable: Option<usize>,
     /// The change (index) without which this one does not reach the disk.
@@ -81,27 +81,27 @@ struct Atom {
 }
 
 /// A recording, resolved to what changes in which file.
-pub struct History {
-    base: Disk,
-    atoms: Vec<Atom>,
+pub struct DiskHistory {
+    base: DiskState,
+    atoms: Vec<DiskAtom>,
     ops: usize,
-    model: Model,
+    model: CrashModel,
 }
 
 /// One way in which the disk may look, and the number of operations that were made.
-pub struct Candidate {
-    pub disk: Disk,
+pub struct CrashCandidate {
+    pub disk: DiskState,
     pub ops: usize,
 }
 
-impl Disk {
-    pub fn empty() -> Disk {
-        Disk { nodes: HashMap::from([(ROOT, Node::Folder(BTreeMap::new()))]) }
+impl DiskState {
+    pub fn empty() -> DiskState {
+        DiskState { nodes: HashMap::from([(ROOT, DiskNode::Folder(BTreeMap::new()))]) }
     }
 
     /// Reads what lies under `root`.
-    pub fn load(root: &Path) -> std::io::Result<Disk> {
-        let mut disk = Disk::empty();
+    pub fn load(root: &Path) -> std::io::Result<DiskState> {
+        let mut disk = DiskState::empty();
         disk.load_folder(root, ROOT)?;
         Ok(disk)
     }
@@ -112,8 +112,8 @@ impl Disk {
             let new = self.nodes.len();
             let folder = entry.file_type()?.is_dir();
             let node = match folder {
-                true => Node::Folder(BTreeMap::new()),
-                false => Node::File(Arc::new(std::fs::read(entry.path())?)),
+                true => DiskNode::Folder(BTreeMap::new()),
+                false => DiskNode::File(Arc::new(std::fs::read(entry.path())?)),
             };
             self.nodes.insert(new, node);
             self.names(inode).insert(entry.file_name().to_string_lossy().into_owned(), new);
@@ -127,8 +127,8 @@ impl Disk {
     /// Writes the tree into the folder `root`, which is there and empty.
     pub fn lay_out(&self, root: &Path) -> std::io::Result<()> {
         self.walk(ROOT, root, &mut |path, node| match node {
-            Node::Folder(_) => std::fs::create_dir(path),
-            Node::File(bytes) => std::fs::write(path, bytes.as_slice()),
+            DiskNode::Folder(_) => std::fs::create_dir(path),
+            DiskNode::File(bytes) => std::fs::write(path, bytes.as_slice()),
         })
     }
 
@@ -139,8 +139,8 @@ impl Disk {
             let path = path.as_os_str().as_encoded_bytes();
             hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
             match node {
-                Node::Folder(_) => hasher.update(b"/"),
-                Node::File(bytes) => hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes),
+                DiskNode::Folder(_) => hasher.update(b"/"),
+                DiskNode::File(bytes) => hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes),
             };
             Ok(())
         });
@@ -152,9 +152,9 @@ impl Disk {
         &self,
         inode: Inode,
         path: &Path,
-        visit: &mut dyn FnMut(&Path, &Node) -> std::io::Result<()>,
+        visit: &mut dyn FnMut(&Path, &DiskNode) -> std::io::Result<()>,
     ) -> std::io::Result<()> {
-        let Some(Node::Folder(names)) = self.nodes.get(&inode) else { return Ok(()) };
+        let Some(DiskNode::Folder(names)) = self.nodes.get(&inode) else { return Ok(()) };
         for (name, inode) in names {
             let path = path.join(name);
             if let Some(node) = self.nodes.get(inode) {
@@ -166,30 +166,30 @@ impl Disk {
     }
 
     fn names(&mut self, inode: Inode) -> &mut BTreeMap<String, Inode> {
-        let node = self.nodes.entry(inode).or_insert_with(|| Node::Folder(BTreeMap::new()));
-        if !matches!(node, Node::Folder(_)) {
-            *node = Node::Folder(BTreeMap::new());
+        let node = self.nodes.entry(inode).or_insert_with(|| DiskNode::Folder(BTreeMap::new()));
+        if !matches!(node, DiskNode::Folder(_)) {
+            *node = DiskNode::Folder(BTreeMap::new());
         }
         match node {
-            Node::Folder(names) => names,
-            Node::File(_) => unreachable!("made a folder above"),
+            DiskNode::Folder(names) => names,
+            DiskNode::File(_) => unreachable!("made a folder above"),
         }
     }
 
     fn content(&mut self, inode: Inode) -> &mut Vec<u8> {
-        let node = self.nodes.entry(inode).or_insert_with(|| Node::File(Arc::default()));
-        if !matches!(node, Node::File(_)) {
-            *node = Node::File(Arc::default());
+        let node = self.nodes.entry(inode).or_insert_with(|| DiskNode::File(Arc::default()));
+        if !matches!(node, DiskNode::File(_)) {
+            *node = DiskNode::File(Arc::default());
         }
         match node {
-            Node::File(bytes) => Arc::make_mut(bytes),
-            Node::Folder(_) => unreachable!("made a file above"),
+            DiskNode::File(bytes) => Arc::make_mut(bytes),
+            DiskNode::Folder(_) => unreachable!("made a file above"),
         }
     }
 
-    fn apply(&mut self, change: &Change) {
+    fn apply(&mut self, change: &DiskChange) {
         match change {
-            Change::Make { inode, folder, dir, name } => {
+            DiskChange::Make { inode, folder, dir, name } => {
                 if *folder {
                     self.names(*inode).len()
                 } else {
@@ -197,18 +197,18 @@ impl Disk {
                 };
                 self.names(*dir).insert(name.clone(), *inode);
             }
-            Change::Link { inode, dir, name } => {
+            DiskChange::Link { inode, dir, name } => {
                 self.names(*dir).insert(name.clone(), *inode);
             }
-            Change::Unlink { dir, name } => {
+            DiskChange::Unlink { dir, name } => {
                 self.names(*dir).remove(name);
             }
-            Change::Replace { inode, dir, from, to } => {
+            DiskChange::Replace { inode, dir, from, to } => {
                 self.names(*dir).remove(from);
                 self.names(*dir).insert(to.clone(), *inode);
             }
-            Change::Write { inode, offset, bytes } => self.write(*inode, *offset, bytes),
-            Change::Cut { inode, bytes } => self.content(*inode).resize(*bytes as usize, 0),
+            DiskChange::Write { inode, offset, bytes } => self.write(*inode, *offset, bytes),
+            DiskChange::Cut { inode, bytes } => self.content(*inode).resize(*bytes as usize, 0),
         }
     }
 
@@ -223,73 +223,73 @@ impl Disk {
 }
 
 /// Follows the names while the operations are read.
-struct Names {
+struct NameMoves {
     live: BTreeMap<PathBuf, Inode>,
     next: Inode,
 }
 
-impl Names {
+impl NameMoves {
     fn place(&self, path: &Path) -> Option<(Inode, String)> {
         let dir = *self.live.get(path.parent()?)?;
         Some((dir, path.file_name()?.to_string_lossy().into_owned()))
     }
 }
 
-impl History {
+impl DiskHistory {
     /// Of operations that were recorded under `root`, which held `base`, all of it durable.
-    pub fn new(base: Disk, root: &Path, ops: &[Op], model: Model) -> History {
-        let mut names = Names { live: BTreeMap::from([(root.to_path_buf(), ROOT)]), next: base.nodes.len() };
+    pub fn new(base: DiskState, root: &Path, ops: &[DiskOp], model: CrashModel) -> DiskHistory {
+        let mut names = NameMoves { live: BTreeMap::from([(root.to_path_buf(), ROOT)]), next: base.nodes.len() };
         let walked = base.walk(ROOT, root, &mut |path, _| {
             let parent = path.parent().and_then(|p| names.live.get(p)).copied().unwrap_or(ROOT);
-            if let (Some(Node::Folder(known)), Some(name)) = (base.nodes.get(&parent), path.file_name()) {
+            if let (Some(DiskNode::Folder(known)), Some(name)) = (base.nodes.get(&parent), path.file_name()) {
                 names.live.extend(known.get(&*name.to_string_lossy()).map(|inode| (path.to_path_buf(), *inode)));
             }
             Ok(())
         });
         debug_assert!(walked.is_ok(), "nothing in there fails");
-        let mut history = History { base, atoms: Vec::new(), ops: ops.len(), model };
+        let mut history = DiskHistory { base, atoms: Vec::new(), ops: ops.len(), model };
         for (i, op) in ops.iter().enumerate() {
             history.add(i, op, &mut names);
         }
         history
     }
 
-    fn add(&mut self, i: usize, op: &Op, names: &mut Names) {
+    fn add(&mut self, i: usize, op: &DiskOp, names: &mut NameMoves) {
         match op {
-            Op::Ack(_) => {}
-            Op::MakeFolder(path) | Op::Create(path) => {
+            DiskOp::Ack(_) => {}
+            DiskOp::MakeFolder(path) | DiskOp::Create(path) => {
                 let Some((dir, name)) = names.place(path).filter(|_| !names.live.contains_key(path)) else { return };
-                let (inode, folder) = (names.next, matches!(op, Op::MakeFolder(_)));
+                let (inode, folder) = (names.next, matches!(op, DiskOp::MakeFolder(_)));
                 names.next += 1;
                 names.live.insert(path.clone(), inode);
-                self.push(i, Change::Make { inode, folder, dir, name });
+                self.push(i, DiskChange::Make { inode, folder, dir, name });
             }
-            Op::Write(path, offset, bytes) => {
+            DiskOp::Write(path, offset, bytes) => {
                 let Some(&inode) = names.live.get(path) else { return };
-                self.push(i, Change::Write { inode, offset: *offset, bytes: Arc::new(bytes.clone()) });
+                self.push(i, DiskChange::Write { inode, offset: *offset, bytes: Arc::new(bytes.clone()) });
             }
-            Op::Truncate(path, bytes) => {
+            DiskOp::Truncate(path, bytes) => {
                 let Some(&inode) = names.live.get(path) else { return };
-                self.push(i, Change::Cut { inode, bytes: *bytes });
+                self.push(i, DiskChange::Cut { inode, bytes: *bytes });
             }
-            Op::Remove(path) => {
+            DiskOp::Remove(path) => {
                 let Some((dir, name)) = names.place(path) else { return };
                 names.live.remove(path);
-                self.push(i, Change::Unlink { dir, name });
+                self.push(i, DiskChange::Unlink { dir, name });
             }
-            Op::Rename(from, to) => {
+            DiskOp::Rename(from, to) => {
                 let (Some((old, from_name)), Some((dir, name))) = (names.place(from), names.place(to)) else { return };
                 let Some(inode) = names.live.remove(from) else { return };
                 names.live.insert(to.clone(), inode);
                 if old == dir {
-                    return self.push(i, Change::Replace { inode, dir, from: from_name, to: name });
+                    return self.push(i, DiskChange::Replace { inode, dir, from: from_name, to: name });
                 }
-                self.push(i, Change::Link { inode, dir, name });
+                self.push(i, DiskChange::Link { inode, dir, name });
                 let link = self.atoms.len() - 1;
-                self.push(i, Change::Unlink { dir: old, name: from_name });
+                self.push(i, DiskChange::Unlink { dir: old, name: from_name });
                 self.atoms[link + 1].needs = Some(link);
             }
-            Op::Sync(path) => {
+            DiskOp::Sync(path) => {
                 if let Some(&inode) = names.live.get(path) {
                     self.sync(i, inode);
                 }
@@ -297,19 +297,19 @@ impl History {
         }
     }
 
-    fn push(&mut self, op: usize, change: Change) {
-        self.atoms.push(Atom { op, change, durable: None, needs: None });
+    fn push(&mut self, op: usize, change: DiskChange) {
+        self.atoms.push(DiskAtom { op, change, durable: None, needs: None });
     }
 
     fn sync(&mut self, op: usize, inode: Inode) {
         let model = self.model;
         for atom in self.atoms.iter_mut().filter(|a| a.durable.is_none()) {
             let synced = match &atom.change {
-                Change::Write { inode: of, .. } => *of == inode,
-                _ if model == Model::Ordered => true,
-                Change::Cut { inode: of, .. } => *of == inode,
-                Change::Make { dir, .. } | Change::Link { dir, .. } => *dir == inode,
-                Change::Unlink { dir, .. } | Change::Replace { dir, .. } => *dir == inode,
+                DiskChange::Write { inode: of, .. } => *of == inode,
+                _ if model == CrashModel::Ordered => true,
+                DiskChange::Cut { inode: of, .. } => *of == inode,
+                DiskChange::Make { dir, .. } | DiskChange::Link { dir, .. } => *dir == inode,
+                DiskChange::Unlink { dir, .. } | DiskChange::Replace { dir, .. } => *dir == inode,
             };
             if synced {
                 atom.durable = Some(op);
@@ -319,7 +319,7 @@ impl History {
 
     /// The disks that a power loss may leave, `each` is told them one after the other, for every moment between two
     /// operations. `random` subsets a moment come on top of the systematic ones.
-    pub fn candidates(&self, random: u64, seed: u64, each: &mut dyn FnMut(Candidate)) {
+    pub fn candidates(&self, random: u64, seed: u64, each: &mut dyn FnMut(CrashCandidate)) {
         let mut durable = self.base.clone();
         let mut applied = vec![false; self.atoms.len()];
         for ops in 0..=self.ops {
@@ -332,22 +332,22 @@ impl History {
             let free: Vec<usize> = (0..self.atoms.len()).filter(|&i| self.atoms[i].op < ops && !applied[i]).collect();
             let mut draw = SeededRandom::of(&[seed, ops as u64, self.model as u64]);
             for (keep, torn) in self.choices(&free, random, &mut draw) {
-                each(Candidate { disk: self.build(&durable, &keep, torn, &mut draw), ops });
+                each(CrashCandidate { disk: self.build(&durable, &keep, torn, &mut draw), ops });
             }
         }
     }
 
     /// Which of the free changes reach the disk, and which write among them how badly.
-    fn choices(&self, free: &[usize], random: u64, draw: &mut SeededRandom) -> Vec<Choice> {
-        let is_data = |i: &usize| matches!(self.atoms[*i].change, Change::Write { .. });
+    fn choices(&self, free: &[usize], random: u64, draw: &mut SeededRandom) -> Vec<CrashChoice> {
+        let is_data = |i: &usize| matches!(self.atoms[*i].change, DiskChange::Write { .. });
         let mut keeps: Vec<Vec<usize>> = vec![free.to_vec(), Vec::new()];
         match self.model {
-            Model::Weak => {
+            CrashModel::Weak => {
                 keeps.extend(free.iter().map(|drop| free.iter().copied().filter(|i| i != drop).collect()));
                 keeps.extend(free.iter().map(|only| vec![*only]));
                 keeps.extend((0..random).map(|_| free.iter().copied().filter(|_| draw.below(2) == 0).collect()));
             }
-            Model::Ordered => {
+            CrashModel::Ordered => {
                 // A prefix of the journal, with all, none and some of the data.
                 let mut ends: Vec<usize> = free.iter().filter(|i| !is_data(i)).map(|i| self.atoms[*i].op + 1).collect();
                 ends.push(0);
@@ -365,7 +365,7 @@ impl History {
         }
         let mut choices: Vec<_> = keeps.into_iter().map(|keep| (self.legal(keep, free), None)).collect();
         for &write in free.iter().filter(|i| is_data(i)) {
-            choices.extend(Tear::ALL.map(|tear| (free.to_vec(), Some((write, tear)))));
+            choices.extend(TornWrite::ALL.map(|tear| (free.to_vec(), Some((write, tear)))));
         }
         choices
     }
@@ -378,20 +378,26 @@ impl History {
 
     /// The first rename that is not on the disk for certain after `ops` operations.
     pub fn pending_rename(&self, ops: usize) -> Option<&str> {
-        let pending = |a: &&Atom| a.op < ops && a.durable.is_none_or(|at| at >= ops);
+        let pending = |a: &&DiskAtom| a.op < ops && a.durable.is_none_or(|at| at >= ops);
         self.atoms.iter().filter(pending).find_map(|atom| match &atom.change {
-            Change::Replace { to, .. } => Some(to.as_str()),
-            Change::Link { name, .. } => Some(name.as_str()),
-            Change::Unlink { name, .. } if atom.needs.is_some() => Some(name.as_str()),
+            DiskChange::Replace { to, .. } => Some(to.as_str()),
+            DiskChange::Link { name, .. } => Some(name.as_str()),
+            DiskChange::Unlink { name, .. } if atom.needs.is_some() => Some(name.as_str()),
             _ => None,
         })
     }
 
-    fn build(&self, durable: &Disk, keep: &[usize], torn: Option<(usize, Tear)>, draw: &mut SeededRandom) -> Disk {
+    fn build(
+        &self,
+        durable: &DiskState,
+        keep: &[usize],
+        torn: Option<(usize, TornWrite)>,
+        draw: &mut SeededRandom,
+    ) -> DiskState {
         let mut disk = durable.clone();
         for &i in keep {
             match (&self.atoms[i].change, torn) {
-                (Change::Write { inode, offset, bytes }, Some((write, tear))) if write == i => {
+                (DiskChange::Write { inode, offset, bytes }, Some((write, tear))) if write == i => {
                     let (at, bytes) = tear.apply(bytes, draw);
                     disk.write(*inode, offset + at, &bytes);
                 }
@@ -403,11 +409,11 @@ impl History {
 }
 
 /// The changes that reach the disk, and which write among them is torn, and how.
-type Choice = (Vec<usize>, Option<(usize, Tear)>);
+type CrashChoice = (Vec<usize>, Option<(usize, TornWrite)>);
 
 /// How a write that was not synced may end.
 #[derive(Clone, Copy, Debug)]
-enum Tear {
+enum TornWrite {
     FirstHalf,
     SecondHalf,
     Zeros,
@@ -415,18 +421,19 @@ enum Tear {
     Sectors,
 }
 
-impl Tear {
-    const ALL: [Tear; 5] = [Tear::FirstHalf, Tear::SecondHalf, Tear::Zeros, Tear::Junk, Tear::Sectors];
+impl TornWrite {
+    const ALL: [TornWrite; 5] =
+        [TornWrite::FirstHalf, TornWrite::SecondHalf, TornWrite::Zeros, TornWrite::Junk, TornWrite::Sectors];
 
     /// Where the torn write begins, and its bytes.
     fn apply(self, bytes: &[u8], draw: &mut SeededRandom) -> (u64, Vec<u8>) {
         let half = bytes.len() / 2;
         match self {
-            Tear::FirstHalf => (0, bytes[..half].to_vec()),
-            Tear::SecondHalf => (half as u64, bytes[half..].to_vec()),
-            Tear::Zeros => (0, vec![0; bytes.len()]),
-            Tear::Junk => (0, vec![0xa5; bytes.len()]),
-            Tear::Sectors => {
+            TornWrite::FirstHalf => (0, bytes[..half].to_vec()),
+            TornWrite::SecondHalf => (half as u64, bytes[half..].to_vec()),
+            TornWrite::Zeros => (0, vec![0; bytes.len()]),
+            TornWrite::Junk => (0, vec![0xa5; bytes.len()]),
+            TornWrite::Sectors => {
                 let mut torn = bytes.to_vec();
                 for sector in torn.chunks_mut(512).filter(|_| draw.below(2) == 0) {
                     sector.fill(0);

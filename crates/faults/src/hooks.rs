@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use ckptd_core::os::faults::{Answer, FsCall, FsPlace, Hook, set_hook};
 use rustix::io::Errno;
 
-use crate::ledger::Ack;
+use crate::announce::StoreAck;
 
 /// A call that succeeded and changed something, or an announcement between two calls.
 #[derive(Clone, Debug)]
-pub enum Op {
+pub enum DiskOp {
     MakeFolder(PathBuf),
     Create(PathBuf),
     Write(PathBuf, u64, Vec<u8>),
@@ -19,29 +19,29 @@ pub enum Op {
     Sync(PathBuf),
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
-    Ack(Ack),
+    Ack(StoreAck),
 }
 
 /// The operations of one thread, in order.
 #[derive(Clone, Default)]
-pub struct Recording(Arc<Mutex<Vec<Op>>>);
+pub struct CallRecording(Arc<Mutex<Vec<DiskOp>>>);
 
-impl Recording {
-    fn ops(&self) -> MutexGuard<'_, Vec<Op>> {
+impl CallRecording {
+    fn ops(&self) -> MutexGuard<'_, Vec<DiskOp>> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Runs `work` with every call written down; `work` announces through the function that it gets.
-    pub fn of(work: impl FnOnce(&mut dyn FnMut(Ack))) -> Vec<Op> {
-        let recording = Recording::default();
+    pub fn of(work: impl FnOnce(&mut dyn FnMut(StoreAck))) -> Vec<DiskOp> {
+        let recording = CallRecording::default();
         set_hook(Some(Box::new(recording.clone())));
-        work(&mut |ack| recording.ops().push(Op::Ack(ack)));
+        work(&mut |ack| recording.ops().push(DiskOp::Ack(ack)));
         set_hook(None);
         std::mem::take(&mut *recording.ops())
     }
 }
 
-impl Hook for Recording {
+impl Hook for CallRecording {
     fn before(&mut self, _: FsCall<'_>) -> Answer {
         Answer::Go
     }
@@ -49,13 +49,13 @@ impl Hook for Recording {
     fn after(&mut self, call: FsCall<'_>, outcome: rustix::io::Result<usize>) {
         let Ok(written) = outcome else { return };
         let op = match call {
-            FsCall::MakeFolder(place) => Op::MakeFolder(path(place)),
-            FsCall::Create(place) | FsCall::OpenOrCreate(place) => Op::Create(path(place)),
-            FsCall::Write(place, offset, bytes) => Op::Write(path(place), offset, bytes[..written].to_vec()),
-            FsCall::Truncate(place, bytes) => Op::Truncate(path(place), bytes),
-            FsCall::Sync(place) | FsCall::SyncFolder(place) => Op::Sync(path(place)),
-            FsCall::Rename(from, to) => Op::Rename(path(from), path(to)),
-            FsCall::Remove(place) => Op::Remove(path(place)),
+            FsCall::MakeFolder(place) => DiskOp::MakeFolder(path(place)),
+            FsCall::Create(place) | FsCall::OpenOrCreate(place) => DiskOp::Create(path(place)),
+            FsCall::Write(place, offset, bytes) => DiskOp::Write(path(place), offset, bytes[..written].to_vec()),
+            FsCall::Truncate(place, bytes) => DiskOp::Truncate(path(place), bytes),
+            FsCall::Sync(place) | FsCall::SyncFolder(place) => DiskOp::Sync(path(place)),
+            FsCall::Rename(from, to) => DiskOp::Rename(path(from), path(to)),
+            FsCall::Remove(place) => DiskOp::Remove(path(place)),
             FsCall::OpenFolder(_) | FsCall::List(_) | FsCall::Stat(_) | FsCall::Open(_) | FsCall::Read(..) => return,
             FsCall::Reserve(..) | FsCall::Flags(_) | FsCall::Lock(_) => return,
         };
@@ -69,7 +69,7 @@ pub fn path(place: FsPlace<'_>) -> PathBuf {
 
 /// What befalls a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum CallFault {
     /// This call fails.
     Once(Errno),
     /// This call and every later one fails.
@@ -85,14 +85,14 @@ pub enum Fault {
 }
 
 /// Counts calls and lets the `at`-th one (from 0) meet its fault.
-pub struct Injector {
+pub struct FaultInjector {
     pub at: u64,
-    pub fault: Option<Fault>,
-    pub seen: Arc<Mutex<Seen>>,
+    pub fault: Option<CallFault>,
+    pub seen: Arc<Mutex<SeenCalls>>,
 }
 
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct SeenCalls {
     pub calls: u64,
     /// Calls of each kind that succeeded.
     pub kinds: BTreeMap<String, u64>,
@@ -100,15 +100,15 @@ pub struct Seen {
     pub hit: Option<String>,
 }
 
-impl Injector {
-    pub fn install(at: u64, fault: Option<Fault>) -> Arc<Mutex<Seen>> {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        set_hook(Some(Box::new(Injector { at, fault, seen: seen.clone() })));
+impl FaultInjector {
+    pub fn install(at: u64, fault: Option<CallFault>) -> Arc<Mutex<SeenCalls>> {
+        let seen = Arc::new(Mutex::new(SeenCalls::default()));
+        set_hook(Some(Box::new(FaultInjector { at, fault, seen: seen.clone() })));
         seen
     }
 }
 
-impl Hook for Injector {
+impl Hook for FaultInjector {
     fn before(&mut self, call: FsCall<'_>) -> Answer {
         let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
         let now = seen.calls;
@@ -116,14 +116,16 @@ impl Hook for Injector {
         let Some(fault) = self.fault.filter(|_| now >= self.at) else { return Answer::Go };
         let exact = now == self.at;
         let answer = match (fault, call) {
-            (Fault::Once(errno), _) if exact => Answer::Fail(errno),
-            (Fault::FromThen(errno), _) => Answer::Fail(errno),
-            (Fault::Full(errno), FsCall::Write(..) | FsCall::Reserve(..) | FsCall::Create(_)) => Answer::Fail(errno),
-            (Fault::Full(errno), FsCall::OpenOrCreate(_) | FsCall::MakeFolder(_)) => Answer::Fail(errno),
-            (Fault::Short, FsCall::Write(_, _, bytes)) if exact && bytes.len() > 1 => {
+            (CallFault::Once(errno), _) if exact => Answer::Fail(errno),
+            (CallFault::FromThen(errno), _) => Answer::Fail(errno),
+            (CallFault::Full(errno), FsCall::Write(..) | FsCall::Reserve(..) | FsCall::Create(_)) => {
+                Answer::Fail(errno)
+            }
+            (CallFault::Full(errno), FsCall::OpenOrCreate(_) | FsCall::MakeFolder(_)) => Answer::Fail(errno),
+            (CallFault::Short, FsCall::Write(_, _, bytes)) if exact && bytes.len() > 1 => {
                 Answer::Short(if bytes.len() > 4096 { 4096 } else { bytes.len() / 2 })
             }
-            (Fault::KillBefore, _) if exact => kill(),
+            (CallFault::KillBefore, _) if exact => kill(),
             _ => Answer::Go,
         };
         if answer != Answer::Go && seen.hit.is_none() {
@@ -134,7 +136,7 @@ impl Hook for Injector {
 
     fn after(&mut self, call: FsCall<'_>, outcome: rustix::io::Result<usize>) {
         let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
-        if self.fault == Some(Fault::KillAfter) && seen.calls == self.at + 1 {
+        if self.fault == Some(CallFault::KillAfter) && seen.calls == self.at + 1 {
             kill();
         }
         if outcome.is_ok() {

@@ -1,9 +1,10 @@
 //! The store's exerciser: drives the real store through all that a job does with it, under faults, and holds what is
 //! left against what was announced. `faults/README.md` says how the campaign uses it.
 //!
-//! Reading order: [`states`] (what is saved), [`drive`] (what is done), [`ledger`] (what must hold), [`hooks`] (what
-//! goes wrong), then the parts: [`sweep`], [`crash`] on [`disk`], [`damage`], [`contend`].
+//! Reading order: [`states`] (what is saved), [`drive`] (what is done), [`announce`] (what it says), [`promises`] (what
+//! must hold), [`judge`] (whether it does), [`hooks`] (what goes wrong), then the parts: [`sweep`], [`crash`] on [`disk`], [`damage`], [`contend`].
 
+mod announce;
 mod campaign;
 mod contend;
 mod crash;
@@ -11,8 +12,9 @@ mod damage;
 mod disk;
 mod drive;
 mod hooks;
-mod ledger;
+mod judge;
 mod prepare;
+mod promises;
 mod states;
 mod sweep;
 
@@ -23,18 +25,19 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use hooks::{Fault, Injector};
-use ledger::Ledger;
+use hooks::{CallFault, FaultInjector};
+use judge::{AfterCheck, FailedSaves};
+use promises::Promises;
 
 #[derive(Parser)]
 #[command(about = "Drives a ckptd store under faults", disable_help_subcommand = true)]
-struct Cli {
+struct FaultsCli {
     #[command(subcommand)]
-    command: Command,
+    command: FaultsCommand,
 }
 
 #[derive(Args)]
-struct Common {
+struct CommonArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// A folder for what is tried; best on a RAM disk.
@@ -49,7 +52,7 @@ struct Common {
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum FaultsCommand {
     /// One session on a store; prints an announcement a line.
     Session {
         store: PathBuf,
@@ -88,33 +91,33 @@ enum Command {
     /// Every legal disk after a power loss.
     CrashStates {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Every call fails once, in this process.
     Sweep {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// SIGKILL before and after every call.
     Kills {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Flipped bits, cuts, swaps and stale receipts.
     Damage {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Sessions that race for one store.
     Contenders {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
 }
 
 fn main() -> ExitCode {
     ckptd_core::os::fs::refuse_size_limit_signal();
-    match run(Cli::parse().command) {
+    match run(FaultsCli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
@@ -125,11 +128,12 @@ fn main() -> ExitCode {
 }
 
 /// Whether all invariants held.
-fn run(command: Command) -> Result<bool> {
+fn run(command: FaultsCommand) -> Result<bool> {
     let rows = match command {
-        Command::Session { store, seed, rounds, kill_before, kill_after, in_step, count } => {
-            let kill = kill_before.map(|at| (at, Fault::KillBefore)).or(kill_after.map(|at| (at, Fault::KillAfter)));
-            let seen = Injector::install(kill.map_or(0, |(at, _)| at), kill.map(|(_, fault)| fault));
+        FaultsCommand::Session { store, seed, rounds, kill_before, kill_after, in_step, count } => {
+            let kill =
+                kill_before.map(|at| (at, CallFault::KillBefore)).or(kill_after.map(|at| (at, CallFault::KillAfter)));
+            let seen = FaultInjector::install(kill.map_or(0, |(at, _)| at), kill.map(|(_, fault)| fault));
             session(&store, seed, rounds, in_step)?;
             if count {
                 let seen = seen.lock().unwrap_or_else(|e| e.into_inner());
@@ -137,29 +141,29 @@ fn run(command: Command) -> Result<bool> {
             }
             return Ok(true);
         }
-        Command::Past { store, seed } => {
+        FaultsCommand::Past { store, seed } => {
             prepare::past(&store, seed)?.iter().try_for_each(|ack| announce(ack, false))?;
             return Ok(true);
         }
-        Command::Check { store, announced, seed, go_on } => return check(&store, &announced, seed, go_on),
-        Command::CrashStates { common } => crash::run(&common.scratch, common.seed, &crash_effort(&common))?,
-        Command::Sweep { common } => sweep::errors(&common.scratch, common.seed, &sweep_effort(&common, 3))?,
-        Command::Kills { common } => sweep::kills(&common.scratch, common.seed, &sweep_effort(&common, 2))?,
-        Command::Contenders { common } => contend::run(&common.scratch, common.seed, common.short)?,
-        Command::Damage { common } => damage::run(&common.scratch, common.seed, common.short)?,
+        FaultsCommand::Check { store, announced, seed, go_on } => return check(&store, &announced, seed, go_on),
+        FaultsCommand::CrashStates { common } => crash::run(&common.scratch, common.seed, &crash_effort(&common))?,
+        FaultsCommand::Sweep { common } => sweep::errors(&common.scratch, common.seed, &sweep_effort(&common, 3))?,
+        FaultsCommand::Kills { common } => sweep::kills(&common.scratch, common.seed, &sweep_effort(&common, 2))?,
+        FaultsCommand::Contenders { common } => contend::run(&common.scratch, common.seed, common.short)?,
+        FaultsCommand::Damage { common } => damage::run(&common.scratch, common.seed, common.short)?,
     };
-    rows.iter().for_each(campaign::Row::print);
+    rows.iter().for_each(campaign::FaultRow::print);
     Ok(rows.iter().all(|row| row.violations == 0))
 }
 
-fn crash_effort(common: &Common) -> crash::Effort {
+fn crash_effort(common: &CommonArgs) -> crash::CrashEffort {
     let (rounds, random, crash_again) = if common.short { (4, 3, 301) } else { (8, 12, 101) };
-    crash::Effort { rounds, random, crash_again, first: common.first }
+    crash::CrashEffort { rounds, random, crash_again, first: common.first }
 }
 
 /// Every `stride`-th call, for a quick look fewer.
-fn sweep_effort(common: &Common, stride: u64) -> sweep::Effort {
-    sweep::Effort { rounds: 7, stride: if common.short { 13 } else { stride }, first: common.first }
+fn sweep_effort(common: &CommonArgs, stride: u64) -> sweep::SweepEffort {
+    sweep::SweepEffort { rounds: 7, stride: if common.short { 13 } else { stride }, first: common.first }
 }
 
 fn session(store: &std::path::Path, seed: u64, rounds: u32, in_step: bool) -> Result<()> {
@@ -176,7 +180,7 @@ fn session(store: &std::path::Path, seed: u64, rounds: u32, in_step: bool) -> Re
 }
 
 /// One write a line: what was announced before a kill has been announced.
-fn announce(ack: &ledger::Ack, in_step: bool) -> Result<()> {
+fn announce(ack: &announce::StoreAck, in_step: bool) -> Result<()> {
     let line = serde_json::to_string(ack)? + "\n";
     std::io::stdout().write_all(line.as_bytes())?;
     if in_step && std::io::stdin().read_line(&mut String::new())? == 0 {
@@ -187,14 +191,15 @@ fn announce(ack: &ledger::Ack, in_step: bool) -> Result<()> {
 
 fn check(store: &std::path::Path, announced: &std::path::Path, seed: u64, go_on: bool) -> Result<bool> {
     let text = std::fs::read_to_string(announced).with_context(|| format!("reading {}", announced.display()))?;
-    let mut ledger = Ledger::new(seed);
+    let mut promises = Promises::new(seed);
     for line in text.lines() {
         match serde_json::from_str(line) {
-            Ok(ack) => ledger.note(&ack),
+            Ok(ack) => promises.note(&ack),
             Err(e) => bail!("{line:?} is no announcement: {e}"),
         }
     }
-    let broken = ledger.check(store, false, go_on);
+    let then = if go_on { AfterCheck::SaveOnceMore } else { AfterCheck::Nothing };
+    let broken = promises.check(store, FailedSaves::MayBeThere, then);
     broken.iter().for_each(|what| println!("{what}"));
     Ok(broken.is_empty())
 }

@@ -6,23 +6,23 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use ckptd_core::store::layout;
 
+use crate::announce::StoreAck;
 use crate::drive;
-use crate::ledger::Ack;
 
 /// A session whose writer was killed in the middle of a save, and whose newest snapshot rotted since. Returns what was
 /// announced, the damage included.
-pub fn past(store: &Path, seed: u64) -> Result<Vec<Ack>> {
+pub fn past(store: &Path, seed: u64) -> Result<Vec<StoreAck>> {
     let mut acks = Vec::new();
     drive::session(store, seed, 3, &mut |ack| acks.push(ack));
     let newest = acks.iter().rev().find_map(|ack| match ack {
-        Ack::Committed { seq, id } => Some((*seq, id.clone())),
+        StoreAck::Committed { seq, id } => Some((*seq, id.clone())),
         _ => None,
     });
     let (seq, id) = newest.context("nothing was saved")?;
     let path = store.join("snapshots").join(layout::snapshot_file(&id));
     flip(&path, 2000)?;
     let hash = blake3::hash(&std::fs::read(&path)?).to_hex().to_string();
-    acks.push(Ack::Damaged { seq, id, hash });
+    acks.push(StoreAck::Damaged { seq, id, hash });
     std::fs::write(store.join("staging").join("step-000000000040.4.part"), vec![7; 9000])?;
     std::fs::write(store.join("receipts").join("step-000000000040.json.4194305.new"), b"{")?;
     Ok(acks)

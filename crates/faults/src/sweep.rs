@@ -10,13 +10,15 @@ use anyhow::{Context, Result};
 use ckptd_core::os::faults::set_hook;
 use rustix::io::Errno;
 
-use crate::campaign::{Row, Scratch, add, each, guarded};
-use crate::hooks::{Fault, Injector};
-use crate::ledger::{Ack, Ledger};
+use crate::announce::StoreAck;
+use crate::campaign::{FaultRow, ScratchFolder, add, each, guarded};
+use crate::hooks::{CallFault, FaultInjector};
+use crate::judge::{AfterCheck, FailedSaves};
+use crate::promises::Promises;
 use crate::{drive, prepare};
 
 /// How much of it is tried.
-pub struct Effort {
+pub struct SweepEffort {
     pub rounds: u32,
     /// Every so many-th call.
     pub stride: u64,
@@ -24,27 +26,27 @@ pub struct Effort {
     pub first: bool,
 }
 
-const FAULTS: [(&str, Fault); 7] = [
-    ("EIO", Fault::Once(Errno::IO)),
-    ("ENOSPC", Fault::Once(Errno::NOSPC)),
-    ("EDQUOT", Fault::Once(Errno::DQUOT)),
-    ("EINTR", Fault::Once(Errno::INTR)),
-    ("a short write", Fault::Short),
-    ("EIO from then on", Fault::FromThen(Errno::IO)),
-    ("a full disk from then on", Fault::Full(Errno::NOSPC)),
+const FAULTS: [(&str, CallFault); 7] = [
+    ("EIO", CallFault::Once(Errno::IO)),
+    ("ENOSPC", CallFault::Once(Errno::NOSPC)),
+    ("EDQUOT", CallFault::Once(Errno::DQUOT)),
+    ("EINTR", CallFault::Once(Errno::INTR)),
+    ("a short write", CallFault::Short),
+    ("EIO from then on", CallFault::FromThen(Errno::IO)),
+    ("a full disk from then on", CallFault::Full(Errno::NOSPC)),
 ];
 
 /// A store before its session.
-fn lay(store: &Path, seed: u64, past: bool) -> Result<Vec<Ack>> {
+fn lay(store: &Path, seed: u64, past: bool) -> Result<Vec<StoreAck>> {
     if past { prepare::past(store, seed) } else { Ok(Vec::new()) }
 }
 
 /// Calls that a session makes.
 fn count(below: &Path, seed: u64, past: bool, rounds: u32) -> Result<u64> {
-    let scratch = Scratch::new(below);
+    let scratch = ScratchFolder::new(below);
     let store = scratch.empty()?.join("store");
     lay(&store, seed, past)?;
-    let seen = Injector::install(0, None);
+    let seen = FaultInjector::install(0, None);
     drive::session(&store, seed, rounds, &mut |_| ());
     set_hook(None);
     let calls = seen.lock().unwrap_or_else(|e| e.into_inner()).calls;
@@ -52,10 +54,10 @@ fn count(below: &Path, seed: u64, past: bool, rounds: u32) -> Result<u64> {
 }
 
 /// Errors, in this process.
-pub fn errors(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
+pub fn errors(below: &Path, seed: u64, effort: &SweepEffort) -> Result<Vec<FaultRow>> {
     let mut rows = Vec::new();
     for (name, fault) in FAULTS {
-        let row = Mutex::new(Row::new(&format!("every call: {name}"), seed));
+        let row = Mutex::new(FaultRow::new(&format!("every call: {name}"), seed));
         for past in [false, true] {
             let calls = count(below, seed, past, effort.rounds)?;
             each(calls.div_ceil(effort.stride), |i| {
@@ -63,7 +65,7 @@ pub fn errors(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
                     return;
                 }
                 let at = (i * effort.stride + seed % effort.stride).min(calls - 1);
-                let scratch = Scratch::new(below);
+                let scratch = ScratchFolder::new(below);
                 let mut hit = None;
                 let broken = guarded(|| {
                     one_error(&scratch, seed, past, effort.rounds, at, fault, &mut hit)
@@ -82,65 +84,66 @@ pub fn errors(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn violated(row: &Mutex<Row>) -> bool {
+fn violated(row: &Mutex<FaultRow>) -> bool {
     row.lock().unwrap_or_else(|e| e.into_inner()).violations > 0
 }
 
 fn one_error(
-    scratch: &Scratch,
+    scratch: &ScratchFolder,
     seed: u64,
     past: bool,
     rounds: u32,
     at: u64,
-    fault: Fault,
+    fault: CallFault,
     hit: &mut Option<String>,
 ) -> Result<Vec<String>> {
     let store = scratch.empty()?.join("store");
-    let mut ledger = Ledger::of(seed, &lay(&store, seed, past)?);
-    let seen = Injector::install(at, Some(fault));
+    let mut promises = Promises::of(seed, &lay(&store, seed, past)?);
+    let seen = FaultInjector::install(at, Some(fault));
     let mut ended = false;
     drive::session(&store, seed, rounds, &mut |ack| {
-        ended |= ack == Ack::Ended;
-        ledger.note(&ack);
+        ended |= ack == StoreAck::Ended;
+        promises.note(&ack);
     });
     set_hook(None);
     *hit = seen.lock().unwrap_or_else(|e| e.into_inner()).hit.take();
-    let once = matches!(fault, Fault::Once(_) | Fault::Short);
-    let mut broken = ledger.check(&store, once, true);
-    let harmless = matches!(fault, Fault::Once(Errno::INTR) | Fault::Short);
-    if harmless && !ledger.errors.is_empty() {
-        broken.push(format!("it was not taken in stride: {}", ledger.errors[0]));
+    let once = matches!(fault, CallFault::Once(_) | CallFault::Short);
+    let failed = if once { FailedSaves::MustBeAbsent } else { FailedSaves::MayBeThere };
+    let mut broken = promises.check(&store, failed, AfterCheck::SaveOnceMore);
+    let harmless = matches!(fault, CallFault::Once(Errno::INTR) | CallFault::Short);
+    if harmless && !promises.errors.is_empty() {
+        broken.push(format!("it was not taken in stride: {}", promises.errors[0]));
     }
-    if !harmless && ledger.errors.is_empty() && hit.as_deref().is_some_and(|call| must_be_told(call, fault)) {
+    if !harmless && promises.errors.is_empty() && hit.as_deref().is_some_and(|call| must_be_told(call, fault)) {
         broken.push("nobody was told".into());
     }
-    if !ended && ledger.errors.is_empty() {
+    if !ended && promises.errors.is_empty() {
         broken.push("the session ended without a word".into());
     }
     let text = scratch.path().to_string_lossy();
     broken
-        .extend(ledger.errors.iter().filter(|e| !e.contains(&*text)).map(|e| format!("an error without a path: {e}")));
+        .extend(promises.errors.iter().filter(|e| !e.contains(&*text)).map(|e| format!("an error without a path: {e}")));
     Ok(broken)
 }
 
 /// Calls whose failure leaves something undone that the caller asked for. The lock's text, a receipt on a full disk and
 /// a quarantined file's reason on one are what the store may do without.
-fn must_be_told(call: &str, fault: Fault) -> bool {
+fn must_be_told(call: &str, fault: CallFault) -> bool {
     let changes = ["Create ", "Write ", "Truncate ", "Sync ", "SyncFolder ", "Rename ", "MakeFolder "];
-    let full = matches!(fault, Fault::Once(Errno::NOSPC | Errno::DQUOT) | Fault::Full(_));
+    let full = matches!(fault, CallFault::Once(Errno::NOSPC | Errno::DQUOT) | CallFault::Full(_));
     let luxury = ["receipts", "reason.txt", "SyncFolder store/quarantine"].iter().any(|what| call.contains(what));
     changes.iter().any(|change| call.starts_with(change)) && !call.contains("ckptd.lock") && !(full && luxury)
 }
 
 /// SIGKILL before and after every call, on processes.
-pub fn kills(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
-    let row = Mutex::new(Row::new("every call: SIGKILL", seed));
+pub fn kills(below: &Path, seed: u64, effort: &SweepEffort) -> Result<Vec<FaultRow>> {
+    let row = Mutex::new(FaultRow::new("every call: SIGKILL", seed));
     for past in [false, true] {
         let calls = count(below, seed, past, effort.rounds)?;
         each(calls.div_ceil(effort.stride) * 2, |i| {
             let at = (i / 2 * effort.stride + seed % effort.stride).min(calls - 1);
             let when = if i % 2 == 0 { "--kill-before" } else { "--kill-after" };
-            let scratch = Scratch::new(below);
+            let scratch = ScratchFolder::new(below);
             let broken = guarded(|| {
                 one_kill(&scratch, seed, past, effort.rounds, at, when).unwrap_or_else(|e| vec![format!("{e:#}")])
             });
@@ -150,7 +153,7 @@ pub fn kills(below: &Path, seed: u64, effort: &Effort) -> Result<Vec<Row>> {
     Ok(vec![row.into_inner().unwrap_or_else(|e| e.into_inner())])
 }
 
-fn one_kill(scratch: &Scratch, seed: u64, past: bool, rounds: u32, at: u64, when: &str) -> Result<Vec<String>> {
+fn one_kill(scratch: &ScratchFolder, seed: u64, past: bool, rounds: u32, at: u64, when: &str) -> Result<Vec<String>> {
     let store = scratch.empty()?.join("store");
     let mut lines = String::new();
     if past {
