@@ -121,8 +121,9 @@ fn one_error(
         broken.push("the session ended without a word".into());
     }
     let text = scratch.path().to_string_lossy();
-    broken
-        .extend(promises.errors.iter().filter(|e| !e.contains(&*text)).map(|e| format!("an error without a path: {e}")));
+    broken.extend(
+        promises.errors.iter().filter(|e| !e.contains(&*text)).map(|e| format!("an error without a path: {e}")),
+    );
     Ok(broken)
 }
 
