@@ -1,7 +1,7 @@
 //! What a snapshot is, how it is kept, and what daemon and worker say to each other.
 //!
-//! Reading order: [`error`], [`dtype`], [`snapshot`], [`os`] (file-system calls), [`codec`] (one chunk to bytes and back),
-//! [`pipeline`], [`store`] (snapshots in a folder), [`config`] (the job file), [`protocol`], [`schedule`].
+//! Reading order: [`error`], [`ids`], [`dtype`], [`snapshot`], [`os`] (files, processes), [`codec`] (one chunk to bytes
+//! and back), [`pipeline`], [`store`] (snapshots in a folder), [`config`] (the job file), [`protocol`], [`schedule`].
 //!
 //! Deliberately not here: processes, networks, a command line, libtorch. A program in another language can link this.
 

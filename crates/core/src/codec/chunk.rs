@@ -17,7 +17,9 @@ pub const fn max_encode_bytes(raw_bytes: usize) -> usize {
 /// What the coder may know of a chunk besides its bytes. The decoder must be given what the encoder was given.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkContext {
+    /// Element type of the tensor.
     pub dtype: DType,
+    /// What the tensor is to the training.
     pub role: Role,
     /// Elements in a row of the matrix (its last dimension), 0 if the tensor is not a matrix.
     pub row: u64,

@@ -39,6 +39,7 @@ impl ChunkCoding {
         ChunkCoding::ALL.get(usize::from(byte)).copied()
     }
 
+    /// The coding as `inspect` shows it.
     pub const fn name(self) -> &'static str {
         match self {
             ChunkCoding::Raw => "raw",

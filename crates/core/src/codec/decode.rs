@@ -30,6 +30,7 @@ impl Default for ChunkDecoder {
 }
 
 impl ChunkDecoder {
+    /// With the fastest instruction set that this processor has.
     pub fn new() -> Self {
         ChunkDecoder::with_isa(InstructionSet::best())
     }

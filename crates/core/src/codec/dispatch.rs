@@ -44,6 +44,7 @@ impl InstructionSet {
         kinds.map(InstructionSet).collect()
     }
 
+    /// "avx512", "avx2" or "portable".
     pub fn name(self) -> &'static str {
         match self.0 {
             IsaKind::Portable => "portable",

@@ -88,6 +88,7 @@ impl BlockWriter {
         self.position + self.filled as u64
     }
 
+    /// The file's path, as errors name it.
     pub fn path(&self) -> &std::path::Path {
         &self.path
     }
@@ -97,6 +98,7 @@ impl BlockWriter {
         Starvation(self.flusher.starved.clone())
     }
 
+    /// Appends bytes; waits while the device is two blocks behind.
     pub fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let n = bytes.len().min(BLOCK_BYTES - self.filled);
@@ -138,6 +140,7 @@ impl BlockWriter {
 pub struct Starvation(Arc<AtomicBool>);
 
 impl Starvation {
+    /// Whether it waits at this moment.
     pub fn is_now(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

@@ -23,25 +23,39 @@ impl<'a> From<&'a Path> for FsPlace<'a> {
 /// A file-system call and what it is about. Offsets and lengths are in bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum FsCall<'a> {
+    /// A folder is opened.
     OpenFolder(FsPlace<'a>),
+    /// A folder is made.
     MakeFolder(FsPlace<'a>),
+    /// The names in a folder are read.
     List(FsPlace<'a>),
+    /// The attributes of a file or folder are read.
     Stat(FsPlace<'a>),
+    /// A file is opened.
     Open(FsPlace<'a>),
     /// Opens, and creates what is not there.
     OpenOrCreate(FsPlace<'a>),
     /// Creates what must not be there.
     Create(FsPlace<'a>),
+    /// Bytes are read at an offset.
     Read(FsPlace<'a>, u64),
+    /// Bytes are written at an offset.
     Write(FsPlace<'a>, u64, &'a [u8]),
     /// Room is reserved, the length stays.
     Reserve(FsPlace<'a>, u64),
+    /// The file is cut to a length.
     Truncate(FsPlace<'a>, u64),
+    /// The flags of an open file are changed.
     Flags(FsPlace<'a>),
+    /// The kernel's lock is asked for.
     Lock(FsPlace<'a>),
+    /// A file is made durable.
     Sync(FsPlace<'a>),
+    /// The names in a folder are made durable.
     SyncFolder(FsPlace<'a>),
+    /// The first name becomes the second one.
     Rename(FsPlace<'a>, FsPlace<'a>),
+    /// A file is removed.
     Remove(FsPlace<'a>),
 }
 

@@ -87,10 +87,12 @@ impl Dir {
         }
     }
 
+    /// Where the folder is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The path of a name in the folder.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -329,6 +331,7 @@ pub fn preallocate(file: &File, bytes: u64, path: &Path) -> Result<()> {
     }
 }
 
+/// Cuts or extends an open file to `bytes`.
 pub fn truncate(file: &File, bytes: u64, path: &Path) -> Result<()> {
     faults::call(FsCall::Truncate(path.into(), bytes), || rustix::fs::ftruncate(file, bytes))
         .map_err(|e| Error::io("cutting", path, e.into()))

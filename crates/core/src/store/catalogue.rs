@@ -17,10 +17,15 @@ use crate::os::stamp::FileStamp;
 /// A file in `snapshots/` (or, through [`Store::find`], elsewhere).
 #[derive(Clone, Debug)]
 pub struct SnapshotEntry {
+    /// Its name without the suffix.
     pub id: SnapshotId,
+    /// Where the file is.
     pub path: PathBuf,
+    /// Size of the file.
     pub bytes: u64,
+    /// What is known of it.
     pub state: SnapshotState,
+    /// A user keeps it, whatever the policy says.
     pub pinned: bool,
     /// Belongs to the store's run.
     pub own: bool,
@@ -28,6 +33,7 @@ pub struct SnapshotEntry {
     pub manifest: Option<Manifest>,
 }
 
+/// What is known of a snapshot without reading its tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotState {
     /// Whole and durable, not read back yet.
@@ -51,10 +57,12 @@ impl SnapshotEntry {
         self.manifest.as_ref().map_or(0, |m| m.train.step)
     }
 
+    /// Its place among the snapshots of its run; 0 where the manifest cannot be read.
     pub fn seq(&self) -> u64 {
         self.manifest.as_ref().map_or(0, |m| m.seq)
     }
 
+    /// Every parameter and the loss are finite; false where the manifest cannot be read.
     pub fn healthy(&self) -> bool {
         self.manifest.as_ref().is_some_and(|m| m.healthy)
     }

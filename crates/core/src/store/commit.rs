@@ -42,15 +42,20 @@ pub enum CommitPace {
     Hurried,
 }
 
+/// How a snapshot is written, and what its manifest says of its place in the run.
 #[derive(Clone, Debug)]
 pub struct CommitOptions {
+    /// The training that it belongs to.
     pub run_id: RunId,
+    /// Its number in the run, from 1.
     pub seq: u64,
+    /// Root of the snapshot before it.
     pub parent: Option<StateRoot>,
     /// `[snapshot] level`.
     pub level: u8,
     /// Encoding threads, at least 1.
     pub threads: usize,
+    /// What the commit shares the machine with.
     pub pace: CommitPace,
     /// What the manifest gives as its time; `None`: the moment at which the manifest is made.
     pub created_at: Option<jiff::Timestamp>,
@@ -93,6 +98,7 @@ impl CommitHandle {
 }
 
 impl CommitOptions {
+    /// Level 1, one thread, no parent, nothing beside it.
     pub fn new(run_id: impl Into<RunId>, seq: u64) -> CommitOptions {
         CommitOptions {
             run_id: run_id.into(),
@@ -111,11 +117,17 @@ impl CommitOptions {
 /// What a commit made durable.
 #[derive(Clone, Debug)]
 pub struct Committed {
+    /// Its name without the suffix.
     pub id: SnapshotId,
+    /// Where the file is.
     pub path: PathBuf,
+    /// Size of the file.
     pub bytes: u64,
+    /// Bytes of its tensors.
     pub raw_bytes: u64,
+    /// The identity of the state.
     pub root: StateRoot,
+    /// Every parameter and the loss are finite.
     pub healthy: bool,
     /// From the first chunk to the last folder's sync.
     pub write_ms: f64,

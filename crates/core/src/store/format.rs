@@ -17,11 +17,15 @@ use crate::error::{Error, Result};
 use crate::ids::{RunId, StateRoot};
 use crate::snapshot::{Metrics, Provenance, Role, TensorMeta, TrainState};
 
+/// The version that is written, and the newest that is read.
 pub const VERSION: u32 = 1;
 const HEAD_MAGIC: [u8; 8] = *b"\x89CKPTD\r\n";
 const TRAILER_MAGIC: [u8; 8] = *b"ckptdEND";
+/// Length of the head.
 pub const HEAD_BYTES: usize = 16;
+/// Length of the trailer.
 pub const TRAILER_BYTES: usize = 152;
+/// Length of a record of the chunk table.
 pub const RECORD_BYTES: usize = 72;
 /// Largest manifest that is read.
 const MAX_MANIFEST: u64 = 256 << 20;
@@ -34,12 +38,15 @@ pub type Hash = [u8; 32];
 /// Everything about a snapshot but its bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// [`VERSION`] of the file.
     pub format: u32,
+    /// The training that the snapshot belongs to.
     pub run_id: RunId,
     /// Counts the snapshots of a run, over all its sessions.
     pub seq: u64,
     /// `root` of the snapshot that the run resumed from or took before this one.
     pub parent: Option<StateRoot>,
+    /// When the commit began to write the manifest.
     pub created_at: jiff::Timestamp,
     /// Hash over the sorted tensors and the train state; see [`root`].
     pub root: StateRoot,
@@ -49,24 +56,34 @@ pub struct Manifest {
     pub raw_bytes: u64,
     /// Raw bytes of a chunk; the last one of a tensor or file may be shorter.
     pub chunk_bytes: u64,
+    /// Everything besides tensors that decides how the training goes on.
     pub train: TrainState,
+    /// Losses of the moment.
     pub metrics: Metrics,
+    /// Where the snapshot comes from.
     pub provenance: Provenance,
+    /// The tensors, in the order of their chunks in the file.
     pub tensors: Vec<TensorRecord>,
+    /// The carried files, whose chunks follow.
     pub files: Vec<FileRecord>,
 }
 
+/// What the manifest says of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorRecord {
+    /// Role, name, type and shape.
     #[serde(flatten)]
     pub meta: TensorMeta,
     /// BLAKE3 of the raw bytes, as hex.
     pub hash: String,
 }
 
+/// What the manifest says of a carried file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileRecord {
+    /// Its plain name.
     pub name: String,
+    /// Its length.
     pub bytes: u64,
     /// BLAKE3 of the bytes, as hex.
     pub hash: String,
@@ -90,17 +107,24 @@ pub struct ChunkPlace {
     pub item: usize,
     /// Offset of the chunk in the item's raw bytes.
     pub offset: u64,
+    /// Raw bytes of the chunk.
     pub bytes: usize,
+    /// What the codec has to know of it.
     pub context: ChunkContext,
 }
 
 /// Where the parts of a file lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trailer {
+    /// Length of the whole file.
     pub file_bytes: u64,
+    /// Where the chunk table is.
     pub table: Range<u64>,
+    /// Where the manifest is.
     pub manifest: Range<u64>,
+    /// BLAKE3 of the chunk table.
     pub table_hash: Hash,
+    /// BLAKE3 of the manifest.
     pub manifest_hash: Hash,
 }
 
@@ -194,10 +218,12 @@ pub fn root(tensors: &[TensorRecord], train: &TrainState) -> StateRoot {
     StateRoot::from(hasher.finalize().to_hex().as_str())
 }
 
+/// A hash as 64 hexadecimal digits.
 pub fn hex(hash: &Hash) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
 
+/// The first bytes of every file of this version.
 pub fn head() -> [u8; HEAD_BYTES] {
     let mut head = [0; HEAD_BYTES];
     head[..8].copy_from_slice(&HEAD_MAGIC);
@@ -205,6 +231,7 @@ pub fn head() -> [u8; HEAD_BYTES] {
     head
 }
 
+/// Refuses a file that does not begin as one of this version.
 pub fn check_head(bytes: &[u8; HEAD_BYTES], path: &Path) -> Result<()> {
     if bytes[..8] != HEAD_MAGIC {
         return Err(Error::damaged(path, "does not begin as a ckptd snapshot"));
@@ -227,6 +254,7 @@ fn newer(path: &Path, version: u64) -> Error {
     Error::Newer { path: path.to_path_buf(), version, known: VERSION }
 }
 
+/// The chunk table as it is written.
 pub fn table_bytes(records: &[ChunkRecord]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(records.len() * RECORD_BYTES);
     for record in records {
@@ -237,6 +265,7 @@ pub fn table_bytes(records: &[ChunkRecord]) -> Vec<u8> {
     bytes
 }
 
+/// The records of a chunk table; what does not fill a record at its end is left out.
 pub fn parse_table(bytes: &[u8]) -> Vec<ChunkRecord> {
     let record =
         |b: &[u8]| ChunkRecord { encoded: u64_at(b, 0), encoded_hash: hash_at(b, 8), raw_hash: hash_at(b, 40) };
@@ -257,6 +286,7 @@ impl Trailer {
         }
     }
 
+    /// The trailer as it is written, with its own hash.
     pub fn to_bytes(&self) -> [u8; TRAILER_BYTES] {
         let mut bytes = Vec::with_capacity(TRAILER_BYTES);
         bytes.extend_from_slice(&TRAILER_MAGIC);

@@ -49,6 +49,7 @@ impl Store {
         Ok(Store { dir: Dir::open(path)? })
     }
 
+    /// Where the store is.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }

@@ -21,9 +21,11 @@ pub enum Folder {
 }
 
 impl Folder {
+    /// All of them.
     pub const ALL: [Folder; 5] =
         [Folder::Snapshots, Folder::Staging, Folder::Quarantine, Folder::Receipts, Folder::Pins];
 
+    /// Its name below the store.
     pub const fn name(self) -> &'static str {
         match self {
             Folder::Snapshots => "snapshots",
@@ -35,6 +37,7 @@ impl Folder {
     }
 }
 
+/// The file whose lock is the store's.
 pub const LOCK: &str = "ckptd.lock";
 /// Which training the store belongs to.
 pub const RUN: &str = "run.json";
@@ -63,6 +66,7 @@ pub fn snapshot_id(step: u64, seq: Option<u64>) -> SnapshotId {
     }
 }
 
+/// The file of a snapshot, `step-000000001200.ckpt`.
 pub fn snapshot_file(id: &SnapshotId) -> String {
     format!("{id}{SUFFIX}")
 }
@@ -90,6 +94,7 @@ pub fn step_of(id: &SnapshotId) -> Option<u64> {
     step.split_once('.').map_or(step, |(step, _)| step).parse().ok()
 }
 
+/// The file in `receipts/` that says that a snapshot was read back.
 pub fn receipt_file(id: &SnapshotId) -> String {
     format!("{id}.json")
 }

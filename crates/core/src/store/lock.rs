@@ -45,9 +45,11 @@ const MAX_PROBLEM: usize = 1500;
 /// Who took the lock.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LockHolder {
+    /// Id of the process.
     pub pid: u32,
     /// Start time of that process in clock ticks since boot, so that a reused process id is not taken for it.
     pub started: u64,
+    /// The command, for messages.
     pub who: String,
     /// How its session ended; `None` while it runs, and after an end that it could not tell.
     #[serde(default)]
@@ -66,9 +68,11 @@ pub struct SessionEnding {
 pub enum LastSession {
     /// There was none, it still runs, or another command had the store since.
     Unknown,
+    /// It recorded its end.
     Ended(SessionEnding),
     /// It is gone without a word: killed, or the machine went down.
     Killed {
+        /// Id of its process.
         pid: u32,
     },
 }

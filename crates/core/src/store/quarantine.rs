@@ -15,9 +15,13 @@ use crate::os::temporary;
 /// A file in `quarantine/`.
 #[derive(Clone, Debug)]
 pub struct QuarantinedFile {
+    /// Its name in `quarantine/`.
     pub name: String,
+    /// Where the file is.
     pub path: PathBuf,
+    /// Size of the file.
     pub bytes: u64,
+    /// Why it was quarantined; empty where that could not be written.
     pub reason: String,
 }
 
@@ -41,6 +45,7 @@ impl Store {
         Ok(quarantine.join(&aside))
     }
 
+    /// The files in quarantine, the last name first.
     pub fn quarantined(&self) -> Result<Vec<QuarantinedFile>> {
         let Some(dir) = self.dir.open_dir(Folder::Quarantine.name())? else { return Ok(Vec::new()) };
         let mut found = Vec::new();

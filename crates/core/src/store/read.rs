@@ -42,8 +42,11 @@ pub struct SnapshotReader {
 pub struct ChunkStat {
     /// Index in `tensors`, then on in `files`.
     pub item: usize,
+    /// Name of its coding.
     pub coding: &'static str,
+    /// Its length before encoding, in bytes.
     pub raw: u64,
+    /// Its length in the file, in bytes.
     pub encoded: u64,
 }
 
@@ -129,14 +132,17 @@ impl SnapshotReader {
         Ok(SnapshotReader { path, file, transfer: Transfer::Cached, trailer, manifest, records, places, starts })
     }
 
+    /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Everything about the snapshot but its bytes.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
+    /// Size of the file.
     pub fn file_bytes(&self) -> u64 {
         self.trailer.file_bytes
     }

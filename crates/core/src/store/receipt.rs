@@ -18,11 +18,17 @@ use crate::os::stamp::FileStamp;
 pub struct Receipt {
     /// Hash of the trailer, which covers every byte of the file.
     pub file_hash: String,
+    /// Root that the manifest says.
     pub root: StateRoot,
+    /// Size of the file.
     pub bytes: u64,
+    /// Number of the file in its file system.
     pub inode: u64,
+    /// Time of its last write, in nanoseconds since 1970.
     pub modified_ns: i128,
+    /// Time of its last change, in nanoseconds since 1970.
     pub changed_ns: i128,
+    /// When it was read back.
     pub verified_at: jiff::Timestamp,
 }
 
@@ -52,6 +58,7 @@ impl Receipt {
             && self.changed_ns == stamp.changed_ns()
     }
 
+    /// Makes the receipt of the snapshot `id` durable, in place of an older one.
     pub fn write(&self, receipts: &Dir, id: &SnapshotId) -> Result<()> {
         let json =
             serde_json::to_vec_pretty(self).map_err(|e| Error::Other(format!("writing the receipt of {id}: {e}")))?;

@@ -14,7 +14,9 @@ use crate::progress::NoProgress;
 /// The snapshot to resume from, and why this one.
 #[derive(Clone, Debug)]
 pub struct ResumeChoice {
+    /// The snapshot.
     pub entry: SnapshotEntry,
+    /// Why it was chosen, for the log.
     pub why: String,
 }
 

@@ -17,11 +17,17 @@ use crate::text::ByteSize;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionPolicy {
+    /// The newest so many stay; two always do.
     pub keep_last: usize,
+    /// So many with the lowest validation loss stay.
     pub keep_best: usize,
+    /// Those whose step is a multiple of it stay.
     pub keep_every_steps: Option<u64>,
+    /// The newest of each of the last so many hours stays.
     pub keep_hourly: usize,
+    /// The newest of each of the last so many days stays.
     pub keep_daily: usize,
+    /// What the files may take in all; rules that do not bind give way.
     pub max_bytes: Option<ByteSize>,
 }
 
@@ -41,17 +47,25 @@ impl Default for RetentionPolicy {
 /// What retention knows of a snapshot.
 #[derive(Clone, Debug)]
 pub struct SnapshotFacts {
+    /// Which one.
     pub id: SnapshotId,
     /// Of the store's own run.
     pub own: bool,
+    /// Its place in the run.
     pub seq: u64,
+    /// Steps completed.
     pub step: u64,
+    /// When it was committed.
     pub created_at: Timestamp,
+    /// Size of its file.
     pub bytes: u64,
+    /// It was read back since it was written.
     pub verified: bool,
+    /// Its parameters and its loss are finite.
     pub healthy: bool,
     /// Validation loss of exactly this state, where it was measured.
     pub val_loss: Option<f64>,
+    /// A user keeps it.
     pub pinned: bool,
 }
 
