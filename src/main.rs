@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ckptd::cli::main()
+    ckptd::cli::command::main()
 }

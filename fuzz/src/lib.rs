@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ckptd::daemon::status::Request;
+use ckptd::daemon::status::StatusRequest;
 use ckptd::notices::{aws, azure, gcp, slurm};
 use ckptd_core::config::Config;
 use ckptd_core::progress::NoProgress;
@@ -137,7 +137,7 @@ fn again<T: serde::de::DeserializeOwned + serde::Serialize>(text: &str) {
 
 /// What a client may say to the status socket.
 pub fn status(_: &Sandbox, input: &[u8]) {
-    let _ = Request::parse(input);
+    let _ = StatusRequest::parse(input);
 }
 
 /// What a source of notices may answer, the source by the first byte.

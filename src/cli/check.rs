@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::target::Target;
-use super::watch::Watch;
-use super::{code, output, outputs};
+use super::console::Console;
+use super::target::CommandTarget;
+use super::{exit_code, model_probe, output};
 use ckptd_core::error::Result;
 use ckptd_core::os::process::processors;
 use ckptd_interop::check::{self, CheckReport, ProbeReport, TensorCheck};
@@ -12,7 +12,7 @@ use ckptd_interop::check::{self, CheckReport, ProbeReport, TensorCheck};
 /// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
 /// something is not finite or differs).
 #[derive(clap::Args)]
-pub struct Args {
+pub struct CheckArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -28,26 +28,26 @@ pub struct Args {
     json: bool,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+pub fn execute(args: &CheckArgs) -> Result<u8> {
+    let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     let against = match args.against.as_deref() {
         Some(path) if Path::new(path).exists() => Some(PathBuf::from(path)),
         Some(spec) => Some(target.store.find(spec)?.path),
         None => None,
     };
-    let watch = Watch::start()?;
+    let console = Console::start()?;
     let threads = processors();
-    let mut checked = check::check(&entry.path, against.as_deref(), threads, &watch)?;
+    let mut checked = check::check(&entry.path, against.as_deref(), threads, &console)?;
     if args.outputs {
-        checked.probe = Some(outputs::ask(&entry.path, against.as_deref(), &watch)?);
+        checked.probe = Some(model_probe::ask(&entry.path, against.as_deref(), &console)?);
     }
-    drop(watch);
+    drop(console);
     match args.json {
         true => output::json(&checked)?,
         false => output::text(&describe(&checked))?,
     }
-    Ok(if checked.passes() { code::DONE } else { code::FALLS_SHORT })
+    Ok(if checked.passes() { exit_code::DONE } else { exit_code::FALLS_SHORT })
 }
 
 fn describe(checked: &CheckReport) -> String {

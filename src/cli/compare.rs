@@ -10,9 +10,9 @@ use half::{bf16, f16};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::target::Target;
-use super::watch::Watch;
-use super::{code, output};
+use super::console::Console;
+use super::target::CommandTarget;
+use super::{exit_code, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
@@ -23,7 +23,7 @@ use ckptd_core::store::SnapshotReader;
 ///
 /// A and B are files, or with --store also latest, best or a step number.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct CompareArgs {
     a: String,
     b: String,
     /// The store's folder, or the job file, that names like `latest` refer to.
@@ -61,8 +61,8 @@ struct Compared {
     mismatch: Option<String>,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let target = args.store.as_deref().map(Target::open).transpose()?;
+pub fn execute(args: &CompareArgs) -> Result<u8> {
+    let target = args.store.as_deref().map(CommandTarget::open).transpose()?;
     let open = |spec: &str| match (&target, std::path::Path::new(spec)) {
         (_, path) if path.is_file() => SnapshotReader::open(path),
         (Some(target), _) => SnapshotReader::open(&target.store.find(spec)?.path),
@@ -70,14 +70,14 @@ pub fn execute(args: &Args) -> Result<u8> {
             "{spec} is no file; give a snapshot's file, or --store STORE with a name such as latest"
         ))),
     };
-    let watch = Watch::start()?;
-    let comparison = compare(&open(&args.a)?, &open(&args.b)?, &watch)?;
-    drop(watch);
+    let console = Console::start()?;
+    let comparison = compare(&open(&args.a)?, &open(&args.b)?, &console)?;
+    drop(console);
     match args.json {
         true => output::json(&comparison)?,
         false => output::text(&describe(&comparison))?,
     }
-    Ok(if comparison.identical { code::DONE } else { code::FALLS_SHORT })
+    Ok(if comparison.identical { exit_code::DONE } else { exit_code::FALLS_SHORT })
 }
 
 fn compare(a: &SnapshotReader, b: &SnapshotReader, progress: &dyn ProgressSink) -> Result<Comparison> {

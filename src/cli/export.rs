@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::target::Target;
-use super::watch::Watch;
-use super::{code, output};
+use super::console::Console;
+use super::target::CommandTarget;
+use super::{exit_code, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
@@ -15,7 +15,7 @@ use ckptd_interop::export::{self, ExportFormat, ExportOptions, ExportReport};
 
 /// Write a snapshot as what others load: a Hugging Face folder, a .pt or safetensors file, or a bundle to move it.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ExportArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -62,8 +62,8 @@ enum DTypeArg {
     F16,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+pub fn execute(args: &ExportArgs) -> Result<u8> {
+    let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     let format = match args.format {
         FormatArg::Hf => ExportFormat::Hf,
@@ -86,14 +86,14 @@ pub fn execute(args: &Args) -> Result<u8> {
         with_data: args.with_data,
         ..ExportOptions::new(format)
     };
-    let watch = Watch::start()?;
-    let exported = export::export(&entry.path, &args.out, &options, &watch)?;
-    drop(watch);
+    let console = Console::start()?;
+    let exported = export::export(&entry.path, &args.out, &options, &console)?;
+    drop(console);
     match args.json {
         true => output::json(&exported)?,
         false => output::text(&describe(&entry.id, &exported))?,
     }
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }
 
 fn parse_size(text: &str) -> Result<ByteSize, String> {

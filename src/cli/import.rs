@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::watch::Watch;
-use super::{code, output};
+use super::console::Console;
+use super::{exit_code, output};
 use ckptd_core::config::Config;
 use ckptd_core::error::Result;
 use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 
 /// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, or a bundle.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ImportArgs {
     /// What to import.
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
@@ -39,12 +39,12 @@ enum OptimizerArg {
     SgdMomentum,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
+pub fn execute(args: &ImportArgs) -> Result<u8> {
     let store = match args.target.is_file() {
         true => Config::load(&args.target)?.job.store,
         false => args.target.clone(),
     };
-    let watch = Watch::start()?;
+    let console = Console::start()?;
     let options = ImportOptions {
         fresh: match args.optimizer {
             OptimizerArg::Adamw => FreshOptimizer::AdamW,
@@ -53,14 +53,14 @@ pub fn execute(args: &Args) -> Result<u8> {
         },
         model: args.model.clone(),
         level: args.level,
-        cancel: watch.cancelled(),
+        cancel: console.cancelled(),
         ..ImportOptions::default()
     };
-    let imported = import::import(&args.from, &store, &options, &watch)?;
-    drop(watch);
+    let imported = import::import(&args.from, &store, &options, &console)?;
+    drop(console);
     if args.json {
         output::json(&imported)?;
-        return Ok(code::DONE);
+        return Ok(exit_code::DONE);
     }
     let (raw, bytes) = (output::size(imported.raw_bytes), output::size(imported.bytes));
     let proof = if imported.exact { "the exported snapshot, bit for bit" } else { "verified" };
@@ -72,5 +72,5 @@ pub fn execute(args: &Args) -> Result<u8> {
     );
     let notes: String = imported.notes.iter().map(|note| format!("  note: {note}\n")).collect();
     output::text(&format!("{head}{notes}"))?;
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }

@@ -4,19 +4,19 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{code, output};
+use super::{exit_code, output};
 use ckptd_core::config::TEMPLATE;
 use ckptd_core::error::{Error, Result};
 
 /// Write a commented job file to start from.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct InitArgs {
     /// The file to write; it must not be there yet.
     #[arg(default_value = "ckptd.toml")]
     file: PathBuf,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
+pub fn execute(args: &InitArgs) -> Result<u8> {
     let written = OpenOptions::new().write(true).create_new(true).open(&args.file);
     match written.and_then(|mut file| file.write_all(TEMPLATE.as_bytes())) {
         Ok(()) => {}
@@ -27,5 +27,5 @@ pub fn execute(args: &Args) -> Result<u8> {
     }
     let file = args.file.display();
     output::text(&format!("wrote {file}; set [model] and [data] text in it, then: ckptd run {file}\n"))?;
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::target::Target;
-use super::{code, output};
+use super::target::CommandTarget;
+use super::{exit_code, output};
 use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::format::{FileRecord, TensorRecord};
@@ -15,7 +15,7 @@ use ckptd_core::store::{Manifest, SnapshotReader};
 
 /// Show what is in a snapshot: manifest, tensors, sizes and ratios.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct InspectArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -27,18 +27,18 @@ pub struct Args {
 
 /// `--json`: the manifest, and with each tensor and file how it is stored.
 #[derive(Serialize)]
-struct Document<'a> {
+struct InspectedSnapshot<'a> {
     id: &'a SnapshotId,
     path: PathBuf,
     bytes: u64,
     ratio: f64,
     #[serde(flatten)]
     manifest: &'a Manifest,
-    stored: Vec<Stored<'a>>,
+    stored: Vec<StoredItem<'a>>,
 }
 
 #[derive(Default, Serialize)]
-struct Stored<'a> {
+struct StoredItem<'a> {
     name: &'a str,
     /// "file" for a carried file.
     role: &'a str,
@@ -49,12 +49,12 @@ struct Stored<'a> {
     codings: BTreeMap<&'static str, u64>,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+pub fn execute(args: &InspectArgs) -> Result<u8> {
+    let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     let reader = SnapshotReader::open(&entry.path)?;
     let manifest = reader.manifest();
-    let document = Document {
+    let document = InspectedSnapshot {
         id: &entry.id,
         path: std::path::absolute(&entry.path).unwrap_or_else(|_| entry.path.clone()),
         bytes: reader.file_bytes(),
@@ -66,13 +66,14 @@ pub fn execute(args: &Args) -> Result<u8> {
         true => output::json(&document)?,
         false => output::text(&describe(&document))?,
     }
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }
 
-fn stored<'a>(manifest: &'a Manifest, chunks: &[ChunkStat]) -> Vec<Stored<'a>> {
-    let of_tensor = |t: &'a TensorRecord| Stored { name: &t.meta.name, role: t.meta.role.name(), ..Stored::default() };
-    let of_file = |f: &'a FileRecord| Stored { name: &f.name, role: "file", ..Stored::default() };
-    let mut items: Vec<Stored> =
+fn stored<'a>(manifest: &'a Manifest, chunks: &[ChunkStat]) -> Vec<StoredItem<'a>> {
+    let of_tensor =
+        |t: &'a TensorRecord| StoredItem { name: &t.meta.name, role: t.meta.role.name(), ..StoredItem::default() };
+    let of_file = |f: &'a FileRecord| StoredItem { name: &f.name, role: "file", ..StoredItem::default() };
+    let mut items: Vec<StoredItem> =
         manifest.tensors.iter().map(of_tensor).chain(manifest.files.iter().map(of_file)).collect();
     for chunk in chunks {
         if let Some(item) = items.get_mut(chunk.item) {
@@ -87,7 +88,7 @@ fn stored<'a>(manifest: &'a Manifest, chunks: &[ChunkStat]) -> Vec<Stored<'a>> {
     items
 }
 
-fn describe(document: &Document) -> String {
+fn describe(document: &InspectedSnapshot) -> String {
     let Manifest { train, metrics, provenance, .. } = document.manifest;
     let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
     let mut text = format!(

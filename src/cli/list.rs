@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::target::Target;
-use super::{code, output};
+use super::target::CommandTarget;
+use super::{exit_code, output};
 use ckptd_core::error::Result;
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::store::{QuarantinedFile, SnapshotEntry, SnapshotState, layout};
 
 /// Show the snapshots, newest first, with their state and why each is kept.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ListArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -24,7 +24,7 @@ pub struct Args {
 
 /// One snapshot in `--json`; the names are a contract. What cannot be read is null.
 #[derive(Serialize)]
-struct Row {
+struct ListRow {
     id: SnapshotId,
     run: Option<RunId>,
     seq: Option<u64>,
@@ -42,21 +42,21 @@ struct Row {
     kept_because: Vec<String>,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let rows = rows(&Target::open(&args.target)?)?;
+pub fn execute(args: &ListArgs) -> Result<u8> {
+    let rows = rows(&CommandTarget::open(&args.target)?)?;
     match args.json {
         true => output::json(&rows)?,
         false if rows.is_empty() => output::text("no snapshots yet\n")?,
         false => output::text(&table(&rows))?,
     }
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }
 
-fn rows(target: &Target) -> Result<Vec<Row>> {
+fn rows(target: &CommandTarget) -> Result<Vec<ListRow>> {
     let plan = target.store.plan(&target.retention(), Timestamp::now())?;
     let mut reasons: HashMap<SnapshotId, Vec<String>> =
         plan.verdicts().iter().filter(|v| v.keeps()).map(|v| (v.id.clone(), v.texts())).collect();
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<ListRow> = Vec::new();
     for entry in target.store.entries()? {
         let kept_because = reasons.remove(&entry.id).unwrap_or_default();
         rows.push(of_entry(entry, kept_because));
@@ -65,7 +65,7 @@ fn rows(target: &Target) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> Row {
+fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> ListRow {
     let state = match &entry.state {
         SnapshotState::Verified => "verified",
         SnapshotState::Committed => "committed",
@@ -85,7 +85,7 @@ fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> Row {
     };
     let manifest = entry.manifest.as_ref();
     let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
-    Row {
+    ListRow {
         run: manifest.map(|m| m.run_id.clone()),
         seq: manifest.map(|m| m.seq),
         step: manifest.map(|m| m.train.step).or_else(|| layout::step_of(&entry.id)),
@@ -104,9 +104,9 @@ fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> Row {
     }
 }
 
-fn of_quarantined(file: QuarantinedFile) -> Row {
+fn of_quarantined(file: QuarantinedFile) -> ListRow {
     let id = layout::quarantined_id(&file.name);
-    Row {
+    ListRow {
         run: None,
         seq: None,
         step: layout::step_of(&id),
@@ -129,7 +129,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-fn table(rows: &[Row]) -> String {
+fn table(rows: &[ListRow]) -> String {
     let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
     let cells: Vec<Vec<String>> = rows
         .iter()

@@ -14,22 +14,22 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt as subscriber, reload};
 
-use crate::daemon::printer::Printer;
+use crate::daemon::printer::LogPrinter;
 use ckptd_core::config::LogLevel;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum LogFormat {
     Text,
     Json,
 }
 
 /// The log of a run.
-pub struct Log {
-    pub printer: Printer,
+pub struct RunLog {
+    pub printer: LogPrinter,
     level: reload::Handle<LevelFilter, Registry>,
 }
 
-impl Log {
+impl RunLog {
     /// Sets the level of what is logged from now on.
     pub fn set_level(&self, level: LogLevel) {
         // It fails only where the subscriber is gone, and with it all logging.
@@ -47,10 +47,10 @@ const fn filter(level: LogLevel) -> LevelFilter {
 }
 
 /// Sends what is logged from now on to stderr, through a printer with a panel where that makes sense.
-pub fn start(format: Format, level: LogLevel) -> Log {
+pub fn start(format: LogFormat, level: LogLevel) -> RunLog {
     let quiet = matches!(level, LogLevel::Error | LogLevel::Warn);
     let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-    let printer = Printer::start(terminal && format == Format::Text && !quiet);
+    let printer = LogPrinter::start(terminal && format == LogFormat::Text && !quiet);
     let (level, handle) = reload::Layer::new(filter(level));
     // A failing stderr must not be reported on stderr.
     let layer = subscriber::layer().with_writer(printer.clone()).with_ansi(terminal).log_internal_errors(false);
@@ -58,13 +58,13 @@ pub fn start(format: Format, level: LogLevel) -> Log {
     // A second subscriber in one process is a test's; the first one stays.
     let _ = match format {
         // journald writes the time itself.
-        Format::Text => {
+        LogFormat::Text => {
             let clock = std::env::var_os("JOURNAL_STREAM").is_none();
             registry.with(layer.event_format(Sentence { clock })).try_init()
         }
-        Format::Json => registry.with(layer.json().flatten_event(true).with_target(false)).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true).with_target(false)).try_init(),
     };
-    Log { printer, level: handle }
+    RunLog { printer, level: handle }
 }
 
 /// "12:34:56 verified step 1200: ...": the message alone, with its level where it is none of the usual.
@@ -86,15 +86,15 @@ where
             Level::WARN => write!(line, "warning: ")?,
             _ => {}
         }
-        let mut message = Message(String::new());
+        let mut message = MessageText(String::new());
         event.record(&mut message);
         writeln!(line, "{}", message.0)
     }
 }
 
-struct Message(String);
+struct MessageText(String);
 
-impl Visit for Message {
+impl Visit for MessageText {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
             // A control character from a worker's message must not steer the terminal.

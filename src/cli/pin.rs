@@ -2,26 +2,26 @@
 
 use std::path::PathBuf;
 
-use super::target::Target;
-use super::{code, output};
+use super::target::CommandTarget;
+use super::{exit_code, output};
 use ckptd_core::error::Result;
 
 /// Keep a snapshot whatever the retention policy says.
 #[derive(clap::Args)]
 pub struct PinArgs {
     #[command(flatten)]
-    args: Args,
+    args: SnapshotArgs,
 }
 
 /// Leave a pinned snapshot to the retention policy again.
 #[derive(clap::Args)]
 pub struct UnpinArgs {
     #[command(flatten)]
-    args: Args,
+    args: SnapshotArgs,
 }
 
 #[derive(clap::Args)]
-struct Args {
+struct SnapshotArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -30,17 +30,17 @@ struct Args {
 }
 
 pub fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+    let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     target.store.pin(&entry)?;
     output::text(&format!("{} is pinned\n", entry.id))?;
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }
 
 pub fn unpin(UnpinArgs { args }: &UnpinArgs) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+    let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     target.store.unpin(&entry)?;
     output::text(&format!("{} is not pinned any more\n", entry.id))?;
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::target::Target;
-use super::{code, output};
+use super::target::CommandTarget;
+use super::{exit_code, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::RetentionVerdict;
 
 /// Delete what the retention policy does not keep; with --dry-run, show what that would be.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct PruneArgs {
     /// The store's folder (whose policy is the last run's), or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -25,15 +25,15 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct PruneRow<'a> {
     id: &'a SnapshotId,
     bytes: u64,
     keep: bool,
     reasons: Vec<String>,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+pub fn execute(args: &PruneArgs) -> Result<u8> {
+    let target = CommandTarget::open(&args.target)?;
     let Some(retention) = target.config.as_ref().map(|config| &config.retention) else {
         return Err(Error::Other(format!(
             "no job has run in {}, so that its retention policy is not known; give the job file instead",
@@ -49,12 +49,12 @@ pub fn execute(args: &Args) -> Result<u8> {
     };
     match args.json {
         true => {
-            let rows = plan.iter().map(|v| Row { id: &v.id, bytes: v.bytes, keep: v.keeps(), reasons: v.texts() });
+            let rows = plan.iter().map(|v| PruneRow { id: &v.id, bytes: v.bytes, keep: v.keeps(), reasons: v.texts() });
             output::json(&rows.collect::<Vec<_>>())?;
         }
         false => output::text(&describe(&plan, args.dry_run))?,
     }
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }
 
 fn describe(plan: &[RetentionVerdict], dry_run: bool) -> String {

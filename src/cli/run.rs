@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{code, log};
-use crate::training::{self, Outcome};
+use super::{exit_code, log};
+use crate::training::job::events::SessionOutcome;
+use crate::training::run::{self, RunOptions};
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::Result;
 
@@ -13,17 +14,17 @@ use ckptd_core::error::Result;
 /// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, a second one at once; SIGUSR1 takes a
 /// snapshot, SIGHUP reads the job file again (as a change of it does).
 #[derive(clap::Args)]
-pub struct Args {
+pub struct RunArgs {
     /// The job file; `ckptd init` writes one to start from.
     config: PathBuf,
     /// Go on although settings that change the arithmetic differ from the snapshot's.
     #[arg(long)]
     accept_changes: bool,
-    /// As [snapshot] probe = true: store with each snapshot a hash of what the model answers.
+    /// As [snapshot] probe = true: store with each snapshot a fingerprint of the model's logits.
     #[arg(long)]
     probe: bool,
     #[arg(long, value_enum, default_value = "text")]
-    log_format: log::Format,
+    log_format: log::LogFormat,
     /// Say more, the worker's stderr included.
     #[arg(short, long, conflicts_with = "quiet")]
     verbose: bool,
@@ -32,7 +33,7 @@ pub struct Args {
     quiet: bool,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
+pub fn execute(args: &RunArgs) -> Result<u8> {
     let text = Config::read(&args.config)?;
     let mut config = Config::parse(&text, &args.config)?;
     config.snapshot.probe |= args.probe;
@@ -43,7 +44,7 @@ pub fn execute(args: &Args) -> Result<u8> {
     };
     let log = log::start(args.log_format, asked.unwrap_or(config.log.level));
     let printer = &log.printer;
-    let surroundings = training::Surroundings {
+    let options = RunOptions {
         path: args.config.clone(),
         text,
         accept_changes: args.accept_changes,
@@ -52,13 +53,13 @@ pub fn execute(args: &Args) -> Result<u8> {
         // What the command line asks for stands.
         set_log_level: &|level| log.set_level(asked.unwrap_or(level)),
     };
-    let outcome = training::run(config, &surroundings);
-    if let (Err(error), log::Format::Json) = (&outcome, args.log_format) {
+    let outcome = run::run(config, &options);
+    if let (Err(error), log::LogFormat::Json) = (&outcome, args.log_format) {
         tracing::error!("{error}");
     }
     printer.finish();
     match outcome? {
-        Outcome::Finished => Ok(code::DONE),
-        Outcome::Resume => Ok(code::RESUME_LATER),
+        SessionOutcome::Finished => Ok(exit_code::DONE),
+        SessionOutcome::Resume => Ok(exit_code::RESUME_LATER),
     }
 }

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use super::target::Target;
-use super::{code, output};
+use super::target::CommandTarget;
+use super::{exit_code, output};
+use crate::daemon::report::{
+    HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport, SnapshotStage, StallReport,
+    StatusReport, WorkerReport,
+};
 use crate::daemon::status::ask;
 use crate::session::records::{SessionOutlook, SessionRecords};
-use crate::training::progress::{
-    Counts, HistoryReport, IntervalReport, Report, SessionReport, SnapshotReport, SnapshotState, StallReport, State,
-    WorkerReport,
-};
 use ckptd_core::config;
 use ckptd_core::error::Result;
 use ckptd_core::store;
@@ -22,7 +22,7 @@ const SHOWN: usize = 5;
 
 /// Show what a running or stopped job is doing.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct StatusArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -30,8 +30,8 @@ pub struct Args {
     json: bool,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+pub fn execute(args: &StatusArgs) -> Result<u8> {
+    let target = CommandTarget::open(&args.target)?;
     let live = match &target.config {
         Some(config) => ask(&config.status.socket)?,
         None => None,
@@ -44,11 +44,11 @@ pub fn execute(args: &Args) -> Result<u8> {
         true => output::json(&report)?,
         false => output::text(&describe(&report))?,
     }
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }
 
 /// What the store's files say while no daemon runs.
-fn of_files(target: &Target) -> Result<Report> {
+fn of_files(target: &CommandTarget) -> Result<StatusReport> {
     let now = Timestamp::now();
     let mut records: SessionRecords =
         target.store.read_record(store::Record::Sessions).ok().flatten().unwrap_or_default();
@@ -63,14 +63,14 @@ fn of_files(target: &Target) -> Result<Report> {
     let complete = |config: &config::Config| manifest.is_some_and(|m| config.train.is_complete(&m.train));
     let finished = target.config.as_ref().is_some_and(complete) && newest.is_some_and(|e| is_verified(&e));
     let (state, problem) = match target.store.last_session()? {
-        _ if finished => (State::Finished, None),
+        _ if finished => (JobState::Finished, None),
         store::LastSession::Ended(store::SessionEnding { problem: Some(problem), .. }) => {
-            (State::Failed, Some(problem))
+            (JobState::Failed, Some(problem))
         }
-        store::LastSession::Killed { pid } => (State::Stopped, Some(without_a_word(pid))),
-        store::LastSession::Ended(_) | store::LastSession::Unknown => (State::Stopped, None),
+        store::LastSession::Killed { pid } => (JobState::Stopped, Some(without_a_word(pid))),
+        store::LastSession::Ended(_) | store::LastSession::Unknown => (JobState::Stopped, None),
     };
-    Ok(Report {
+    Ok(StatusReport {
         state,
         problem,
         step,
@@ -82,15 +82,15 @@ fn of_files(target: &Target) -> Result<Report> {
             id: entry.id.clone(),
             age_seconds: now.duration_since(manifest.created_at).as_secs_f64().max(0.0).round(),
             state: match is_verified(&entry) {
-                true => SnapshotState::Verified,
-                false => SnapshotState::Committed,
+                true => SnapshotStage::Verified,
+                false => SnapshotStage::Committed,
             },
         }),
-        snapshots: Counts {
+        snapshots: SnapshotCounts {
             committed: entries.len() as u64,
             verified: entries.iter().filter(is_verified).count() as u64,
             quarantined: target.store.quarantined()?.len() as u64,
-            ..Counts::default()
+            ..SnapshotCounts::default()
         },
         stall_ms: StallReport::default(),
         worker: WorkerReport::default(),
@@ -105,21 +105,21 @@ fn without_a_word(pid: u32) -> String {
     )
 }
 
-fn describe(report: &Report) -> String {
+fn describe(report: &StatusReport) -> String {
     let age = |seconds: f64| rough_duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
-    let state = format!("{:?}", report.state).to_lowercase();
+    let state = report.state.name();
     let total = report.total_steps.map_or_else(String::new, |total| format!(" of {total}"));
     let loss = report.loss.map_or_else(String::new, |loss| format!(", loss {loss:.4}"));
     let speed = report.tokens_per_second.map_or_else(String::new, |speed| format!(", {speed} tokens/s"));
     let mut lines = vec![format!("{state}: step {}{total}{loss}{speed}", report.step)];
     lines.push(match &report.last_snapshot {
         Some(last) => {
-            let state = format!("{:?}", last.state).to_lowercase();
+            let state = last.state.name();
             format!("last snapshot: {}, {state}, {} old", last.id, age(last.age_seconds))
         }
         None => "last snapshot: none".to_owned(),
     });
-    let Counts { committed, verified, skipped, failed, quarantined } = report.snapshots;
+    let SnapshotCounts { committed, verified, skipped, failed, quarantined } = report.snapshots;
     lines.push(format!(
         "snapshots: {committed} committed, {verified} verified, {skipped} skipped, {failed} failed, {quarantined} quarantined"
     ));

@@ -8,18 +8,18 @@ use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{Record, Store};
 
 /// A store with the job that runs in it, where that is known.
-pub struct Target {
+pub struct CommandTarget {
     pub store: Store,
     pub config: Option<Config>,
 }
 
-impl Target {
+impl CommandTarget {
     /// `path` is a store's folder, whose job is the one that ran in it last, or a config file.
-    pub fn open(path: &Path) -> Result<Target> {
+    pub fn open(path: &Path) -> Result<CommandTarget> {
         if path.is_dir() {
             let store = Store::open(path)?;
             let config = store.read_record(Record::Job)?;
-            return Ok(Target { store, config });
+            return Ok(CommandTarget { store, config });
         }
         if !path.exists() {
             return Err(Error::NotFound(format!(
@@ -36,7 +36,7 @@ impl Target {
                 config.job.store.display()
             )));
         }
-        Ok(Target { store: Store::open(&config.job.store)?, config: Some(config) })
+        Ok(CommandTarget { store: Store::open(&config.job.store)?, config: Some(config) })
     }
 
     /// The job's retention, or what is the default of one.

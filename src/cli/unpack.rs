@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::watch::Watch;
-use super::{code, output};
+use super::console::Console;
+use super::{exit_code, output};
 use ckptd_core::error::Result;
 use ckptd_interop::bundle;
 use ckptd_interop::limits::ReadLimits;
 
 /// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct UnpackArgs {
     bundle: PathBuf,
     /// The folder to make.
     out: PathBuf,
@@ -21,13 +21,13 @@ pub struct Args {
     json: bool,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let watch = Watch::start()?;
-    let unpacked = bundle::unpack(&args.bundle, &args.out, args.force, &ReadLimits::default(), &watch)?;
-    drop(watch);
+pub fn execute(args: &UnpackArgs) -> Result<u8> {
+    let console = Console::start()?;
+    let unpacked = bundle::unpack(&args.bundle, &args.out, args.force, &ReadLimits::default(), &console)?;
+    drop(console);
     if args.json {
         output::json(&unpacked)?;
-        return Ok(code::DONE);
+        return Ok(exit_code::DONE);
     }
     let (raw, packed) = (output::size(unpacked.raw_bytes), output::size(unpacked.bytes));
     let proof = match unpacked.verified {
@@ -41,5 +41,5 @@ pub fn execute(args: &Args) -> Result<u8> {
         unpacked.r,
         unpacked.seconds
     ))?;
-    Ok(code::DONE)
+    Ok(exit_code::DONE)
 }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::target::Target;
-use super::watch::Watch;
-use super::{code, output};
+use super::console::Console;
+use super::target::CommandTarget;
+use super::{exit_code, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{SnapshotId, StateRoot};
 use ckptd_core::os::process::processors;
@@ -17,7 +17,7 @@ use ckptd_core::store::{SnapshotEntry, Store};
 
 /// Read snapshots back from the disk, every byte, and say which fall short (exit code 1).
 #[derive(clap::Args)]
-pub struct Args {
+pub struct VerifyArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Row {
+struct VerifyRow {
     id: SnapshotId,
     path: PathBuf,
     bytes: u64,
@@ -40,44 +40,44 @@ struct Row {
     seconds: f64,
 }
 
-pub fn execute(args: &Args) -> Result<u8> {
-    let target = Target::open(&args.target)?;
+pub fn execute(args: &VerifyArgs) -> Result<u8> {
+    let target = CommandTarget::open(&args.target)?;
     let entries = match args.snapshots.as_slice() {
         [] => target.store.entries()?,
         named => named.iter().map(|spec| target.store.find(spec)).collect::<Result<_>>()?,
     };
-    let watch = Watch::start()?;
+    let console = Console::start()?;
     let mut rows = Vec::new();
     for entry in entries {
-        let row = match judge(&target.store, &entry, &watch) {
+        let row = match judge(&target.store, &entry, &console) {
             // Rotation was faster.
             Err(Error::NotFound(_)) if args.snapshots.is_empty() => continue,
             row => row?,
         };
-        watch.advance(0)?;
+        console.advance(0)?;
         if !args.json {
-            watch.around(|| output::text(&describe(&row)))?;
+            console.around(|| output::text(&describe(&row)))?;
         }
         rows.push(row);
     }
-    drop(watch);
+    drop(console);
     match args.json {
         true => output::json(&rows)?,
         false if rows.is_empty() => output::text("no snapshots yet\n")?,
         false => {}
     }
-    Ok(if rows.iter().all(|row| row.verified) { code::DONE } else { code::FALLS_SHORT })
+    Ok(if rows.iter().all(|row| row.verified) { exit_code::DONE } else { exit_code::FALLS_SHORT })
 }
 
-fn judge(store: &Store, entry: &SnapshotEntry, watch: &Watch) -> Result<Row> {
+fn judge(store: &Store, entry: &SnapshotEntry, console: &Console) -> Result<VerifyRow> {
     let began = Instant::now();
-    watch.begin(entry.id.as_str(), entry.bytes);
+    console.begin(entry.id.as_str(), entry.bytes);
     let threads = processors();
     let inside = entry.path.parent().is_some_and(|folder| folder.parent() == Some(store.path()));
     // A file from elsewhere is read back all the same, but no receipt in this store speaks of it.
     let root = match inside {
-        true => store.verify(entry, threads, watch).map(|receipt| receipt.root),
-        false => read_back(&entry.path, threads, watch).map(|reader| reader.manifest().root.clone()),
+        true => store.verify(entry, threads, console).map(|receipt| receipt.root),
+        false => read_back(&entry.path, threads, console).map(|reader| reader.manifest().root.clone()),
     };
     let (root, reason) = match root {
         Ok(root) => (Some(root), None),
@@ -85,7 +85,7 @@ fn judge(store: &Store, entry: &SnapshotEntry, watch: &Watch) -> Result<Row> {
         Err(Error::Damaged { reason, .. }) => (None, Some(reason)),
         Err(e) => (None, Some(e.to_string())),
     };
-    Ok(Row {
+    Ok(VerifyRow {
         id: entry.id.clone(),
         path: std::path::absolute(&entry.path).unwrap_or_else(|_| entry.path.clone()),
         bytes: entry.bytes,
@@ -96,7 +96,7 @@ fn judge(store: &Store, entry: &SnapshotEntry, watch: &Watch) -> Result<Row> {
     })
 }
 
-fn describe(row: &Row) -> String {
+fn describe(row: &VerifyRow) -> String {
     match &row.reason {
         None => format!("{}: verified, {} in {:.1} s\n", row.id, output::size(row.bytes), row.seconds),
         Some(reason) => format!("{}: falls short: {reason}\n", row.id),

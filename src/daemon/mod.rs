@@ -1,8 +1,15 @@
-//! What a foreground service needs, whatever it watches over.
+//! What any foreground service needs, whatever it supervises.
+//!
+//! Reading order: [`inbox`] (the one queue), [`signals`], [`verifier`], [`recorder`], [`job_file`] (threads that feed
+//! it), [`report`] and [`status`] (what is told to those who ask), [`service`] (to the service manager), [`printer`].
+//! Deliberately not here: training.
 
+pub mod inbox;
+pub mod job_file;
 pub mod printer;
 pub mod recorder;
+pub mod report;
 pub mod service;
+pub mod signals;
 pub mod status;
 pub mod verifier;
-pub mod watcher;

@@ -19,7 +19,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A handle to the printing thread; clones share it.
 #[derive(Clone)]
-pub struct Printer {
+pub struct LogPrinter {
     queue: SyncSender<Print>,
     dropped: Arc<AtomicU64>,
     live: bool,
@@ -27,7 +27,7 @@ pub struct Printer {
 
 /// What the panel shows.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Panel {
+pub struct ProgressPanel {
     pub step: u64,
     pub total_steps: u64,
     /// Behind the bar, and below it.
@@ -37,16 +37,16 @@ pub struct Panel {
 
 enum Print {
     Lines(Vec<u8>),
-    Panel(Panel),
+    Panel(ProgressPanel),
     Flush(SyncSender<()>),
 }
 
-impl Printer {
+impl LogPrinter {
     /// `live`: with a panel, which needs a terminal.
-    pub fn start(live: bool) -> Printer {
+    pub fn start(live: bool) -> LogPrinter {
         let (queue, prints) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
-        let printer = Printer { queue, dropped: Arc::clone(&dropped), live };
+        let printer = LogPrinter { queue, dropped: Arc::clone(&dropped), live };
         // Without the thread nothing is printed, which is no reason not to train.
         let _ = std::thread::Builder::new().name("printer".into()).spawn(move || print(&prints, &dropped, live));
         printer
@@ -56,7 +56,7 @@ impl Printer {
         self.live
     }
 
-    pub fn panel(&self, panel: Panel) {
+    pub fn panel(&self, panel: ProgressPanel) {
         let _ = self.queue.try_send(Print::Panel(panel));
     }
 
@@ -124,12 +124,12 @@ fn live_panel() -> ProgressBar {
 const TEMPLATE: &str = "{pos}/{len} {bar:20.cyan/dim} {wide_msg}\n{prefix}";
 
 /// Lets tracing print through the thread: one event, one write.
-pub struct Line {
-    printer: Printer,
+pub struct LogLine {
+    printer: LogPrinter,
     bytes: Vec<u8>,
 }
 
-impl Write for Line {
+impl Write for LogLine {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -140,17 +140,17 @@ impl Write for Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for LogLine {
     fn drop(&mut self) {
         self.printer.lines(std::mem::take(&mut self.bytes));
     }
 }
 
-impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Printer {
-    type Writer = Line;
+impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for LogPrinter {
+    type Writer = LogLine;
 
-    fn make_writer(&'a self) -> Line {
-        Line { printer: self.clone(), bytes: Vec::new() }
+    fn make_writer(&'a self) -> LogLine {
+        LogLine { printer: self.clone(), bytes: Vec::new() }
     }
 }
 
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_printer_whose_thread_is_stuck_takes_lines_without_waiting_and_counts_those_it_drops() {
         let (queue, _stuck) = sync_channel(1);
-        let printer = Printer { queue, dropped: Arc::default(), live: false };
+        let printer = LogPrinter { queue, dropped: Arc::default(), live: false };
         for _ in 0..5 {
             printer.lines(b"x\n".to_vec());
         }

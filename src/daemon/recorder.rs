@@ -1,44 +1,50 @@
-//! The scribe: one thread that writes the store's small files, so that the event loop waits for no disk.
+//! The recorder: one thread that writes the store's small files, so that the event loop waits for no disk.
 //!
-//! Invariant: of several records that wait only the newest is written; a failure costs better plans and nothing else.
+//! Invariant: of several records of a kind that wait only the newest is written; a failure costs better plans and
+//! nothing else.
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use crate::once_flag::OnceFlag;
 use crate::session::records::SessionRecords;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::{Record, Store, StoreLock};
 
-pub enum Note {
-    SessionRecords(Box<SessionRecords>),
+/// What is to be written.
+pub enum RecorderNote {
+    Sessions(Box<SessionRecords>),
     Job(Box<Config>),
 }
 
-pub struct Scribe {
+/// A handle to the recording thread.
+pub struct Recorder {
     /// `None` once it was told to finish.
-    notes: Option<mpsc::Sender<Note>>,
+    notes: Option<mpsc::Sender<RecorderNote>>,
     /// Closed by the thread's end.
     end: mpsc::Receiver<()>,
 }
 
-impl Scribe {
-    pub fn start(store: Arc<Store>, lock: Arc<StoreLock>) -> Result<Scribe> {
+impl Recorder {
+    /// Starts the thread.
+    pub fn start(store: Arc<Store>, lock: Arc<StoreLock>) -> Result<Recorder> {
         let (notes, queue) = mpsc::channel();
         let (ends, end) = mpsc::channel::<()>();
         std::thread::Builder::new()
-            .name("scribe".into())
+            .name("recorder".into())
             .spawn(move || {
                 write_all(&store, &lock, &queue);
                 drop(ends);
             })
             .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
-        Ok(Scribe { notes: Some(notes), end })
+        Ok(Recorder { notes: Some(notes), end })
     }
 
-    pub fn give(&self, note: Note) {
+    /// Has `note` written soon.
+    pub fn give(&self, note: RecorderNote) {
         // The thread ends only after this handle does.
         let _ = self.notes.as_ref().map(|notes| notes.send(note));
     }
@@ -50,14 +56,14 @@ impl Scribe {
     }
 }
 
-fn write_all(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<Note>) {
-    let mut told = false;
+fn write_all(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<RecorderNote>) {
+    let mut told = OnceFlag::default();
     while let Ok(first) = queue.recv() {
         let (mut records, mut job) = (None, None);
         for note in std::iter::once(first).chain(queue.try_iter()) {
             match note {
-                Note::SessionRecords(newer) => records = Some(newer),
-                Note::Job(newer) => job = Some(newer),
+                RecorderNote::Sessions(newer) => records = Some(newer),
+                RecorderNote::Job(newer) => job = Some(newer),
             }
         }
         let written = [
@@ -66,9 +72,10 @@ fn write_all(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<Note>) {
         ];
         for error in written.into_iter().flatten().filter_map(Result::err) {
             // A full disk must not keep a training from going on, nor fill the log.
-            match std::mem::replace(&mut told, true) {
-                false => warn!("the session is not remembered in the store: {error}"),
-                true => debug!("the session is not remembered in the store: {error}"),
+            if told.raise() {
+                warn!("the session is not remembered in the store: {error}");
+            } else {
+                debug!("the session is not remembered in the store: {error}");
             }
         }
     }

@@ -1,8 +1,8 @@
-//! The status socket: who asks gets the report of the running job.
+//! The status socket: a client gets the report of the running job.
 //!
 //! One request, one JSON line each way. Invariant: a client costs the job one report and nothing else: requests are
 //! read to 64 KiB and for 2 s, by at most 16 clients at a time, on tasks of their own. The socket is the owner's only
-//! (0600). Deliberately not here: what a report says (progress), and what is reported when no daemon runs (cli).
+//! (0600). Deliberately not here: what a report says (report), and what is reported when no daemon runs (cli).
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -17,11 +17,11 @@ use rustix::process::umask;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tracing::debug;
 
-use crate::training::Input;
-use crate::training::progress::Report;
+use super::inbox::{DaemonInput, InboxSender};
+use super::report::StatusReport;
 use ckptd_core::error::{Error, Result};
 
 const MAX_REQUEST: u64 = 64 << 10;
@@ -29,15 +29,16 @@ const MAX_REPLY: u64 = 1 << 20;
 const TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CLIENTS: usize = 16;
 
+/// What a client may ask for.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
-pub enum Request {
+pub enum StatusRequest {
     Status,
 }
 
-impl Request {
+impl StatusRequest {
     /// What a line asks for.
-    pub fn parse(line: &[u8]) -> std::io::Result<Request> {
+    pub fn parse(line: &[u8]) -> std::io::Result<StatusRequest> {
         Ok(serde_json::from_slice(line)?)
     }
 }
@@ -72,7 +73,7 @@ impl StatusSocket {
     }
 
     /// Answers until the task is dropped.
-    pub async fn serve(self, inputs: mpsc::Sender<Input>) {
+    pub async fn serve<E: Send + 'static>(self, inputs: InboxSender<E>) {
         let places = Arc::new(Semaphore::new(MAX_CLIENTS));
         loop {
             let client = match self.listener.accept().await {
@@ -102,25 +103,26 @@ impl Drop for StatusSocket {
     }
 }
 
-async fn answer(client: tokio::net::UnixStream, inputs: mpsc::Sender<Input>) -> std::io::Result<()> {
+async fn answer<E>(client: tokio::net::UnixStream, inputs: InboxSender<E>) -> std::io::Result<()> {
     let mut client = BufReader::new(client);
     let mut line = Vec::new();
     (&mut client).take(MAX_REQUEST).read_until(b'\n', &mut line).await?;
-    let Request::Status = Request::parse(&line)?;
+    let StatusRequest::Status = StatusRequest::parse(&line)?;
     let (reply, report) = oneshot::channel();
-    let gone = |_| std::io::Error::other("the job is over");
-    inputs.send(Input::Status(reply)).await.map_err(|_| gone(()))?;
-    let mut json = serde_json::to_vec(&report.await.map_err(|_| gone(()))?)?;
+    // Where the loop is over, it drops `reply`.
+    let _ = inputs.send(DaemonInput::Status(reply)).await;
+    let report = report.await.map_err(|_| std::io::Error::other("the job is over"))?;
+    let mut json = serde_json::to_vec(&report)?;
     json.push(b'\n');
     client.get_mut().write_all(&json).await
 }
 
 /// The report of the daemon that listens on `path`; `None` where none does.
-pub fn ask(path: &Path) -> Result<Option<Report>> {
+pub fn ask(path: &Path) -> Result<Option<StatusReport>> {
     let context = |e| Error::io("asking the daemon on", path, e);
     let Ok(mut stream) = connect(path) else { return Ok(None) };
     stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT))).map_err(context)?;
-    let request = serde_json::to_string(&Request::Status).map_err(|e| Error::Other(e.to_string()))?;
+    let request = serde_json::to_string(&StatusRequest::Status).map_err(|e| Error::Other(e.to_string()))?;
     stream.write_all(format!("{request}\n").as_bytes()).map_err(context)?;
     let mut reply = Vec::new();
     stream.take(MAX_REPLY).read_to_end(&mut reply).map_err(context)?;
@@ -153,9 +155,29 @@ fn short_path(path: &Path) -> std::io::Result<(Option<std::os::fd::OwnedFd>, Pat
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::training::progress::Progress;
+    use crate::daemon::inbox::Inbox;
+    use crate::daemon::report::{HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts};
+    use crate::daemon::report::{StallReport, WorkerReport};
 
-    /// A socket whose job answers from an empty account for as long as this lives.
+    fn report() -> StatusReport {
+        StatusReport {
+            state: JobState::Starting,
+            step: 0,
+            total_steps: Some(7),
+            loss: None,
+            tokens_per_second: None,
+            session: SessionReport::default(),
+            last_snapshot: None,
+            snapshots: SnapshotCounts::default(),
+            stall_ms: StallReport::default(),
+            worker: WorkerReport::default(),
+            interval: IntervalReport::default(),
+            history: HistoryReport::default(),
+            problem: None,
+        }
+    }
+
+    /// A socket whose job always gives the same report, for as long as this lives.
     struct Server {
         stop: Option<oneshot::Sender<()>>,
         thread: Option<std::thread::JoinHandle<()>>,
@@ -169,12 +191,12 @@ mod tests {
             let thread = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let (inputs, mut queue) = mpsc::channel(4);
+                    let (inputs, mut inbox) = Inbox::<()>::new();
                     let server = tokio::spawn(StatusSocket::bind(&path).unwrap().serve(inputs));
                     ready.send(()).unwrap();
                     let answer = async {
-                        while let Some(Input::Status(reply)) = queue.recv().await {
-                            reply.send(Progress::new(7).report(jiff::Timestamp::now())).unwrap();
+                        while let Some(DaemonInput::Status(reply)) = inbox.next(None).await {
+                            reply.send(report()).unwrap();
                         }
                     };
                     tokio::select! { () = answer => {}, _ = stopped => {} }
@@ -193,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_deeper_than_its_address_has_room_for_still_answers_and_is_its_owners_only() {
+    fn a_socket_with_a_long_path_answers_and_is_its_owners_only() {
         let folder = tempfile::tempdir().unwrap();
         let deep = folder.path().join("d".repeat(200));
         std::fs::create_dir(&deep).unwrap();
@@ -219,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_a_dead_daemon_left_is_replaced_and_a_file_that_is_none_is_not() {
+    fn only_a_socket_that_a_dead_daemon_left_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("status.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());

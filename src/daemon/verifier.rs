@@ -1,59 +1,112 @@
-//! The keeper: one thread that reads snapshots back, vouches for them, quarantines and rotates.
+//! The verifier: one thread that reads snapshots back, records them as verified, quarantines and rotates.
 //!
 //! Invariant: nothing is rotated out before its successor was read back here. One thread, so that no two of these
-//! ever meet, and none of them holds up the event loop. Deliberately not here: how each is done (store).
+//! overlap, and none of them holds up the event loop. Deliberately not here: how each is done (core's store).
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tracing::{debug, warn};
 
-use crate::training::Input;
-use crate::training::job::{JobEvent, ReadBack, Resume, ResumeDecision};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::NoProgress;
+use ckptd_core::snapshot::TrainState;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{SnapshotState, Store, StoreLock};
 
-pub enum Task {
+/// What is to be done.
+pub enum VerifierTask {
     /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
-    Choose {
-        discard: Option<(SnapshotId, String)>,
-    },
-    Verify {
-        id: SnapshotId,
-        retention: RetentionPolicy,
-        threads: usize,
-    },
+    Choose { discard: Option<(SnapshotId, String)> },
+    /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is.
+    Verify { id: SnapshotId, retention: RetentionPolicy, threads: usize },
 }
 
-pub struct Keeper {
+/// What came of a task.
+#[derive(Debug)]
+pub enum VerifierReport {
+    Chosen(Result<ResumeDecision>),
+    ReadBack { id: SnapshotId, result: ReadBack },
+}
+
+/// Where the training goes on.
+#[derive(Debug)]
+pub struct ResumeDecision {
+    /// `None`: the training begins with its first step.
+    pub resume: Option<ResumePoint>,
+    pub next_seq: u64,
+}
+
+/// A verified snapshot to go on from.
+#[derive(Clone, Debug)]
+pub struct ResumePoint {
+    pub id: SnapshotId,
+    pub path: PathBuf,
+    pub step: u64,
+    pub train: TrainState,
+    pub created_at: Timestamp,
+    pub why: String,
+}
+
+/// What reading a snapshot back has shown.
+#[derive(Debug)]
+pub enum ReadBack {
+    Verified {
+        step: u64,
+        bytes: u64,
+        raw_bytes: u64,
+        healthy: bool,
+        created_at: Timestamp,
+        took: Duration,
+    },
+    /// It is not what was written, and in quarantine now.
+    Quarantined {
+        reason: String,
+    },
+    /// It could not be judged, and stays where it is.
+    Unknown {
+        reason: String,
+    },
+    /// It is not in the store: taken away, or written elsewhere by the worker.
+    Gone,
+}
+
+/// A handle to the verifying thread.
+pub struct Verifier {
     /// `None` once it was told to finish.
-    tasks: Option<mpsc::Sender<Task>>,
+    tasks: Option<mpsc::Sender<VerifierTask>>,
     /// Closed by the thread's end.
     end: mpsc::Receiver<()>,
 }
 
-impl Keeper {
-    /// Starts the thread. It may end with the process in the middle of its work: each step of it is whole or absent.
-    pub fn start(store: Arc<Store>, lock: Arc<StoreLock>, inputs: tokio::sync::mpsc::Sender<Input>) -> Result<Keeper> {
+impl Verifier {
+    /// Starts the thread, which reports until `report` breaks off. It may end with the process in the middle of its
+    /// work: each step of it is whole or absent.
+    pub fn start(
+        store: Arc<Store>,
+        lock: Arc<StoreLock>,
+        report: impl Fn(VerifierReport) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<Verifier> {
         let (tasks, queue) = mpsc::channel();
         let (ends, end) = mpsc::channel();
         std::thread::Builder::new()
-            .name("keeper".into())
+            .name("verifier".into())
             .spawn(move || {
-                keep(&store, &lock, &queue, &inputs);
+                work_off(&store, &lock, &queue, &report);
                 drop(ends);
             })
             .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
-        Ok(Keeper { tasks: Some(tasks), end })
+        Ok(Verifier { tasks: Some(tasks), end })
     }
 
-    pub fn give(&self, task: Task) {
+    /// Has `task` done; of several that wait the newest comes first.
+    pub fn give(&self, task: VerifierTask) {
         // The thread ends only after this handle does.
         let _ = self.tasks.as_ref().map(|tasks| tasks.send(task));
     }
@@ -65,7 +118,12 @@ impl Keeper {
     }
 }
 
-fn keep(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<Task>, inputs: &tokio::sync::mpsc::Sender<Input>) {
+fn work_off(
+    store: &Store,
+    lock: &StoreLock,
+    queue: &mpsc::Receiver<VerifierTask>,
+    report: &dyn Fn(VerifierReport) -> ControlFlow<()>,
+) {
     let mut waiting = Vec::new();
     loop {
         if waiting.is_empty() {
@@ -77,31 +135,37 @@ fn keep(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<Task>, inputs: &
         waiting.extend(queue.try_iter());
         // The latest first: it is the one that a resume would take.
         let Some(task) = waiting.pop() else { continue };
-        let event = match task {
-            Task::Choose { discard } => {
-                JobEvent::Chosen(guarded(|| choose(store, lock, discard)).and_then(|chosen| chosen))
-            }
-            Task::Verify { id, retention, threads } => {
-                let verdict = guarded(|| judge(store, lock, &id, threads))
-                    .unwrap_or_else(|e| ReadBack::Unknown { reason: e.to_string() });
-                let verified = matches!(verdict, ReadBack::Verified { .. });
-                if inputs.blocking_send(Input::Job(JobEvent::Judged { id, verdict })).is_err() {
-                    return;
-                }
-                if verified {
-                    catch_up(store, lock);
-                    rotate(store, lock, &retention);
-                }
-                continue;
-            }
-        };
-        if inputs.blocking_send(Input::Job(event)).is_err() {
+        if perform(store, lock, task, report).is_break() {
             return;
         }
     }
 }
 
-/// A bug in here must not leave the agent waiting for an answer that never comes.
+fn perform(
+    store: &Store,
+    lock: &StoreLock,
+    task: VerifierTask,
+    report: &dyn Fn(VerifierReport) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    match task {
+        VerifierTask::Choose { discard } => {
+            report(VerifierReport::Chosen(guarded(|| choose(store, lock, discard)).and_then(|chosen| chosen)))
+        }
+        VerifierTask::Verify { id, retention, threads } => {
+            let result = guarded(|| read_back(store, lock, &id, threads))
+                .unwrap_or_else(|e| ReadBack::Unknown { reason: e.to_string() });
+            let verified = matches!(result, ReadBack::Verified { .. });
+            report(VerifierReport::ReadBack { id, result })?;
+            if verified {
+                catch_up(store, lock);
+                rotate(store, lock, &retention);
+            }
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+/// A bug in here must not leave the loop waiting for an answer that never comes.
 fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Other("an internal error while reading the store".into()))
 }
@@ -111,17 +175,18 @@ fn choose(store: &Store, lock: &StoreLock, discard: Option<(SnapshotId, String)>
         let entry = store.find(&id)?;
         store.quarantine(lock, &entry, &format!("the worker could not load it: {reason}"))?;
     }
+    // Nothing trains while a resume is chosen.
     let chosen = store.choose_resume(lock, processors(), &mut |line| warn!("{line}"))?;
     if chosen.is_none() {
         let lost = store.quarantined()?.len();
         if lost > 0 {
-            warn!("no snapshot is left to go on from, {lost} lie in quarantine: the training begins anew");
+            warn!("no snapshot is left to go on from, {lost} lie in quarantine: training restarts from step 0");
         }
     }
     let next_seq = store.next_seq()?;
     let resume = chosen.and_then(|chosen| {
         let manifest = chosen.entry.manifest?;
-        Some(Resume {
+        Some(ResumePoint {
             id: chosen.entry.id,
             path: chosen.entry.path,
             step: manifest.train.step,
@@ -133,8 +198,7 @@ fn choose(store: &Store, lock: &StoreLock, discard: Option<(SnapshotId, String)>
     Ok(ResumeDecision { resume, next_seq })
 }
 
-/// Nothing trains while a resume is chosen.
-fn judge(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -> ReadBack {
+fn read_back(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -> ReadBack {
     let began = Instant::now();
     let entry = match store.find(&id) {
         Ok(entry) => entry,
@@ -142,11 +206,11 @@ fn judge(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -> Re
         Err(e) => return ReadBack::Unknown { reason: e.to_string() },
     };
     // A resume may have read it back already.
-    let judged = match entry.state {
+    let verified = match entry.state {
         SnapshotState::Verified => Ok(()),
         _ => store.verify(&entry, threads, &NoProgress).map(drop),
     };
-    match (judged, &entry.manifest) {
+    match (verified, &entry.manifest) {
         (Ok(()), Some(manifest)) => ReadBack::Verified {
             step: manifest.train.step,
             bytes: entry.bytes,
@@ -168,7 +232,7 @@ fn judge(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -> Re
 fn catch_up(store: &Store, lock: &StoreLock) {
     let Ok(entries) = store.entries() else { return };
     for entry in entries.iter().filter(|e| e.own && e.state == SnapshotState::Committed) {
-        match guarded(|| judge(store, lock, &entry.id, 1)) {
+        match guarded(|| read_back(store, lock, &entry.id, 1)) {
             Ok(ReadBack::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
             Ok(_) => debug!(id = %entry.id, "read back an older snapshot"),
             Err(e) => warn!("{e}"),

@@ -10,8 +10,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::http::{Method, Network, Request, beginning, url};
-use super::{End, Found, Source, When};
+use super::http::{HttpClient, HttpMethod, HttpRequest, beginning, url};
+use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer};
 
 const TOKEN: &str = "/latest/api/token";
 const ACTION: &str = "/latest/meta-data/spot/instance-action";
@@ -21,13 +21,13 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const MAX_TOKEN: usize = 1024;
 
 /// The metadata service, with its token.
-struct Metadata<N> {
+struct AwsMetadata<N> {
     network: N,
     base: String,
     token: Option<String>,
 }
 
-impl<N: Network> Metadata<N> {
+impl<N: HttpClient> AwsMetadata<N> {
     /// What lies under `path`; `None`: nothing.
     fn get(&mut self, path: &str) -> Result<Option<Vec<u8>>, String> {
         let url = url(&self.base, path);
@@ -38,7 +38,7 @@ impl<N: Network> Metadata<N> {
                 None => self.new_token()?,
             };
             let headers = [("X-aws-ec2-metadata-token", token.as_str())];
-            let reply = self.network.ask(&Request { method: Method::Get, url: &url, headers: &headers });
+            let reply = self.network.ask(&HttpRequest { method: HttpMethod::Get, url: &url, headers: &headers });
             match reply {
                 // It has expired.
                 Ok(reply) if reply.status == 401 && !renewed => {
@@ -62,7 +62,7 @@ impl<N: Network> Metadata<N> {
     fn new_token(&self) -> Result<String, String> {
         let url = url(&self.base, TOKEN);
         let headers = [("X-aws-ec2-metadata-token-ttl-seconds", "21600")];
-        let reply = self.network.ask(&Request { method: Method::Put, url: &url, headers: &headers })?;
+        let reply = self.network.ask(&HttpRequest { method: HttpMethod::Put, url: &url, headers: &headers })?;
         if reply.status != 200 {
             return Err(format!("{url} gives no token: status {}", reply.status));
         }
@@ -70,34 +70,35 @@ impl<N: Network> Metadata<N> {
     }
 }
 
-pub struct Spot<N>(Metadata<N>);
-pub struct Rebalance<N>(Metadata<N>);
+pub struct SpotInterruption<N>(AwsMetadata<N>);
+pub struct RebalanceAdvice<N>(AwsMetadata<N>);
 
-impl<N: Network> Spot<N> {
-    pub fn new(network: N, base: &str) -> Spot<N> {
-        Spot(Metadata { network, base: base.into(), token: None })
+impl<N: HttpClient> SpotInterruption<N> {
+    pub fn new(network: N, base: &str) -> SpotInterruption<N> {
+        SpotInterruption(AwsMetadata { network, base: base.into(), token: None })
     }
 }
 
-impl<N: Network> Source for Spot<N> {
+impl<N: HttpClient> NoticeSource for SpotInterruption<N> {
     fn name(&self) -> &'static str {
         "AWS spot"
     }
 
-    fn ask(&mut self) -> Result<Found, String> {
-        let mut found = Found { again: Some(INTERVAL), ..Found::default() };
+    fn ask(&mut self) -> Result<SourceAnswer, String> {
+        let mut answer = SourceAnswer { again: Some(INTERVAL), ..SourceAnswer::default() };
         if let Some(body) = self.0.get(ACTION)? {
-            let Action { kind, time } = parse_action(&body)?;
+            let SpotAction { kind, time } = parse_action(&body)?;
             match kind {
-                Kind::Hibernate => {
-                    found.risks.insert(format!("hibernate at {time}"));
+                SpotActionKind::Hibernate => {
+                    answer.risks.insert(format!("hibernate at {time}"));
                 }
-                Kind::Terminate | Kind::Stop => {
-                    found.end = Some(End { what: format!("{} at {time}", kind.name()), when: When::At(time) });
+                SpotActionKind::Terminate | SpotActionKind::Stop => {
+                    answer.end =
+                        Some(Announcement { text: format!("{} at {time}", kind.name()), end: AnnouncedEnd::At(time) });
                 }
             }
         }
-        Ok(found)
+        Ok(answer)
     }
 
     fn retry_after(&self) -> Duration {
@@ -105,23 +106,23 @@ impl<N: Network> Source for Spot<N> {
     }
 }
 
-impl<N: Network> Rebalance<N> {
-    pub fn new(network: N, base: &str) -> Rebalance<N> {
-        Rebalance(Metadata { network, base: base.into(), token: None })
+impl<N: HttpClient> RebalanceAdvice<N> {
+    pub fn new(network: N, base: &str) -> RebalanceAdvice<N> {
+        RebalanceAdvice(AwsMetadata { network, base: base.into(), token: None })
     }
 }
 
-impl<N: Network> Source for Rebalance<N> {
+impl<N: HttpClient> NoticeSource for RebalanceAdvice<N> {
     fn name(&self) -> &'static str {
         "AWS rebalance"
     }
 
-    fn ask(&mut self) -> Result<Found, String> {
-        let mut found = Found { again: Some(INTERVAL), ..Found::default() };
+    fn ask(&mut self) -> Result<SourceAnswer, String> {
+        let mut answer = SourceAnswer { again: Some(INTERVAL), ..SourceAnswer::default() };
         if let Some(body) = self.0.get(REBALANCE)? {
-            found.risks.insert(format!("recommended at {}", parse_rebalance(&body)?));
+            answer.risks.insert(format!("recommended at {}", parse_rebalance(&body)?));
         }
-        Ok(found)
+        Ok(answer)
     }
 
     fn retry_after(&self) -> Duration {
@@ -131,31 +132,31 @@ impl<N: Network> Source for Rebalance<N> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum SpotActionKind {
     Terminate,
     Stop,
     Hibernate,
 }
 
-impl Kind {
+impl SpotActionKind {
     const fn name(self) -> &'static str {
         match self {
-            Kind::Terminate => "terminate",
-            Kind::Stop => "stop",
-            Kind::Hibernate => "hibernate",
+            SpotActionKind::Terminate => "terminate",
+            SpotActionKind::Stop => "stop",
+            SpotActionKind::Hibernate => "hibernate",
         }
     }
 }
 
 /// `spot/instance-action`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-pub struct Action {
+pub struct SpotAction {
     #[serde(rename = "action")]
-    pub kind: Kind,
+    pub kind: SpotActionKind,
     pub time: Timestamp,
 }
 
-pub fn parse_action(body: &[u8]) -> Result<Action, String> {
+pub fn parse_action(body: &[u8]) -> Result<SpotAction, String> {
     serde_json::from_slice(body).map_err(|e| format!("no instance-action: {e} in {}", beginning(body)))
 }
 
@@ -184,53 +185,57 @@ pub fn parse_token(body: &[u8]) -> Result<String, String> {
 mod tests {
     use std::sync::Mutex;
 
-    use super::super::http::fake::{Fake, reply, script};
+    use super::super::http::fake::{FakeClient, reply, script};
     use super::*;
 
     #[test]
     fn an_interruption_is_an_end_at_its_time_and_a_hibernation_a_risk() {
         let body = r#"{"action": "terminate", "time": "2026-11-24T08:22:00Z"}"#;
-        let mut spot = Spot::new(script(vec![reply(200, "TOKEN"), reply(404, ""), reply(200, body)]), "http://aws/");
-        assert_eq!(spot.ask().unwrap(), Found { again: Some(INTERVAL), ..Found::default() });
+        let mut spot =
+            SpotInterruption::new(script(vec![reply(200, "TOKEN"), reply(404, ""), reply(200, body)]), "http://aws/");
+        assert_eq!(spot.ask().unwrap(), SourceAnswer { again: Some(INTERVAL), ..SourceAnswer::default() });
         let end = spot.ask().unwrap().end.unwrap();
-        assert_eq!(end.when, When::At("2026-11-24T08:22:00Z".parse().unwrap()));
-        assert_eq!(end.what, "terminate at 2026-11-24T08:22:00Z");
+        assert_eq!(end.end, AnnouncedEnd::At("2026-11-24T08:22:00Z".parse().unwrap()));
+        assert_eq!(end.text, "terminate at 2026-11-24T08:22:00Z");
         let body = r#"{"action":"hibernate","time":"2026-11-24T08:22:00Z"}"#;
-        let found = Spot::new(script(vec![reply(200, "T"), reply(200, body)]), "http://aws").ask().unwrap();
-        assert_eq!((found.end, found.risks.len()), (None, 1));
+        let answer =
+            SpotInterruption::new(script(vec![reply(200, "T"), reply(200, body)]), "http://aws").ask().unwrap();
+        assert_eq!((answer.end, answer.risks.len()), (None, 1));
     }
 
     #[test]
     fn a_token_that_has_expired_is_renewed_once_and_a_recommendation_is_a_risk() {
         let tokens = Mutex::new(0);
-        let network = Fake(move |request: &Request| {
+        let network = FakeClient(move |request: &HttpRequest| {
             let mut tokens = tokens.lock().unwrap();
             match request.method {
-                Method::Put => {
+                HttpMethod::Put => {
                     assert_eq!(request.url, "http://aws/latest/api/token");
                     *tokens += 1;
                     reply(200, &format!("token-{tokens}"))
                 }
-                Method::Get if request.headers[0] == ("X-aws-ec2-metadata-token", "token-1") => {
+                HttpMethod::Get if request.headers[0] == ("X-aws-ec2-metadata-token", "token-1") => {
                     reply(200, r#"{"noticeTime": "2026-11-24T08:22:00Z"}"#)
                 }
-                Method::Get => reply(401, ""),
+                HttpMethod::Get => reply(401, ""),
             }
         });
-        let mut source = Rebalance::new(network, "http://aws");
+        let mut source = RebalanceAdvice::new(network, "http://aws");
         source.0.token = Some("old".into());
         assert_eq!(source.ask().unwrap().risks, ["recommended at 2026-11-24T08:22:00Z".to_owned()].into());
-        let always = |_: &Request| reply(200, "t");
-        assert!(Spot::new(Fake(always), "http://aws").ask().unwrap_err().contains("no instance-action"));
+        let always = |_: &HttpRequest| reply(200, "t");
+        assert!(
+            SpotInterruption::new(FakeClient(always), "http://aws").ask().unwrap_err().contains("no instance-action")
+        );
     }
 
     #[test]
     fn a_service_that_refuses_every_token_is_asked_no_more_than_twice() {
-        let network = Fake(|request: &Request| match request.method {
-            Method::Put => reply(200, "t"),
-            Method::Get => reply(401, ""),
+        let network = FakeClient(|request: &HttpRequest| match request.method {
+            HttpMethod::Put => reply(200, "t"),
+            HttpMethod::Get => reply(401, ""),
         });
-        let mut spot = Spot::new(network, "http://aws");
+        let mut spot = SpotInterruption::new(network, "http://aws");
         assert!(spot.ask().unwrap_err().contains("refuses a new token"));
         spot.0.token = Some("old".into());
         assert!(spot.ask().unwrap_err().contains("refuses a new token"));
@@ -255,9 +260,10 @@ mod tests {
             assert!(parse_action(bad.as_bytes()).is_err(), "{bad}");
             assert!(parse_rebalance(bad.as_bytes()).is_err(), "{bad}");
         }
-        let refused = Spot::new(script(vec![reply(403, "")]), "http://aws").ask().unwrap_err();
+        let refused = SpotInterruption::new(script(vec![reply(403, "")]), "http://aws").ask().unwrap_err();
         assert!(refused.contains("no token: status 403"), "{refused}");
-        let failed = Spot::new(script(vec![reply(200, "t"), reply(302, "")]), "http://aws").ask().unwrap_err();
+        let failed =
+            SpotInterruption::new(script(vec![reply(200, "t"), reply(302, "")]), "http://aws").ask().unwrap_err();
         assert!(failed.contains("status 302"), "{failed}");
     }
 }

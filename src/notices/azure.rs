@@ -11,8 +11,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::http::{Method, Network, Request, beginning, url};
-use super::{End, Found, Source, When};
+use super::http::{HttpClient, HttpMethod, HttpRequest, beginning, url};
+use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer};
 
 const EVENTS: &str = "/metadata/scheduledevents?api-version=2020-07-01";
 const NAME: &str = "/metadata/instance/compute/name?api-version=2021-02-01&format=text";
@@ -20,7 +20,7 @@ const NAME: &str = "/metadata/instance/compute/name?api-version=2021-02-01&forma
 const INTERVAL: Duration = Duration::from_secs(1);
 const MAX_NAME: usize = 256;
 
-pub struct Events<N> {
+pub struct AzureEvents<N> {
     network: N,
     base: String,
     /// This machine, as the service calls it.
@@ -28,14 +28,15 @@ pub struct Events<N> {
     answered: bool,
 }
 
-impl<N: Network> Events<N> {
-    pub fn new(network: N, base: &str) -> Events<N> {
-        Events { network, base: base.into(), name: None, answered: false }
+impl<N: HttpClient> AzureEvents<N> {
+    pub fn new(network: N, base: &str) -> AzureEvents<N> {
+        AzureEvents { network, base: base.into(), name: None, answered: false }
     }
 
     fn get(&self, path: &str) -> Result<Vec<u8>, String> {
         let url = url(&self.base, path);
-        let reply = self.network.ask(&Request { method: Method::Get, url: &url, headers: &[("Metadata", "true")] })?;
+        let reply =
+            self.network.ask(&HttpRequest { method: HttpMethod::Get, url: &url, headers: &[("Metadata", "true")] })?;
         match reply.status {
             200 => Ok(reply.body),
             status => Err(format!("{url} answers with status {status}")),
@@ -43,12 +44,12 @@ impl<N: Network> Events<N> {
     }
 }
 
-impl<N: Network> Source for Events<N> {
+impl<N: HttpClient> NoticeSource for AzureEvents<N> {
     fn name(&self) -> &'static str {
         "Azure scheduled events"
     }
 
-    fn ask(&mut self) -> Result<Found, String> {
+    fn ask(&mut self) -> Result<SourceAnswer, String> {
         let name = match &self.name {
             Some(name) => name,
             None => self.name.insert(parse_name(&self.get(NAME)?)?),
@@ -67,36 +68,41 @@ impl<N: Network> Source for Events<N> {
 }
 
 /// What `events` mean for the machine `name`: the earliest end, and every freeze.
-pub fn judge(events: &[Event], name: &str) -> Found {
-    let mut found = Found { again: Some(INTERVAL), ..Found::default() };
+pub fn judge(events: &[AzureEvent], name: &str) -> SourceAnswer {
+    let mut answer = SourceAnswer { again: Some(INTERVAL), ..SourceAnswer::default() };
     let mut earliest = None;
     for event in events.iter().filter(|event| event.resources.iter().any(|r| r.eq_ignore_ascii_case(name))) {
         match event.kind {
-            Kind::Freeze => {
-                found.risks.insert(format!("freeze, event {}", event.id));
+            AzureEventKind::Freeze => {
+                answer.risks.insert(format!("freeze, event {}", event.id));
             }
-            Kind::Preempt | Kind::Reboot | Kind::Redeploy | Kind::Terminate => {
+            AzureEventKind::Preempt | AzureEventKind::Reboot | AzureEventKind::Redeploy | AzureEventKind::Terminate => {
                 // One that has begun comes before all others.
                 let at = event.not_before.unwrap_or(Timestamp::MIN);
                 if earliest.is_none_or(|(known, _)| at < known) {
                     earliest = Some((at, event));
                 }
             }
-            Kind::Other => {}
+            AzureEventKind::Other => {}
         }
     }
-    found.end = earliest.map(|(_, event)| {
+    answer.end = earliest.map(|(_, event)| {
         let kind = event.kind.name();
         match event.not_before {
-            Some(at) => End { what: format!("{kind} not before {at}, event {}", event.id), when: When::At(at) },
-            None => End { what: format!("{kind} has begun, event {}", event.id), when: When::In(Duration::ZERO) },
+            Some(at) => {
+                Announcement { text: format!("{kind} not before {at}, event {}", event.id), end: AnnouncedEnd::At(at) }
+            }
+            None => Announcement {
+                text: format!("{kind} has begun, event {}", event.id),
+                end: AnnouncedEnd::In(Duration::ZERO),
+            },
         }
     });
-    found
+    answer
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum Kind {
+pub enum AzureEventKind {
     Freeze,
     Reboot,
     Redeploy,
@@ -107,54 +113,54 @@ pub enum Kind {
     Other,
 }
 
-impl Kind {
+impl AzureEventKind {
     const fn name(self) -> &'static str {
         match self {
-            Kind::Freeze => "freeze",
-            Kind::Reboot => "reboot",
-            Kind::Redeploy => "redeploy",
-            Kind::Preempt => "preemption",
-            Kind::Terminate => "termination",
-            Kind::Other => "event",
+            AzureEventKind::Freeze => "freeze",
+            AzureEventKind::Reboot => "reboot",
+            AzureEventKind::Redeploy => "redeploy",
+            AzureEventKind::Preempt => "preemption",
+            AzureEventKind::Terminate => "termination",
+            AzureEventKind::Other => "event",
         }
     }
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Event {
+pub struct AzureEvent {
     pub id: String,
-    pub kind: Kind,
+    pub kind: AzureEventKind,
     pub resources: Vec<String>,
     /// `None`: it has begun.
     pub not_before: Option<Timestamp>,
 }
 
-pub fn parse_events(body: &[u8]) -> Result<Vec<Event>, String> {
+pub fn parse_events(body: &[u8]) -> Result<Vec<AzureEvent>, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Document {
-        events: Vec<Raw>,
+    struct EventList {
+        events: Vec<RawEvent>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Raw {
+    struct RawEvent {
         event_id: String,
-        event_type: Kind,
+        event_type: AzureEventKind,
         resources: Vec<String>,
         #[serde(default)]
         event_status: String,
         #[serde(default)]
         not_before: String,
     }
-    let document: Document =
+    let document: EventList =
         serde_json::from_slice(body).map_err(|e| format!("no list of scheduled events: {e} in {}", beginning(body)))?;
-    let event = |raw: Raw| {
+    let event = |raw: RawEvent| {
         let not_before = match raw.not_before.trim() {
             "" => None,
             _ if raw.event_status == "Started" => None,
             text => Some(parse_time(text)?),
         };
-        Ok(Event { id: raw.event_id, kind: raw.event_type, resources: raw.resources, not_before })
+        Ok(AzureEvent { id: raw.event_id, kind: raw.event_type, resources: raw.resources, not_before })
     };
     document.events.into_iter().map(event).collect()
 }
@@ -177,7 +183,7 @@ pub fn parse_name(body: &[u8]) -> Result<String, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::http::fake::{Fake, reply};
+    use super::super::http::fake::{FakeClient, reply};
     use super::*;
 
     fn event(kind: &str, resource: &str, status: &str, not_before: &str) -> String {
@@ -187,7 +193,7 @@ mod tests {
         )
     }
 
-    fn judged(events: &[String]) -> Found {
+    fn judged(events: &[String]) -> SourceAnswer {
         let body = format!(r#"{{"DocumentIncarnation":7,"Events":[{}]}}"#, events.join(","));
         judge(&parse_events(body.as_bytes()).unwrap(), "trainer_3")
     }
@@ -197,11 +203,11 @@ mod tests {
         let reboot = event("Reboot", "trainer_3", "Scheduled", "Tue, 24 Nov 2026 18:29:47 GMT");
         let preempt = event("Preempt", "TRAINER_3", "Scheduled", "Tue, 24 Nov 2026 18:20:00 GMT");
         let others = event("Terminate", "trainer_4", "Scheduled", "Tue, 24 Nov 2026 18:00:00 GMT");
-        let found = judged(&[reboot.clone(), preempt, others.clone()]);
-        assert_eq!(found.end.unwrap().when, When::At("2026-11-24T18:20:00Z".parse().unwrap()));
+        let answer = judged(&[reboot.clone(), preempt, others.clone()]);
+        assert_eq!(answer.end.unwrap().end, AnnouncedEnd::At("2026-11-24T18:20:00Z".parse().unwrap()));
         assert_eq!(judged(&[others]).end, None);
         for begun in [event("Redeploy", "trainer_3", "Started", ""), event("Redeploy", "trainer_3", "Scheduled", "")] {
-            assert_eq!(judged(&[reboot.clone(), begun]).end.unwrap().when, When::In(Duration::ZERO));
+            assert_eq!(judged(&[reboot.clone(), begun]).end.unwrap().end, AnnouncedEnd::In(Duration::ZERO));
         }
     }
 
@@ -209,14 +215,14 @@ mod tests {
     fn a_freeze_is_a_risk_and_an_unknown_event_is_nothing() {
         let freeze = event("Freeze", "trainer_3", "Scheduled", "Tue, 24 Nov 2026 18:29:47 GMT");
         let unknown = event("Reincarnate", "trainer_3", "Scheduled", "");
-        let found = judged(&[freeze, unknown]);
-        assert_eq!((found.end, found.risks), (None, ["freeze, event E-Freeze".to_owned()].into()));
+        let answer = judged(&[freeze, unknown]);
+        assert_eq!((answer.end, answer.risks), (None, ["freeze, event E-Freeze".to_owned()].into()));
     }
 
     #[test]
     fn the_machines_name_is_asked_for_once() {
         let names = std::sync::atomic::AtomicU32::new(0);
-        let network = Fake(move |request: &Request| {
+        let network = FakeClient(move |request: &HttpRequest| {
             assert_eq!(request.headers, [("Metadata", "true")]);
             if request.url.contains("compute/name") {
                 assert_eq!(names.fetch_add(1, std::sync::atomic::Ordering::Relaxed), 0);
@@ -224,16 +230,21 @@ mod tests {
             }
             reply(200, &format!(r#"{{"Events":[{}]}}"#, event("Preempt", "trainer_3", "Started", "")))
         });
-        let mut events = Events::new(network, "http://azure");
+        let mut events = AzureEvents::new(network, "http://azure");
         assert_eq!(events.ask().unwrap().end, events.ask().unwrap().end);
     }
 
     #[test]
     fn what_is_no_list_of_events_is_an_error() {
         let bad_time = event("Preempt", "trainer_3", "Scheduled", "soon");
-        for bad in
-            ["", "null", "{}", r#"{"Events":{}}"#, r#"{"Events":[{}]}"#, &format!(r#"{{"Events":[{bad_time}]}}"#)]
-        {
+        for bad in [
+            "",
+            "null",
+            "{}",
+            r#"{"Events":{}}"#,
+            r#"{"Events":[{}]}"#,
+            &format!(r#"{{"Events":[{bad_time}]}}"#),
+        ] {
             assert!(parse_events(bad.as_bytes()).is_err(), "{bad}");
         }
         for bad in [&b""[..], b"\n", b"\xff", b"a\x00b", &[b'x'; 300]] {

@@ -12,20 +12,20 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_BODY: u64 = 64 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
+pub enum HttpMethod {
     Get,
     Put,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request<'a> {
-    pub method: Method,
+pub struct HttpRequest<'a> {
+    pub method: HttpMethod,
     pub url: &'a str,
     pub headers: &'a [(&'static str, &'a str)],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct HttpReply {
     pub status: u16,
     /// The header Metadata-Flavor, by which Google's service shows itself.
     pub flavor: Option<String>,
@@ -33,17 +33,17 @@ pub struct Reply {
 }
 
 /// The network, or what takes its place in a test.
-pub trait Network: Send {
+pub trait HttpClient: Send {
     /// The reply, whatever its status; `Err` says in a clause why there is none.
-    fn ask(&self, request: &Request) -> Result<Reply, String>;
+    fn ask(&self, request: &HttpRequest) -> Result<HttpReply, String>;
 }
 
-pub struct Http {
+pub struct DirectClient {
     agent: ureq::Agent,
 }
 
-impl Http {
-    pub fn new() -> Http {
+impl DirectClient {
+    pub fn new() -> DirectClient {
         let config = ureq::Agent::config_builder()
             .proxy(None)
             .max_redirects(0)
@@ -55,21 +55,21 @@ impl Http {
             .max_idle_connections(0)
             .user_agent(concat!("ckptd/", env!("CARGO_PKG_VERSION")))
             .build();
-        Http { agent: config.into() }
+        DirectClient { agent: config.into() }
     }
 }
 
-impl Default for Http {
-    fn default() -> Http {
-        Http::new()
+impl Default for DirectClient {
+    fn default() -> DirectClient {
+        DirectClient::new()
     }
 }
 
-impl Network for Http {
-    fn ask(&self, request: &Request) -> Result<Reply, String> {
+impl HttpClient for DirectClient {
+    fn ask(&self, request: &HttpRequest) -> Result<HttpReply, String> {
         let method = match request.method {
-            Method::Get => http::Method::GET,
-            Method::Put => http::Method::PUT,
+            HttpMethod::Get => http::Method::GET,
+            HttpMethod::Put => http::Method::PUT,
         };
         let mut builder = http::Request::builder().method(method).uri(request.url);
         for (name, value) in request.headers {
@@ -84,7 +84,7 @@ impl Network for Http {
         let mut reply = self.agent.run(asked).map_err(fault)?;
         let flavor = reply.headers().get("metadata-flavor").and_then(|v| v.to_str().ok()).map(str::to_owned);
         let body = reply.body_mut().with_config().limit(MAX_BODY).read_to_vec().map_err(fault)?;
-        Ok(Reply { status: reply.status().as_u16(), flavor, body })
+        Ok(HttpReply { status: reply.status().as_u16(), flavor, body })
     }
 }
 
@@ -108,22 +108,22 @@ pub mod fake {
     use super::*;
 
     /// Answers with what `answer` says about method, address and headers.
-    pub struct Fake<F>(pub F);
+    pub struct FakeClient<F>(pub F);
 
-    impl<F: Fn(&Request) -> Result<Reply, String> + Send> Network for Fake<F> {
-        fn ask(&self, request: &Request) -> Result<Reply, String> {
+    impl<F: Fn(&HttpRequest) -> Result<HttpReply, String> + Send> HttpClient for FakeClient<F> {
+        fn ask(&self, request: &HttpRequest) -> Result<HttpReply, String> {
             (self.0)(request)
         }
     }
 
-    pub fn reply(status: u16, body: &str) -> Result<Reply, String> {
-        Ok(Reply { status, flavor: Some("Google".into()), body: body.as_bytes().to_vec() })
+    pub fn reply(status: u16, body: &str) -> Result<HttpReply, String> {
+        Ok(HttpReply { status, flavor: Some("Google".into()), body: body.as_bytes().to_vec() })
     }
 
     /// Answers in a row, whatever is asked.
-    pub fn script(replies: Vec<Result<Reply, String>>) -> impl Network {
+    pub fn script(replies: Vec<Result<HttpReply, String>>) -> impl HttpClient {
         let replies = Mutex::new(replies.into_iter());
-        Fake(move |_: &Request| {
+        FakeClient(move |_: &HttpRequest| {
             let next = replies.lock().map_err(|e| e.to_string())?.next();
             next.unwrap_or_else(|| Err("the script is over".into()))
         })

@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use ckptd_core::os::stamp::FileStamp;
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{debug, info};
 
-use super::{Sink, Trouble, Wake};
+use super::source::{NoticeSink, SourceWake};
+use super::trouble::SourceTrouble;
+use crate::folder_watch::FolderWatch;
 use crate::session::notice::{NoticeKind, SessionNotice};
 
 pub const NAME: &str = "notice file";
@@ -25,14 +25,14 @@ pub const NAME: &str = "notice file";
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Watches `path` until it is touched, or until it is told to stop. `wake` leads to `wakes`.
-pub fn watch(path: &Path, wakes: &Receiver<Wake>, wake: Sender<Wake>, sink: &Sink) {
-    let mut trouble = Trouble::new(NAME);
+pub fn watch(path: &Path, wakes: &Receiver<SourceWake>, wake: Sender<SourceWake>, sink: &NoticeSink) {
+    let mut trouble = SourceTrouble::new(NAME);
     let mut before = None;
     let mut watcher = None;
     loop {
         // Watched first and looked at then, so that nothing falls in between.
         if watcher.is_none() {
-            watcher = watcher_of(path, wake.clone());
+            watcher = watch_for_changes(path, wake.clone());
         }
         match look(path) {
             Err(e) => trouble.met(&format!("looking at {}: {e}", path.display())),
@@ -55,8 +55,8 @@ pub fn watch(path: &Path, wakes: &Receiver<Wake>, wake: Sender<Wake>, sink: &Sin
             }
         }
         match wakes.recv_timeout(INTERVAL) {
-            Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => {}
-            Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(SourceWake::Look) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(SourceWake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
@@ -77,7 +77,9 @@ fn look(path: &Path) -> std::io::Result<Seen> {
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         match std::fs::metadata(entry.path()) {
-            Ok(metadata) => drop(seen.insert(entry.file_name(), FileStamp::from(&metadata))),
+            Ok(metadata) => {
+                let _ = seen.insert(entry.file_name(), FileStamp::from(&metadata));
+            }
             // It went meanwhile, or is a link to nowhere.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(e),
@@ -92,45 +94,23 @@ fn has_news(before: &Seen, now: &Seen) -> bool {
 }
 
 /// Reports changes of `path`, and of what lies in it if it is a folder; `None` where that cannot be had (yet).
-fn watcher_of(path: &Path, wake: Sender<Wake>) -> Option<RecommendedWatcher> {
-    // A file that is not there yet, or is put in the place of another, is an affair of its folder.
-    let folder = if path.is_dir() { path } else { path.parent()? };
-    let of_interest = Arc::from(path);
-    let inside = path.is_dir();
-    let handler = move |event: notify::Result<notify::Event>| {
-        let of_interest: &Path = &of_interest;
-        let concerns = |event: &notify::Event| {
-            !matches!(event.kind, EventKind::Access(_))
-                && (inside || event.paths.is_empty() || event.paths.iter().any(|path| path == of_interest))
-        };
-        if event.as_ref().map_or(true, concerns) {
-            let _ = wake.send(Wake::Look);
-        }
-    };
-    let watching = notify::recommended_watcher(handler).and_then(|mut watcher| {
-        watcher.watch(folder, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    match watching {
-        Ok(watcher) => Some(watcher),
-        Err(e) => {
-            debug!("{NAME}: {} is looked at every {INTERVAL:?} only: {e}", path.display());
-            None
-        }
-    }
+fn watch_for_changes(path: &Path, wake: Sender<SourceWake>) -> Option<FolderWatch> {
+    let hint = move || drop(wake.send(SourceWake::Look));
+    let watch = if path.is_dir() { FolderWatch::of_folder(path, hint) } else { FolderWatch::of_file(path, hint) };
+    watch.inspect_err(|e| debug!("{NAME}: {} is looked at every {INTERVAL:?} only: {e}", path.display())).ok()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::Mutex;
     use std::sync::mpsc::channel;
+    use std::sync::{Arc, Mutex};
     use std::thread::JoinHandle;
 
     use super::*;
 
     struct Watched {
-        wake: Sender<Wake>,
+        wake: Sender<SourceWake>,
         notices: Receiver<SessionNotice>,
         thread: JoinHandle<()>,
     }
@@ -139,7 +119,7 @@ mod tests {
         let (wake, wakes) = channel();
         let (sender, notices) = channel();
         let sender = Mutex::new(sender);
-        let sink: Sink = Arc::new(move |notice| sender.lock().unwrap().send(notice).unwrap());
+        let sink: NoticeSink = Arc::new(move |notice| sender.lock().unwrap().send(notice).unwrap());
         let (path, other) = (path.to_path_buf(), wake.clone());
         let thread = std::thread::spawn(move || watch(&path, &wakes, other, &sink));
         Watched { wake, notices, thread }
@@ -189,9 +169,9 @@ mod tests {
         let watched = start(&path);
         // Looked at three times, then told to stop.
         for _ in 0..3 {
-            watched.wake.send(Wake::Look).unwrap();
+            watched.wake.send(SourceWake::Look).unwrap();
         }
-        watched.wake.send(Wake::Stop).unwrap();
+        watched.wake.send(SourceWake::Stop).unwrap();
         watched.thread.join().unwrap();
         assert!(watched.notices.try_recv().is_err());
     }

@@ -2,7 +2,7 @@
 //!
 //! The end stands in SLURM_JOB_END_TIME where the cluster sets it; else squeue is asked, seldom, since it costs the
 //! cluster's controller: limits are changed while jobs run. Deliberately not here: the signals that Slurm sends
-//! (agent).
+//! (daemon/signals).
 //! Source: slurm.schedmd.com/sbatch.html (output environment variables), squeue.html (--format, SLURM_TIME_FORMAT).
 
 use std::time::Duration;
@@ -11,23 +11,24 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::{End, Found, Source, When, program};
+use super::program;
+use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer};
 
 /// Between two questions to squeue.
 const INTERVAL: Duration = Duration::from_secs(600);
 const RETRY: Duration = Duration::from_secs(60);
 
-pub struct Slurm {
+pub struct SlurmSource {
     job: String,
     /// SLURM_JOB_END_TIME, as it is.
     end_time: Option<String>,
 }
 
-impl Slurm {
+impl SlurmSource {
     /// `None` outside of an allocation.
-    pub fn here() -> Option<Slurm> {
+    pub fn here() -> Option<SlurmSource> {
         let job = std::env::var("SLURM_JOB_ID").ok().filter(|job| is_job(job))?;
-        Some(Slurm { job, end_time: std::env::var("SLURM_JOB_END_TIME").ok() })
+        Some(SlurmSource { job, end_time: std::env::var("SLURM_JOB_END_TIME").ok() })
     }
 }
 
@@ -36,12 +37,12 @@ fn is_job(text: &str) -> bool {
     !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-impl Source for Slurm {
+impl NoticeSource for SlurmSource {
     fn name(&self) -> &'static str {
         "Slurm"
     }
 
-    fn ask(&mut self) -> Result<Found, String> {
+    fn ask(&mut self) -> Result<SourceAnswer, String> {
         let from_environment = self.end_time.as_deref().and_then(|text| parse_end(text, &TimeZone::UTC).ok().flatten());
         let (end, again) = match from_environment {
             Some(end) => (Some(end), None),
@@ -51,8 +52,9 @@ impl Source for Slurm {
                 (parse_end(&answer, &TimeZone::system())?, Some(INTERVAL))
             }
         };
-        let end = end.map(|at| End { what: format!("the allocation ends at {at}"), when: When::At(at) });
-        Ok(Found { end, again, ..Found::default() })
+        let end =
+            end.map(|at| Announcement { text: format!("the allocation ends at {at}"), end: AnnouncedEnd::At(at) });
+        Ok(SourceAnswer { end, again, ..SourceAnswer::default() })
     }
 
     fn retry_after(&self) -> Duration {
@@ -97,10 +99,10 @@ mod tests {
 
     #[test]
     fn the_environments_word_is_enough_and_a_job_is_a_number() {
-        let mut slurm = Slurm { job: "1".into(), end_time: Some("1795508520".into()) };
-        let found = slurm.ask().unwrap();
+        let mut slurm = SlurmSource { job: "1".into(), end_time: Some("1795508520".into()) };
+        let answer = slurm.ask().unwrap();
         assert_eq!(
-            (found.end.unwrap().what.as_str(), found.again),
+            (answer.end.unwrap().text.as_str(), answer.again),
             ("the allocation ends at 2026-11-24T08:22:00Z", None)
         );
         assert!(is_job("4711"));

@@ -3,7 +3,7 @@
 //! systemd tells a service nothing about it, and at its end kills it as failed: so it is asked, through systemctl,
 //! about the unit that this process is in. Its count begins when the unit is started up, and stands still while the
 //! machine sleeps, so that what is found here is never too late. Deliberately not here: what the service manager is
-//! told (agent/service). Source: systemd.service(5), systemctl(1).
+//! told (daemon/service). Source: systemd.service(5), systemctl(1).
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,54 +12,55 @@ use rustix::time::{ClockId, clock_gettime};
 
 use ckptd_core::text::{exact_duration, parse_duration};
 
-use super::{End, Found, Source, When, program};
+use super::program;
+use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer};
 
 const INTERVAL: Duration = Duration::from_secs(600);
 const RETRY: Duration = Duration::from_secs(60);
 
 /// The unit that this process is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unit {
+pub struct ServiceUnit {
     pub name: String,
     /// Of the user's service manager, not of the system's.
     pub of_user: bool,
 }
 
-pub struct Systemd {
-    unit: Unit,
+pub struct SystemdSource {
+    unit: ServiceUnit,
     systemctl: String,
 }
 
-impl Systemd {
+impl SystemdSource {
     /// `None` where no systemd runs, or this process is in no unit of it.
-    pub fn here() -> Option<Systemd> {
+    pub fn here() -> Option<SystemdSource> {
         if !Path::new("/run/systemd/system").is_dir() {
             return None;
         }
         let unit = parse_cgroup(&std::fs::read_to_string("/proc/self/cgroup").ok()?)?;
-        Some(Systemd { unit, systemctl: "systemctl".into() })
+        Some(SystemdSource { unit, systemctl: "systemctl".into() })
     }
 }
 
-impl Source for Systemd {
+impl NoticeSource for SystemdSource {
     fn name(&self) -> &'static str {
         "systemd"
     }
 
-    fn ask(&mut self) -> Result<Found, String> {
+    fn ask(&mut self) -> Result<SourceAnswer, String> {
         let mut arguments = vec!["show", "-p", "RuntimeMaxUSec,ActiveEnterTimestampMonotonic,ActiveState"];
         arguments.extend(self.unit.of_user.then_some("--user"));
         arguments.extend(["--", self.unit.name.as_str()]);
         let answer = program::output(&self.systemctl, &arguments, &[("LC_ALL", "C")])
             .map_err(|what| format!("{what}, so that RuntimeMaxSec is not known; set [session] budget below it"))?;
-        let Some(limit) = parse_show(&answer)? else { return Ok(Found::default()) };
+        let Some(limit) = parse_show(&answer)? else { return Ok(SourceAnswer::default()) };
         let now = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
-        let end = End {
-            what: format!("RuntimeMaxSec of {} is {}", self.unit.name, exact_duration(limit.max)),
-            when: When::In(limit.left(now)),
+        let end = Announcement {
+            text: format!("RuntimeMaxSec of {} is {}", self.unit.name, exact_duration(limit.max)),
+            end: AnnouncedEnd::In(limit.left(now)),
         };
-        Ok(Found { end: Some(end), again: Some(INTERVAL), ..Found::default() })
+        Ok(SourceAnswer { end: Some(end), again: Some(INTERVAL), ..SourceAnswer::default() })
     }
 
     fn retry_after(&self) -> Duration {
@@ -68,13 +69,13 @@ impl Source for Systemd {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub struct RuntimeLimit {
     pub max: Duration,
     /// When the unit was up, on CLOCK_MONOTONIC; `None`: it is still starting.
     pub since: Option<Duration>,
 }
 
-impl Limit {
+impl RuntimeLimit {
     /// What is left of it, `now` on the same clock.
     pub fn left(&self, now: Duration) -> Duration {
         let since = self.since.unwrap_or(now);
@@ -83,7 +84,7 @@ impl Limit {
 }
 
 /// What `systemctl show` says; `None`: the unit has no limit.
-pub fn parse_show(answer: &str) -> Result<Option<Limit>, String> {
+pub fn parse_show(answer: &str) -> Result<Option<RuntimeLimit>, String> {
     let value = |name: &str| {
         let line = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.map(str::trim).ok_or_else(|| format!("systemctl does not say {name}"))
@@ -95,23 +96,23 @@ pub fn parse_show(answer: &str) -> Result<Option<Limit>, String> {
     let since = value("ActiveEnterTimestampMonotonic")?;
     let since: u64 = since.parse().map_err(|_| format!("ActiveEnterTimestampMonotonic={since:?} is no number"))?;
     let is_up = !matches!(value("ActiveState")?, "activating" | "inactive" | "failed");
-    Ok(Some(Limit { max, since: (is_up && since > 0).then_some(Duration::from_micros(since)) }))
+    Ok(Some(RuntimeLimit { max, since: (is_up && since > 0).then_some(Duration::from_micros(since)) }))
 }
 
 /// The innermost unit in /proc/self/cgroup: of the unified hierarchy, or else of systemd's own.
-pub fn parse_cgroup(text: &str) -> Option<Unit> {
+pub fn parse_cgroup(text: &str) -> Option<ServiceUnit> {
     let unified = text.lines().filter_map(|line| line.strip_prefix("0::"));
     let own = text.lines().filter_map(|line| Some(line.split_once(":name=systemd:")?.1));
     unified.chain(own).find_map(unit_of)
 }
 
-fn unit_of(path: &str) -> Option<Unit> {
+fn unit_of(path: &str) -> Option<ServiceUnit> {
     let parts: Vec<&str> = path.split('/').collect();
     let at = parts.iter().rposition(|part| part.ends_with(".service") || part.ends_with(".scope"))?;
     let of_user = parts[..at].iter().any(|part| part.starts_with("user@") && part.ends_with(".service"));
     let name = parts[at].to_owned();
     // init.scope holds the manager, and in a container whatever stayed beside it. An option would be none of a name.
-    (name != "init.scope" && !name.starts_with('-')).then_some(Unit { name, of_user })
+    (name != "init.scope" && !name.starts_with('-')).then_some(ServiceUnit { name, of_user })
 }
 
 #[cfg(test)]
@@ -148,12 +149,12 @@ mod tests {
         let install = std::process::Command::new("install").arg("-m755").args([&source, &systemctl]).status().unwrap();
         assert!(install.success());
         let ask = |of_user| {
-            let unit = Unit { name: "job.service".into(), of_user };
-            Systemd { unit, systemctl: systemctl.to_string_lossy().into_owned() }.ask()
+            let unit = ServiceUnit { name: "job.service".into(), of_user };
+            SystemdSource { unit, systemctl: systemctl.to_string_lossy().into_owned() }.ask()
         };
         let end = ask(true).unwrap().end.unwrap();
-        assert_eq!(end.what, "RuntimeMaxSec of job.service is 7days");
-        assert!(matches!(end.when, When::In(left) if left < Duration::from_secs(7 * 86400)));
+        assert_eq!(end.text, "RuntimeMaxSec of job.service is 7days");
+        assert!(matches!(end.end, AnnouncedEnd::In(left) if left < Duration::from_secs(7 * 86400)));
         assert!(ask(false).unwrap_err().contains("set [session] budget below it"));
     }
 
@@ -164,7 +165,7 @@ mod tests {
         };
         let secs = Duration::from_secs;
         let limit = show("1h 30min", "1000000000", "active").unwrap().unwrap();
-        assert_eq!(limit, Limit { max: secs(5400), since: Some(secs(1000)) });
+        assert_eq!(limit, RuntimeLimit { max: secs(5400), since: Some(secs(1000)) });
         assert_eq!((limit.left(secs(1600)), limit.left(secs(9000))), (secs(4800), Duration::ZERO));
         // The time stamp is that of the run before.
         let starting = show("5s 500ms", "1000000000", "activating").unwrap().unwrap();

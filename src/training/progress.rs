@@ -1,16 +1,18 @@
-//! What is known about a running job, and its report as `ckptd status --json` gives it.
+//! What is known about a running job, and what is said of it: lines, the panel's text, the report.
 //!
-//! Invariant: the report's keys are a contract; figures that are not known are null, and none is NaN.
-//! Deliberately not here: decisions (job), how a report travels (status) or is drawn (panel).
+//! Deliberately not here: decisions (job), how a report travels (daemon/status) or a panel is drawn (daemon/printer).
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
+use crate::daemon::report::{
+    HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport, SnapshotStage, StallReport,
+    StatusReport, WorkerReport,
+};
+use crate::daemon::service::ServiceFacts;
 use crate::session::clock::BootInstant;
-use crate::session::records::{SessionRecord, SessionRecords};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::rough_duration;
 
@@ -19,47 +21,19 @@ const SPEED_WINDOW: usize = 32;
 /// Stalls that the percentiles are taken from.
 const STALL_WINDOW: usize = 1024;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    Starting,
-    Training,
-    Stopping,
-    Stopped,
-    Finished,
-    Failed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SnapshotState {
-    Committed,
-    Verified,
-    Quarantined,
-}
-
-/// Snapshots of this session, by what became of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    pub committed: u64,
-    pub verified: u64,
-    pub skipped: u64,
-    pub failed: u64,
-    pub quarantined: u64,
-}
-
+/// A snapshot of this session, or the one that it resumed from.
 #[derive(Clone, Debug)]
 pub struct LastSnapshot {
     pub id: SnapshotId,
     pub step: u64,
     pub at: Timestamp,
-    pub state: SnapshotState,
+    pub state: SnapshotStage,
 }
 
 /// The running account of a job.
 #[derive(Clone, Debug)]
-pub struct Progress {
-    pub state: State,
+pub struct JobProgress {
+    pub state: JobState,
     pub step: u64,
     pub total_steps: u64,
     pub loss: Option<f64>,
@@ -67,7 +41,7 @@ pub struct Progress {
     /// The newest snapshot, whatever its state.
     pub last_snapshot: Option<LastSnapshot>,
     pub last_verified: Option<LastSnapshot>,
-    pub counts: Counts,
+    pub counts: SnapshotCounts,
     pub worker_pid: Option<u32>,
     pub restarts: u32,
     /// What went wrong last, in the words that the user was told, until a snapshot is verified again.
@@ -78,17 +52,17 @@ pub struct Progress {
     stalls_ms: VecDeque<f64>,
 }
 
-impl Progress {
-    pub fn new(total_steps: u64) -> Progress {
-        Progress {
-            state: State::Starting,
+impl JobProgress {
+    pub fn new(total_steps: u64) -> JobProgress {
+        JobProgress {
+            state: JobState::Starting,
             step: 0,
             total_steps,
             loss: None,
             deadline: None,
             last_snapshot: None,
             last_verified: None,
-            counts: Counts::default(),
+            counts: SnapshotCounts::default(),
             worker_pid: None,
             restarts: 0,
             problem: None,
@@ -132,12 +106,12 @@ impl Progress {
     }
 
     /// The newest snapshot has become `state`.
-    pub fn snapshot(&mut self, id: &SnapshotId, step: u64, state: SnapshotState, at: Timestamp) {
+    pub fn snapshot(&mut self, id: &SnapshotId, step: u64, state: SnapshotStage, at: Timestamp) {
         let last = LastSnapshot { id: id.clone(), step, at, state };
-        if state == SnapshotState::Verified && self.last_verified.as_ref().is_none_or(|newest| newest.step <= step) {
+        if state == SnapshotStage::Verified && self.last_verified.as_ref().is_none_or(|newest| newest.step <= step) {
             self.last_verified = Some(last.clone());
         }
-        // Verdicts may arrive out of order; an older snapshot's says nothing about the newest.
+        // Results may arrive out of order; one on an older snapshot says nothing about the newest.
         if self.last_snapshot.as_ref().is_none_or(|newest| newest.step <= step) {
             self.last_snapshot = Some(last);
         }
@@ -145,7 +119,7 @@ impl Progress {
 
     /// The newest snapshot that a resume can count on.
     pub fn last_durable(&self) -> Option<&LastSnapshot> {
-        let durable = |last: &&LastSnapshot| last.state != SnapshotState::Quarantined;
+        let durable = |last: &&LastSnapshot| last.state != SnapshotStage::Quarantined;
         self.last_snapshot.as_ref().filter(durable).or(self.last_verified.as_ref())
     }
 
@@ -183,8 +157,8 @@ impl Progress {
         match (&self.stage, self.state) {
             (Some((stage, Some(fraction))), _) => parts.push(format!("{stage} {:.0} %", fraction * 100.0)),
             (Some((stage, None)), _) => parts.push(stage.clone()),
-            (None, State::Starting) => parts.push("starting".to_owned()),
-            (None, State::Stopping) => parts.push("stopping".to_owned()),
+            (None, JobState::Starting) => parts.push("starting".to_owned()),
+            (None, JobState::Stopping) => parts.push("stopping".to_owned()),
             (None, _) => {}
         }
         parts.extend(self.time_left().map(|left| format!("done in {}", rough_duration(left))));
@@ -204,9 +178,39 @@ impl Progress {
         parts.join(" · ")
     }
 
-    pub fn report(&self, now: Timestamp) -> Report {
+    /// What the service manager is told of.
+    pub fn service_facts(&self) -> ServiceFacts {
+        ServiceFacts {
+            is_stopping: self.state == JobState::Stopping,
+            has_worker: self.worker_pid.is_some(),
+            status: self.status_text(),
+        }
+    }
+
+    /// One line for the service manager: step, loss, what is safe.
+    fn status_text(&self) -> String {
+        let stage = self.stage.as_ref().map(|(stage, _)| stage.as_str());
+        let at = format!("step {}/{}", self.step, self.total_steps);
+        let doing = match (self.state, stage) {
+            (JobState::Starting, None) => "starting".to_owned(),
+            (JobState::Starting, Some(stage)) => stage.to_owned(),
+            (JobState::Training, _) => self.line_text(),
+            (JobState::Stopping, _) => format!("{at}, stopping"),
+            (JobState::Stopped, _) => format!("{at}, to be resumed"),
+            (JobState::Finished, _) => format!("finished after {} steps", self.total_steps),
+            (JobState::Failed, _) => format!("{at}, failed"),
+        };
+        let safe = match &self.last_verified {
+            Some(last) => format!("step {} saved and verified", last.step),
+            None => "nothing saved yet".to_owned(),
+        };
+        format!("{doing}; {safe}")
+    }
+
+    /// The report, but for what only the job knows: the session's end, the interval, the history.
+    pub fn report(&self, now: Timestamp) -> StatusReport {
         let seconds = |from: Timestamp, to: Timestamp| (to.duration_since(from).as_secs_f64() * 10.0).round() / 10.0;
-        Report {
+        StatusReport {
             state: self.state,
             step: self.step,
             total_steps: Some(self.total_steps),
@@ -249,88 +253,6 @@ fn percentile(values: &VecDeque<f64>, share: f64) -> Option<f64> {
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// `ckptd status --json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
-    pub state: State,
-    pub step: u64,
-    pub total_steps: Option<u64>,
-    pub loss: Option<f64>,
-    pub tokens_per_second: Option<f64>,
-    pub session: SessionReport,
-    pub last_snapshot: Option<SnapshotReport>,
-    pub snapshots: Counts,
-    pub stall_ms: StallReport,
-    pub worker: WorkerReport,
-    pub interval: IntervalReport,
-    pub history: HistoryReport,
-    /// What went wrong and what to do about it, while it is so; for a job that is not running, how it ended.
-    #[serde(default)]
-    pub problem: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SessionReport {
-    pub deadline: Option<Timestamp>,
-    pub seconds_left: Option<f64>,
-    /// Who says so: "the session's budget ends".
-    pub source: Option<String>,
-}
-
-/// The time between snapshots, and why it is that.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct IntervalReport {
-    /// Null where steps are counted, or where no daemon runs.
-    pub seconds: Option<f64>,
-    pub why: String,
-}
-
-/// The sessions so far and those to come.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HistoryReport {
-    /// In all, the one under way included.
-    pub sessions: u64,
-    /// How many more it takes, and when the training ends at this pace; null where that is not known.
-    pub sessions_left: Option<u64>,
-    pub ends_at: Option<Timestamp>,
-    /// Newest first.
-    pub latest: Vec<SessionRecord>,
-}
-
-/// Sessions that a report lists.
-const LISTED: usize = 20;
-
-impl HistoryReport {
-    pub fn of(records: &SessionRecords, total_steps: Option<u64>, now: Timestamp) -> HistoryReport {
-        let outlook = total_steps.and_then(|total| records.outlook(total, now));
-        HistoryReport {
-            sessions: records.count(),
-            sessions_left: outlook.map(|outlook| outlook.sessions),
-            ends_at: outlook.map(|outlook| outlook.ends_at),
-            latest: records.sessions.iter().rev().take(LISTED).cloned().collect(),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SnapshotReport {
-    pub id: SnapshotId,
-    pub age_seconds: f64,
-    pub state: SnapshotState,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StallReport {
-    pub p50: Option<f64>,
-    pub p99: Option<f64>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct WorkerReport {
-    pub pid: Option<u32>,
-    pub restarts: u32,
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -346,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_speed_is_that_of_the_last_steps_and_gives_the_time_left() {
-        let mut progress = Progress::new(100);
+        let mut progress = JobProgress::new(100);
         let began = BootInstant::now();
         progress.ready(10, began);
         assert_eq!(progress.tokens_per_second(), None);
@@ -358,11 +280,11 @@ mod tests {
     }
 
     #[test]
-    fn a_late_verdict_on_an_older_snapshot_does_not_hide_the_newest() {
-        let mut progress = Progress::new(10);
+    fn a_late_result_on_an_older_snapshot_does_not_hide_the_newest() {
+        let mut progress = JobProgress::new(10);
         let now = Timestamp::now();
-        progress.snapshot(&"step-2".into(), 2, SnapshotState::Committed, now);
-        progress.snapshot(&"step-1".into(), 1, SnapshotState::Verified, now);
+        progress.snapshot(&"step-2".into(), 2, SnapshotStage::Committed, now);
+        progress.snapshot(&"step-1".into(), 1, SnapshotStage::Verified, now);
         let report = progress.report(now);
         assert_eq!(report.last_snapshot.unwrap().id, "step-2");
         assert_eq!(progress.last_verified.unwrap().id, "step-1");
@@ -370,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_report_holds_the_keys_of_the_contract_and_null_for_what_is_unknown() {
-        let mut progress = Progress::new(10);
+        let mut progress = JobProgress::new(10);
         progress.ready(0, BootInstant::now());
         progress.stepped(1, f64::NAN, 5, BootInstant::now());
         let json = serde_json::to_value(progress.report(Timestamp::now())).unwrap();

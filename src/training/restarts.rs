@@ -8,6 +8,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 /// Failures in a row at the same step after which it is not tried again.
 const SAME_STEP: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -15,7 +17,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Why a worker is gone, or had to go.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Cause {
+pub enum FailureCause {
     /// It ended by itself with this exit code, and without a last message.
     Exited(i32),
     /// A signal ended it that ckptd did not send.
@@ -25,58 +27,61 @@ pub enum Cause {
     /// It said nothing for this long.
     Hung(Duration),
     /// It said something that is no message.
-    Garbage(String),
+    ProtocolError(String),
     /// It said that it cannot go on.
     Failed(String),
     /// Its last snapshot, after the last step, is not there or is not what was written.
     LastSnapshot(String),
 }
 
-impl Cause {
+impl FailureCause {
     /// Whether the step may be at fault: a kill from outside proves nothing about it.
     fn blames_step(&self) -> bool {
-        !matches!(self, Cause::Killed(signal) if is_outside(*signal))
+        !matches!(self, FailureCause::Killed(signal) if is_outside(*signal))
     }
 }
 
 /// SIGHUP, SIGINT, SIGKILL and SIGTERM come from outside; SIGSEGV, SIGABRT and their like from within.
 fn is_outside(signal: i32) -> bool {
-    matches!(signal, 1 | 2 | 9 | 15)
+    [Signal::HUP, Signal::INT, Signal::KILL, Signal::TERM].iter().any(|outside| outside.as_raw() == signal)
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for FailureCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Cause::Exited(code) => write!(f, "it exited with code {code}"),
-            Cause::Killed(signal) => write!(f, "it was killed by {}", signal_name(*signal)),
-            Cause::OutOfMemory => f.write_str(
+            FailureCause::Exited(code) => write!(f, "it exited with code {code}"),
+            FailureCause::Killed(signal) => write!(f, "it was killed by {}", signal_name(*signal)),
+            FailureCause::OutOfMemory => f.write_str(
                 "the kernel killed it for lack of memory; lower [train] batch_size and raise grad_accumulation",
             ),
-            Cause::Hung(silence) => write!(f, "it said nothing for {:.0} s", silence.as_secs_f64()),
-            Cause::Garbage(what) => write!(f, "it does not speak the protocol: {what}"),
-            Cause::Failed(what) => f.write_str(what),
-            Cause::LastSnapshot(what) => write!(f, "its last snapshot failed: {what}"),
+            FailureCause::Hung(silence) => write!(f, "it said nothing for {:.0} s", silence.as_secs_f64()),
+            FailureCause::ProtocolError(what) => write!(f, "it does not speak the protocol: {what}"),
+            FailureCause::Failed(what) => f.write_str(what),
+            FailureCause::LastSnapshot(what) => write!(f, "its last snapshot failed: {what}"),
         }
     }
 }
 
+/// Signals that end a process from within or from outside.
+const SIGNAL_NAMES: [(Signal, &str); 10] = [
+    (Signal::HUP, "SIGHUP"),
+    (Signal::INT, "SIGINT"),
+    (Signal::ILL, "SIGILL"),
+    (Signal::ABORT, "SIGABRT"),
+    (Signal::BUS, "SIGBUS"),
+    (Signal::FPE, "SIGFPE"),
+    (Signal::KILL, "SIGKILL"),
+    (Signal::SEGV, "SIGSEGV"),
+    (Signal::TERM, "SIGTERM"),
+    (Signal::XFSZ, "SIGXFSZ"),
+];
+
 fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        4 => "SIGILL",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        11 => "SIGSEGV",
-        15 => "SIGTERM",
-        25 => "SIGXFSZ",
-        _ => return format!("signal {signal}"),
-    };
-    name.to_owned()
+    let known = SIGNAL_NAMES.iter().find(|(known, _)| known.as_raw() == signal);
+    known.map_or_else(|| format!("signal {signal}"), |(_, name)| (*name).to_owned())
 }
 
+/// What follows from a failure.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RestartDecision {
     After(Duration),
@@ -85,7 +90,7 @@ pub enum RestartDecision {
 
 /// The failures so far, as far as they matter.
 #[derive(Debug, Default)]
-pub struct Restarts {
+pub struct RestartPolicy {
     /// Failures since a step was completed that no earlier worker had reached.
     in_a_row: u32,
     /// Where the last failure was: after this step, or before the worker was ready.
@@ -95,7 +100,7 @@ pub struct Restarts {
     furthest: u64,
 }
 
-impl Restarts {
+impl RestartPolicy {
     /// A step is completed.
     pub fn completed(&mut self, step: u64) {
         if step > self.furthest {
@@ -105,7 +110,7 @@ impl Restarts {
     }
 
     /// A worker failed for `cause` after `place` completed steps (`None`: before it was ready to train).
-    pub fn failed(&mut self, cause: &Cause, place: Option<u64>, max_restarts: u32) -> RestartDecision {
+    pub fn failed(&mut self, cause: &FailureCause, place: Option<u64>, max_restarts: u32) -> RestartDecision {
         if cause.blames_step() {
             self.same_place = if self.same_place > 0 && self.place == place { self.same_place + 1 } else { 1 };
             self.place = place;
@@ -113,7 +118,7 @@ impl Restarts {
         self.in_a_row += 1;
         if self.same_place >= SAME_STEP {
             let place = match place {
-                _ if matches!(cause, Cause::LastSnapshot(_)) => "after the last step".to_owned(),
+                _ if matches!(cause, FailureCause::LastSnapshot(_)) => "after the last step".to_owned(),
                 Some(step) => format!("in step {}", step + 1),
                 None => "before its first step".to_owned(),
             };
@@ -136,33 +141,36 @@ impl Restarts {
 mod tests {
     use super::*;
 
-    fn crash() -> Cause {
-        Cause::Exited(1)
+    fn crash() -> FailureCause {
+        FailureCause::Exited(1)
     }
 
     #[test]
     fn the_first_restart_is_at_once_and_the_next_ones_wait_ever_longer_up_to_a_cap() {
-        let mut restarts = Restarts::default();
+        let mut restarts = RestartPolicy::default();
         let waits: Vec<u128> = (0..12)
-            .map(|_| match restarts.failed(&Cause::Killed(9), Some(5), 100) {
+            .map(|_| match restarts.failed(&FailureCause::Killed(Signal::KILL.as_raw()), Some(5), 100) {
                 RestartDecision::After(wait) => wait.as_millis(),
                 RestartDecision::GiveUp(reason) => panic!("{reason}"),
             })
             .collect();
         assert_eq!(waits, [0, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000, 30000]);
         restarts.completed(6);
-        assert_eq!(restarts.failed(&Cause::Killed(9), Some(6), 100), RestartDecision::After(Duration::ZERO));
+        assert_eq!(
+            restarts.failed(&FailureCause::Killed(Signal::KILL.as_raw()), Some(6), 100),
+            RestartDecision::After(Duration::ZERO)
+        );
     }
 
     #[test]
     fn three_failures_in_a_row_in_the_same_step_end_the_run_with_step_and_cause() {
-        let mut restarts = Restarts::default();
+        let mut restarts = RestartPolicy::default();
         for place in [7, 7, 8, 7, 7] {
             assert!(matches!(restarts.failed(&crash(), Some(place), 10), RestartDecision::After(_)), "{place}");
         }
         let RestartDecision::GiveUp(reason) = restarts.failed(&crash(), Some(7), 10) else { panic!("it goes on") };
         assert_eq!(reason, "the worker failed 3 times in a row in step 8: it exited with code 1");
-        let mut restarts = Restarts::default();
+        let mut restarts = RestartPolicy::default();
         restarts.failed(&crash(), None, 10);
         restarts.failed(&crash(), None, 10);
         let RestartDecision::GiveUp(reason) = restarts.failed(&crash(), None, 10) else { panic!("it goes on") };
@@ -171,20 +179,26 @@ mod tests {
 
     #[test]
     fn kills_from_outside_do_not_blame_the_step_but_the_kernel_killing_for_memory_does() {
-        let mut restarts = Restarts::default();
+        let mut restarts = RestartPolicy::default();
         for _ in 0..10 {
-            assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), RestartDecision::After(_)));
+            assert!(matches!(
+                restarts.failed(&FailureCause::Killed(Signal::KILL.as_raw()), Some(3), 10),
+                RestartDecision::After(_)
+            ));
         }
-        assert!(matches!(restarts.failed(&Cause::Killed(9), Some(3), 10), RestartDecision::GiveUp(_)));
-        let mut restarts = Restarts::default();
-        restarts.failed(&Cause::OutOfMemory, Some(3), 10);
-        restarts.failed(&Cause::OutOfMemory, Some(3), 10);
-        assert!(matches!(restarts.failed(&Cause::OutOfMemory, Some(3), 10), RestartDecision::GiveUp(_)));
+        assert!(matches!(
+            restarts.failed(&FailureCause::Killed(Signal::KILL.as_raw()), Some(3), 10),
+            RestartDecision::GiveUp(_)
+        ));
+        let mut restarts = RestartPolicy::default();
+        restarts.failed(&FailureCause::OutOfMemory, Some(3), 10);
+        restarts.failed(&FailureCause::OutOfMemory, Some(3), 10);
+        assert!(matches!(restarts.failed(&FailureCause::OutOfMemory, Some(3), 10), RestartDecision::GiveUp(_)));
     }
 
     #[test]
     fn a_training_that_falls_back_further_than_it_gets_is_given_up() {
-        let mut restarts = Restarts::default();
+        let mut restarts = RestartPolicy::default();
         restarts.completed(100);
         for place in 0..4 {
             restarts.completed(90 + place);

@@ -1,25 +1,47 @@
-//! What comes before the event loop: when the session began, the lock.
+//! What comes before the event loop, step by step.
+//!
+//! Invariant: the order is a contract. The beginning is read first, since a budget counts from the process's start.
+//! Signals and notices are heard before the lock is waited for, so that both can end the wait. Nothing in the store is
+//! touched without the lock.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::info;
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
 
-use super::job::{ClockReading, JobEvent, Signal};
-use super::{Input, Queue};
-use crate::session::clock::BootInstant;
+use super::job::events::JobEvent;
+use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
+use crate::daemon::signals::DaemonSignal;
+use crate::daemon::status::StatusSocket;
+use crate::once_flag::OnceFlag;
+use crate::session::clock::{BootInstant, ClockReading};
+use crate::session::records::SessionRecords;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::RunId;
 use ckptd_core::os::process::started_since_boot;
 use ckptd_core::store::lock::SESSION;
-use ckptd_core::store::{Store, StoreLock};
+use ckptd_core::store::{Record, Store, StoreLock};
 
-/// How long the worker of an agent that is gone may take to commit its last snapshot.
+/// How long the worker of a daemon that is gone may take to commit its last snapshot.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
 const NAMELESS_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 /// A start that took longer than this did not happen.
 const MAX_STARTUP: Duration = Duration::from_secs(60);
+
+/// What a session has once it has begun.
+pub struct Started {
+    pub store: Arc<Store>,
+    pub lock: Arc<StoreLock>,
+    pub run_id: RunId,
+    /// The sessions before this one.
+    pub records: SessionRecords,
+    /// Answers status requests; aborted, it removes its socket.
+    pub status_server: JoinHandle<()>,
+}
 
 /// When the session began: with the process, since that is what a budget is counted from.
 pub fn began(config: &Config) -> Result<ClockReading> {
@@ -33,23 +55,44 @@ pub fn began(config: &Config) -> Result<ClockReading> {
     Ok(ClockReading { at, wall: now.wall_at(at) })
 }
 
-/// Takes the store's lock. A worker whose agent is gone is committing its last snapshot: it is waited for. `None`: a
-/// signal or the budget ended the wait.
-pub async fn lock(
+/// Opens, locks and tidies the store, and begins to answer status requests. `None`: a signal or the budget ended the
+/// wait for the lock.
+pub async fn start(
+    config: &Config,
+    began: ClockReading,
+    inputs: &InboxSender<JobEvent>,
+    inbox: &mut Inbox<JobEvent>,
+) -> Result<Option<Started>> {
+    let store = Arc::new(Store::create(&config.job.store)?);
+    let Some(lock) = take_lock(&store, config, began, inbox).await? else { return Ok(None) };
+    let lock = Arc::new(lock);
+    let run_id = store.begin_run(&lock, RunId::random)?;
+    debug!("the run is {run_id}");
+    if let Err(e) = store.write_record(&lock, Record::Job, config) {
+        // A full disk must not keep a training from going on: only `status` and `list` know less for it.
+        warn!("the job is not remembered in the store: {e}");
+    }
+    let status_server = serve_status(config, inputs)?;
+    let records = store.read_record(Record::Sessions).ok().flatten().unwrap_or_default();
+    Ok(Some(Started { store, lock, run_id, records, status_server }))
+}
+
+/// Takes the store's lock. A worker whose daemon is gone is committing its last snapshot: it is waited for.
+async fn take_lock(
     store: &Store,
     config: &Config,
     session: ClockReading,
-    queue: &mut Queue,
+    inbox: &mut Inbox<JobEvent>,
 ) -> Result<Option<StoreLock>> {
     let began = Instant::now();
     let budget_ends = config.session.budget.map(|budget| session.at + budget.0);
     let mut held = Vec::new();
-    let mut told = false;
+    let mut told = OnceFlag::default();
     loop {
         let error = match store.lock(&format!("{SESSION}, job {}", config.job.name)) {
             Ok(lock) => {
                 // What was said meanwhile is for the job.
-                queue.held.extend(held);
+                inbox.hold(held);
                 return Ok(Some(lock));
             }
             Err(error) => error,
@@ -61,23 +104,25 @@ pub async fn lock(
                 return Err(orphaned(path, store));
             }
             Error::Locked { alive: false, .. } => {
-                if !std::mem::replace(&mut told, true) {
+                if told.raise() {
                     info!("waiting for the worker of the last session, which is saving its last snapshot");
                 }
             }
             _ => return Err(error),
         }
-        let input = queue.next(Some(BootInstant::now() + LOCK_INTERVAL)).await;
+        let input = inbox.next(Some(BootInstant::now() + LOCK_INTERVAL)).await;
         match input {
-            Input::Job(JobEvent::Signal(Signal::Interrupt | Signal::Terminate | Signal::Finish)) => return Ok(None),
-            Input::Job(JobEvent::Notice(_)) => held.push(input),
+            Some(DaemonInput::Event(JobEvent::Signal(
+                DaemonSignal::Interrupt | DaemonSignal::Terminate | DaemonSignal::Finish,
+            ))) => return Ok(None),
+            Some(DaemonInput::Event(JobEvent::Notice(_))) => held.extend(input),
             _ if budget_ends.is_some_and(|end| BootInstant::now() >= end) => return Ok(None),
             _ => {}
         }
     }
 }
 
-/// A worker that neither saves nor leaves must be ended by somebody who knows what it is.
+/// A worker that neither saves nor exits must be ended by a person, who knows what it is.
 fn orphaned(path: &Path, store: &Store) -> Error {
     let pids = store.lock_holders();
     let end = match pids.as_slice() {
@@ -90,11 +135,14 @@ fn orphaned(path: &Path, store: &Store) -> Error {
     ))
 }
 
-/// What is trained, in a few words.
-pub fn describe(config: &Config) -> String {
-    match (&config.model.preset, &config.model.from) {
-        (Some(preset), _) => preset.clone(),
-        (None, Some(folder)) => folder.display().to_string(),
-        (None, None) => "a model".to_owned(),
+fn serve_status(config: &Config, inputs: &InboxSender<JobEvent>) -> Result<JoinHandle<()>> {
+    match StatusSocket::bind(&config.status.socket) {
+        Ok(socket) => Ok(tokio::spawn(socket.serve(inputs.clone()))),
+        Err(error @ Error::Config(_)) => Err(error),
+        Err(error) => {
+            // Some shared and cloud file systems know no sockets, which is no reason not to train.
+            warn!("{error}; `ckptd status` will show the store's files only");
+            Ok(tokio::spawn(std::future::ready(())))
+        }
     }
 }

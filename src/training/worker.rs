@@ -1,9 +1,8 @@
 //! The worker process: started in a process group of its own, spoken to in lines, watched until it is gone.
 //!
-//! Invariant: only this module knows its process id while it may be signalled, so that no signal ever reaches a
-//! stranger; [`JobEvent::Exited`] comes once, after everything that the worker said. The worker is not tied to the
-//! agent's death: it sees its stdin close, commits a last snapshot and leaves. Deliberately not here: what its
-//! messages mean (job).
+//! Invariant: it is signalled by this module alone and only before it is reaped, so that no signal reaches a stranger;
+//! [`JobEvent::Exited`] comes once, after everything that the worker said. The worker outlives the daemon's death: it
+//! sees its stdin close, commits a last snapshot and exits. Deliberately not here: what its messages mean (job).
 
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
@@ -19,35 +18,37 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::debug;
 
-use super::Input;
-use super::job::{JobEvent, WorkerExit};
+use super::job::events::{JobEvent, WorkerExit};
+use crate::daemon::inbox::{DaemonInput, InboxSender};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::protocol::{self, AgentCommand};
 
 const PROGRAM: &str = "ckptd-gpt2";
 /// Lines of stderr that are shown after a crash.
-const LAST_WORDS: usize = 20;
+const STDERR_TAIL: usize = 20;
 /// What is in the pipes of a dead worker is read at once; only a grandchild that holds them open makes this wait.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub struct Worker {
+/// A running worker.
+pub struct WorkerProcess {
     pub pid: u32,
     commands: mpsc::UnboundedSender<AgentCommand>,
     kills: mpsc::UnboundedSender<()>,
     watcher: JoinHandle<()>,
 }
 
-impl Worker {
-    pub fn spawn(command: &[String], inputs: mpsc::Sender<Input>) -> Result<Worker> {
+impl WorkerProcess {
+    /// Starts `command`, or where that is empty the default worker; what it says and its exit go to `inputs`.
+    pub fn spawn(command: &[String], inputs: InboxSender<JobEvent>) -> Result<WorkerProcess> {
         let command = match command {
             [] => vec![default_program()?.to_string_lossy().into_owned()],
             given => given.to_vec(),
         };
         let mut process = tokio::process::Command::new(&command[0]);
         process.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        for_the_agent_alone(&mut process);
+        shield_from_signals(&mut process);
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
-            // The service manager hears from the agent only.
+            // The service manager hears from the daemon only.
             process.env_remove(variable);
         }
         if std::env::var_os("OMP_WAIT_POLICY").is_none() {
@@ -64,10 +65,10 @@ impl Worker {
             tokio::spawn(write_commands(stdin, queue));
         }
         let watcher = tokio::spawn(watch(child, orders, inputs));
-        Ok(Worker { pid, commands, kills, watcher })
+        Ok(WorkerProcess { pid, commands, kills, watcher })
     }
 
-    /// Queues a command; a worker that reads nothing holds up nobody.
+    /// Queues a command; a worker that reads nothing does not hold up the daemon.
     pub fn send(&self, command: AgentCommand) {
         let _ = self.commands.send(command);
     }
@@ -83,9 +84,9 @@ impl Worker {
     }
 }
 
-/// Ctrl-C in a terminal, and what Slurm or a service manager send to every process of a job, is for the agent, which
-/// ends the worker in good order. A worker that has handlers of its own for them still may.
-fn for_the_agent_alone(process: &mut tokio::process::Command) {
+/// Ctrl-C in a terminal, and what Slurm or a service manager send to every process of a job, is for the daemon, which
+/// ends the worker in good order. A worker may still install handlers of its own.
+fn shield_from_signals(process: &mut tokio::process::Command) {
     process.process_group(0);
     let ignore = || {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2] {
@@ -123,10 +124,10 @@ async fn write_commands(mut stdin: ChildStdin, mut queue: mpsc::UnboundedReceive
     }
 }
 
-async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs: mpsc::Sender<Input>) {
+async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs: InboxSender<JobEvent>) {
     let kills_before = out_of_memory_kills();
     let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
-    let last_words = Arc::new(Mutex::new(VecDeque::new()));
+    let stderr_tail = Arc::new(Mutex::new(VecDeque::new()));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let listener = tokio::spawn({
         let inputs = inputs.clone();
@@ -137,10 +138,10 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs
         }
     });
     let collector = tokio::spawn({
-        let last_words = Arc::clone(&last_words);
+        let stderr_tail = Arc::clone(&stderr_tail);
         async move {
             if let Some(stderr) = stderr {
-                collect(stderr, &last_words).await;
+                collect(stderr, &stderr_tail).await;
             }
         }
     });
@@ -159,14 +160,14 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs
         }
     }
     let out_of_memory = out_of_memory_kills() > kills_before;
-    let last_words = last_words.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+    let stderr_tail = stderr_tail.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
     let (code, signal) = status.map_or((None, None), |status| (status.code(), status.signal()));
-    let exit = WorkerExit { code, signal, out_of_memory, last_words };
-    let _ = inputs.send(Input::Job(JobEvent::Exited(exit))).await;
+    let exit = WorkerExit { code, signal, out_of_memory, stderr_tail };
+    let _ = inputs.send(DaemonInput::Event(JobEvent::Exited(exit))).await;
 }
 
 /// Passes the worker's messages on, up to its end or the first line that is none.
-async fn listen(stdout: impl AsyncRead + Unpin, inputs: &mpsc::Sender<Input>) {
+async fn listen(stdout: impl AsyncRead + Unpin, inputs: &InboxSender<JobEvent>) {
     let mut reader = BufReader::new(stdout);
     let mut line = Vec::new();
     loop {
@@ -181,16 +182,16 @@ async fn listen(stdout: impl AsyncRead + Unpin, inputs: &mpsc::Sender<Input>) {
         };
         let (event, last) = match parsed {
             Ok(message) => (JobEvent::Said(Box::new(message)), false),
-            Err(what) => (JobEvent::Garbage(what), true),
+            Err(what) => (JobEvent::ProtocolError(what), true),
         };
-        if inputs.send(Input::Job(event)).await.is_err() || last {
+        if inputs.send(DaemonInput::Event(event)).await.is_break() || last {
             return;
         }
     }
 }
 
 /// Keeps the last lines of stderr, so that the worker never waits for a reader.
-async fn collect(stderr: impl AsyncRead + Unpin, last_words: &Mutex<VecDeque<String>>) {
+async fn collect(stderr: impl AsyncRead + Unpin, stderr_tail: &Mutex<VecDeque<String>>) {
     const LONGEST: u64 = 1 << 12;
     let mut reader = BufReader::new(stderr);
     let mut line = Vec::new();
@@ -202,10 +203,10 @@ async fn collect(stderr: impl AsyncRead + Unpin, last_words: &Mutex<VecDeque<Str
         }
         let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
         debug!("worker: {text}");
-        let mut last_words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
-        last_words.push_back(text);
-        if last_words.len() > LAST_WORDS {
-            last_words.pop_front();
+        let mut stderr_tail = stderr_tail.lock().unwrap_or_else(PoisonError::into_inner);
+        stderr_tail.push_back(text);
+        if stderr_tail.len() > STDERR_TAIL {
+            stderr_tail.pop_front();
         }
     }
 }

@@ -1,14 +1,25 @@
 //! What the session's plan asks for, and what is learned for the next plans.
 
-use super::*;
-use crate::session::interval;
-use crate::session::plan::{self, PlanInputs, PlanPolicy, SessionDeadline};
+use std::time::Duration;
+
+use tracing::info;
+
+use super::events::JobAction;
+use super::machine::{JobMachine, RecordTiming, StopCause};
+use super::phase::JobPhase;
+use crate::daemon::report::{HistoryReport, IntervalReport, StatusReport};
+use crate::session::clock::{BootInstant, ClockReading};
+use crate::session::interval::{self, IntervalChoice, IntervalInputs};
+use crate::session::notice::{NoticeKind, SessionNotice};
+use crate::session::plan::{self, PlanInputs, PlanPolicy, SessionDeadline, SessionPlan};
+use ckptd_core::config::{Config, SnapshotEvery};
+use ckptd_core::protocol::AgentCommand;
 use ckptd_core::text::{exact_duration, rough_duration};
 
 /// Time between two records of how far the session is.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
-impl Job {
+impl JobMachine {
     /// The earliest moment by which the session must be over.
     pub(super) fn deadline(&self, now: ClockReading) -> Option<SessionDeadline> {
         let Config { session, .. } = &self.config;
@@ -19,17 +30,13 @@ impl Job {
 
     /// What the session's plan asks for now. Snapshots are for a worker that trains.
     pub(super) fn plan(&self, now: ClockReading) -> SessionPlan {
-        let step = match &self.phase {
-            Phase::Running(run) if self.trains() => run.step_began,
-            _ => None,
-        };
         let inputs = PlanInputs {
             began: self.began,
             deadline: self.deadline(now),
-            // Nothing is due of what does not train, and nothing is to be learned from it.
+            // No snapshot is due while no worker trains.
             last_snapshot: if self.trains() { self.last_snapshot } else { now.at },
             final_cost: self.records.costs.final_cost(),
-            step: step.zip(self.meter.fastest_step()),
+            step: self.step_began().zip(self.meter.fastest_step()),
         };
         let every = self.interval().map(|choice| choice.every).filter(|_| self.trains());
         let policy = PlanPolicy { every, margin: self.config.session.margin };
@@ -37,16 +44,16 @@ impl Job {
     }
 
     /// The time between snapshots; `None` where the worker counts steps: it alone sees a step's end while it is there.
-    pub(super) fn interval(&self) -> Option<interval::IntervalChoice> {
+    pub(super) fn interval(&self) -> Option<IntervalChoice> {
         let policy = &self.config.snapshot;
         match (policy.every_steps, policy.every) {
             (Some(_), _) => None,
             (None, SnapshotEvery::Interval(every)) => {
-                Some(interval::IntervalChoice { every, why: format!("every {}, as configured", exact_duration(every)) })
+                Some(IntervalChoice { every, why: format!("every {}, as configured", exact_duration(every)) })
             }
             (None, SnapshotEvery::Auto) => {
                 let costs = &self.records.costs;
-                let inputs = interval::IntervalInputs {
+                let inputs = IntervalInputs {
                     lost: costs.lost(),
                     time: costs.snapshot_time().unwrap_or_default(),
                     mtbf: policy.mtbf.map_or_else(|| costs.mtbf(), |mtbf| mtbf.0),
@@ -59,13 +66,13 @@ impl Job {
     }
 
     pub(super) fn keep_to_plan(&mut self, now: ClockReading) {
-        if self.stop.is_some() || matches!(self.phase, Phase::Ended) {
+        if self.stop.is_some() || matches!(self.phase, JobPhase::Ended) {
             return;
         }
         match self.plan(now) {
             SessionPlan::GoOn { .. } => {}
             SessionPlan::Snapshot { why } => self.request_snapshot(why, now),
-            SessionPlan::Stop { by, why } => self.stop(&why, by, false, now),
+            SessionPlan::Stop { by, why } => self.stop(&why, by, StopCause::Plan, now),
         }
     }
 
@@ -94,7 +101,7 @@ impl Job {
                 self.request_snapshot(&source, now);
             }
             NoticeKind::Snapshot => info!("{source}: nothing trains now, so that there is nothing to save"),
-            NoticeKind::Finish => self.stop(&source, now.at + self.config.session.grace.0, false, now),
+            NoticeKind::Finish => self.stop(&source, now.at + self.config.session.grace.0, StopCause::Plan, now),
         }
     }
 
@@ -109,18 +116,20 @@ impl Job {
 
     /// Counts the training time since the last look at it.
     pub(super) fn count_time(&mut self, now: ClockReading) {
-        let Phase::Running(run) = &mut self.phase else { return };
-        let Some(since) = run.counted_to.replace(now.at).filter(|_| run.ready) else { return };
-        let seconds = (now.at - since).as_secs_f64();
+        let JobPhase::Running(run) = &mut self.phase else { return };
+        let Some(since) = &mut run.counted_to else { return };
+        let seconds = (now.at - *since).as_secs_f64();
+        *since = now.at;
         self.records.costs.uptime_seconds += seconds;
         if let Some(session) = self.records.current() {
             session.trained_seconds += seconds;
         }
     }
 
-    /// Has the records written, unless it just was.
-    pub(super) fn record(&mut self, at_once: bool, now: ClockReading) {
-        if !at_once && self.recorded.is_some_and(|at| now.at < at + RECORD_INTERVAL) {
+    /// Has the sessions so far written.
+    pub(super) fn record(&mut self, timing: RecordTiming, now: ClockReading) {
+        let is_recent = self.recorded.is_some_and(|at| now.at < at + RECORD_INTERVAL);
+        if timing == RecordTiming::WhenDue && is_recent {
             return;
         }
         self.recorded = Some(now.at);
@@ -147,7 +156,7 @@ impl Job {
     }
 
     /// Everything that `ckptd status` tells.
-    pub fn report(&self, now: ClockReading) -> Report {
+    pub fn report(&self, now: ClockReading) -> StatusReport {
         let mut report = self.progress.report(now.wall);
         if let Some(SessionDeadline { at, why }) = self.deadline(now) {
             report.session.deadline = Some(now.wall_at(at));

@@ -1,27 +1,34 @@
 //! A job file that is changed while the job runs.
 
-use super::*;
-use ckptd_core::config::live;
+use tracing::{info, warn};
 
-impl Job {
+use super::events::JobAction;
+use super::machine::JobMachine;
+use super::phase::{JobPhase, WorkerPhase};
+use crate::session::clock::ClockReading;
+use ckptd_core::config::{Config, live};
+use ckptd_core::error::Result;
+use ckptd_core::protocol::AgentCommand;
+
+impl JobMachine {
     /// Takes over what may change while running; a change that may not, or a file that is wrong, changes nothing.
     pub(super) fn reconfigured(&mut self, config: Result<Box<Config>>, now: ClockReading) {
-        if matches!(self.phase, Phase::Ended) {
+        if matches!(self.phase, JobPhase::Ended) {
             return;
         }
         let config = match config {
             Ok(config) => *config,
-            Err(error) => return warn!("the job file is wrong and the job goes on as it was: {error}"),
+            Err(error) => return warn!("the job file is wrong, the job is unchanged: {error}"),
         };
         let changed = match live::changes(&self.config, &config) {
-            Ok(changed) if changed.is_empty() => return info!("the job file says nothing new"),
+            Ok(changed) if changed.is_empty() => return info!("the job file is unchanged"),
             Ok(changed) => changed,
-            Err(why) => return warn!("the change of the job file is refused, and the job goes on as it was: {why}"),
+            Err(why) => return warn!("change of the job file refused: {why}"),
         };
         if let Some(deadline) = config.session.deadline.filter(|deadline| deadline.0 <= now.wall)
             && self.config.session.deadline != Some(deadline)
         {
-            return warn!("the change of the job file is refused: [session] deadline: {} is past", deadline.0);
+            return warn!("change of the job file refused: [session] deadline: {} is past", deadline.0);
         }
         let before = std::mem::replace(&mut self.config, config);
         info!("the job file has changed: {} from now on", self.describe(&changed));
@@ -37,10 +44,10 @@ impl Job {
         self.act(JobAction::Remember(Box::new(self.config.clone())));
     }
 
-    /// A worker that is yet to be told `start` learns of it there.
+    /// A worker that is yet to be told `start` learns of it there, one that leaves not at all.
     fn tell_worker(&mut self) {
-        let Phase::Running(run) = &self.phase else { return };
-        if !run.greeted {
+        let JobPhase::Running(run) = &self.phase else { return };
+        if !matches!(run.phase, WorkerPhase::Loading | WorkerPhase::Training { .. }) {
             return;
         }
         if !run.configurable {

@@ -1,9 +1,13 @@
 //! What ends a session, and what is remembered of it: the machine alone, its clocks turned by the test.
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
+use super::events::{JobAction, JobEvent, SessionOutcome};
 use super::tests::*;
-use super::*;
-use ckptd_core::protocol::WorkerEvent as Message;
+use crate::daemon::signals::DaemonSignal;
+use crate::session::notice::{NoticeKind, SessionNotice};
+use ckptd_core::protocol::{AgentCommand, WorkerEvent};
 
 fn notice(kind: NoticeKind) -> JobEvent {
     JobEvent::Notice(SessionNotice { source: "Slurm".into(), kind })
@@ -68,9 +72,9 @@ fn the_earliest_notice_ends_the_session_in_time_and_one_that_is_withdrawn_does_n
         assert!(bench.now.at < ends, "it slept past its end");
     }
     bench.say(committed(1));
-    bench.say(Message::Done { step: 1, finished: false });
+    bench.say(WorkerEvent::Done { step: 1, finished: false });
     bench.on(exited(0));
-    assert!(matches!(bench.on(verified(1)), [JobAction::End(Ok(Outcome::Resume))]));
+    assert!(matches!(bench.on(verified(1)), [JobAction::End(Ok(SessionOutcome::Resume))]));
     assert!(bench.now.at < ends);
 }
 
@@ -87,7 +91,7 @@ fn a_stop_says_how_much_time_there_is_and_a_deadline_does_not_wait_for_a_signals
     let mut bench = Bench::training("[session]\ngrace = \"30s\"\n", 0);
     bench.on(notice(NoticeKind::EndsAt(bench.now.at + Duration::from_secs(50))));
     bench.pass(Duration::from_secs(40));
-    let actions = bench.on(JobEvent::Signal(Signal::Terminate));
+    let actions = bench.on(JobEvent::Signal(DaemonSignal::Terminate));
     let [JobAction::Send(AgentCommand::Stop { within_ms: Some(within_ms), .. })] = actions else {
         panic!("{actions:?}")
     };
@@ -98,10 +102,10 @@ fn a_stop_says_how_much_time_there_is_and_a_deadline_does_not_wait_for_a_signals
 fn what_a_final_snapshot_takes_is_learned_for_the_next_session() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    bench.on(JobEvent::Signal(Signal::Terminate));
+    bench.on(JobEvent::Signal(DaemonSignal::Terminate));
     bench.pass(Duration::from_millis(700));
     bench.say(committed(1));
-    bench.say(Message::Done { step: 1, finished: false });
+    bench.say(WorkerEvent::Done { step: 1, finished: false });
     bench.on(exited(0));
     bench.pass(Duration::from_millis(100));
     let actions = bench.job.on(verified(1), bench.now);

@@ -1,16 +1,24 @@
-//! The machine alone: its clock is a number, its worker and its keeper are what a test says.
+//! The machine alone: its clock is a number, its worker and its verifier are what a test says.
 #![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::*;
-use ckptd_core::protocol::WorkerEvent as Message;
+use super::events::{JobAction, JobEvent, SessionOutcome, WorkerExit};
+use super::machine::{HELLO_TIMEOUT, JobMachine};
+use crate::daemon::signals::DaemonSignal;
+use crate::daemon::verifier::{ReadBack, ResumeDecision, ResumePoint};
+use crate::session::clock::{BootInstant, ClockReading};
+use crate::session::records::SessionRecords;
+use ckptd_core::config::Config;
+use ckptd_core::protocol::{self, AgentCommand, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::TrainState;
 
 /// A job with a clock that a test turns.
 pub(super) struct Bench {
-    pub(super) job: Job,
+    pub(super) job: JobMachine,
     began: BootInstant,
     pub(super) now: ClockReading,
     actions: Vec<JobAction>,
@@ -21,7 +29,7 @@ impl Bench {
         let toml = format!("[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[train]\nsteps = 20\n{toml}");
         let config = Config::parse(&toml, "/job.toml".as_ref()).unwrap();
         let now = ClockReading::now();
-        let (job, actions) = Job::new(config, "run".into(), false, SessionRecords::default(), now);
+        let (job, actions) = JobMachine::new(config, "run".into(), false, SessionRecords::default(), now);
         Bench { job, began: now.at, now, actions }
     }
 
@@ -41,12 +49,12 @@ impl Bench {
 
     pub(super) fn on(&mut self, event: JobEvent) -> &[JobAction] {
         self.actions = self.job.on(event, self.now);
-        // The records is written beside everything else.
+        // The records are written beside everything else.
         self.actions.retain(|action| !matches!(action, JobAction::Record(_)));
         &self.actions
     }
 
-    pub(super) fn say(&mut self, message: Message) -> &[JobAction] {
+    pub(super) fn say(&mut self, message: WorkerEvent) -> &[JobAction] {
         self.on(JobEvent::Said(Box::new(message)))
     }
 
@@ -68,7 +76,7 @@ impl Bench {
 }
 
 fn choice(step: u64) -> ResumeDecision {
-    let resume = (step > 0).then(|| Resume {
+    let resume = (step > 0).then(|| ResumePoint {
         id: format!("step-{step}").into(),
         path: format!("/store/step-{step}.ckpt").into(),
         step,
@@ -79,8 +87,8 @@ fn choice(step: u64) -> ResumeDecision {
     ResumeDecision { resume, next_seq: step + 1 }
 }
 
-fn hello(version: u32) -> Message {
-    Message::Hello {
+fn hello(version: u32) -> WorkerEvent {
+    WorkerEvent::Hello {
         protocol: version,
         worker: "fake".into(),
         version: "1".into(),
@@ -89,18 +97,18 @@ fn hello(version: u32) -> Message {
     }
 }
 
-fn ready(step: u64) -> Message {
+fn ready(step: u64) -> WorkerEvent {
     let (device, resumed) = ("cpu".to_owned(), None);
-    Message::Ready { step, total_steps: 20, parameters: 1, state_bytes: 4, resumed, device, threads: 1 }
+    WorkerEvent::Ready { step, total_steps: 20, parameters: 1, state_bytes: 4, resumed, device, threads: 1 }
 }
 
-pub(super) fn step(step: u64) -> Message {
-    Message::Step { step, loss: 1.0, learning_rate: 1e-3, grad_norm: None, step_ms: 1.0, tokens: 8 }
+pub(super) fn step(step: u64) -> WorkerEvent {
+    WorkerEvent::Step { step, loss: 1.0, learning_rate: 1e-3, grad_norm: None, step_ms: 1.0, tokens: 8 }
 }
 
-pub(super) fn committed(step: u64) -> Message {
+pub(super) fn committed(step: u64) -> WorkerEvent {
     let path = format!("/store/snapshots/step-{step}.ckpt").into();
-    Message::Committed {
+    WorkerEvent::Committed {
         step,
         seq: step,
         path,
@@ -115,13 +123,12 @@ pub(super) fn committed(step: u64) -> Message {
 
 pub(super) fn verified(step: u64) -> JobEvent {
     let took = Duration::from_millis(5);
-    let verdict =
-        ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
-    JobEvent::Judged { id: format!("step-{step}").into(), verdict }
+    let result = ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
+    JobEvent::ReadBack { id: format!("step-{step}").into(), result }
 }
 
 pub(super) fn exited(code: i32) -> JobEvent {
-    JobEvent::Exited(WorkerExit { code: Some(code), signal: None, out_of_memory: false, last_words: Vec::new() })
+    JobEvent::Exited(WorkerExit { code: Some(code), signal: None, out_of_memory: false, stderr_tail: Vec::new() })
 }
 
 fn is_kill(actions: &[JobAction]) -> bool {
@@ -142,7 +149,7 @@ fn a_worker_that_never_greets_is_killed_and_chosen_for_again() {
 fn silence_counts_from_the_last_sign_of_life_of_any_kind() {
     let mut bench = Bench::training("[worker]\nhang_timeout = \"10s\"\n", 0);
     bench.pass(Duration::from_secs(9));
-    bench.say(Message::Alive { step: 0, micro_batch: 1 });
+    bench.say(WorkerEvent::Alive { step: 0, micro_batch: 1 });
     bench.pass(Duration::from_secs(9));
     assert!(bench.on(JobEvent::Tick).is_empty());
     assert!(is_kill(bench.wake()));
@@ -187,8 +194,8 @@ fn a_snapshot_whose_manifest_says_another_step_costs_the_worker_its_trust() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
     assert!(matches!(bench.say(committed(1)), [JobAction::Verify { .. }]));
-    let JobEvent::Judged { verdict, .. } = verified(2) else { unreachable!() };
-    assert!(is_kill(bench.on(JobEvent::Judged { id: "step-1".into(), verdict })));
+    let JobEvent::ReadBack { result, .. } = verified(2) else { unreachable!() };
+    assert!(is_kill(bench.on(JobEvent::ReadBack { id: "step-1".into(), result })));
 }
 
 #[test]
@@ -199,40 +206,40 @@ fn snapshots_are_asked_for_at_the_interval_from_the_last_one_on() {
         assert_eq!(bench.elapsed(), Duration::from_secs(60 * n));
     }
     bench.pass(Duration::from_secs(30));
-    bench.say(Message::SnapshotStarted { step: 0, reason: "signal".into(), capture_ms: 0.1 });
+    bench.say(WorkerEvent::SnapshotStarted { step: 0, reason: "signal".into(), capture_ms: 0.1 });
     bench.wake();
     assert_eq!(bench.elapsed(), Duration::from_secs(60 * 3 + 30 + 60));
 }
 
 #[test]
-fn the_last_snapshot_is_waited_for_until_it_is_judged() {
+fn the_last_snapshot_is_waited_for_until_it_is_read_back() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
     assert!(matches!(
-        bench.on(JobEvent::Signal(Signal::Terminate)),
+        bench.on(JobEvent::Signal(DaemonSignal::Terminate)),
         [JobAction::Send(AgentCommand::Stop { snapshot: true, .. })]
     ));
     bench.say(committed(1));
-    bench.say(Message::Done { step: 1, finished: false });
+    bench.say(WorkerEvent::Done { step: 1, finished: false });
     assert!(bench.on(exited(0)).is_empty());
-    assert!(matches!(bench.on(verified(1)), [JobAction::End(Ok(Outcome::Resume))]));
+    assert!(matches!(bench.on(verified(1)), [JobAction::End(Ok(SessionOutcome::Resume))]));
 }
 
 #[test]
 fn a_session_that_saved_nothing_of_what_it_trained_is_an_error() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    bench.on(JobEvent::Signal(Signal::Terminate));
+    bench.on(JobEvent::Signal(DaemonSignal::Terminate));
     bench.pass(Duration::from_secs(2));
-    assert!(matches!(bench.on(JobEvent::Signal(Signal::Terminate)), [JobAction::End(Err(_))]));
+    assert!(matches!(bench.on(JobEvent::Signal(DaemonSignal::Terminate)), [JobAction::End(Err(_))]));
 }
 
 #[test]
 fn a_signal_that_arrives_twice_at_once_is_one_request_to_stop() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
-    bench.on(JobEvent::Signal(Signal::Interrupt));
-    assert!(bench.on(JobEvent::Signal(Signal::Terminate)).is_empty());
+    bench.on(JobEvent::Signal(DaemonSignal::Interrupt));
+    assert!(bench.on(JobEvent::Signal(DaemonSignal::Terminate)).is_empty());
 }
 
 /// What may happen next; a bench makes sense of it.
@@ -274,7 +281,7 @@ proptest! {
     fn no_order_of_events_breaks_the_invariants(happenings in prop::collection::vec(happening(), 1..120)) {
         let mut bench = Bench::new("[session]\ngrace = \"10s\"\n[worker]\nhang_timeout = \"60s\"\n");
         let (mut alive, mut choosing, mut at, mut saved) = (false, true, 0u64, 0u64);
-        let mut unjudged: Vec<u64> = Vec::new();
+        let mut unverified: Vec<u64> = Vec::new();
         let mut stop_by: Option<BootInstant> = None;
         for happening in happenings {
             if choosing {
@@ -300,16 +307,16 @@ proptest! {
                 Happening::Commit if alive => {
                     bench.say(committed(at));
                     if matches!(bench.actions[..], [JobAction::Verify { .. }, ..]) {
-                        unjudged.push(at);
+                        unverified.push(at);
                     }
                 }
                 Happening::Judge(n) => {
-                    let Some(step) = unjudged.pop() else { continue };
+                    let Some(step) = unverified.pop() else { continue };
                     let event = match n {
-                        0 => JobEvent::Judged { id: format!("step-{step}").into(), verdict: ReadBack::Gone },
+                        0 => JobEvent::ReadBack { id: format!("step-{step}").into(), result: ReadBack::Gone },
                         1 => {
-                            let verdict = ReadBack::Quarantined { reason: "flipped".into() };
-                            JobEvent::Judged { id: format!("step-{step}").into(), verdict }
+                            let result = ReadBack::Quarantined { reason: "flipped".into() };
+                            JobEvent::ReadBack { id: format!("step-{step}").into(), result }
                         }
                         _ => {
                             saved = saved.max(step);
@@ -319,23 +326,23 @@ proptest! {
                     bench.on(event);
                 }
                 Happening::Fail if alive => {
-                    bench.say(Message::Failed { failure: WorkerFailure::Other, what: "no reason".into() });
+                    bench.say(WorkerEvent::Failed { failure: WorkerFailure::Other, what: "no reason".into() });
                 }
-                Happening::Garbage if alive => drop(bench.on(JobEvent::Garbage("hm".into()))),
+                Happening::Garbage if alive => drop(bench.on(JobEvent::ProtocolError("hm".into()))),
                 Happening::WorkerExit(code) if alive => {
                     alive = false;
                     bench.on(exited(code));
                 }
                 Happening::Signal(n) => {
-                    let signals = [Signal::Interrupt, Signal::Finish, Signal::Snapshot, Signal::Hangup];
+                    let signals = [DaemonSignal::Interrupt, DaemonSignal::Finish, DaemonSignal::Snapshot, DaemonSignal::Hangup];
                     let signal = signals[usize::from(n) % 4];
-                    if matches!(signal, Signal::Interrupt | Signal::Finish) && stop_by.is_none() {
+                    if matches!(signal, DaemonSignal::Interrupt | DaemonSignal::Finish) && stop_by.is_none() {
                         stop_by = Some(bench.now.at + Duration::from_secs(10));
                     }
                     bench.on(JobEvent::Signal(signal));
                 }
                 Happening::Done(finished) if alive && finished == (at == 20) => {
-                    bench.say(Message::Done { step: at, finished });
+                    bench.say(WorkerEvent::Done { step: at, finished });
                 }
                 _ => continue,
             }
@@ -349,7 +356,7 @@ proptest! {
                     JobAction::Spawn => prop_assert!(false, "a worker that was not chosen for"),
                     JobAction::Send(_) => prop_assert!(alive, "a command to nobody"),
                     JobAction::End(outcome) => {
-                        if matches!(outcome, Ok(Outcome::Finished)) {
+                        if matches!(outcome, Ok(SessionOutcome::Finished)) {
                             prop_assert_eq!(saved, 20);
                         }
                         return Ok(());

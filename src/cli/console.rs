@@ -17,7 +17,7 @@ use ckptd_core::progress::{ProgressSink, interrupted};
 /// Work that is done by then is not worth a bar.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-pub struct Watch {
+pub struct Console {
     cancelled: Arc<AtomicBool>,
     stage: Mutex<Stage>,
 }
@@ -28,9 +28,9 @@ struct Stage {
     shown: bool,
 }
 
-impl Watch {
+impl Console {
     /// Listens to SIGINT, SIGTERM and SIGHUP from now on.
-    pub fn start() -> Result<Watch> {
+    pub fn start() -> Result<Console> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&cancelled);
         let listening = |e| Error::Other(format!("listening to signals: {e}"));
@@ -50,7 +50,7 @@ impl Watch {
             });
         };
         std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(listening)?;
-        Ok(Watch {
+        Ok(Console {
             cancelled,
             stage: Mutex::new(Stage { began: Instant::now(), bar: ProgressBar::hidden(), shown: false }),
         })
@@ -72,7 +72,7 @@ impl Watch {
     }
 }
 
-impl ProgressSink for Watch {
+impl ProgressSink for Console {
     fn begin(&self, stage: &str, total_bytes: u64) {
         let mut current = self.stage();
         current.bar.finish_and_clear();
@@ -115,7 +115,7 @@ impl Stage {
     }
 }
 
-impl Drop for Watch {
+impl Drop for Console {
     fn drop(&mut self) {
         self.stage().bar.finish_and_clear();
     }

@@ -1,18 +1,17 @@
-//! Watches the job file: one thread that reads it again when its folder changes, or when it is asked to.
+//! Watches the job file: one thread that reads it again when it may have changed, or when it is asked to.
 //!
-//! Invariant: events are only hints. What counts is the file's text against the text that was read last, so that an
-//! editor that writes in several steps, or renames a new file over the old one, is one change. The folder is watched
-//! and not the file, since a rename leaves a watch on the old one. Deliberately not here: what may change (config/live).
+//! Invariant: a file counts as changed by its text alone, held against the text that was read last; so an editor that
+//! writes in several steps, or renames a new file over the old one, makes one change. Deliberately not here: what may
+//! change while a job runs (core's config/live).
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use notify::{RecursiveMode, Watcher as _};
 use tracing::{debug, warn};
 
-use crate::training::Input;
-use crate::training::job::JobEvent;
+use crate::folder_watch::FolderWatch;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 
@@ -27,50 +26,44 @@ enum Hint {
 }
 
 /// A handle to the watching thread, which ends with it.
-pub struct Watcher {
+pub struct JobFileWatcher {
     hints: Sender<Hint>,
     /// `None` where the system watches no folders; asking works all the same.
-    _notify: Option<notify::RecommendedWatcher>,
+    _watch: Option<FolderWatch>,
 }
 
-impl Watcher {
-    /// Watches the file at `path`, of which `text` was read last.
-    pub fn start(path: PathBuf, text: String, inputs: tokio::sync::mpsc::Sender<Input>) -> Result<Watcher> {
+impl JobFileWatcher {
+    /// Watches the file at `path`, of which `text` was read last, and reports what is read from it, or why that is no
+    /// config, until `report` breaks off.
+    pub fn start(
+        path: PathBuf,
+        text: String,
+        report: impl Fn(Result<Box<Config>>) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<JobFileWatcher> {
         let (hints, queue) = channel();
-        let notify = watch(&path, hints.clone())
+        let changed = hints.clone();
+        let watch = FolderWatch::of_file(&path, move || drop(changed.send(Hint::Changed)))
             .inspect_err(|e| warn!("{} is not watched for changes ({e}); SIGHUP reads it again", path.display()))
             .ok();
         std::thread::Builder::new()
-            .name("watcher".into())
-            .spawn(move || reread(&path, text, &queue, &inputs))
+            .name("job file".into())
+            .spawn(move || reread(&path, text, &queue, &report))
             .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
-        Ok(Watcher { hints, _notify: notify })
+        Ok(JobFileWatcher { hints, _watch: watch })
     }
 
-    /// Reads the file again.
+    /// Reads the file again, and reports it even where its text is the same.
     pub fn ask(&self) {
         let _ = self.hints.send(Hint::Asked);
     }
 }
 
-fn watch(path: &Path, hints: Sender<Hint>) -> notify::Result<notify::RecommendedWatcher> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().map(ToOwned::to_owned);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // An overflow or an error may hide anything: look.
-        let concerns = event.map_or(true, |event| {
-            let reads = matches!(event.kind, notify::EventKind::Access(_));
-            !reads && (event.need_rescan() || event.paths.iter().any(|path| path.file_name() == name.as_deref()))
-        });
-        if concerns {
-            let _ = hints.send(Hint::Changed);
-        }
-    })?;
-    watcher.watch(folder, RecursiveMode::NonRecursive)?;
-    Ok(watcher)
-}
-
-fn reread(path: &Path, mut known: String, hints: &Receiver<Hint>, inputs: &tokio::sync::mpsc::Sender<Input>) {
+fn reread(
+    path: &Path,
+    mut known: String,
+    hints: &Receiver<Hint>,
+    report: &dyn Fn(Result<Box<Config>>) -> ControlFlow<()>,
+) {
     while let Ok(hint) = hints.recv() {
         let mut asked = matches!(hint, Hint::Asked);
         let began = Instant::now();
@@ -96,7 +89,7 @@ fn reread(path: &Path, mut known: String, hints: &Receiver<Hint>, inputs: &tokio
             }
             Err(e) => Err(Error::Config(format!("reading config {}: {e}", path.display()))),
         };
-        if inputs.blocking_send(Input::Job(JobEvent::Config(config))).is_err() {
+        if report(config).is_break() {
             return;
         }
     }
@@ -109,32 +102,27 @@ mod tests {
 
     const JOB: &str = "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n";
 
-    /// The next config that the watcher reports.
-    fn next(queue: &mut tokio::sync::mpsc::Receiver<Input>) -> Result<Box<Config>> {
-        loop {
-            if let Some(Input::Job(JobEvent::Config(config))) = queue.blocking_recv() {
-                return config;
-            }
-        }
-    }
-
     #[test]
-    fn a_file_written_in_place_or_renamed_over_is_read_and_a_broken_one_is_told_with_its_line() {
+    fn a_changed_file_is_read_and_a_broken_one_reported_with_its_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("job.toml");
         std::fs::write(&path, JOB).unwrap();
-        let (inputs, mut queue) = tokio::sync::mpsc::channel(8);
-        let watcher = Watcher::start(path.clone(), JOB.into(), inputs).unwrap();
+        let (sender, reports) = channel();
+        let report = move |config| {
+            sender.send(config).unwrap();
+            ControlFlow::Continue(())
+        };
+        let watcher = JobFileWatcher::start(path.clone(), JOB.into(), report).unwrap();
         std::fs::write(&path, format!("{JOB}[retention]\nkeep_last = 7\n")).unwrap();
-        assert_eq!(next(&mut queue).unwrap().retention.keep_last, 7);
+        assert_eq!(reports.recv().unwrap().unwrap().retention.keep_last, 7);
         let new = folder.path().join(".job.toml.swp");
         std::fs::write(&new, format!("{JOB}[retention]\nkeep_last = 8\n")).unwrap();
         std::fs::rename(&new, &path).unwrap();
-        assert_eq!(next(&mut queue).unwrap().retention.keep_last, 8);
+        assert_eq!(reports.recv().unwrap().unwrap().retention.keep_last, 8);
         std::fs::write(&path, format!("{JOB}[retention]\nkeep_lats = 8\n")).unwrap();
-        let error = next(&mut queue).unwrap_err().to_string();
+        let error = reports.recv().unwrap().unwrap_err().to_string();
         assert!(error.contains("line 6: unknown key `keep_lats`"), "{error}");
         watcher.ask();
-        assert!(next(&mut queue).is_err());
+        assert!(reports.recv().unwrap().is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::training;
+use crate::training::worker::default_program;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 use ckptd_interop::check::ProbeReport;
@@ -18,7 +18,7 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// Asks the worker for the answers of the snapshot at `path`, and how far they are from those of `against`.
 pub fn ask(path: &Path, against: Option<&Path>, progress: &dyn ProgressSink) -> Result<ProbeReport> {
-    let program = training::worker::default_program()?;
+    let program = default_program()?;
     let mut command = Command::new(&program);
     command.arg("probe").arg("--model").arg(path);
     if let Some(against) = against {

@@ -1,0 +1,80 @@
+//! The commands, and the way from the arguments to an exit code.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use super::{check, compare, export, import, init, inspect, list, output, pin, prune, run, status, unpack, verify};
+use ckptd_core::error::Result;
+
+/// Keeps a fine-tuning job alive through sessions that are shorter than the training.
+#[derive(Parser)]
+#[command(name = "ckptd", version, about, max_term_width = 100, propagate_version = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: CliCommand,
+}
+
+#[derive(Subcommand)]
+enum CliCommand {
+    Init(init::InitArgs),
+    Run(run::RunArgs),
+    Status(status::StatusArgs),
+    List(list::ListArgs),
+    Verify(verify::VerifyArgs),
+    Prune(prune::PruneArgs),
+    Inspect(inspect::InspectArgs),
+    Compare(compare::CompareArgs),
+    Check(check::CheckArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Unpack(unpack::UnpackArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+}
+
+/// The command line as it is parsed, for the page that is made of it (docs/cli.md).
+pub fn command() -> clap::Command {
+    <CommandLine as clap::CommandFactory>::command()
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    ckptd_core::os::fs::refuse_size_limit_signal();
+    // Usage errors end here, with 2.
+    let cli = CommandLine::parse();
+    match execute(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output::complain(&format!("ckptd: {error}"));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn execute(command: CliCommand) -> Result<u8> {
+    match command {
+        CliCommand::Init(args) => init::execute(&args),
+        CliCommand::Run(args) => run::execute(&args),
+        CliCommand::Status(args) => status::execute(&args),
+        CliCommand::List(args) => list::execute(&args),
+        CliCommand::Verify(args) => verify::execute(&args),
+        CliCommand::Prune(args) => prune::execute(&args),
+        CliCommand::Inspect(args) => inspect::execute(&args),
+        CliCommand::Compare(args) => compare::execute(&args),
+        CliCommand::Check(args) => check::execute(&args),
+        CliCommand::Export(args) => export::execute(&args),
+        CliCommand::Import(args) => import::execute(&args),
+        CliCommand::Unpack(args) => unpack::execute(&args),
+        CliCommand::Pin(args) => pin::pin(&args),
+        CliCommand::Unpin(args) => pin::unpin(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::command().debug_assert();
+    }
+}

@@ -1,0 +1,7 @@
+//! Exit codes besides an error's own.
+
+pub const DONE: u8 = 0;
+/// The command worked, and what it looked at is damaged, differs or is not finite.
+pub const FALLS_SHORT: u8 = 1;
+/// EX_TEMPFAIL: the session is over, run it again to go on.
+pub const RESUME_LATER: u8 = 75;

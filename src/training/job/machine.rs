@@ -1,0 +1,283 @@
+//! The machine: every event goes through [`JobMachine::on`], which returns what is to be done; the loop around it does
+//! that and nothing else.
+//!
+//! Invariant: at most one worker runs; what it commits counts only after the verifier has read it back; a job that was
+//! asked to stop ends by the time that was given. Deliberately not here: when a snapshot is due (session/plan), when a
+//! failed worker is started again (restarts), tokio, the store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::events::{JobAction, JobEvent, SessionOutcome};
+use super::phase::{JobPhase, WorkerPhase, WorkerRun};
+use crate::daemon::report::{JobState, SnapshotStage};
+use crate::daemon::verifier::ResumeDecision;
+use crate::session::clock::{BootInstant, ClockReading};
+use crate::session::costs::CostMeter;
+use crate::session::plan::SessionPlan;
+use crate::session::records::SessionRecords;
+use crate::training::progress::JobProgress;
+use crate::training::restarts::{FailureCause, RestartPolicy};
+use ckptd_core::config::Config;
+use ckptd_core::error::Result;
+use ckptd_core::ids::{RunId, SnapshotId};
+
+/// Without a message of the worker's own for so long after its start, it does not speak the protocol.
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a worker may take to exit after its last message.
+pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A wake-up so late means that the daemon itself stood still, so that the worker's silence proves nothing.
+const OVERSLEPT: Duration = Duration::from_secs(3);
+
+/// One job in one session.
+pub struct JobMachine {
+    pub(super) config: Config,
+    pub(super) run_id: RunId,
+    pub(super) accept_changes: bool,
+    pub(super) phase: JobPhase,
+    pub(super) progress: JobProgress,
+    pub(super) restarts: RestartPolicy,
+    pub(super) stop: Option<StopRequest>,
+    pub(super) began: BootInstant,
+    /// When the state that the next worker would go on from was captured, or the training began.
+    pub(super) last_snapshot: BootInstant,
+    /// When the snapshot in flight was begun.
+    pub(super) in_flight: Option<BootInstant>,
+    /// What notice sources say of the session's end.
+    pub(super) notices: BTreeMap<String, BootInstant>,
+    pub(super) records: SessionRecords,
+    pub(super) meter: CostMeter,
+    /// When the records were given to be written last.
+    pub(super) recorded: Option<BootInstant>,
+    /// Snapshots that the verifier has not read back yet.
+    pub(super) unverified: Vec<CommittedSnapshot>,
+    /// What the user was told last about snapshots that fail, so that it is told once.
+    pub(super) complaint: Option<String>,
+    /// Snapshots in a row that were not what was written.
+    pub(super) refuted_in_a_row: u32,
+    pub(super) actions: Vec<JobAction>,
+}
+
+/// When the records are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RecordTiming {
+    AtOnce,
+    /// Unless they just were.
+    WhenDue,
+}
+
+/// What asks for an end of the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StopCause {
+    Signal,
+    /// A deadline or a notice.
+    Plan,
+}
+
+pub(super) struct StopRequest {
+    pub(super) by: BootInstant,
+    pub(super) why: String,
+    pub(super) cause: StopCause,
+    /// When it was asked for first, by a signal if there was one.
+    pub(super) asked: BootInstant,
+    /// When the worker was told, and whether it has made anything durable since.
+    pub(super) began: BootInstant,
+    pub(super) saved: bool,
+}
+
+pub(super) struct CommittedSnapshot {
+    pub(super) id: SnapshotId,
+    pub(super) step: u64,
+    pub(super) write: Duration,
+    pub(super) began: BootInstant,
+    pub(super) stall: Duration,
+}
+
+impl JobMachine {
+    /// A job whose session begins `now`, with what is to be done first. `records`: the store's earlier sessions.
+    pub fn new(
+        config: Config,
+        run_id: RunId,
+        accept_changes: bool,
+        mut records: SessionRecords,
+        now: ClockReading,
+    ) -> (JobMachine, Vec<JobAction>) {
+        let progress = JobProgress::new(config.train.steps);
+        records.begin(&run_id, now.wall);
+        let mut job = JobMachine {
+            phase: JobPhase::Choosing,
+            progress,
+            restarts: RestartPolicy::default(),
+            stop: None,
+            began: now.at,
+            last_snapshot: now.at,
+            in_flight: None,
+            notices: BTreeMap::new(),
+            records,
+            meter: CostMeter::default(),
+            recorded: None,
+            unverified: Vec::new(),
+            complaint: None,
+            refuted_in_a_row: 0,
+            actions: Vec::new(),
+            config,
+            run_id,
+            accept_changes,
+        };
+        job.act(JobAction::Choose { discard: None });
+        job.record(RecordTiming::AtOnce, now);
+        let actions = std::mem::take(&mut job.actions);
+        (job, actions)
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &JobProgress {
+        &self.progress
+    }
+
+    /// Its config as it is now.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Takes note of `event` and says what is to be done.
+    pub fn on(&mut self, event: JobEvent, now: ClockReading) -> Vec<JobAction> {
+        match event {
+            JobEvent::Chosen(choice) => self.chosen(choice, now),
+            JobEvent::NotStarted(error) => self.end(Err(error), now),
+            JobEvent::ReadBack { id, result } => self.read_back(&id, result, now),
+            JobEvent::Started { pid } => self.progress.worker_pid = Some(pid),
+            JobEvent::Said(message) => self.said(*message, now),
+            JobEvent::ProtocolError(what) => self.kill_for(FailureCause::ProtocolError(what), now),
+            JobEvent::Exited(exit) => self.exited(exit, now),
+            JobEvent::Signal(signal) => self.signalled(signal, now),
+            JobEvent::Notice(notice) => self.noticed(notice, now),
+            JobEvent::Config(config) => self.reconfigured(config, now),
+            JobEvent::Tick => self.ticked(now),
+        }
+        self.keep_to_plan(now);
+        self.progress.deadline = self.deadline(now).map(|deadline| now.wall_at(deadline.at));
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When [`JobEvent::Tick`] is wanted at the latest.
+    pub fn wake_at(&self, now: ClockReading) -> Option<BootInstant> {
+        let of_phase = match &self.phase {
+            JobPhase::BackingOff { until } => Some(*until),
+            JobPhase::Running(run) => Some(self.patience_ends(run)),
+            JobPhase::Choosing | JobPhase::Settling(_) | JobPhase::Ended => None,
+        };
+        let of_plan = match (&self.stop, self.plan(now)) {
+            (None, SessionPlan::GoOn { until }) => until,
+            (None, SessionPlan::Snapshot { .. } | SessionPlan::Stop { .. }) => Some(now.at),
+            (Some(stop), _) => Some(stop.by),
+        };
+        [of_phase, of_plan].into_iter().flatten().min()
+    }
+
+    /// When a worker that says nothing more is killed.
+    fn patience_ends(&self, run: &WorkerRun) -> BootInstant {
+        match run.phase {
+            WorkerPhase::Starting => run.last_sign + HELLO_TIMEOUT,
+            WorkerPhase::Loading | WorkerPhase::Training { .. } => run.last_sign + self.config.worker.hang_timeout.0,
+            WorkerPhase::Leaving { by, .. } | WorkerPhase::Killed { by, .. } => by,
+        }
+    }
+
+    /// When the step under way began; `None`: no worker trains that commands can be given to.
+    pub(super) fn step_began(&self) -> Option<BootInstant> {
+        match &self.phase {
+            JobPhase::Running(run) => run.step_began(),
+            _ => None,
+        }
+    }
+
+    /// Whether a worker trains that commands can be given to.
+    pub(super) fn trains(&self) -> bool {
+        self.step_began().is_some()
+    }
+
+    fn ticked(&mut self, now: ClockReading) {
+        if let Some(stop) = &self.stop
+            && now.at >= stop.by
+        {
+            warn!("the time to stop is over; ending as it is");
+            return self.end_as_it_is(now);
+        }
+        let patience_ends = match &self.phase {
+            JobPhase::Running(run) => self.patience_ends(run),
+            _ => now.at,
+        };
+        match &mut self.phase {
+            JobPhase::BackingOff { until } if now.at >= *until => self.choose(None),
+            JobPhase::Running(run) if now.at >= patience_ends => match &mut run.phase {
+                WorkerPhase::Killed { by, .. } => {
+                    warn!("the killed worker is not gone yet");
+                    *by = now.at + LEAVE_TIMEOUT;
+                }
+                phase if now.at - patience_ends > OVERSLEPT => {
+                    if let WorkerPhase::Leaving { by, .. } = phase {
+                        *by = now.at + LEAVE_TIMEOUT;
+                    }
+                    run.last_sign = now.at;
+                }
+                _ => {
+                    let silence = now.at - run.last_sign;
+                    self.kill_for(FailureCause::Hung(silence), now);
+                }
+            },
+            _ => {}
+        }
+    }
+
+    pub(super) fn choose(&mut self, discard: Option<(SnapshotId, String)>) {
+        self.phase = JobPhase::Choosing;
+        self.progress.state = JobState::Starting;
+        self.act(JobAction::Choose { discard });
+    }
+
+    fn chosen(&mut self, choice: Result<ResumeDecision>, now: ClockReading) {
+        if !matches!(self.phase, JobPhase::Choosing) {
+            return; // It was asked to end meanwhile.
+        }
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(error) => return self.end(Err(error), now),
+        };
+        let total = self.config.train.steps;
+        let step = choice.resume.as_ref().map_or(0, |resume| resume.step);
+        self.progress.forget_snapshots();
+        if let Some(resume) = &choice.resume {
+            self.progress.snapshot(&resume.id, resume.step, SnapshotStage::Verified, resume.created_at);
+        }
+        self.began_at(step);
+        self.progress.step = step;
+        if choice.resume.as_ref().is_some_and(|resume| self.config.train.is_complete(&resume.train)) {
+            info!(step, "the training is finished: step {step} of {total} is saved and verified");
+            return self.end(Ok(SessionOutcome::Finished), now);
+        }
+        match &choice.resume {
+            Some(resume) => info!(step, id = %resume.id, "resuming from step {step} of {total}: {}", resume.why),
+            None => info!("starting a training of {total} steps"),
+        }
+        let run = WorkerRun::new(choice.resume, choice.next_seq, step, now.at);
+        self.phase = JobPhase::Running(Box::new(run));
+        self.act(JobAction::Spawn);
+    }
+
+    /// A worker is about to go on after `step` steps; what an earlier one did beyond them is lost.
+    fn began_at(&mut self, step: u64) {
+        let reached = self.progress.step;
+        let Some(session) = self.records.current() else { return };
+        if session.from_step == session.saved_step && session.trained_seconds == 0.0 {
+            (session.from_step, session.saved_step, session.step) = (step, step, step);
+        }
+        session.lost_steps += reached.saturating_sub(step);
+    }
+
+    pub(super) fn act(&mut self, action: JobAction) {
+        self.actions.push(action);
+    }
+}

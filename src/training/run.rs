@@ -1,0 +1,271 @@
+//! The loop: everything that happens, wherever it comes from, is one input of one queue; they are taken one by one, the
+//! job decides, and the loop does what it wants done.
+//!
+//! Invariant: nothing in the loop waits for a disk, a worker, a client or a terminal: those have threads and tasks of
+//! their own. Deliberately not here: what is decided (job).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::display::ProgressDisplay;
+use super::job::events::{JobAction, JobEvent, SessionOutcome};
+use super::job::machine::JobMachine;
+use super::start::{self, Started};
+use super::worker::WorkerProcess;
+use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
+use crate::daemon::job_file::JobFileWatcher;
+use crate::daemon::printer::LogPrinter;
+use crate::daemon::recorder::{Recorder, RecorderNote};
+use crate::daemon::service::ServiceManager;
+use crate::daemon::signals;
+use crate::daemon::verifier::{Verifier, VerifierReport, VerifierTask};
+use crate::notices::source::NoticeSink;
+use crate::notices::sources::NoticeSources;
+use crate::session::clock::ClockReading;
+use ckptd_core::config::{Config, LogLevel};
+use ckptd_core::error::{Error, Result};
+use ckptd_core::store::{Store, StoreLock};
+
+/// How long a killed worker is waited for at the end.
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+const REAP_LEAST: Duration = Duration::from_millis(50);
+/// How long the record of the session is waited for at the end, and how long when there is no time.
+const RECORDER_TIMEOUT: Duration = Duration::from_millis(500);
+const RECORDER_LEAST: Duration = Duration::from_millis(50);
+/// How long a rotation under way is waited for at the end.
+const VERIFIER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a run needs besides its config.
+pub struct RunOptions<'a> {
+    /// The job file, and what was read from it: it is watched for changes.
+    pub path: PathBuf,
+    pub text: String,
+    pub accept_changes: bool,
+    /// Snapshots hold a fingerprint of the model's logits, whatever the job file says.
+    pub probe: bool,
+    pub printer: &'a LogPrinter,
+    pub set_log_level: &'a dyn Fn(LogLevel),
+}
+
+/// Runs the job in the foreground, from the lock to the end of the session.
+pub fn run(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::Other(format!("starting the event loop: {e}")))?;
+    let outcome = runtime.block_on(serve(config, options));
+    // A blocking thread may still sit in a system call; it is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcome> {
+    let began = start::began(&config)?;
+    let (inputs, mut inbox) = Inbox::new();
+    signals::listen(&inputs, JobEvent::Signal)?;
+    let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
+    let _sources = NoticeSources::start(&config.session, &notices_to(&inputs));
+    let Some(started) = start::start(&config, began, &inputs, &mut inbox).await? else {
+        // To leave before it is up would be a failure.
+        manager.ready();
+        return Ok(SessionOutcome::Resume);
+    };
+    info!("{}: {} in {}", config.job.name, describe_model(&config), started.store.path().display());
+    // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
+    manager.ready();
+    let Started { store, lock, run_id, records, status_server } = started;
+    let helpers = Helpers::start(store, &lock, options, &inputs)?;
+    let (job, actions) = JobMachine::new(config, run_id, options.accept_changes, records, began);
+    let mut daemon = TrainingDaemon { job, helpers, inputs, worker: None, options, manager };
+    let outcome = daemon.run(actions, &mut inbox).await;
+    daemon.manager.finish(&daemon.job.progress().service_facts());
+    lock.record_end(outcome.as_ref().err().map(Error::to_string));
+    // The socket's file goes with its task.
+    status_server.abort();
+    let _ = status_server.await;
+    outcome
+}
+
+/// Where the sources of notices put them.
+fn notices_to(inputs: &InboxSender<JobEvent>) -> NoticeSink {
+    let inputs = inputs.clone();
+    Arc::new(move |notice| {
+        // The job may be over already.
+        let _ = inputs.send_from_thread(JobEvent::Notice(notice));
+    })
+}
+
+/// What is trained, in a few words.
+fn describe_model(config: &Config) -> String {
+    match (&config.model.preset, &config.model.from) {
+        (Some(preset), _) => preset.clone(),
+        (None, Some(folder)) => folder.display().to_string(),
+        (None, None) => "a model".to_owned(),
+    }
+}
+
+/// The threads that touch files on behalf of the loop.
+struct Helpers {
+    verifier: Verifier,
+    recorder: Recorder,
+    job_file: JobFileWatcher,
+}
+
+impl Helpers {
+    fn start(
+        store: Arc<Store>,
+        lock: &Arc<StoreLock>,
+        options: &RunOptions<'_>,
+        inputs: &InboxSender<JobEvent>,
+    ) -> Result<Helpers> {
+        let to = inputs.clone();
+        let verifier = Verifier::start(store.clone(), lock.clone(), move |report| {
+            to.send_from_thread(match report {
+                VerifierReport::Chosen(choice) => JobEvent::Chosen(choice),
+                VerifierReport::ReadBack { id, result } => JobEvent::ReadBack { id, result },
+            })
+        })?;
+        let recorder = Recorder::start(store, lock.clone())?;
+        let (to, probe) = (inputs.clone(), options.probe);
+        let job_file = JobFileWatcher::start(options.path.clone(), options.text.clone(), move |mut config| {
+            if let Ok(config) = &mut config {
+                config.snapshot.probe |= probe;
+            }
+            to.send_from_thread(JobEvent::Config(config))
+        })?;
+        Ok(Helpers { verifier, recorder, job_file })
+    }
+}
+
+struct TrainingDaemon<'a> {
+    job: JobMachine,
+    helpers: Helpers,
+    inputs: InboxSender<JobEvent>,
+    worker: Option<WorkerProcess>,
+    options: &'a RunOptions<'a>,
+    manager: ServiceManager,
+}
+
+impl TrainingDaemon<'_> {
+    async fn run(&mut self, mut actions: Vec<JobAction>, inbox: &mut Inbox<JobEvent>) -> Result<SessionOutcome> {
+        let mut display = ProgressDisplay::new(self.options.printer);
+        loop {
+            let mut outcome = None;
+            for action in actions {
+                outcome = self.act(action).or(outcome);
+            }
+            if let Some(outcome) = outcome {
+                self.finish(inbox).await;
+                return outcome;
+            }
+            let now = ClockReading::now();
+            display.update(self.job.progress(), now);
+            let facts = self.job.progress().service_facts();
+            self.manager.update(&facts, now.at);
+            let manager_at = self.manager.wake_at(&facts, now.at);
+            let wake_at = [self.job.wake_at(now), display.wake_at(), manager_at].into_iter().flatten().min();
+            actions = match inbox.next(wake_at).await {
+                Some(DaemonInput::Event(event)) => self.take(event),
+                Some(DaemonInput::Status(reply)) => {
+                    let _ = reply.send(self.job.report(ClockReading::now()));
+                    Vec::new()
+                }
+                None => self.take(JobEvent::Tick),
+            };
+        }
+    }
+
+    fn take(&mut self, event: JobEvent) -> Vec<JobAction> {
+        let now = ClockReading::now();
+        if matches!(event, JobEvent::Exited(_)) {
+            self.worker = None;
+        }
+        if event.is_sign_of_life() {
+            self.manager.sign_of_life(now.at);
+        }
+        let reloaded = matches!(event, JobEvent::Config(_));
+        let actions = self.job.on(event, now);
+        if reloaded {
+            self.manager.reloaded();
+        }
+        actions
+    }
+
+    fn act(&mut self, action: JobAction) -> Option<Result<SessionOutcome>> {
+        match action {
+            JobAction::Choose { discard } => self.helpers.verifier.give(VerifierTask::Choose { discard }),
+            JobAction::Verify { id } => {
+                self.helpers.verifier.give(VerifierTask::Verify {
+                    id,
+                    retention: self.job.config().retention.clone(),
+                    threads: self.job.verify_threads(),
+                });
+            }
+            JobAction::Spawn => {
+                let event = match WorkerProcess::spawn(&self.job.config().worker.command, self.inputs.clone()) {
+                    Ok(worker) => {
+                        let pid = worker.pid;
+                        self.worker = Some(worker);
+                        JobEvent::Started { pid }
+                    }
+                    Err(error) => JobEvent::NotStarted(error),
+                };
+                // Neither asks for more than to end.
+                let more = self.job.on(event, ClockReading::now());
+                return more.into_iter().find_map(|action| self.act(action));
+            }
+            JobAction::Send(command) => {
+                if let Some(worker) = &self.worker {
+                    worker.send(command);
+                }
+            }
+            JobAction::Kill => {
+                if let Some(worker) = &self.worker {
+                    worker.kill();
+                }
+            }
+            JobAction::Record(records) => self.helpers.recorder.give(RecorderNote::Sessions(records)),
+            JobAction::Remember(config) => self.helpers.recorder.give(RecorderNote::Job(config)),
+            JobAction::Reload => {
+                self.manager.reloading();
+                self.helpers.job_file.ask();
+            }
+            JobAction::SetLogLevel(level) => (self.options.set_log_level)(level),
+            JobAction::End(outcome) => return Some(outcome),
+        }
+        None
+    }
+
+    /// Ends the worker and lets the threads complete what they have begun, in the time that is left.
+    async fn finish(&mut self, inbox: &mut Inbox<JobEvent>) {
+        self.reap(inbox).await;
+        // A rotation that has begun is better completed, but it must not hold up the end.
+        let left = self.job.time_to_leave(ClockReading::now());
+        self.helpers.recorder.finish(RECORDER_TIMEOUT.min(left.max(RECORDER_LEAST)));
+        let left = self.job.time_to_leave(ClockReading::now());
+        let wait = if self.job.is_settled() { VERIFIER_TIMEOUT.min(left) } else { Duration::ZERO };
+        self.helpers.verifier.finish(wait);
+    }
+
+    /// Leaves no worker behind that would keep the store locked.
+    async fn reap(&mut self, inbox: &mut Inbox<JobEvent>) {
+        let Some(worker) = self.worker.take() else { return };
+        worker.kill();
+        // One that is slow to die keeps the lock until it has, and the next run waits for it.
+        let left = self.job.time_to_leave(ClockReading::now()).max(REAP_LEAST);
+        let deadline = tokio::time::Instant::now() + REAP_TIMEOUT.min(left);
+        let gone = worker.gone();
+        tokio::pin!(gone);
+        loop {
+            tokio::select! {
+                () = &mut gone => return,
+                () = tokio::time::sleep_until(deadline) => return,
+                // What it still says must not fill the queue, or it would never be gone.
+                () = inbox.discard_next() => {}
+            }
+        }
+    }
+}
