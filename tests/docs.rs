@@ -31,7 +31,7 @@ fn hold(page: &str, made: &str) {
 
 #[test]
 fn the_page_on_the_command_line_is_made_of_the_program() {
-    let mut program = ckptd::cli::command();
+    let mut program = ckptd::cli::command::command();
     program.build();
     let mut made = String::from("\n## All commands\n\n| command | what it does |\n|---|---|\n");
     let commands = || program.get_subcommands().filter(|command| command.get_name() != "help");

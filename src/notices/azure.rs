@@ -237,14 +237,9 @@ mod tests {
     #[test]
     fn what_is_no_list_of_events_is_an_error() {
         let bad_time = event("Preempt", "trainer_3", "Scheduled", "soon");
-        for bad in [
-            "",
-            "null",
-            "{}",
-            r#"{"Events":{}}"#,
-            r#"{"Events":[{}]}"#,
-            &format!(r#"{{"Events":[{bad_time}]}}"#),
-        ] {
+        for bad in
+            ["", "null", "{}", r#"{"Events":{}}"#, r#"{"Events":[{}]}"#, &format!(r#"{{"Events":[{bad_time}]}}"#)]
+        {
             assert!(parse_events(bad.as_bytes()).is_err(), "{bad}");
         }
         for bad in [&b""[..], b"\n", b"\xff", b"a\x00b", &[b'x'; 300]] {
