@@ -17,7 +17,7 @@ use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
 use crate::place;
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 use ckptd_testkit::random::SeededRandom;
 use ckptd_testkit::stepped;
 
@@ -25,10 +25,10 @@ use ckptd_testkit::stepped;
 const SMALL: usize = 16;
 const LARGE: usize = 20_000;
 
-pub fn campaign(data_bits: u64, seed: u64) -> Result<Row> {
-    let mut tally = Tally::new("damage", seed);
+pub fn campaign(data_bits: u64, seed: u64) -> Result<CampaignRow> {
+    let mut tally = CampaignTally::new("damage", seed);
     let threads = processors() as u64;
-    let parts: Vec<Result<Tally>> = std::thread::scope(|scope| {
+    let parts: Vec<Result<CampaignTally>> = std::thread::scope(|scope| {
         let work = |thread| move || part(thread, threads, data_bits, seed);
         let parts: Vec<_> = (0..threads).map(|thread| scope.spawn(work(thread))).collect();
         parts.into_iter().map(|part| part.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a check panicked")))).collect()
@@ -44,10 +44,10 @@ pub fn campaign(data_bits: u64, seed: u64) -> Result<Row> {
 }
 
 /// Every `threads`-th of the damages within a file, from the `thread`-th on.
-fn part(thread: u64, threads: u64, data_bits: u64, seed: u64) -> Result<Tally> {
-    let mut tally = Tally::new("damage", seed);
+fn part(thread: u64, threads: u64, data_bits: u64, seed: u64) -> Result<CampaignTally> {
+    let mut tally = CampaignTally::new("damage", seed);
     let folder = place::in_memory()?;
-    let small = Subject::new(folder.path(), "small", SMALL)?;
+    let small = DamageSubject::new(folder.path(), "small", SMALL)?;
     let mine = |n: &u64| n % threads == thread;
     let bits = small.whole.len() as u64 * 8;
     for bit in (0..bits).filter(|bit| !small.in_chunks(bit / 8)).filter(mine) {
@@ -56,7 +56,7 @@ fn part(thread: u64, threads: u64, data_bits: u64, seed: u64) -> Result<Tally> {
     for length in (0..small.whole.len() as u64).filter(mine) {
         small.altered(("cut", length), &small.whole[..length as usize], &mut tally)?;
     }
-    let large = Subject::new(folder.path(), "large", LARGE)?;
+    let large = DamageSubject::new(folder.path(), "large", LARGE)?;
     // The same for every thread, each takes its own.
     let mut random = SeededRandom::new(seed);
     for n in 0..data_bits {
@@ -76,15 +76,15 @@ fn part(thread: u64, threads: u64, data_bits: u64, seed: u64) -> Result<Tally> {
 }
 
 /// A whole snapshot, and a file to put damaged versions of it into.
-struct Subject {
+struct DamageSubject {
     whole: Vec<u8>,
     chunks: std::ops::Range<u64>,
     path: PathBuf,
     file: File,
 }
 
-impl Subject {
-    fn new(folder: &Path, name: &str, elements: usize) -> Result<Subject> {
+impl DamageSubject {
+    fn new(folder: &Path, name: &str, elements: usize) -> Result<DamageSubject> {
         let store = Store::create(&folder.join(name))?;
         let saved = commit(
             &store,
@@ -99,7 +99,7 @@ impl Subject {
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
         file.write_all_at(&whole, 0)?;
         ensure!(read_back(&path, 1, &NoProgress).is_ok(), "the undamaged snapshot is not accepted");
-        Ok(Subject { whole, chunks: format::HEAD_BYTES as u64..trailer.table.start, path, file })
+        Ok(DamageSubject { whole, chunks: format::HEAD_BYTES as u64..trailer.table.start, path, file })
     }
 
     fn in_chunks(&self, byte: u64) -> bool {
@@ -107,7 +107,7 @@ impl Subject {
     }
 
     /// Flips one bit, looks, and flips it back.
-    fn flipped(&self, bit: u64, tally: &mut Tally) -> Result<()> {
+    fn flipped(&self, bit: u64, tally: &mut CampaignTally) -> Result<()> {
         let (place, mask) = (bit / 8, 1u8 << (bit % 8));
         let byte = self.whole[place as usize];
         self.file.write_all_at(&[byte ^ mask], place)?;
@@ -117,7 +117,7 @@ impl Subject {
         Ok(())
     }
 
-    fn altered(&self, what: (&str, u64), bytes: &[u8], tally: &mut Tally) -> Result<()> {
+    fn altered(&self, what: (&str, u64), bytes: &[u8], tally: &mut CampaignTally) -> Result<()> {
         self.file.set_len(0)?;
         self.file.write_all_at(bytes, 0)?;
         tally.tried((what, bytes));
@@ -127,7 +127,7 @@ impl Subject {
         Ok(())
     }
 
-    fn must_be_refused(&self, what: impl Fn() -> String, tally: &mut Tally) {
+    fn must_be_refused(&self, what: impl Fn() -> String, tally: &mut CampaignTally) {
         match read_back(&self.path, 1, &NoProgress) {
             Ok(_) => tally.violation(format!("{} is accepted", what())),
             Err(Error::Damaged { .. }) => {}
@@ -176,7 +176,7 @@ impl Subject {
 }
 
 /// Whole files in the wrong place, and files that are none of ours.
-fn among_files(tally: &mut Tally) -> Result<()> {
+fn among_files(tally: &mut CampaignTally) -> Result<()> {
     let folder = place::in_memory()?;
     exchanged_names(&folder.path().join("exchanged"), tally)?;
     copies(&folder.path().join("copies"), tally)?;
@@ -206,7 +206,7 @@ fn resumed(store: &Store) -> Result<Option<u64>, Error> {
     Ok(store.choose_resume(&StoreLock::inherited(), 1, &mut |_| ())?.map(|chosen| chosen.entry.step()))
 }
 
-fn exchanged_names(path: &Path, tally: &mut Tally) -> Result<()> {
+fn exchanged_names(path: &Path, tally: &mut CampaignTally) -> Result<()> {
     let (store, files) = store(path, 3)?;
     let aside = path.join("aside");
     std::fs::rename(&files[0], &aside)?;
@@ -218,7 +218,7 @@ fn exchanged_names(path: &Path, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn copies(path: &Path, tally: &mut Tally) -> Result<()> {
+fn copies(path: &Path, tally: &mut CampaignTally) -> Result<()> {
     let (store, files) = store(path, 4)?;
     for (n, file) in files.iter().enumerate() {
         std::fs::copy(file, file.with_file_name(format!("step-{:012}.ckpt", 100 - n)))?;
@@ -234,7 +234,7 @@ fn copies(path: &Path, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn strangers(path: &Path, tally: &mut Tally) -> Result<()> {
+fn strangers(path: &Path, tally: &mut CampaignTally) -> Result<()> {
     let (store, _) = store(path, 3)?;
     let names = ["notes.txt", "step-1.ckpt", "step-000000000001.ckpt.bak", ".hidden", "step-abc.ckpt", "x.reason.txt"];
     let folders = ["snapshots", "quarantine", "receipts", "pins", "."];
@@ -257,7 +257,7 @@ fn strangers(path: &Path, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn later_format(path: &Path, tally: &mut Tally) -> Result<()> {
+fn later_format(path: &Path, tally: &mut CampaignTally) -> Result<()> {
     let (store, files) = store(path, 3)?;
     let newest = &files[2];
     let mut bytes = std::fs::read(newest)?;

@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
-use crate::job::{self, Agent, Job, Kind, Message, PATIENCE};
+use crate::job::{self, ChaosAgent, ChaosJob, LogMessage, PATIENCE, WorkerKind};
 use crate::place;
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 
 const KIND: &str = "disk full under GPT-2";
 /// Room for four snapshots of the small GPT-2.
@@ -18,15 +18,15 @@ const SIZE_MIB: u64 = 120;
 /// Snapshots that must fail before there is room again.
 const FAILURES: u64 = 3;
 
-pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
-    let mut tally = Tally::new(KIND, seed);
+pub fn campaign(rounds: u64, seed: u64) -> Result<CampaignRow> {
+    let mut tally = CampaignTally::new(KIND, seed);
     let folder = place::on_disk()?;
     let mut missing = None;
     for n in 0..rounds {
         let system = if n % 2 == 0 { "tmpfs" } else { "ext4" };
         let round_folder = folder.path().join(n.to_string());
         std::fs::create_dir(&round_folder)?;
-        match Mounted::new(&round_folder, system) {
+        match MountedDisk::new(&round_folder, system) {
             Ok(disk) => round(&round_folder, system, &disk.path, &mut tally)?,
             Err(e) => {
                 let why = format!("{system} cannot be mounted: {e:#}");
@@ -36,19 +36,19 @@ pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
         }
     }
     Ok(match missing {
-        Some(why) if tally.points() == 0 => Row::not_run(KIND, seed, why),
+        Some(why) if tally.points() == 0 => CampaignRow::not_run(KIND, seed, why),
         _ => tally.row(),
     })
 }
 
-fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut Tally) -> Result<()> {
+fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut CampaignTally) -> Result<()> {
     tally.tried(system);
-    let job = Job::new(folder, Kind::Gpt2, 100_000, &[], "[retention]\nkeep_last = 2\nkeep_best = 0\n")?;
+    let job = ChaosJob::new(folder, WorkerKind::Gpt2, 100_000, &[], "[retention]\nkeep_last = 2\nkeep_best = 0\n")?;
     let mut agent = job.start()?;
     job.wait_for(&mut agent, "a verified snapshot", |log| log.iter().any(|m| m.verified.is_some()))?;
     // At the worst moment: the second one is written, and there will be no room for its receipt.
     let before = job.messages().len();
-    let written = |m: &Message| m.text.starts_with("step ") && m.text.ends_with(" is written");
+    let written = |m: &LogMessage| m.text.starts_with("step ") && m.text.ends_with(" is written");
     job.wait_for(&mut agent, "one more snapshot", |log| log.iter().skip(before).any(written))?;
     let ballast = disk.join("ballast");
     fill(&ballast)?;
@@ -69,7 +69,7 @@ fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut Tally) ->
     tally.require(problem.contains("no space left"), || format!("the status does not say so: {later}"));
     job.check_on_full_disk(tally)?;
     std::fs::remove_file(&ballast)?;
-    let again = |m: &Message| m.text.starts_with("snapshots work again");
+    let again = |m: &LogMessage| m.text.starts_with("snapshots work again");
     job.wait_for(&mut agent, "a verified snapshot after there was room again", |log| {
         log.iter().skip_while(|m| !again(m)).any(|m| m.verified.is_some())
     })?;
@@ -83,7 +83,7 @@ fn round(folder: &Path, system: &'static str, disk: &Path, tally: &mut Tally) ->
     job.check(tally)
 }
 
-fn count(job: &Job, level: &str, text: &str) -> u64 {
+fn count(job: &ChaosJob, level: &str, text: &str) -> u64 {
     job.messages().iter().filter(|m| m.level == level && m.text.contains(text)).count() as u64
 }
 
@@ -93,8 +93,8 @@ fn failed(status: &serde_json::Value) -> u64 {
 
 /// Asks until the status is what is wanted.
 fn until(
-    job: &Job,
-    agent: &mut Agent,
+    job: &ChaosJob,
+    agent: &mut ChaosAgent,
     wanted: impl Fn(&serde_json::Value) -> Result<bool>,
 ) -> Result<serde_json::Value> {
     let began = std::time::Instant::now();
@@ -126,12 +126,12 @@ fn fill(path: &Path) -> Result<()> {
 }
 
 /// A small file system of its own at the place of the job's store.
-struct Mounted {
+struct MountedDisk {
     path: PathBuf,
 }
 
-impl Mounted {
-    fn new(folder: &Path, system: &str) -> Result<Mounted> {
+impl MountedDisk {
+    fn new(folder: &Path, system: &str) -> Result<MountedDisk> {
         let path = folder.join("store");
         std::fs::create_dir(&path)?;
         match system {
@@ -147,11 +147,11 @@ impl Mounted {
                 run(Command::new("mount").args(["-o", "loop"]).args([&image, &path]))?;
             }
         }
-        Ok(Mounted { path })
+        Ok(MountedDisk { path })
     }
 }
 
-impl Drop for Mounted {
+impl Drop for MountedDisk {
     fn drop(&mut self) {
         // Lazily: a worker that was just killed may still be on its way out.
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::place;
-use crate::row::Tally;
+use crate::row::CampaignTally;
 use ckptd_testkit::text;
 
 /// What takes longer never comes.
@@ -21,35 +21,35 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum WorkerKind {
     /// Steps of a few milliseconds, real snapshots.
     Quick,
     /// The small GPT-2 through libtorch.
     Gpt2,
 }
 
-pub struct Job {
+pub struct ChaosJob {
     folder: PathBuf,
     store: PathBuf,
 }
 
 /// A running `ckptd run`.
-pub struct Agent {
+pub struct ChaosAgent {
     pub child: Child,
 }
 
-impl Job {
+impl ChaosJob {
     /// A job of `steps` steps in `folder`; `worker` are arguments of the quick worker, `more` goes to the config's end.
-    pub fn new(folder: &Path, kind: Kind, steps: u64, worker: &[&str], more: &str) -> Result<Job> {
-        let job = Job { folder: folder.to_path_buf(), store: folder.join("store") };
+    pub fn new(folder: &Path, kind: WorkerKind, steps: u64, worker: &[&str], more: &str) -> Result<ChaosJob> {
+        let job = ChaosJob { folder: folder.to_path_buf(), store: folder.join("store") };
         std::fs::create_dir_all(folder)?;
         std::fs::write(folder.join("text.txt"), text::words(30_000))?;
         let own = std::env::current_exe()?;
         let mut command: Vec<&str> = vec![own.to_str().context("the path of this program is not UTF-8")?, "worker"];
         command.extend(worker);
         let (command, every, hang) = match kind {
-            Kind::Quick => (serde_json::to_string(&command)?, 5, "1s"),
-            Kind::Gpt2 => ("[]".to_owned(), 4, "20s"),
+            WorkerKind::Quick => (serde_json::to_string(&command)?, 5, "1s"),
+            WorkerKind::Gpt2 => ("[]".to_owned(), 4, "20s"),
         };
         let config = format!(
             "[job]\nstore = \"store\"\nthreads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n\
@@ -84,8 +84,8 @@ impl Job {
         Ok(command)
     }
 
-    pub fn start(&self) -> Result<Agent> {
-        Ok(Agent { child: self.command()?.spawn().context("starting ckptd")? })
+    pub fn start(&self) -> Result<ChaosAgent> {
+        Ok(ChaosAgent { child: self.command()?.spawn().context("starting ckptd")? })
     }
 
     /// Runs to the end; the training must be complete then.
@@ -119,7 +119,7 @@ impl Job {
     /// What each step computed, in full: its number, and its loss and gradient norm as the log has them. A step that was
     /// computed again is there again.
     pub fn steps(&self) -> Vec<(u64, String)> {
-        let step = |message: Message| {
+        let step = |message: LogMessage| {
             let (number, rest) = message.text.strip_prefix("step ")?.split_once(" done: ")?;
             Some((number.parse().ok()?, rest.split_once(", learning_rate")?.0.to_owned()))
         };
@@ -127,12 +127,12 @@ impl Job {
     }
 
     /// Messages of the log so far; a last line that is not whole yet is left out.
-    pub fn messages(&self) -> Vec<Message> {
+    pub fn messages(&self) -> Vec<LogMessage> {
         self.log().lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter_map(message).collect()
     }
 
     /// Waits until the log so far is as `wanted` likes it, while the agent runs.
-    pub fn wait_for(&self, agent: &mut Agent, what: &str, wanted: impl Fn(&[Message]) -> bool) -> Result<()> {
+    pub fn wait_for(&self, agent: &mut ChaosAgent, what: &str, wanted: impl Fn(&[LogMessage]) -> bool) -> Result<()> {
         let began = Instant::now();
         loop {
             // Looked at before the log: what an agent says before it ends is in the log then.
@@ -157,17 +157,17 @@ impl Job {
 
     /// Holds the store to the promises, at any moment, whoever is at work in it: everything visible is whole, and what
     /// was announced as verified is there or has two newer verified ones in its place.
-    pub fn check(&self, tally: &mut Tally) -> Result<()> {
+    pub fn check(&self, tally: &mut CampaignTally) -> Result<()> {
         self.check_with(tally, true)
     }
 
-    /// As [`Job::check`], while the disk is full: what was announced may have found no room for its receipt. It is read
+    /// As [`ChaosJob::check`], while the disk is full: what was announced may have found no room for its receipt. It is read
     /// back here, and then counts.
-    pub fn check_on_full_disk(&self, tally: &mut Tally) -> Result<()> {
+    pub fn check_on_full_disk(&self, tally: &mut CampaignTally) -> Result<()> {
         self.check_with(tally, false)
     }
 
-    fn check_with(&self, tally: &mut Tally, receipts: bool) -> Result<()> {
+    fn check_with(&self, tally: &mut CampaignTally, receipts: bool) -> Result<()> {
         let Ok(store) = Store::open(&self.store) else { return Ok(()) };
         let announced: Vec<(String, u64)> = self.messages().into_iter().filter_map(|m| m.verified).collect();
         let entries = store.entries()?;
@@ -196,21 +196,21 @@ impl Job {
 }
 
 /// A line of the log.
-pub struct Message {
+pub struct LogMessage {
     pub level: String,
     pub text: String,
     /// Id and step, where it announces a verified snapshot.
     pub verified: Option<(String, u64)>,
 }
 
-fn message(line: Value) -> Option<Message> {
+fn message(line: Value) -> Option<LogMessage> {
     let text = line["message"].as_str()?.to_owned();
     let announced = || Some((line["id"].as_str()?.to_owned(), line["step"].as_u64()?));
     let verified = text.starts_with("verified step").then(announced).flatten();
-    Some(Message { level: line["level"].as_str()?.to_owned(), text, verified })
+    Some(LogMessage { level: line["level"].as_str()?.to_owned(), text, verified })
 }
 
-impl Agent {
+impl ChaosAgent {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -249,7 +249,7 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for ChaosAgent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -21,7 +21,7 @@ use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotReader, SnapshotSt
 use jiff::Timestamp;
 
 use crate::place;
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 use ckptd_testkit::random::SeededRandom;
 use ckptd_testkit::stepped;
 
@@ -95,12 +95,12 @@ fn flip(path: &Path, at: u64) -> Result<()> {
     Ok(())
 }
 
-pub fn campaign(kills: u64, seed: u64) -> Result<Row> {
-    let mut tally = Tally::new("store kills", seed);
+pub fn campaign(kills: u64, seed: u64) -> Result<CampaignRow> {
+    let mut tally = CampaignTally::new("store kills", seed);
     let mut random = SeededRandom::new(seed);
     while tally.points() < kills {
         let folder = place::on_disk()?;
-        let mut told = Told::default();
+        let mut told = VictimWords::default();
         let path = folder.path().join("store");
         for _ in 0..ROUNDS.min(kills - tally.points()) {
             let lines = one_life(folder.path(), &path, &mut random)?;
@@ -135,7 +135,7 @@ fn one_life(folder: &Path, store: &Path, random: &mut SeededRandom) -> Result<St
 }
 
 /// What tells one moment of a kill from another: what was told last, and what lies about.
-fn moment(store: &Path, told: &Told) -> (String, Vec<(usize, u64)>) {
+fn moment(store: &Path, told: &VictimWords) -> (String, Vec<(usize, u64)>) {
     let folder = |folder: Folder| {
         let files: Vec<u64> = std::fs::read_dir(store.join(folder.name()))
             .into_iter()
@@ -150,7 +150,7 @@ fn moment(store: &Path, told: &Told) -> (String, Vec<(usize, u64)>) {
 
 /// Everything that the victims of one store have told.
 #[derive(Default)]
-struct Told {
+struct VictimWords {
     /// Ids sort as their steps do.
     saved: BTreeSet<SnapshotId>,
     damaged: HashSet<SnapshotId>,
@@ -160,8 +160,8 @@ struct Told {
     newest: Option<u64>,
 }
 
-impl Told {
-    fn hear(&mut self, lines: &str, tally: &mut Tally) {
+impl VictimWords {
+    fn hear(&mut self, lines: &str, tally: &mut CampaignTally) {
         for (what, id) in lines.lines().filter_map(|line| line.split_once(' ')) {
             self.last = what.to_owned();
             let id = SnapshotId::from(id);
@@ -189,7 +189,7 @@ impl Told {
         }
     }
 
-    fn check(&mut self, store: &Store, tally: &mut Tally) -> Result<()> {
+    fn check(&mut self, store: &Store, tally: &mut CampaignTally) -> Result<()> {
         let entries = store.entries()?;
         for entry in &entries {
             self.check_whole(entry, tally);
@@ -214,7 +214,7 @@ impl Told {
     }
 
     /// Nothing partial is visible, and everything that is there is what was to be written.
-    fn check_whole(&self, entry: &SnapshotEntry, tally: &mut Tally) {
+    fn check_whole(&self, entry: &SnapshotEntry, tally: &mut CampaignTally) {
         if self.damaged.contains(&entry.id) {
             return;
         }
@@ -229,7 +229,7 @@ impl Told {
     }
 
     /// The newest that was told is there, and the order agrees on which it is.
-    fn check_newest(&mut self, good: &[&SnapshotEntry], tally: &mut Tally) {
+    fn check_newest(&mut self, good: &[&SnapshotEntry], tally: &mut CampaignTally) {
         let told = self.saved.iter().rfind(|id| !self.damaged.contains(*id)).and_then(|id| layout::step_of(id));
         let newest = good.iter().map(|e| e.step()).max();
         tally.require(newest >= told, || format!("step {told:?} was told, and {newest:?} is the newest"));

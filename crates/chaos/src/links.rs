@@ -11,14 +11,14 @@ use ckptd_core::store::layout::Folder;
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
 use crate::place;
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 use ckptd_testkit::random::SeededRandom;
 use ckptd_testkit::stepped;
 
 const ELEMENTS: usize = 500;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Link {
+enum PlantedLink {
     Soft,
     Hard,
     /// To a folder outside.
@@ -27,19 +27,20 @@ enum Link {
     Dangling,
 }
 
-pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
-    let mut tally = Tally::new("links", seed);
+pub fn campaign(rounds: u64, seed: u64) -> Result<CampaignRow> {
+    let mut tally = CampaignTally::new("links", seed);
     for name in names() {
-        for link in [Link::Soft, Link::Hard, Link::Folder, Link::Dangling] {
+        for link in [PlantedLink::Soft, PlantedLink::Hard, PlantedLink::Folder, PlantedLink::Dangling] {
             round(&[(name.clone(), link)], &mut tally)?;
         }
     }
     let mut random = SeededRandom::new(seed);
     for _ in 0..rounds {
         let all = names();
-        let some: Vec<(String, Link)> = (0..2 + random.below(6))
+        let some: Vec<(String, PlantedLink)> = (0..2 + random.below(6))
             .map(|_| {
-                let link = [Link::Soft, Link::Hard, Link::Folder, Link::Dangling][random.below(4) as usize];
+                let link = [PlantedLink::Soft, PlantedLink::Hard, PlantedLink::Folder, PlantedLink::Dangling]
+                    [random.below(4) as usize];
                 (all[random.below(all.len() as u64) as usize].clone(), link)
             })
             .collect();
@@ -66,7 +67,7 @@ fn names() -> Vec<String> {
     names
 }
 
-fn round(links: &[(String, Link)], tally: &mut Tally) -> Result<()> {
+fn round(links: &[(String, PlantedLink)], tally: &mut CampaignTally) -> Result<()> {
     let folder = place::in_memory()?;
     let (outside, path) = (folder.path().join("outside"), folder.path().join("store"));
     std::fs::create_dir_all(outside.join("folder"))?;
@@ -86,7 +87,7 @@ fn round(links: &[(String, Link)], tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn plant(place: &Path, link: Link, outside: &Path, n: usize) -> Result<()> {
+fn plant(place: &Path, link: PlantedLink, outside: &Path, n: usize) -> Result<()> {
     if place.is_dir() {
         std::fs::remove_dir_all(place)?;
     } else if place.symlink_metadata().is_ok() {
@@ -94,10 +95,10 @@ fn plant(place: &Path, link: Link, outside: &Path, n: usize) -> Result<()> {
     }
     // The folder that it was to lie in may be a link by now.
     let planted = match link {
-        Link::Soft => symlink(outside.join("file"), place),
-        Link::Folder => symlink(outside.join("folder"), place),
-        Link::Dangling => symlink(outside.join(format!("made-{n}")), place),
-        Link::Hard => std::fs::hard_link(outside.join("file"), place),
+        PlantedLink::Soft => symlink(outside.join("file"), place),
+        PlantedLink::Folder => symlink(outside.join("folder"), place),
+        PlantedLink::Dangling => symlink(outside.join(format!("made-{n}")), place),
+        PlantedLink::Hard => std::fs::hard_link(outside.join("file"), place),
     };
     // Through a link to a folder, the plant itself would change what is outside.
     if planted.is_ok() && place.parent().is_some_and(|parent| parent.symlink_metadata().is_ok_and(|m| m.is_symlink())) {

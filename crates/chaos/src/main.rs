@@ -26,19 +26,19 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use row::Row;
+use row::CampaignRow;
 
 /// Fault campaigns on ckptd's programs. Prints one line of JSON; exits with 1 if a promise was broken.
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+struct ChaosCli {
     #[command(subcommand)]
     campaign: Campaign,
 }
 
 /// How much is tried, and from which seed.
 #[derive(Clone, Copy, clap::Args)]
-struct Size {
+struct CampaignSize {
     #[arg(long)]
     points: Option<u64>,
     /// The same seed tries the same; by default the clock's.
@@ -46,7 +46,7 @@ struct Size {
     seed: Option<u64>,
 }
 
-impl Size {
+impl CampaignSize {
     fn points(self, default: u64) -> u64 {
         self.points.unwrap_or(default)
     }
@@ -59,31 +59,31 @@ impl Size {
 #[derive(Subcommand)]
 enum Campaign {
     /// SIGKILL a process that saves, verifies, pins, quarantines and rotates, at random moments.
-    Kills(Size),
+    Kills(CampaignSize),
     /// Kill and stop whole programs: ckptd, its worker, both.
     Storm {
         #[command(flatten)]
-        size: Size,
+        size: CampaignSize,
         /// Train GPT-2 through libtorch instead of a worker that only keeps to the protocol.
         #[arg(long)]
         real: bool,
     },
     /// Eight daemons race for one store.
-    Race(Size),
+    Race(CampaignSize),
     /// Let the kernel kill the worker for lack of memory.
-    Memory(Size),
+    Memory(CampaignSize),
     /// Fill the disk under a training of GPT-2, and free it again.
-    DiskFull(Size),
+    DiskFull(CampaignSize),
     /// Flip bits, cut, swap, copy: nothing that is not what was written may be accepted.
-    Damage(Size),
+    Damage(CampaignSize),
     /// Plant links at every name of a store: nothing outside may change.
-    Links(Size),
+    Links(CampaignSize),
     /// SeededRandom lives of a store against a model of what retention may take.
-    Retention(Size),
+    Retention(CampaignSize),
     /// Chaos for hours: memory and descriptors of agent and worker must not grow.
     Soak {
         #[command(flatten)]
-        arguments: soak::Arguments,
+        arguments: soak::SoakArgs,
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -96,7 +96,7 @@ enum Campaign {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().campaign) {
+    match run(ChaosCli::parse().campaign) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(row)) => {
             println!("{}", row.to_json());
@@ -109,18 +109,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(campaign: Campaign) -> Result<Option<Row>> {
+fn run(campaign: Campaign) -> Result<Option<CampaignRow>> {
     let row = match campaign {
         Campaign::Kills(size) => kills::campaign(size.points(2000), size.seed())?,
-        Campaign::Storm { size, real: false } => storm::campaign(storm::Kind::Quick, size.points(60), size.seed())?,
-        Campaign::Storm { size, real: true } => storm::campaign(storm::Kind::Gpt2, size.points(25), size.seed())?,
+        Campaign::Storm { size, real: false } => {
+            storm::campaign(storm::WorkerKind::Quick, size.points(60), size.seed())?
+        }
+        Campaign::Storm { size, real: true } => storm::campaign(storm::WorkerKind::Gpt2, size.points(25), size.seed())?,
         Campaign::Race(size) => race::campaign(size.points(50), size.seed())?,
         Campaign::Memory(size) => memory::campaign(size.points(4), size.seed())?,
         Campaign::DiskFull(size) => disk_full::campaign(size.points(2), size.seed())?,
         Campaign::Damage(size) => damage::campaign(size.points(20_000), size.seed())?,
         Campaign::Links(size) => links::campaign(size.points(60), size.seed())?,
         Campaign::Retention(size) => retention::campaign(size.points(1_000_000), size.seed()),
-        Campaign::Soak { arguments, seed } => soak::campaign(&arguments, Size { points: None, seed }.seed())?,
+        Campaign::Soak { arguments, seed } => soak::campaign(&arguments, CampaignSize { points: None, seed }.seed())?,
         Campaign::Worker(arguments) => return worker::run(arguments).map(|()| None),
         Campaign::Victim { store, seed } => return kills::victim(&store, seed).map(|()| None),
     };

@@ -8,20 +8,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::job::{Agent, Job, Kind};
+use crate::job::{ChaosAgent, ChaosJob, WorkerKind};
 use crate::place;
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 
 const KIND: &str = "out of memory";
 const STEPS: u64 = 40;
 const LIMIT: u64 = 96 << 20;
 
-pub fn campaign(cases: u64, seed: u64) -> Result<Row> {
-    let group = match Group::new() {
+pub fn campaign(cases: u64, seed: u64) -> Result<CampaignRow> {
+    let group = match MemoryGroup::new() {
         Ok(group) => group,
-        Err(e) => return Ok(Row::not_run(KIND, seed, format!("no memory group can be made: {e:#}"))),
+        Err(e) => return Ok(CampaignRow::not_run(KIND, seed, format!("no memory group can be made: {e:#}"))),
     };
-    let mut tally = Tally::new(KIND, seed);
+    let mut tally = CampaignTally::new(KIND, seed);
     let folder = place::on_disk()?;
     for case in 0..cases {
         let folder = folder.path().join(case.to_string());
@@ -37,15 +37,15 @@ pub fn campaign(cases: u64, seed: u64) -> Result<Row> {
 
 const TOLD: &str = "the kernel killed it for lack of memory; lower [train] batch_size";
 
-fn hungry(folder: &Path, times: u64) -> Result<Job> {
+fn hungry(folder: &Path, times: u64) -> Result<ChaosJob> {
     std::fs::create_dir_all(folder)?;
     // The worker takes memory without end in its step 12, so many times.
     std::fs::write(folder.join("eat-in-12"), times.to_string())?;
     let script = folder.to_str().context("the path is not UTF-8")?;
-    Job::new(folder, Kind::Quick, STEPS, &["--script", script], "")
+    ChaosJob::new(folder, WorkerKind::Quick, STEPS, &["--script", script], "")
 }
 
-fn once(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
+fn once(folder: &Path, group: &MemoryGroup, tally: &mut CampaignTally) -> Result<()> {
     tally.tried("once in a step");
     let undisturbed = hungry(&folder.join("undisturbed"), 0)?.run_to_end()?;
     let job = hungry(folder, 1)?;
@@ -58,7 +58,7 @@ fn once(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn always(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
+fn always(folder: &Path, group: &MemoryGroup, tally: &mut CampaignTally) -> Result<()> {
     tally.tried("again and again in one step");
     let job = hungry(folder, 100)?;
     let code = group.start(&job)?.wait()?;
@@ -70,19 +70,19 @@ fn always(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
     job.check(tally)
 }
 
-fn never_fits(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
+fn never_fits(folder: &Path, group: &MemoryGroup, tally: &mut CampaignTally) -> Result<()> {
     tally.tried("GPT-2 that does not fit");
-    let job = Job::new(folder, Kind::Gpt2, 6, &[], "")?;
+    let job = ChaosJob::new(folder, WorkerKind::Gpt2, 6, &[], "")?;
     let code = group.start(&job)?.wait()?;
     tally.require(code == Some(1), || format!("it ended with {code:?}:\n{}", job.log()));
     told(&job, tally);
     Ok(())
 }
 
-fn does_not_fit_any_more(folder: &Path, group: &Group, tally: &mut Tally) -> Result<()> {
+fn does_not_fit_any_more(folder: &Path, group: &MemoryGroup, tally: &mut CampaignTally) -> Result<()> {
     tally.tried("GPT-2 that does not fit any more");
-    let undisturbed = Job::new(&folder.join("undisturbed"), Kind::Gpt2, 60, &[], "")?.run_to_end()?;
-    let job = Job::new(folder, Kind::Gpt2, 60, &[], "")?;
+    let undisturbed = ChaosJob::new(&folder.join("undisturbed"), WorkerKind::Gpt2, 60, &[], "")?.run_to_end()?;
+    let job = ChaosJob::new(folder, WorkerKind::Gpt2, 60, &[], "")?;
     let mut agent = job.start()?;
     job.wait_for(&mut agent, "a verified snapshot", |log| log.iter().any(|m| m.verified.is_some()))?;
     drop(agent);
@@ -95,36 +95,36 @@ fn does_not_fit_any_more(folder: &Path, group: &Group, tally: &mut Tally) -> Res
     Ok(())
 }
 
-fn told(job: &Job, tally: &mut Tally) {
+fn told(job: &ChaosJob, tally: &mut CampaignTally) {
     tally.require(job.log().contains(TOLD), || format!("it does not say {TOLD:?}:\n{}", job.log()));
 }
 
 /// A group of processes with a limit; gone with this.
-struct Group {
+struct MemoryGroup {
     folder: PathBuf,
 }
 
-impl Group {
-    fn new() -> Result<Group> {
+impl MemoryGroup {
+    fn new() -> Result<MemoryGroup> {
         let name = format!("ckptd-chaos-{}", std::process::id());
         let (one, two) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
         if one.join("memory.limit_in_bytes").exists() {
-            let group = Group::make(one.join(&name))?;
+            let group = MemoryGroup::make(one.join(&name))?;
             group.set("memory.limit_in_bytes", LIMIT)?;
             return Ok(group);
         }
         let controllers = std::fs::read_to_string(two.join("cgroup.subtree_control")).unwrap_or_default();
         ensure!(controllers.split_whitespace().any(|c| c == "memory"), "the kernel has no memory controller to lend");
-        let group = Group::make(two.join(&name))?;
+        let group = MemoryGroup::make(two.join(&name))?;
         group.set("memory.max", LIMIT)?;
         // Where there is no swap there is no such file.
         let _ = group.set("memory.swap.max", 0);
         Ok(group)
     }
 
-    fn make(folder: PathBuf) -> Result<Group> {
+    fn make(folder: PathBuf) -> Result<MemoryGroup> {
         std::fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
-        Ok(Group { folder })
+        Ok(MemoryGroup { folder })
     }
 
     fn set(&self, file: &str, value: u64) -> Result<()> {
@@ -133,7 +133,7 @@ impl Group {
     }
 
     /// `ckptd run` in the group: a shell enters it and becomes ckptd.
-    fn start(&self, job: &Job) -> Result<Agent> {
+    fn start(&self, job: &ChaosJob) -> Result<ChaosAgent> {
         let ckptd = job.command()?;
         let log = std::fs::File::options().append(true).open(job.log_path())?;
         let child = std::process::Command::new("/bin/sh")
@@ -146,11 +146,11 @@ impl Group {
             .stderr(log)
             .spawn()
             .context("starting ckptd in the memory group")?;
-        Ok(Agent { child })
+        Ok(ChaosAgent { child })
     }
 }
 
-impl Drop for Group {
+impl Drop for MemoryGroup {
     fn drop(&mut self) {
         // Its last process may need a moment to be gone.
         for _ in 0..100 {

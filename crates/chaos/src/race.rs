@@ -6,25 +6,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 
-use crate::job::{self, Job, Kind, PATIENCE};
+use crate::job::{self, ChaosJob, PATIENCE, WorkerKind};
 use crate::place;
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 use ckptd_testkit::random::SeededRandom;
 
 const CONTENDERS: usize = 8;
 
-pub fn campaign(rounds: u64, seed: u64) -> Result<Row> {
-    let mut tally = Tally::new("8 daemons race", seed);
+pub fn campaign(rounds: u64, seed: u64) -> Result<CampaignRow> {
+    let mut tally = CampaignTally::new("8 daemons race", seed);
     let mut random = SeededRandom::new(seed);
     let folder = place::on_disk()?;
-    let job = Job::new(folder.path(), Kind::Quick, 1_000_000, &[], "")?;
+    let job = ChaosJob::new(folder.path(), WorkerKind::Quick, 1_000_000, &[], "")?;
     for _ in 0..rounds {
         round(&job, &mut random, &mut tally)?;
     }
     Ok(tally.row())
 }
 
-fn round(job: &Job, random: &mut SeededRandom, tally: &mut Tally) -> Result<()> {
+fn round(job: &ChaosJob, random: &mut SeededRandom, tally: &mut CampaignTally) -> Result<()> {
     let mut contenders = (0..CONTENDERS)
         .map(|_| {
             // A head start decides nothing: a slow one may come when the winner has not even said its name.

@@ -11,15 +11,15 @@ use ckptd_core::store::retain::{SnapshotFacts, plan};
 use ckptd_core::text::TextValue;
 use jiff::Timestamp;
 
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 use ckptd_testkit::random::SeededRandom;
 
 /// Operations of one life.
 const LENGTH: u64 = 24;
 
-pub fn campaign(lives: u64, seed: u64) -> Row {
+pub fn campaign(lives: u64, seed: u64) -> CampaignRow {
     let threads = processors() as u64;
-    let mut tally = Tally::new("retention", seed);
+    let mut tally = CampaignTally::new("retention", seed);
     std::thread::scope(|scope| {
         let parts: Vec<_> = (0..threads)
             .map(|thread| scope.spawn(move || part((thread..lives).step_by(threads as usize), seed)))
@@ -34,10 +34,10 @@ pub fn campaign(lives: u64, seed: u64) -> Row {
     tally.row()
 }
 
-fn part(lives: impl Iterator<Item = u64>, seed: u64) -> Tally {
-    let mut tally = Tally::new("retention", seed);
+fn part(lives: impl Iterator<Item = u64>, seed: u64) -> CampaignTally {
+    let mut tally = CampaignTally::new("retention", seed);
     for number in lives {
-        let mut life = Life::new(SeededRandom::new(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95)));
+        let mut life = StoreLife::new(SeededRandom::new(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95)));
         let mut history = Vec::new();
         for _ in 0..LENGTH {
             history.push(life.step());
@@ -53,7 +53,7 @@ fn part(lives: impl Iterator<Item = u64>, seed: u64) -> Tally {
 
 #[derive(Debug, Hash)]
 #[allow(dead_code)] // the fields are read by `Debug`, when a life is told
-enum Operation {
+enum StoreOperation {
     Save(u64),
     Verified(u64),
     Refuted(u64),
@@ -68,7 +68,7 @@ enum Operation {
     Nothing,
 }
 
-struct Life {
+struct StoreLife {
     random: SeededRandom,
     facts: Vec<SnapshotFacts>,
     policy: RetentionPolicy,
@@ -79,37 +79,37 @@ struct Life {
     broken: Option<String>,
 }
 
-impl Life {
-    fn new(mut random: SeededRandom) -> Life {
+impl StoreLife {
+    fn new(mut random: SeededRandom) -> StoreLife {
         let policy = policy(&mut random);
-        Life { random, facts: Vec::new(), policy, seq: 0, copies: 0, step: 0, now: 1_000_000, broken: None }
+        StoreLife { random, facts: Vec::new(), policy, seq: 0, copies: 0, step: 0, now: 1_000_000, broken: None }
     }
 
-    fn step(&mut self) -> Operation {
+    fn step(&mut self) -> StoreOperation {
         self.now += self.random.below(4000) as i64;
         match self.random.below(20) {
             0..6 => self.save(),
-            6..10 => self.with_one(|f| !f.verified, |fact, _| fact.verified = true, Operation::Verified),
+            6..10 => self.with_one(|f| !f.verified, |fact, _| fact.verified = true, StoreOperation::Verified),
             10 => self.refute(),
-            11 => self.with_one(|f| !f.pinned, |fact, _| fact.pinned = true, Operation::Pin),
-            12 => self.with_one(|f| f.pinned, |fact, _| fact.pinned = false, Operation::Unpin),
+            11 => self.with_one(|f| !f.pinned, |fact, _| fact.pinned = true, StoreOperation::Pin),
+            12 => self.with_one(|f| f.pinned, |fact, _| fact.pinned = false, StoreOperation::Unpin),
             // A crash between a rename and its receipt, or a store that was copied without them.
-            13 => self.with_one(|f| f.verified, |fact, _| fact.verified = false, Operation::ReceiptLost),
+            13 => self.with_one(|f| f.verified, |fact, _| fact.verified = false, StoreOperation::ReceiptLost),
             14 => self.copy(),
             15 => {
                 self.policy = policy(&mut self.random);
-                Operation::Policy
+                StoreOperation::Policy
             }
             16 => {
                 self.now = self.random.below(2_000_000) as i64;
-                Operation::ClockSet(self.now)
+                StoreOperation::ClockSet(self.now)
             }
             17 => self.rotate(true),
             _ => self.rotate(false),
         }
     }
 
-    fn save(&mut self) -> Operation {
+    fn save(&mut self) -> StoreOperation {
         self.seq += 1;
         // Steps go back when a run falls back.
         self.step = if self.random.one_in(8) { self.step / 2 } else { self.step + 1 + self.random.below(20) };
@@ -130,18 +130,18 @@ impl Life {
             val_loss,
             pinned: false,
         });
-        Operation::Save(self.seq)
+        StoreOperation::Save(self.seq)
     }
 
     fn with_one(
         &mut self,
         which: impl Fn(&SnapshotFacts) -> bool,
         change: impl Fn(&mut SnapshotFacts, &mut SeededRandom),
-        operation: impl Fn(u64) -> Operation,
-    ) -> Operation {
+        operation: impl Fn(u64) -> StoreOperation,
+    ) -> StoreOperation {
         let candidates: Vec<usize> = (0..self.facts.len()).filter(|&i| which(&self.facts[i])).collect();
         if candidates.is_empty() {
-            return Operation::Nothing;
+            return StoreOperation::Nothing;
         }
         let i = candidates[self.random.below(candidates.len() as u64) as usize];
         change(&mut self.facts[i], &mut self.random);
@@ -149,24 +149,24 @@ impl Life {
     }
 
     /// A verification finds damage: the file leaves for the quarantine.
-    fn refute(&mut self) -> Operation {
-        let Some(i) = self.facts.iter().rposition(|f| !f.verified) else { return Operation::Nothing };
-        Operation::Refuted(self.facts.remove(i).seq)
+    fn refute(&mut self) -> StoreOperation {
+        let Some(i) = self.facts.iter().rposition(|f| !f.verified) else { return StoreOperation::Nothing };
+        StoreOperation::Refuted(self.facts.remove(i).seq)
     }
 
     /// Somebody copies a file within the store.
-    fn copy(&mut self) -> Operation {
+    fn copy(&mut self) -> StoreOperation {
         if self.facts.is_empty() {
-            return Operation::Nothing;
+            return StoreOperation::Nothing;
         }
         let fact = self.facts[self.random.below(self.facts.len() as u64) as usize].clone();
         let seq = fact.seq;
         self.copies += 1;
         self.facts.push(SnapshotFacts { id: format!("s{seq} copy {}", self.copies).into(), pinned: false, ..fact });
-        Operation::Copied(seq)
+        StoreOperation::Copied(seq)
     }
 
-    fn rotate(&mut self, cut_short: bool) -> Operation {
+    fn rotate(&mut self, cut_short: bool) -> StoreOperation {
         let plan = plan(&self.facts, &self.policy, Timestamp::from_second(self.now).unwrap_or_default());
         let mut doomed: Vec<&str> = plan.iter().filter(|v| !v.keeps()).map(|v| v.id.as_str()).collect();
         let done = if cut_short { self.random.below(doomed.len() as u64 + 1) as usize } else { doomed.len() };
@@ -175,7 +175,7 @@ impl Life {
             self.facts.iter().cloned().partition(|f| !doomed.contains(&f.id.as_str()));
         self.broken = broken(&self.facts, &left, &gone, &self.policy);
         self.facts = left;
-        if cut_short { Operation::RotateCutShort(done) } else { Operation::Rotate }
+        if cut_short { StoreOperation::RotateCutShort(done) } else { StoreOperation::Rotate }
     }
 }
 

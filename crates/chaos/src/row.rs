@@ -10,7 +10,7 @@ const EXAMPLES: usize = 5;
 
 /// One line of the table.
 #[derive(Serialize)]
-pub struct Row {
+pub struct CampaignRow {
     pub kind: &'static str,
     pub points: u64,
     pub distinct: u64,
@@ -23,9 +23,17 @@ pub struct Row {
     pub not_run: Option<String>,
 }
 
-impl Row {
-    pub fn not_run(kind: &'static str, seed: u64, why: impl Into<String>) -> Row {
-        Row { kind, points: 0, distinct: 0, violations: 0, seed, examples: Vec::new(), not_run: Some(why.into()) }
+impl CampaignRow {
+    pub fn not_run(kind: &'static str, seed: u64, why: impl Into<String>) -> CampaignRow {
+        CampaignRow {
+            kind,
+            points: 0,
+            distinct: 0,
+            violations: 0,
+            seed,
+            examples: Vec::new(),
+            not_run: Some(why.into()),
+        }
     }
 
     pub fn to_json(&self) -> String {
@@ -35,7 +43,7 @@ impl Row {
 }
 
 /// Counts while a campaign runs; what breaks is told at once, on stderr.
-pub struct Tally {
+pub struct CampaignTally {
     kind: &'static str,
     seed: u64,
     points: u64,
@@ -44,9 +52,9 @@ pub struct Tally {
     examples: Vec<String>,
 }
 
-impl Tally {
-    pub fn new(kind: &'static str, seed: u64) -> Tally {
-        Tally { kind, seed, points: 0, distinct: HashSet::new(), violations: 0, examples: Vec::new() }
+impl CampaignTally {
+    pub fn new(kind: &'static str, seed: u64) -> CampaignTally {
+        CampaignTally { kind, seed, points: 0, distinct: HashSet::new(), violations: 0, examples: Vec::new() }
     }
 
     /// A point was tried; `what` tells it from others.
@@ -78,7 +86,7 @@ impl Tally {
     }
 
     /// Takes in what another thread counted of the same campaign.
-    pub fn add(&mut self, other: Tally) {
+    pub fn add(&mut self, other: CampaignTally) {
         self.points += other.points;
         self.distinct.extend(other.distinct);
         self.violations += other.violations;
@@ -86,8 +94,8 @@ impl Tally {
         self.examples.truncate(EXAMPLES);
     }
 
-    pub fn row(self) -> Row {
-        Row {
+    pub fn row(self) -> CampaignRow {
+        CampaignRow {
             kind: self.kind,
             points: self.points,
             distinct: self.distinct.len() as u64,

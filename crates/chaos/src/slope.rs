@@ -15,19 +15,19 @@ const LEAST_SECONDS: f64 = 60.0;
 const LEAST_PAIRS: usize = 30;
 
 #[derive(Default)]
-pub struct Slope {
+pub struct LifeSeries {
     /// Seconds and values of each life.
     lives: BTreeMap<u32, Vec<(f64, f64)>>,
 }
 
 /// Change an hour: of half of all pairs of moments it is as much or more, of three quarters `most` or more.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Growth {
+pub struct HourlyGrowth {
     pub median: f64,
     pub most: f64,
 }
 
-impl Slope {
+impl LifeSeries {
     pub fn add(&mut self, life: u32, seconds: f64, value: f64) {
         self.lives.entry(life).or_default().push((seconds, value));
     }
@@ -37,11 +37,11 @@ impl Slope {
     }
 
     /// `None` where there is too little to say.
-    pub fn per_hour(&self) -> Option<Growth> {
+    pub fn per_hour(&self) -> Option<HourlyGrowth> {
         let mut slopes: Vec<f64> = self.lives.values().flat_map(|life| slopes(&lows(life))).collect();
         slopes.sort_unstable_by(f64::total_cmp);
         let at = |share: usize| slopes[slopes.len() * share / 4] * 3600.0;
-        (slopes.len() >= LEAST_PAIRS).then(|| Growth { median: at(2), most: at(1) })
+        (slopes.len() >= LEAST_PAIRS).then(|| HourlyGrowth { median: at(2), most: at(1) })
     }
 }
 
@@ -69,8 +69,8 @@ mod tests {
     use super::*;
 
     /// Five lives of different sizes, busy with a snapshot most of the time.
-    fn lives(value: impl Fn(f64) -> f64) -> Slope {
-        let mut slope = Slope::default();
+    fn lives(value: impl Fn(f64) -> f64) -> LifeSeries {
+        let mut slope = LifeSeries::default();
         for life in 0..5 {
             for second in 0..400 {
                 let at = f64::from(life * 1000 + second);
@@ -83,11 +83,11 @@ mod tests {
 
     #[test]
     fn what_does_not_grow_or_only_once_has_no_slope_and_a_leak_has_its_own() {
-        assert_eq!(lives(|_| 0.0).per_hour(), Some(Growth { median: 0.0, most: 0.0 }));
+        assert_eq!(lives(|_| 0.0).per_hour(), Some(HourlyGrowth { median: 0.0, most: 0.0 }));
         let once = lives(|second| if second > 100.0 { 900.0 } else { 0.0 }).per_hour().unwrap();
         assert_eq!(once.most, 0.0);
         let leak = lives(|second| 2.0 * second).per_hour().unwrap();
         assert!((leak.median - 7200.0).abs() < 400.0 && leak.most > 6000.0, "{leak:?}");
-        assert_eq!(Slope::default().per_hour(), None);
+        assert_eq!(LifeSeries::default().per_hour(), None);
     }
 }

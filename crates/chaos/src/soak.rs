@@ -17,12 +17,12 @@ use anyhow::{Context, Result};
 use ckptd_core::store::Store;
 use rustix::process::Signal;
 
-use crate::footprint::{self, Footprint};
-use crate::job::{self, Agent, Job, Kind};
+use crate::footprint::{self, ProcessFootprint};
+use crate::job::{self, ChaosAgent, ChaosJob, WorkerKind};
 use crate::place;
-use crate::row::{Row, Tally};
-use crate::slope::{Growth, Slope};
-use crate::storm::{self, Strike};
+use crate::row::{CampaignRow, CampaignTally};
+use crate::slope::{HourlyGrowth, LifeSeries};
+use crate::storm::{self, StormStrike};
 use ckptd_testkit::random::SeededRandom;
 
 /// Short, because a snapshot is in flight most of the time, and the moments between two of them are what counts.
@@ -39,7 +39,7 @@ const DESCRIPTORS_PER_HOUR: f64 = 0.5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Nuisance {
-    Strike(Kick),
+    Strike(SoakStrike),
     /// A bit of the newest snapshot is flipped under the running job.
     Damage,
     /// SIGUSR1 again and again.
@@ -50,7 +50,7 @@ enum Nuisance {
 
 /// The strikes, few of which are deadly: a slope needs long lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Kick {
+enum SoakStrike {
     Agent,
     Worker,
     Stop,
@@ -59,7 +59,7 @@ enum Kick {
 
 /// What a soak is asked for.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub struct SoakArgs {
     /// How long, in hours.
     #[arg(long, default_value_t = 2.0)]
     hours: f64,
@@ -71,38 +71,38 @@ pub struct Arguments {
     samples: Option<PathBuf>,
 }
 
-struct Soak {
-    job: Job,
-    agent: Agent,
+struct SoakRun {
+    job: ChaosJob,
+    agent: ChaosAgent,
     began: Instant,
     random: SeededRandom,
     births: BTreeMap<u32, Instant>,
-    agent_memory: Slope,
-    agent_descriptors: Slope,
-    worker_memory: Slope,
-    worker_descriptors: Slope,
+    agent_memory: LifeSeries,
+    agent_descriptors: LifeSeries,
+    worker_memory: LifeSeries,
+    worker_descriptors: LifeSeries,
     counts: BTreeMap<Nuisance, u64>,
     stuck: Vec<UnixStream>,
     samples: Option<File>,
 }
 
-pub fn campaign(arguments: &Arguments, seed: u64) -> Result<Row> {
-    let &Arguments { hours, steps, .. } = arguments;
-    let mut tally = Tally::new("soak", seed);
+pub fn campaign(arguments: &SoakArgs, seed: u64) -> Result<CampaignRow> {
+    let &SoakArgs { hours, steps, .. } = arguments;
+    let mut tally = CampaignTally::new("soak", seed);
     let folder = place::on_disk()?;
-    let make = |name: &str| Job::new(&folder.path().join(name), Kind::Gpt2, steps, &[], "");
+    let make = |name: &str| ChaosJob::new(&folder.path().join(name), WorkerKind::Gpt2, steps, &[], "");
     let undisturbed = make("undisturbed")?.run_to_end()?;
     let job = make("job-0")?;
-    let mut soak = Soak {
+    let mut soak = SoakRun {
         agent: job.start()?,
         job,
         began: Instant::now(),
         random: SeededRandom::new(seed),
         births: BTreeMap::new(),
-        agent_memory: Slope::default(),
-        agent_descriptors: Slope::default(),
-        worker_memory: Slope::default(),
-        worker_descriptors: Slope::default(),
+        agent_memory: LifeSeries::default(),
+        agent_descriptors: LifeSeries::default(),
+        worker_memory: LifeSeries::default(),
+        worker_descriptors: LifeSeries::default(),
         counts: BTreeMap::new(),
         stuck: Vec::new(),
         samples: arguments.samples.as_deref().map(samples).transpose()?,
@@ -136,7 +136,7 @@ fn samples(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-impl Soak {
+impl SoakRun {
     /// Samples for so long, or until the training is over: then its exit code.
     fn watch(&mut self, time: Duration, end: Instant) -> Result<Option<Option<i32>>> {
         let until = end.min(Instant::now() + time);
@@ -161,7 +161,7 @@ impl Soak {
             let Some((pid, print)) = pid.and_then(|pid| Some((pid, footprint::of(pid)?))) else { continue };
             let age = now - *self.births.entry(pid).or_insert(now);
             if let Some(file) = &mut self.samples {
-                let Footprint { own_kib, file_kib, descriptors } = print;
+                let ProcessFootprint { own_kib, file_kib, descriptors } = print;
                 let age = age.as_secs_f64();
                 writeln!(file, "{seconds:.1},{who},{pid},{age:.1},{own_kib},{file_kib},{descriptors}")?;
             }
@@ -174,12 +174,12 @@ impl Soak {
         Ok(())
     }
 
-    fn annoy(&mut self, tally: &mut Tally) -> Result<()> {
+    fn annoy(&mut self, tally: &mut CampaignTally) -> Result<()> {
         let nuisance = match self.random.below(20) {
-            0 => Nuisance::Strike(Kick::Agent),
-            1 => Nuisance::Strike(Kick::Worker),
-            2 => Nuisance::Strike(Kick::Stop),
-            3..6 => Nuisance::Strike(Kick::Pause),
+            0 => Nuisance::Strike(SoakStrike::Agent),
+            1 => Nuisance::Strike(SoakStrike::Worker),
+            2 => Nuisance::Strike(SoakStrike::Stop),
+            3..6 => Nuisance::Strike(SoakStrike::Pause),
             6..10 => Nuisance::Damage,
             10..15 => Nuisance::Snapshots,
             _ => Nuisance::StuckClients,
@@ -189,10 +189,10 @@ impl Soak {
         match nuisance {
             Nuisance::Strike(kick) => {
                 let strike = match kick {
-                    Kick::Agent => Strike::KillAgent,
-                    Kick::Worker => Strike::KillWorker,
-                    Kick::Stop => Strike::StopWorker,
-                    Kick::Pause => Strike::PauseAgent,
+                    SoakStrike::Agent => StormStrike::KillAgent,
+                    SoakStrike::Worker => StormStrike::KillWorker,
+                    SoakStrike::Stop => StormStrike::StopWorker,
+                    SoakStrike::Pause => StormStrike::PauseAgent,
                 };
                 if storm::hit(&mut self.agent, strike, &mut self.random, tally)? {
                     self.agent = self.job.start()?;
@@ -224,7 +224,7 @@ impl Soak {
         }
     }
 
-    fn report(&self, trainings: u64, steps: u64, tally: &mut Tally) {
+    fn report(&self, trainings: u64, steps: u64, tally: &mut CampaignTally) {
         let hours = self.began.elapsed().as_secs_f64() / 3600.0;
         eprintln!("soak: {hours:.2} h, {trainings} trainings of {steps} steps completed, {:?}", self.counts);
         for (what, slope, unit, limit) in [
@@ -234,7 +234,7 @@ impl Soak {
             ("worker's descriptors", &self.worker_descriptors, "", DESCRIPTORS_PER_HOUR),
         ] {
             let largest = slope.largest();
-            let Some(Growth { median, most }) = slope.per_hour() else {
+            let Some(HourlyGrowth { median, most }) = slope.per_hour() else {
                 eprintln!("soak: {what}: too few samples for a slope");
                 continue;
             };

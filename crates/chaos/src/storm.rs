@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
-pub use crate::job::Kind;
-use crate::job::{self, Agent, Job, PATIENCE};
+pub use crate::job::WorkerKind;
+use crate::job::{self, ChaosAgent, ChaosJob, PATIENCE};
 use crate::place;
-use crate::row::{Row, Tally};
+use crate::row::{CampaignRow, CampaignTally};
 use ckptd_testkit::random::SeededRandom;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Strike {
+pub enum StormStrike {
     KillAgent,
     KillWorker,
     KillBoth,
@@ -27,44 +27,44 @@ pub enum Strike {
     PauseAgentThenKillWorker,
 }
 
-const STRIKES: [Strike; 6] = [
-    Strike::KillAgent,
-    Strike::KillWorker,
-    Strike::KillBoth,
-    Strike::PauseAgent,
-    Strike::PauseAgentThenKillWorker,
-    Strike::StopWorker,
+const STRIKES: [StormStrike; 6] = [
+    StormStrike::KillAgent,
+    StormStrike::KillWorker,
+    StormStrike::KillBoth,
+    StormStrike::PauseAgent,
+    StormStrike::PauseAgentThenKillWorker,
+    StormStrike::StopWorker,
 ];
 
-fn steps(kind: Kind) -> u64 {
+fn steps(kind: WorkerKind) -> u64 {
     match kind {
-        Kind::Quick => 400,
-        Kind::Gpt2 => 100,
+        WorkerKind::Quick => 400,
+        WorkerKind::Gpt2 => 100,
     }
 }
 
 /// The longest time between two strikes.
-fn respite(kind: Kind) -> Duration {
+fn respite(kind: WorkerKind) -> Duration {
     match kind {
-        Kind::Quick => Duration::from_millis(400),
-        Kind::Gpt2 => Duration::from_millis(3500),
+        WorkerKind::Quick => Duration::from_millis(400),
+        WorkerKind::Gpt2 => Duration::from_millis(3500),
     }
 }
 
-pub fn campaign(kind: Kind, strikes: u64, seed: u64) -> Result<Row> {
+pub fn campaign(kind: WorkerKind, strikes: u64, seed: u64) -> Result<CampaignRow> {
     let name = match kind {
-        Kind::Quick => "program kills (quick worker)",
-        Kind::Gpt2 => "program kills (GPT-2)",
+        WorkerKind::Quick => "program kills (quick worker)",
+        WorkerKind::Gpt2 => "program kills (GPT-2)",
     };
-    let mut tally = Tally::new(name, seed);
+    let mut tally = CampaignTally::new(name, seed);
     let mut random = SeededRandom::new(seed);
     let folder = place::on_disk()?;
-    let quiet = Job::new(&folder.path().join("undisturbed"), kind, steps(kind), &[], "")?;
+    let quiet = ChaosJob::new(&folder.path().join("undisturbed"), kind, steps(kind), &[], "")?;
     let undisturbed = quiet.run_to_end()?;
     let mut number = 0;
     while tally.points() < strikes {
         number += 1;
-        let job = Job::new(&folder.path().join(format!("job-{number}")), kind, steps(kind), &[], "")?;
+        let job = ChaosJob::new(&folder.path().join(format!("job-{number}")), kind, steps(kind), &[], "")?;
         let root = under_fire(&job, kind, strikes, &mut random, &mut tally)?;
         tally.require(root == undisturbed, || {
             let parting = parting(&quiet, &job);
@@ -75,7 +75,7 @@ pub fn campaign(kind: Kind, strikes: u64, seed: u64) -> Result<Row> {
 }
 
 /// The first steps that were computed differently.
-fn parting(quiet: &Job, job: &Job) -> String {
+fn parting(quiet: &ChaosJob, job: &ChaosJob) -> String {
     let computed: BTreeMap<u64, String> = quiet.steps().into_iter().collect();
     let differ = job.steps().into_iter().filter(|(step, what)| computed.get(step).is_some_and(|was| was != what));
     let differ: Vec<String> =
@@ -84,7 +84,13 @@ fn parting(quiet: &Job, job: &Job) -> String {
 }
 
 /// Trains to the end, struck until the campaign has its points. Returns the root.
-fn under_fire(job: &Job, kind: Kind, strikes: u64, random: &mut SeededRandom, tally: &mut Tally) -> Result<String> {
+fn under_fire(
+    job: &ChaosJob,
+    kind: WorkerKind,
+    strikes: u64,
+    random: &mut SeededRandom,
+    tally: &mut CampaignTally,
+) -> Result<String> {
     let mut agent = job.start()?;
     loop {
         let respite = if tally.points() < strikes { random.up_to(respite(kind)) } else { PATIENCE };
@@ -106,25 +112,30 @@ fn under_fire(job: &Job, kind: Kind, strikes: u64, random: &mut SeededRandom, ta
 }
 
 /// Strikes once; whether the agent has to be started again.
-pub fn hit(agent: &mut Agent, strike: Strike, random: &mut SeededRandom, tally: &mut Tally) -> Result<bool> {
+pub fn hit(
+    agent: &mut ChaosAgent,
+    strike: StormStrike,
+    random: &mut SeededRandom,
+    tally: &mut CampaignTally,
+) -> Result<bool> {
     let (pid, worker) = (agent.pid(), agent.worker());
     let to_worker = |signal| worker.into_iter().for_each(|worker| job::signal(worker, signal));
     match strike {
-        Strike::KillAgent => job::signal(pid, Signal::KILL),
-        Strike::KillWorker => to_worker(Signal::KILL),
-        Strike::KillBoth => {
+        StormStrike::KillAgent => job::signal(pid, Signal::KILL),
+        StormStrike::KillWorker => to_worker(Signal::KILL),
+        StormStrike::KillBoth => {
             job::signal(pid, Signal::KILL);
             to_worker(Signal::KILL);
         }
-        Strike::PauseAgent | Strike::PauseAgentThenKillWorker => {
+        StormStrike::PauseAgent | StormStrike::PauseAgentThenKillWorker => {
             job::signal(pid, Signal::STOP);
             std::thread::sleep(random.up_to(Duration::from_millis(1500)));
-            if strike == Strike::PauseAgentThenKillWorker {
+            if strike == StormStrike::PauseAgentThenKillWorker {
                 to_worker(Signal::KILL);
             }
             job::signal(pid, Signal::CONT);
         }
-        Strike::StopWorker => {
+        StormStrike::StopWorker => {
             to_worker(Signal::STOP);
             let noticed = worker.is_none_or(ends);
             tally.require(noticed, || "a worker that hangs was not noticed".to_owned());
@@ -133,7 +144,7 @@ pub fn hit(agent: &mut Agent, strike: Strike, random: &mut SeededRandom, tally: 
             }
         }
     }
-    Ok(matches!(strike, Strike::KillAgent | Strike::KillBoth))
+    Ok(matches!(strike, StormStrike::KillAgent | StormStrike::KillBoth))
 }
 
 /// Whether a process that this one did not start ends in time.
