@@ -4,19 +4,24 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// A result with [`Error`] unless another error is named.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What went wrong, by what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The config or the command line is wrong: exit 78.
     #[error("{0}")]
     Config(String),
 
-    /// Somebody else holds the store.
+    /// Another process holds the store: wait for it, or take another store.
     #[error("the store {} is in use by process {pid} ({holder}); stop it first, or use another store", path.display())]
     Locked {
+        /// The store's folder.
         path: PathBuf,
+        /// The process that took the lock.
         pid: u32,
+        /// What it said about itself.
         holder: String,
         /// The process that took the lock still runs.
         alive: bool,
@@ -24,29 +29,61 @@ pub enum Error {
 
     /// A snapshot's bytes are not what was written: quarantine it, take another.
     #[error("{}: {reason}", path.display())]
-    Damaged { path: PathBuf, reason: String },
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        reason: String,
+    },
 
     /// A snapshot of a later format: nothing is wrong with it, and this release cannot judge it.
     #[error(
         "{}: a newer ckptd wrote this (snapshot format {version}, this one reads {known}); install that release, or move the file out of the store to go on without it",
         path.display()
     )]
-    Newer { path: PathBuf, version: u64, known: u32 },
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        version: u64,
+        /// The newest format that this release reads.
+        known: u32,
+    },
 
     /// A snapshot is whole but does not fit what it was to be used for (schema, settings, run).
     #[error("{}: {reason}", path.display())]
-    Mismatch { path: PathBuf, reason: String },
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit, as a clause.
+        reason: String,
+    },
 
     /// The disk is full or a quota is reached: go on without this snapshot, try again later.
     #[error("no space left while {op} {}; free some space or lower [retention] keep_last: {source}", path.display())]
-    NoSpace { op: &'static str, path: PathBuf, source: io::Error },
+    NoSpace {
+        /// What was done, as "writing".
+        op: &'static str,
+        /// To which file or folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
 
     /// A snapshot was given up on purpose while it was being written.
     #[error("the snapshot was given up before it was complete")]
     Abandoned,
 
+    /// The system refused an operation.
     #[error("{op} {}: {source}{}", path.display(), hint(source))]
-    Io { op: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        /// What was done, as "writing".
+        op: &'static str,
+        /// To which file or folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
 
     /// What was asked for is not there.
     #[error("{0}")]
@@ -81,10 +118,12 @@ impl Error {
         }
     }
 
+    /// [`Error::Damaged`] about the file at `path`.
     pub fn damaged(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
         Error::Damaged { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
+    /// [`Error::Mismatch`] about the file at `path`.
     pub fn mismatch(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
         Error::Mismatch { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }

@@ -1,4 +1,4 @@
-//! What the agent and the worker say to each other: one JSON object a line, commands on the worker's stdin, events on
+//! What the agent and the worker say to each other: one JSON object per line, commands on the worker's stdin, events on
 //! its stdout. `docs/protocol.md` is the reference for workers in other languages.
 //!
 //! Invariant: a message either parses as a whole or is refused; unknown fields are ignored, so that a newer peer of
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::ids::RunId;
 
-/// Both sides refuse another one's version.
+/// Version of the protocol; both sides refuse another one.
 pub const VERSION: u32 = 1;
 
 /// Longest line that either side accepts, in bytes.
@@ -24,22 +24,37 @@ pub enum AgentCommand {
     /// The first message: what to train and where to go on.
     Start(Box<Start>),
     /// Take a snapshot now and go on. One that finds another in flight is skipped.
-    Snapshot { reason: String },
-    /// End: take a last snapshot of the newest completed step if asked, then exit with 0. It should be durable within
-    /// `within_ms`.
-    Stop {
-        snapshot: bool,
+    Snapshot {
+        /// Goes into the snapshot's provenance.
         reason: String,
+    },
+    /// End: take a last snapshot of the newest completed step if asked, then exit with 0.
+    Stop {
+        /// Take that snapshot.
+        snapshot: bool,
+        /// Goes into its provenance.
+        reason: String,
+        /// Milliseconds in which it should be durable.
         #[serde(default)]
         within_ms: Option<u64>,
     },
-    /// Other settings from now on. Only for a worker whose `hello` accepts it.
-    Configure { every_steps: Option<u64>, level: u8, encode_threads: usize },
+    /// Other `[snapshot]` settings from now on. Only for a worker whose `hello` accepts it.
+    Configure {
+        /// Steps between snapshots; `None`: not by steps.
+        every_steps: Option<u64>,
+        /// `[snapshot] level`.
+        level: u8,
+        /// 0: one per processor.
+        encode_threads: usize,
+    },
 }
 
+/// What to train, and where to go on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Start {
+    /// [`VERSION`].
     pub protocol: u32,
+    /// The validated job.
     pub config: Config,
     /// 128 random bits as hex: one training, however many sessions it takes.
     pub run_id: RunId,
@@ -65,84 +80,158 @@ pub enum WorkerFailure {
     Other,
 }
 
-/// Worker to agent.
+/// Worker to agent. Milliseconds are fractional, losses are in nats per token, steps are completed optimiser steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum WorkerEvent {
     /// The first message, before `start` is awaited.
     Hello {
+        /// [`VERSION`].
         protocol: u32,
+        /// Name of the program.
         worker: String,
+        /// Its version.
         version: String,
+        /// Its process.
         pid: u32,
         /// Commands beyond the first ones of this version that it understands.
         #[serde(default)]
         accepts: Vec<String>,
     },
-    /// Something that takes time before or between steps (reading text, loading, evaluating), 0 to 1 where known. It
-    /// counts as a sign of life.
-    Progress { stage: String, fraction: Option<f64> },
-    /// Training begins after `step` completed steps.
+    /// Something that takes time before or between steps (reading text, loading, evaluating). It counts as a sign of life.
+    Progress {
+        /// What it is, as "reading text".
+        stage: String,
+        /// How much of it is done, 0 to 1; `None`: unknown.
+        fraction: Option<f64>,
+    },
+    /// Training begins.
     Ready {
+        /// Steps before this session.
         step: u64,
+        /// Steps of the whole training.
         total_steps: u64,
+        /// Number of parameters.
         parameters: u64,
+        /// Bytes of parameters and moments.
         state_bytes: u64,
+        /// "step N" where it goes on from a snapshot.
         resumed: Option<String>,
+        /// "cpu" or "cuda:N".
         device: String,
+        /// Threads of one operation.
         threads: u64,
     },
     /// A micro-batch was computed: a sign of life within a long step.
-    Alive { step: u64, micro_batch: u64 },
-    /// `step` steps are completed.
-    Step {
+    Alive {
+        /// Steps before the one that is computed.
         step: u64,
+        /// Its micro-batches before this one.
+        micro_batch: u64,
+    },
+    /// A step was completed.
+    Step {
+        /// Steps completed with this one.
+        step: u64,
+        /// Mean loss over the step's tokens.
         #[serde(with = "nullable")]
         loss: f64,
+        /// Learning rate of its update.
         learning_rate: f64,
+        /// Global norm of the gradient before clipping; `None` where it is not finite.
         grad_norm: Option<f64>,
+        /// Time that it took.
         step_ms: f64,
+        /// Tokens whose loss entered it.
         tokens: u64,
     },
-    /// The validation loss after `step` steps, in nats a token.
+    /// An evaluation was completed.
     Eval {
+        /// Steps before it.
         step: u64,
+        /// Mean loss on the validation share.
         #[serde(with = "nullable")]
         val_loss: f64,
+        /// It is the lowest so far.
         best: bool,
     },
-    /// A snapshot of the state after `step` steps was captured, in `capture_ms`.
-    SnapshotStarted { step: u64, reason: String, capture_ms: f64 },
-    /// It is durable under `path`. The training thread was held up for `stall_ms` in all.
-    Committed {
+    /// A snapshot was captured; it is on its way to the disk.
+    SnapshotStarted {
+        /// Steps that its state has.
         step: u64,
-        seq: u64,
-        path: PathBuf,
-        bytes: u64,
-        raw_bytes: u64,
+        /// Why it was taken.
+        reason: String,
+        /// Time that the capture took.
         capture_ms: f64,
+    },
+    /// It is durable.
+    Committed {
+        /// Steps that its state has.
+        step: u64,
+        /// Its sequence number.
+        seq: u64,
+        /// Its file.
+        path: PathBuf,
+        /// Bytes of the file.
+        bytes: u64,
+        /// Bytes of its tensors.
+        raw_bytes: u64,
+        /// Time that the capture took.
+        capture_ms: f64,
+        /// From the first chunk to the last folder's sync.
         write_ms: f64,
+        /// How long the training thread was held up in all.
         stall_ms: f64,
         /// The most memory that a snapshot has held so far because the training had moved on.
         #[serde(default)]
         extra_peak_bytes: u64,
     },
-    /// It is not, and training goes on.
-    SnapshotFailed { step: u64, what: String, disk_full: bool },
+    /// It is not durable, and training goes on.
+    SnapshotFailed {
+        /// Steps that its state had.
+        step: u64,
+        /// The error.
+        what: String,
+        /// The disk is full, or a quota is reached.
+        disk_full: bool,
+    },
     /// Another one was still in flight.
-    SnapshotSkipped { step: u64, reason: String },
+    SnapshotSkipped {
+        /// Steps completed.
+        step: u64,
+        /// Why it was asked for.
+        reason: String,
+    },
     /// A line for the log.
-    Log { level: MessageLevel, message: String },
+    Log {
+        /// How urgent it is.
+        level: MessageLevel,
+        /// The line.
+        message: String,
+    },
     /// The worker cannot go on and exits.
-    Failed { failure: WorkerFailure, what: String },
-    /// The last message of a worker that ends well. `finished`: all steps are done.
-    Done { step: u64, finished: bool },
+    Failed {
+        /// What the agent is to do about it.
+        failure: WorkerFailure,
+        /// The error.
+        what: String,
+    },
+    /// The last message of a worker that ends well.
+    Done {
+        /// Steps completed.
+        step: u64,
+        /// All steps are done.
+        finished: bool,
+    },
 }
 
+/// How urgent a line for the log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageLevel {
+    /// What was done.
     Info,
+    /// What went wrong.
     Warn,
 }
 

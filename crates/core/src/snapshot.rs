@@ -16,14 +16,20 @@ use crate::settings::TrainSettings;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// A parameter of the model.
     Param,
+    /// Adam's moving average of gradients.
     ExpAvg,
+    /// Adam's moving average of squared gradients.
     ExpAvgSq,
+    /// SGD's momentum.
     MomentumBuffer,
+    /// A tensor of the model that is not trained.
     Buffer,
 }
 
 impl Role {
+    /// As it stands in files.
     pub const fn name(self) -> &'static str {
         match self {
             Role::Param => "param",
@@ -44,9 +50,13 @@ impl fmt::Display for Role {
 /// A tensor without its bytes. `(role, name)` is unique in a snapshot: the moments of a parameter carry its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TensorMeta {
+    /// What it is to the training.
     pub role: Role,
+    /// The parameter's name; a moment has its parameter's.
     pub name: String,
+    /// Element type.
     pub dtype: DType,
+    /// Dimensions, the slowest first; empty for a scalar.
     pub shape: Vec<u64>,
 }
 
@@ -81,7 +91,9 @@ pub type TensorBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// A tensor with its bytes (row-major, little-endian).
 #[derive(Clone)]
 pub struct Tensor {
+    /// Role, name, type and shape.
     pub meta: TensorMeta,
+    /// As many as `meta` says.
     pub bytes: TensorBytes,
 }
 
@@ -131,7 +143,9 @@ pub struct TrainState {
 /// Figures of the moment. They do not enter `root`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
+    /// Mean loss of the last step, in nats per token.
     pub train_loss: Option<f64>,
+    /// Loss of the last evaluation, in nats per token.
     pub val_loss: Option<f64>,
     /// Step at which `val_loss` was measured.
     pub val_step: Option<u64>,
@@ -143,9 +157,13 @@ pub struct Metrics {
 /// Where a snapshot comes from. It does not enter `root`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
+    /// ckptd's version.
     pub ckptd: String,
+    /// libtorch's version.
     pub libtorch: String,
+    /// Name of the machine.
     pub host: String,
+    /// "cpu" or "cuda:N".
     pub device: String,
     /// Why it was taken: "interval", "signal", "final", ...
     pub reason: String,
@@ -154,16 +172,23 @@ pub struct Provenance {
 /// A small file that travels with the snapshot (config.json, tokenizer.json), by its plain name.
 #[derive(Clone)]
 pub struct CarriedFile {
+    /// Without a folder.
     pub name: String,
+    /// Its content.
     pub bytes: Arc<Vec<u8>>,
 }
 
 /// One consistent cut of a training: what a commit writes and a resume reads.
 #[derive(Clone)]
 pub struct Snapshot {
+    /// In the order in which they are written.
     pub tensors: Vec<Tensor>,
+    /// All else that decides how the training goes on.
     pub train: TrainState,
+    /// Figures of the moment.
     pub metrics: Metrics,
+    /// Where it comes from.
     pub provenance: Provenance,
+    /// Small files that travel along.
     pub files: Vec<CarriedFile>,
 }

@@ -106,7 +106,7 @@ pub fn generate(arguments: &GenerateArguments) -> Result<()> {
 fn tell_speed(tokens: usize, step: Option<u64>, time: Duration) {
     if std::io::stderr().is_terminal() {
         let step = step.map_or(String::new(), |step| format!(", after {step} steps of training"));
-        eprintln!("[{tokens} tokens, {:.1} a second{step}]", tokens as f64 / time.as_secs_f64().max(1e-9));
+        eprintln!("[{tokens} tokens, {:.1} per second{step}]", tokens as f64 / time.as_secs_f64().max(1e-9));
     }
 }
 

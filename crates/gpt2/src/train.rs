@@ -147,7 +147,7 @@ impl TrainingLoop {
         Ok(())
     }
 
-    /// Mean loss over the validation batches, in nats a token.
+    /// Mean loss over the validation batches, in nats per token.
     fn evaluate(&mut self) -> Result<f64> {
         let batches = self.eval_batches.len();
         let mut sum = 0.0;

@@ -14,21 +14,33 @@ use crate::snapshot::TrainState;
 use crate::store::RetentionPolicy;
 use crate::text::{TextValue, parse_duration};
 
+/// A job, as its file says, section by section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// `[job]`: name, store, seed and machine.
     pub job: JobSection,
+    /// `[model]`: where the model comes from.
     pub model: ModelSection,
+    /// `[data]`: what it trains on.
     pub data: DataSection,
+    /// `[train]`: how.
     pub train: TrainSection,
+    /// `[snapshot]`: when and how the state is saved.
     pub snapshot: SnapshotSection,
+    /// `[retention]`: which snapshots stay.
     pub retention: RetentionPolicy,
+    /// `[session]`: when a session ends.
     pub session: SessionSection,
+    /// `[worker]`: the training program.
     pub worker: WorkerSection,
+    /// `[status]`: where the job answers.
     pub status: StatusSection,
+    /// `[log]`: what is logged.
     pub log: LogSection,
 }
 
+/// `[job]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobSection {
@@ -36,26 +48,35 @@ pub struct JobSection {
     pub name: String,
     /// Empty: `checkpoints/<name>` beside the config file.
     pub store: PathBuf,
+    /// Every random number of the training follows from it.
     pub seed: u64,
+    /// "auto", "cpu" or "cuda:N".
     pub device: String,
     /// Threads of one operation; 0: as many as there are processors.
     pub threads: usize,
 }
 
+/// `[model]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
+    /// A Hugging Face folder to start from.
     pub from: Option<PathBuf>,
+    /// The name of a shape for random weights.
     pub preset: Option<String>,
     /// Overrides the three dropouts of the model's config.
     pub dropout: Option<f64>,
 }
 
+/// `[data]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSection {
+    /// Text files, folders and globs.
     pub text: Vec<String>,
+    /// A file of little-endian token ids.
     pub tokens: Option<PathBuf>,
+    /// A tokenizer.json or a folder with a tokenizer; `None`: the model folder's, else one is trained on the text.
     pub tokenizer: Option<PathBuf>,
     /// Share of the tokens held back for validation, 0 to 0.5.
     pub validation: f64,
@@ -63,50 +84,73 @@ pub struct DataSection {
     pub cache: PathBuf,
 }
 
+/// `[train] optimizer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
+    /// torch.optim.AdamW.
     Adamw,
+    /// torch.optim.SGD.
     Sgd,
 }
 
+/// `[train] schedule`: how the learning rate falls after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
+    /// Along half a cosine.
     Cosine,
+    /// In a line.
     Linear,
+    /// Not at all.
     Constant,
 }
 
+/// `[train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSection {
+    /// Optimiser steps of the whole training.
     pub steps: u64,
+    /// Sequences per micro-batch.
     pub batch_size: u64,
+    /// Micro-batches per step.
     pub grad_accumulation: u64,
+    /// Tokens per sequence.
     pub sequence_length: u64,
+    /// The update's rule.
     pub optimizer: OptimizerKind,
+    /// Peak learning rate.
     pub learning_rate: f64,
+    /// How the learning rate falls.
     pub schedule: ScheduleKind,
+    /// Steps over which the learning rate rises from 0.
     pub warmup_steps: u64,
     /// What the schedule falls to, as a share of learning_rate.
     pub min_learning_rate: f64,
+    /// Decoupled (AdamW) or L2 (SGD); none on biases and layer norms.
     pub weight_decay: f64,
+    /// AdamW's decay rates of exp_avg and exp_avg_sq.
     pub betas: [f64; 2],
+    /// AdamW's denominator term.
     pub eps: f64,
+    /// SGD's momentum.
     pub momentum: f64,
     /// Largest global norm of the gradient; 0: no clipping.
     pub grad_clip: f64,
     /// Steps between evaluations; 0: none.
     pub eval_every: u64,
+    /// Micro-batches per evaluation.
     pub eval_batches: u64,
 }
 
+/// `[snapshot]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotSection {
     /// A duration, or "auto".
     pub every: SnapshotEvery,
+    /// Steps between snapshots; takes the place of `every`.
     pub every_steps: Option<u64>,
     /// Mean time between failures for "auto"; `None`: as observed.
     pub mtbf: Option<TextValue<Duration>>,
@@ -124,10 +168,13 @@ pub struct SnapshotSection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SnapshotEvery {
+    /// At this interval.
     Interval(Duration),
+    /// As the measured costs and the failures say.
     Auto,
 }
 
+/// `[session]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSection {
@@ -145,14 +192,21 @@ pub struct SessionSection {
     pub slurm: bool,
     /// Take RuntimeMaxSec from systemd, inside a unit that has one.
     pub systemd: bool,
+    /// Ask AWS's metadata service about interruptions.
     pub aws: bool,
+    /// Where that service is, without the path.
     pub aws_url: String,
+    /// Ask Google Cloud's metadata service about preemption and maintenance.
     pub gcp: bool,
+    /// Where that service is, without the path.
     pub gcp_url: String,
+    /// Ask Azure's metadata service about scheduled events.
     pub azure: bool,
+    /// Where that service is, without the path.
     pub azure_url: String,
 }
 
+/// `[worker]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerSection {
@@ -164,6 +218,7 @@ pub struct WorkerSection {
     pub hang_timeout: TextValue<Duration>,
 }
 
+/// `[status]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StatusSection {
@@ -171,9 +226,11 @@ pub struct StatusSection {
     pub socket: PathBuf,
 }
 
+/// `[log]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSection {
+    /// The least urgent lines that are written.
     pub level: LogLevel,
 }
 
@@ -181,9 +238,13 @@ pub struct LogSection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
+    /// What ended or failed.
     Error,
+    /// And what went wrong.
     Warn,
+    /// And what was done.
     Info,
+    /// And details.
     Debug,
 }
 

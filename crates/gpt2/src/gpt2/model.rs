@@ -66,7 +66,7 @@ impl Gpt2Model {
         Vec::try_from(&logits).context("reading the logits")
     }
 
-    /// Mean cross entropy in nats a token, without dropout.
+    /// Mean cross entropy in nats per token, without dropout.
     pub fn loss(&mut self, params: &[Tensor], batch: &TokenBatch) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
         let hidden = self.embed(params, &batch.inputs).and_then(|x| self.body(params, &x, ForwardMode::Evaluate));
@@ -75,7 +75,7 @@ impl Gpt2Model {
         self.head.loss(&hidden, &unembedding, &batch.targets).context("the loss")
     }
 
-    /// Mean cross entropy in nats a token of a micro-batch, with dropout. Adds the gradient of `weight` times this
+    /// Mean cross entropy in nats per token of a micro-batch, with dropout. Adds the gradient of `weight` times this
     /// loss to `grads`; a step of n micro-batches weighs each by 1 / n. libtorch's generator is to be seeded before.
     pub fn loss_and_grads(
         &mut self,
