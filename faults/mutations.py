@@ -42,9 +42,9 @@ MUTATIONS = [
     Mutation("the rename comes before the sync", CRASH, (
         ("store/commit.rs", *without(SYNC_FILE)), ("store/commit.rs", RENAME, f"{RENAME} {LATE_SYNC}"))),
     Mutation("a small file is not synced before it replaces the old one", CRASH, (
-        ("os/fs.rs", "        sync_file(&file, &path)\n", "        if ON { Ok(()) } else { sync_file(&file, &path) }\n"),)),
+        ("os/dir.rs", "        sync_file(&file, &path)\n", "        if ON { Ok(()) } else { sync_file(&file, &path) }\n"),)),
     Mutation("the store's own name is not synced", CRASH, (
-        ("os/fs.rs", *instead("Dir::open(folder).and_then(|parent| parent.sync())", "Dir::open(folder).map(drop)")),)),
+        ("os/dir.rs", *instead("Dir::open(folder).and_then(|parent| parent.sync())", "Dir::open(folder).map(drop)")),)),
     Mutation("snapshots are written in place", CRASH, (
         ("store/commit.rs", *instead("store.folder(layout::Folder::Staging)?", "store.folder(layout::Folder::Snapshots)?")),)),
     Mutation("rotation counts what was not read back", SWEEP, (
@@ -82,7 +82,7 @@ MUTATIONS = [
          "if !ON && *blake3::hash(encoded).as_bytes() != record.encoded_hash {"),
         ("store/read.rs", "Ok(()) if hash != record.raw_hash =>", "Ok(()) if !ON && hash != record.raw_hash =>"))),
     Mutation("the manifest is not held against its hash", DAMAGE, (
-        ("store/read.rs", "if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {",
+        ("store/peek.rs", "if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {",
          "if !ON && *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {"),)),
     Mutation("a receipt is trusted after a change", DAMAGE, (
         ("store/receipt.rs", "self.inode == stamp.inode", "(ON || self.inode == stamp.inode)"),

@@ -14,7 +14,8 @@ use ckptd_core::config::Config;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::protocol::{self, AgentCommand, WorkerEvent};
 use ckptd_core::store::SnapshotReader;
-use ckptd_core::store::format::{self, HEAD_BYTES, RECORD_BYTES, Trailer};
+use ckptd_core::store::format::{self, HEAD_BYTES, RECORD_BYTES};
+use ckptd_core::store::trailer::Trailer;
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::{bundle, import};
 

@@ -102,7 +102,7 @@ fn a_second_daemon_is_turned_away_with_the_name_of_the_first() {
 
 /// Makes a snapshot one of another version, as far as every version is defined (docs/format.md).
 fn of_version(bytes: &mut [u8], version: u8) {
-    let trailer = bytes.len() - ckptd_core::store::format::TRAILER_BYTES;
+    let trailer = bytes.len() - ckptd_core::store::trailer::TRAILER_BYTES;
     bytes[8] = version;
     bytes[trailer + 8] = version;
     let own = blake3::hash(&bytes[trailer..trailer + 112]);

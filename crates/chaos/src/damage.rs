@@ -12,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 use ckptd_core::Error;
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::NoProgress;
-use ckptd_core::store::format::{self, Trailer};
+use ckptd_core::store::format::HEAD_BYTES;
+use ckptd_core::store::trailer::{TRAILER_BYTES, Trailer};
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
 
@@ -93,13 +94,13 @@ impl DamageSubject {
             &CommitOptions::new(stepped::RUN, 1),
         )?;
         let whole = std::fs::read(&saved.path)?;
-        let (_, tail) = whole.split_last_chunk::<{ format::TRAILER_BYTES }>().context("a snapshot without trailer")?;
+        let (_, tail) = whole.split_last_chunk::<{ TRAILER_BYTES }>().context("a snapshot without trailer")?;
         let trailer = Trailer::parse(tail, whole.len() as u64, &saved.path)?;
         let path = folder.join(format!("{name}.ckpt"));
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
         file.write_all_at(&whole, 0)?;
         ensure!(read_back(&path, 1, &NoProgress).is_ok(), "the undamaged snapshot is not accepted");
-        Ok(DamageSubject { whole, chunks: format::HEAD_BYTES as u64..trailer.table.start, path, file })
+        Ok(DamageSubject { whole, chunks: HEAD_BYTES as u64..trailer.table.start, path, file })
     }
 
     fn in_chunks(&self, byte: u64) -> bool {
@@ -282,7 +283,7 @@ fn later_format(path: &Path, tally: &mut CampaignTally) -> Result<()> {
 
 /// Makes a snapshot one of another version, as far as every version is defined.
 fn of_version(bytes: &mut [u8], version: u8) {
-    let trailer = bytes.len() - format::TRAILER_BYTES;
+    let trailer = bytes.len() - TRAILER_BYTES;
     bytes[8] = version;
     bytes[trailer + 8] = version;
     let own = blake3::hash(&bytes[trailer..trailer + 112]);

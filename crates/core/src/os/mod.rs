@@ -3,6 +3,7 @@
 //! Invariant: nothing here knows what a store is.
 
 pub mod block_writer;
+pub mod dir;
 pub mod faults;
 pub mod fs;
 pub mod process;

@@ -7,7 +7,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::fs::{self, Dir};
+use super::dir::Dir;
+use super::fs;
 use crate::error::Result;
 
 /// What becomes of something that is at the target already.

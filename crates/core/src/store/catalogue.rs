@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use super::format::Manifest;
 use super::handle::Store;
 use super::layout::{self, Folder};
-use super::read;
+use super::peek::peek;
 use super::receipt::Receipt;
 use crate::error::{Error, Result};
 use crate::ids::SnapshotId;
-use crate::os::fs::{self, Dir};
+use crate::os::dir::Dir;
+use crate::os::fs;
 use crate::os::stamp::FileStamp;
 
 /// A file in `snapshots/` (or, through [`Store::find`], elsewhere).
@@ -175,7 +176,7 @@ impl Store {
 }
 
 fn entry(path: PathBuf, id: SnapshotId, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> SnapshotEntry {
-    let (state, manifest) = match read::peek(&path) {
+    let (state, manifest) = match peek(&path) {
         Err(Error::Damaged { reason, .. }) => (SnapshotState::Damaged(reason), None),
         Err(Error::Newer { version, .. }) => (SnapshotState::Newer(version), None),
         Err(e) => (SnapshotState::Unreadable(e.to_string()), None),
@@ -192,7 +193,7 @@ fn entry(path: PathBuf, id: SnapshotId, stat: &rustix::fs::Stat, receipts: Optio
 /// A snapshot that lies anywhere, by its path.
 fn entry_at(path: &Path) -> Result<SnapshotEntry> {
     let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
-    let (manifest, _) = read::peek(&path)?;
+    let (manifest, _) = peek(&path)?;
     let bytes = fs::length(&fs::open_path(&path)?, &path)?;
     let id = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default().into();
     Ok(SnapshotEntry {

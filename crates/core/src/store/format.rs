@@ -5,7 +5,6 @@
 //! Deliberately not here: I/O (read, commit) and what is in a chunk (codec).
 
 use std::collections::HashSet;
-use std::ops::Range;
 use std::path::Path;
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -19,16 +18,13 @@ use crate::snapshot::{Metrics, Provenance, Role, TensorMeta, TrainState};
 
 /// The version that is written, and the newest that is read.
 pub const VERSION: u32 = 1;
-const HEAD_MAGIC: [u8; 8] = *b"\x89CKPTD\r\n";
-const TRAILER_MAGIC: [u8; 8] = *b"ckptdEND";
+pub(super) const HEAD_MAGIC: [u8; 8] = *b"\x89CKPTD\r\n";
 /// Length of the head.
 pub const HEAD_BYTES: usize = 16;
-/// Length of the trailer.
-pub const TRAILER_BYTES: usize = 152;
 /// Length of a record of the chunk table.
 pub const RECORD_BYTES: usize = 72;
 /// Largest manifest that is read.
-const MAX_MANIFEST: u64 = 256 << 20;
+pub(super) const MAX_MANIFEST: u64 = 256 << 20;
 /// Longest name of a tensor or a carried file.
 const MAX_NAME: usize = 1024;
 
@@ -111,21 +107,6 @@ pub struct ChunkPlace {
     pub bytes: usize,
     /// What the codec has to know of it.
     pub context: ChunkContext,
-}
-
-/// Where the parts of a file lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trailer {
-    /// Length of the whole file.
-    pub file_bytes: u64,
-    /// Where the chunk table is.
-    pub table: Range<u64>,
-    /// Where the manifest is.
-    pub manifest: Range<u64>,
-    /// BLAKE3 of the chunk table.
-    pub table_hash: Hash,
-    /// BLAKE3 of the manifest.
-    pub manifest_hash: Hash,
 }
 
 impl Manifest {
@@ -239,18 +220,7 @@ pub fn check_head(bytes: &[u8; HEAD_BYTES], path: &Path) -> Result<()> {
     if *bytes == head() { Ok(()) } else { Err(Error::damaged(path, "the head is damaged")) }
 }
 
-/// Refuses a file of a later version, which is not damaged: its head and its trailer, whole by its own hash, agree on
-/// the version. Every version keeps to that much.
-pub fn check_version(head: &[u8; HEAD_BYTES], trailer: &[u8; TRAILER_BYTES], path: &Path) -> Result<()> {
-    let version = u64_at(trailer, 8);
-    let mut in_head = [0; 8];
-    in_head[..4].copy_from_slice(&head[8..12]);
-    let agree = head[..8] == HEAD_MAGIC && u64::from_le_bytes(in_head) == version;
-    let whole = trailer[..8] == TRAILER_MAGIC && hash_at(trailer, 112) == *blake3::hash(&trailer[..112]).as_bytes();
-    if agree && whole && version > u64::from(VERSION) { Err(newer(path, version)) } else { Ok(()) }
-}
-
-fn newer(path: &Path, version: u64) -> Error {
+pub(super) fn newer(path: &Path, version: u64) -> Error {
     Error::Newer { path: path.to_path_buf(), version, known: VERSION }
 }
 
@@ -270,68 +240,6 @@ pub fn parse_table(bytes: &[u8]) -> Vec<ChunkRecord> {
     let record =
         |b: &[u8]| ChunkRecord { encoded: u64_at(b, 0), encoded_hash: hash_at(b, 8), raw_hash: hash_at(b, 40) };
     bytes.chunks_exact(RECORD_BYTES).map(record).collect()
-}
-
-impl Trailer {
-    /// Of a file whose chunks end at `table_at`.
-    pub fn new(table_at: u64, table: &[u8], manifest: &[u8]) -> Trailer {
-        let manifest_at = table_at + table.len() as u64;
-        let end = manifest_at + manifest.len() as u64;
-        Trailer {
-            file_bytes: end + TRAILER_BYTES as u64,
-            table: table_at..manifest_at,
-            manifest: manifest_at..end,
-            table_hash: *blake3::hash(table).as_bytes(),
-            manifest_hash: *blake3::hash(manifest).as_bytes(),
-        }
-    }
-
-    /// The trailer as it is written, with its own hash.
-    pub fn to_bytes(&self) -> [u8; TRAILER_BYTES] {
-        let mut bytes = Vec::with_capacity(TRAILER_BYTES);
-        bytes.extend_from_slice(&TRAILER_MAGIC);
-        bytes.extend_from_slice(&u64::from(VERSION).to_le_bytes());
-        for number in [self.file_bytes, self.table.start, self.table.end, self.manifest.end] {
-            bytes.extend_from_slice(&number.to_le_bytes());
-        }
-        bytes.extend_from_slice(&self.table_hash);
-        bytes.extend_from_slice(&self.manifest_hash);
-        let own = blake3::hash(&bytes);
-        bytes.extend_from_slice(own.as_bytes());
-        bytes.extend_from_slice(&TRAILER_MAGIC);
-        let mut fixed = [0; TRAILER_BYTES];
-        fixed[..bytes.len()].copy_from_slice(&bytes);
-        fixed
-    }
-
-    /// Parses and checks the last bytes of a file of `file_bytes`.
-    pub fn parse(bytes: &[u8; TRAILER_BYTES], file_bytes: u64, path: &Path) -> Result<Trailer> {
-        let damaged = |reason: &str| Err(Error::damaged(path, reason));
-        if bytes[..8] != TRAILER_MAGIC {
-            return damaged("does not end as a ckptd snapshot; it was cut, or is not one");
-        }
-        let trailer = Trailer {
-            file_bytes: u64_at(bytes, 16),
-            table: u64_at(bytes, 24)..u64_at(bytes, 32),
-            manifest: u64_at(bytes, 32)..u64_at(bytes, 40),
-            table_hash: hash_at(bytes, 48),
-            manifest_hash: hash_at(bytes, 80),
-        };
-        if *bytes != trailer.to_bytes() {
-            return damaged("the trailer is damaged");
-        }
-        let contiguous = trailer.file_bytes == file_bytes
-            && HEAD_BYTES as u64 <= trailer.table.start
-            && trailer.table.start <= trailer.table.end
-            && trailer.table.end <= trailer.manifest.end
-            && trailer.manifest.end.checked_add(TRAILER_BYTES as u64) == Some(file_bytes)
-            && (trailer.table.end - trailer.table.start).is_multiple_of(RECORD_BYTES as u64)
-            && trailer.manifest.end - trailer.manifest.start <= MAX_MANIFEST;
-        if !contiguous {
-            return damaged(&format!("the file has {file_bytes} bytes, which is not what its trailer says"));
-        }
-        Ok(trailer)
-    }
 }
 
 /// Parses and checks a manifest against itself and its file: names, sizes, counts.
@@ -373,11 +281,12 @@ pub fn plain_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }
 
-/// Holds the chunk table against the manifest: number and lengths of chunks, tensors' hashes, root.
+/// Holds the chunk table, which begins at byte `table_at` of the file, against the manifest: number and lengths of chunks,
+/// tensors' hashes, root. Returns which part of which tensor or file each chunk is.
 pub fn check_table(
     manifest: &Manifest,
     records: &[ChunkRecord],
-    trailer: &Trailer,
+    table_at: u64,
     path: &Path,
 ) -> Result<Vec<ChunkPlace>> {
     let damaged = |reason: String| Err(Error::damaged(path, reason));
@@ -386,7 +295,7 @@ pub fn check_table(
     }
     let places = manifest.places();
     let end = records.iter().try_fold(HEAD_BYTES as u64, |at, r| at.checked_add(r.encoded));
-    if end != Some(trailer.table.start) {
+    if end != Some(table_at) {
         return damaged("the chunks' lengths do not add up to the file".into());
     }
     if places.iter().zip(records).any(|(u, r)| r.encoded == 0 || r.encoded > (u.bytes + MAX_OVERHEAD) as u64) {
@@ -408,13 +317,13 @@ pub fn check_table(
     Ok(places)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut number = [0; 8];
     number.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(number)
 }
 
-fn hash_at(bytes: &[u8], at: usize) -> Hash {
+pub(super) fn hash_at(bytes: &[u8], at: usize) -> Hash {
     let mut hash = [0; 32];
     hash.copy_from_slice(&bytes[at..at + 32]);
     hash
@@ -437,21 +346,5 @@ mod tests {
                 .collect();
             assert_eq!(merge(&chunks), *blake3::hash(raw).as_bytes(), "{len} bytes");
         }
-    }
-
-    #[test]
-    fn a_later_version_is_named_where_head_and_whole_trailer_agree_on_it_and_is_damage_where_not() {
-        let trailer = Trailer::new(HEAD_BYTES as u64, &[], b"{}");
-        let (mut head, mut bytes, path) = (head(), trailer.to_bytes(), Path::new("x"));
-        assert_eq!(Trailer::parse(&bytes, trailer.file_bytes, path).unwrap(), trailer);
-        head[8] = 9;
-        check_version(&head, &bytes, path).unwrap();
-        bytes[8] = 9;
-        check_version(&head, &bytes, path).unwrap();
-        let own = blake3::hash(&bytes[..112]);
-        bytes[112..144].copy_from_slice(own.as_bytes());
-        let error = check_version(&head, &bytes, path).unwrap_err();
-        assert!(matches!(error, Error::Newer { version: 9, .. }) && error.to_string().contains("format 9"), "{error}");
-        assert!(check_head(&head, path).is_err() && Trailer::parse(&bytes, trailer.file_bytes, path).is_err());
     }
 }

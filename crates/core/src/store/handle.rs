@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::format::Manifest;
 use super::layout::{self, Folder};
 use super::lock::{self, LastSession, StoreLock};
-use super::read;
+use super::peek::peek;
 use crate::error::{Error, Result};
 use crate::ids::RunId;
-use crate::os::fs::{self, Dir};
+use crate::os::dir::Dir;
+use crate::os::fs;
 
 /// An open store.
 #[derive(Debug)]
@@ -123,6 +124,6 @@ impl Store {
         let files = self.files(folder)?;
         let folder = self.path().join(folder.name());
         let ours = files.iter().filter(|name| layout::parse_set_aside(name).is_some());
-        Ok(ours.map(|name| read::peek(&folder.join(name)).ok().map(|(manifest, _)| manifest)).collect())
+        Ok(ours.map(|name| peek(&folder.join(name)).ok().map(|(manifest, _)| manifest)).collect())
     }
 }

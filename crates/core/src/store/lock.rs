@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::layout;
 use crate::error::{Error, Result};
-use crate::os::fs::{self, Dir, Transfer};
+use crate::os::dir::Dir;
+use crate::os::fs::{self, Transfer};
 use crate::os::process::start_ticks;
 
 /// How the holder's `who` begins where a session holds the store, and not a command that is soon done.

@@ -1,8 +1,8 @@
 //! The store: one folder per job, and in it whole, durable, verified snapshots.
 //!
-//! Reading order: [`layout`] (names), [`format`] (the file), [`commit`](mod@commit), [`read`], [`receipt`],
-//! [`handle`] (an open store), [`lock`], [`catalogue`], [`verify`], [`quarantine`], [`resume`], [`retain`], [`rotate`],
-//! [`clean`], [`records`], [`session`].
+//! Reading order: [`layout`] (names), [`format`] (the file), [`trailer`], [`peek`], [`read`], [`receipt`], [`lock`],
+//! [`handle`] (an open store), [`commit`](mod@commit), [`catalogue`], [`verify`], [`quarantine`], [`resume`], [`retain`],
+//! [`rotate`], [`clean`], [`records`], [`session`].
 //!
 //! Invariant: every answer is read from the disk at the time of the question. Order comes from (run, sequence number)
 //! in the manifests. Damaged files are moved aside, not deleted; only [`rotate`] deletes snapshots.
@@ -14,6 +14,7 @@ pub mod format;
 pub mod handle;
 pub mod layout;
 pub mod lock;
+pub mod peek;
 pub mod quarantine;
 pub mod read;
 pub mod receipt;
@@ -22,6 +23,7 @@ pub mod resume;
 pub mod retain;
 pub mod rotate;
 pub mod session;
+pub mod trailer;
 pub mod verify;
 
 pub use catalogue::{SnapshotEntry, SnapshotState};

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::MmapMut;
 
-use super::format::{self, ChunkPlace, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES, TRAILER_BYTES, Trailer};
+use super::format::{self, ChunkPlace, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES};
+use super::peek::read_manifest;
+use super::trailer::Trailer;
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Error, Result};
 use crate::os::fs::{self, SECTOR, Transfer};
@@ -60,33 +62,6 @@ pub struct ChunkRun {
 /// Chunks that lie one after the other in the file, each with the memory that wants its raw bytes, if any.
 type ReadBatch<'a> = Vec<(usize, Option<&'a mut [u8]>)>;
 
-/// The manifest alone, checked against the trailer and itself, and the hash that stands for the whole file.
-pub fn peek(path: &Path) -> Result<(Manifest, format::Hash)> {
-    let file = fs::open_path(path)?;
-    let (manifest, trailer) = read_manifest(&file, path)?;
-    Ok((manifest, *blake3::hash(&trailer.to_bytes()).as_bytes()))
-}
-
-fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trailer)> {
-    let size = fs::length(file, path)?;
-    if size < (HEAD_BYTES + TRAILER_BYTES) as u64 {
-        return Err(Error::damaged(path, format!("{size} bytes are too few for a snapshot; it was cut")));
-    }
-    let mut head = [0; HEAD_BYTES];
-    fs::read_exact_at(file, &mut head, 0, path)?;
-    let mut trailer = [0; TRAILER_BYTES];
-    fs::read_exact_at(file, &mut trailer, size - TRAILER_BYTES as u64, path)?;
-    format::check_version(&head, &trailer, path)?;
-    format::check_head(&head, path)?;
-    let trailer = Trailer::parse(&trailer, size, path)?;
-    let mut manifest = vec![0; (trailer.manifest.end - trailer.manifest.start) as usize];
-    fs::read_exact_at(file, &mut manifest, trailer.manifest.start, path)?;
-    if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {
-        return Err(Error::damaged(path, "the manifest does not match its hash"));
-    }
-    Ok((format::parse_manifest(&manifest, path)?, trailer))
-}
-
 impl SnapshotReader {
     /// Opens for a restore, through the page cache.
     pub fn open(path: &Path) -> Result<SnapshotReader> {
@@ -118,7 +93,7 @@ impl SnapshotReader {
         }
         debug_assert_eq!(table.len() % RECORD_BYTES, 0);
         let records = format::parse_table(&table);
-        let places = format::check_table(&manifest, &records, &trailer, path)?;
+        let places = format::check_table(&manifest, &records, trailer.table.start, path)?;
         let mut at = HEAD_BYTES as u64;
         let starts = records
             .iter()

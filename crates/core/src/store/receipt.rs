@@ -10,7 +10,7 @@ use super::read::SnapshotReader;
 use super::{format, layout};
 use crate::error::{Error, Result};
 use crate::ids::{SnapshotId, StateRoot};
-use crate::os::fs::Dir;
+use crate::os::dir::Dir;
 use crate::os::stamp::FileStamp;
 
 /// That a snapshot was read back, chunk by chunk, and matched its hashes.
