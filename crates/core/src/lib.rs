@@ -5,6 +5,8 @@
 //!
 //! Deliberately not here: processes, networks, a command line, libtorch. A program in another language can link this.
 
+#![warn(missing_docs)]
+
 pub mod arithmetic;
 pub mod codec;
 pub mod config;

@@ -1,5 +1,5 @@
-//! An ordered pipeline: workers produce items ahead, one consumer takes them in order. Chunks reach the disk through one,
-//! reads reach an export.
+//! An ordered pipeline: workers produce items ahead, one consumer takes them in order. Chunks reach the disk through
+//! one, reads reach an export.
 //!
 //! Invariant: no more items are made ahead than the window holds, and their memory is used again. When one side ends,
 //! fails or panics, the other one stops. Deliberately not here: what the items are, and the number of workers.
@@ -130,8 +130,8 @@ impl<T> Drop for EndOnDrop<'_, T> {
     }
 }
 
-/// Makes one item of each of `orders` on `threads` threads, and hands them to `take` in that order. `make` gets the state
-/// that `worker` made for its thread, and memory of an earlier item, of any length and content.
+/// Makes one item of each of `orders` on `threads` threads, and hands them to `take` in that order. `make` gets the
+/// state that `worker` made for its thread, and memory of an earlier item, of any length and content.
 ///
 /// # Errors
 /// The first error of either side, which ends both.

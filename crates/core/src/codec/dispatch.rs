@@ -1,7 +1,7 @@
 //! Which instructions the kernels may use, decided once at run time.
 //!
-//! Invariant: an [`InstructionSet`] above portable exists only on a processor that has its instructions, so a function that is
-//! handed one may call the matching kernel. All kernels of a task give identical bytes.
+//! Invariant: an [`InstructionSet`] above portable exists only on a processor that has its instructions, so a function
+//! that is handed one may call the matching kernel. All kernels of a task give identical bytes.
 
 use std::sync::OnceLock;
 

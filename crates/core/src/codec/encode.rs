@@ -16,7 +16,7 @@ use crate::snapshot::Role;
 
 /// Floats fewer than this go through zstd: planes would not earn their headers.
 const FEWEST_FLOATS: usize = 512;
-/// Elements that are looked at to judge a chunk's mantissas: runs that fill a cache line, spread over the chunk.
+/// Elements that are sampled to judge a chunk's mantissas: runs that fill a cache line, spread over the chunk.
 const SAMPLED_RUNS: usize = 128;
 const SAMPLED_RUN: usize = 16;
 /// zstd's highest level.
@@ -53,8 +53,8 @@ impl ChunkEncoder {
     }
 
     /// Writes the encoded chunk to the beginning of `out` and returns its length: at most `raw.len() + MAX_OVERHEAD`
-    /// bytes, although `out` must have [`max_encode_bytes`] for the chunk. Chunks of any length are taken; one that is not a whole
-    /// number of elements is given to zstd.
+    /// bytes, although `out` must have [`max_encode_bytes`] for the chunk. Chunks of any length are taken; one that is
+    /// not a whole number of elements is given to zstd.
     pub fn encode(&mut self, ctx: ChunkContext, raw: &[u8], out: &mut [u8]) -> usize {
         assert!(
             out.len() >= max_encode_bytes(raw.len()),
@@ -69,7 +69,7 @@ impl ChunkEncoder {
         out.len()
     }
 
-    /// Appends the chunk in the coding that suits it; false if there is none.
+    /// Appends the chunk in the coding that suits it; false if no coding makes it smaller.
     fn encode_smaller(&mut self, ctx: ChunkContext, raw: &[u8], out: &mut ByteSink<'_>) -> bool {
         let size = ctx.dtype.size();
         let whole = raw.len().is_multiple_of(size);

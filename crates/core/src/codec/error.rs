@@ -18,7 +18,7 @@ pub enum CodecError {
     /// The first byte of a plane stands for no coding of planes.
     #[error("unknown plane coding {0}")]
     UnknownPlane(u8),
-    /// The coding is none for a chunk of this type and length.
+    /// The coding does not fit a chunk of this type and length.
     #[error("{coding} coding does not fit a chunk of {bytes} bytes of {dtype}", coding = .coding.name())]
     Misfit {
         /// Coding that the first byte stands for.

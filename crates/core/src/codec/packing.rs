@@ -4,8 +4,8 @@
 
 use super::dispatch::{InstructionSet, multiversion};
 
-/// Numbers handled at a stretch, a multiple of eight: their merged words are made in one loop and stored in another, since
-/// only the first can be vectorised, and stay in the first-level cache.
+/// Numbers handled at a stretch, a multiple of eight: their merged words are made in one loop and stored in another,
+/// since only the first can be vectorised, and stay in the first-level cache.
 pub(super) const BLOCK: usize = 512;
 
 /// Bytes that `n` numbers take.
@@ -107,7 +107,7 @@ mod avx512 {
 
     use super::low_bits;
 
-    /// Spreads groups of `H` bytes to 8 bytes each; the bytes above are whatever.
+    /// Spreads groups of `H` bytes to 8 bytes each; the bytes above are undefined.
     const fn apart<const H: usize>() -> [u8; 64] {
         let mut order = [0; 64];
         let mut i = 0;

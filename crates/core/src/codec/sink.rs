@@ -29,7 +29,7 @@ impl<'a> ByteSink<'a> {
         self.grow(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// The next `len` bytes, with whatever they held before, to be written.
+    /// The next `len` bytes, to be written; what they held before is undefined.
     pub fn grow(&mut self, len: usize) -> &mut [u8] {
         let start = self.len;
         self.len += len;

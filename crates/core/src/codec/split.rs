@@ -48,8 +48,8 @@ pub(super) fn split<const H: usize>(
     }
 }
 
-/// Undoes [`split`] for a part of its words, of at most [`STRETCH`]; where they are whitened, `whitening` has the means of
-/// their chunk and the place of the first word in it.
+/// Undoes [`split`] for a part of its words, of at most [`STRETCH`]; where they are whitened, `whitening` has the means
+/// of their chunk and the place of the first word in it.
 pub(super) fn join<const H: usize>(
     isa: InstructionSet,
     symbols: &[u8],
@@ -76,7 +76,7 @@ pub(super) fn join<const H: usize>(
 }
 
 multiversion! {
-    /// The bits above `H` in `middle` are whatever.
+    /// The bits above `H` in `middle` are undefined.
     fn take_apart<const H: usize>(words: &[[u8; 4]], symbols: &mut [u8], low: &mut [u8], middle: &mut [u8]) {
         let (low, _) = low.as_chunks_mut::<2>();
         assert!(symbols.len() == words.len() && low.len() == words.len() && middle.len() == words.len());

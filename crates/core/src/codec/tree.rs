@@ -1,8 +1,9 @@
 //! Huffman codes as the literals of a zstd block want them (RFC 8878, section 4.2).
 //!
-//! Invariant: a [`HuffmanCode`] is complete (its lengths fill the Kraft sum exactly), no code is longer than [`MAX_BITS`], and
-//! there are 2 to [`MAX_SYMBOLS`] symbols, all with a code. A symbol is a value less the smallest one. So the tree can always be described by plain 4-bit weights,
-//! and the entropy-coded form of the description is not needed.
+//! Invariant: a [`HuffmanCode`] is complete (its lengths fill the Kraft sum exactly), no code is longer than
+//! [`MAX_BITS`], and there are 2 to [`MAX_SYMBOLS`] symbols, all with a code. A symbol is a value less the smallest
+//! one. So the tree can always be described by plain 4-bit weights, and the entropy-coded form of the description is
+//! not needed.
 
 /// Longest code that zstd allows for literals.
 pub(super) const MAX_BITS: usize = 11;

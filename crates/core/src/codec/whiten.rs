@@ -1,9 +1,9 @@
 //! Row and column means of the moments' magnitudes.
 //!
 //! The moments of a matrix look like a row scale times a column scale times noise. The bit pattern of a float32's
-//! magnitude, read as an integer, is close to its logarithm (2^23 to the octave), so subtracting a row and a column mean
-//! of these integers divides the scales out, and what is left has less entropy. It is integer arithmetic modulo 2^32,
-//! lossless whatever the numbers.
+//! magnitude, read as an integer, is close to its logarithm (2^23 to the octave), so subtracting a row and a column
+//! mean of these integers divides the scales out, and what is left has less entropy. It is integer arithmetic modulo
+//! 2^32, lossless for all numbers.
 //!
 //! A chunk may start and end in the middle of a row; the parts are rows of their own.
 

@@ -1,8 +1,8 @@
 //! Appending to a file in large aligned blocks, past the page cache where the file system allows it.
 //!
-//! Invariant: blocks reach the file in their order, and only as many are held in memory as one thread fills while another
-//! one writes. After an error nothing more is written, and the error is what `finish` or the next block returns.
-//! Deliberately not here: what the bytes are (commit), fsync and rename (commit, fs).
+//! Invariant: blocks reach the file in their order, and only as many are held in memory as one thread fills while
+//! another one writes. After an error nothing more is written, and the error is what `finish` or the next block
+//! returns. Deliberately not here: what the bytes are (commit), fsync and rename (commit, fs).
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -196,7 +196,7 @@ impl FileWriting {
     fn run(mut self, queue: &Receiver<FilledBlock>, release: &Sender<MmapMut>) -> Result<()> {
         loop {
             let next = queue.try_recv().or_else(|_| {
-                // The first block is waited for whatever the encoders do; the next ones are there where they keep up.
+                // The thread always waits for the first block; later ones are there already where the encoders keep up.
                 self.starved.store(self.begun, Ordering::Relaxed);
                 let next = queue.recv();
                 self.starved.store(false, Ordering::Relaxed);

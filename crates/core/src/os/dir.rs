@@ -213,7 +213,7 @@ impl Dir {
     }
 }
 
-/// What a folder says that belongs to somebody else or to a file system that is read-only or has no folders to sync.
+/// Whether an error is that of a folder of another user, or of a file system that is read-only or syncs no folders.
 fn is_elsewhere(kind: std::io::ErrorKind) -> bool {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     matches!(kind, PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported)

@@ -1,4 +1,4 @@
-//! Where faults go in: every file-system call of the store is announced here before it is made.
+//! Fault injection: every file-system call of the store is announced here before it is made.
 //!
 //! Invariant: in a shipped build [`call`] and [`write`] are the calls themselves, repeated where a signal interrupted
 //! them. Only the cargo feature `faults`, which the fault campaign's exerciser is built with and nothing else, lets a
@@ -114,6 +114,7 @@ mod hook {
 
     /// Stands between the store and the file system, for the calls of one thread.
     pub trait Hook {
+        /// The call is about to be made.
         fn before(&mut self, call: FsCall<'_>) -> Answer;
         /// The call was made or refused; `outcome` holds the bytes written, 0 for other calls.
         fn after(&mut self, call: FsCall<'_>, outcome: Result<usize>);

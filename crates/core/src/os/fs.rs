@@ -85,7 +85,8 @@ pub fn fstat(file: &File, path: &Path) -> Result<Stat> {
         .map_err(|e| Error::io("reading the attributes of", path, e.into()))
 }
 
-/// Whether nothing is at `path`. What cannot be looked at counts as there: opening it gives the reason.
+/// Whether nothing is at `path`. Where the system refuses to say, something counts as there: opening it gives the
+/// reason.
 pub(super) fn is_missing(path: &Path) -> bool {
     matches!(faults::call(FsCall::Stat(path.into()), || rustix::fs::stat(path)), Err(Errno::NOENT))
 }
@@ -96,7 +97,7 @@ pub fn is_dir(path: &Path) -> bool {
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-/// Takes the kernel's lock on an open file; false where somebody else has it.
+/// Takes the kernel's lock on an open file; false where another process has it.
 pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
     let lock = || rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
     match faults::call(FsCall::Lock(path.into()), lock) {

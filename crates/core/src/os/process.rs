@@ -13,8 +13,8 @@ use rustix::process::{Pid, setpriority_process};
 /// spent so late that a snapshot took longer to be durable than the interval to the next one.
 pub const ENCODING_NICE: i32 = 3;
 
-/// Nice value that weighs about a third of the usual one: of threads that prepare memory beside the training, and of the
-/// training's own threads while the last snapshot is saved.
+/// Nice value that weighs about a third of the usual one: of threads that prepare memory beside the training, and of
+/// the training's own threads while the last snapshot is saved.
 pub const YIELDING_NICE: i32 = 5;
 
 /// Processors that this process may use, at least 1.

@@ -1,6 +1,7 @@
-//! The catalogue: what lies in a store, and which of it a name means.
+//! The catalogue: the snapshots of a store, and which one a name means.
 //!
-//! Invariant: nothing is kept; every answer is a look at the disk, and never one at half a rotation.
+//! Invariant: listings are read from the disk each time. One that races a rotation is repeated, so that it never shows
+//! half of one. Deliberately not here: files in quarantine (quarantine).
 
 use std::path::{Path, PathBuf};
 
@@ -49,8 +50,8 @@ pub enum SnapshotState {
     Newer(u64),
 }
 
-/// Looks at a store whose snapshots vanish each time; a rotation takes far longer than a look.
-const MOST_LOOKS: usize = 20;
+/// Listings of a store whose snapshots vanish each time; a rotation takes far longer than a listing.
+const MAX_LISTINGS: usize = 20;
 
 impl SnapshotEntry {
     /// Steps completed; 0 where the manifest cannot be read.
@@ -80,7 +81,7 @@ impl Store {
     pub fn entries(&self) -> Result<Vec<SnapshotEntry>> {
         let run_id = self.run_id()?;
         let pins: Vec<SnapshotId> = self.files(Folder::Pins)?.into_iter().map(SnapshotId::from).collect();
-        let mut entries = self.look()?;
+        let mut entries = self.list()?;
         for entry in &mut entries {
             entry.own = entry.manifest.as_ref().is_some_and(|m| Some(&m.run_id) == run_id.as_ref());
             entry.pinned = pins.contains(&entry.id);
@@ -98,14 +99,14 @@ impl Store {
         Ok(entries)
     }
 
-    /// What lies in `snapshots/`, in no order. During a rotation one look can come to the successor before it is verified,
-    /// and to the older snapshot after it is gone. So a look during which something went begins again.
-    fn look(&self) -> Result<Vec<SnapshotEntry>> {
+    /// The snapshots, in no order. During a rotation one listing can meet the successor before it is verified, and the
+    /// older snapshot after it is gone. So a listing during which a file went is repeated.
+    fn list(&self) -> Result<Vec<SnapshotEntry>> {
         let snapshots = self.folder(Folder::Snapshots)?;
         let receipts = self.dir.open_dir(Folder::Receipts.name())?;
-        let mut looks = 0;
+        let mut listings = 0;
         loop {
-            looks += 1;
+            listings += 1;
             let mut gone = false;
             let mut entries = Vec::new();
             for name in snapshots.files()? {
@@ -119,7 +120,7 @@ impl Store {
                     _ => gone = true,
                 }
             }
-            if !gone || looks == MOST_LOOKS {
+            if !gone || listings == MAX_LISTINGS {
                 return Ok(entries);
             }
         }

@@ -17,7 +17,8 @@ impl Store {
         Ok(leftovers.len() + self.clean_temporary()?)
     }
 
-    /// Removes the halves of small files that killed processes left. Who still runs may be writing one without the lock.
+    /// Removes the halves of small files that killed processes left. Who still runs may be writing one without the
+    /// lock.
     fn clean_temporary(&self) -> Result<usize> {
         let mut cleaned = 0;
         let below = [Folder::Quarantine, Folder::Receipts, Folder::Pins].map(|folder| self.dir.open_dir(folder.name()));

@@ -141,8 +141,8 @@ pub fn chunk_places<'a>(
 }
 
 /// Hash of a chunk's raw bytes: the chaining value of its subtree in the BLAKE3 tree of the whole tensor (or, where the
-/// chunk is all of it, the tensor's hash). The position enters it, and [`merge`] makes the tensor's hash of them without
-/// a second pass over the bytes.
+/// chunk is all of it, the tensor's hash). The position enters it, and [`merge`] makes the tensor's hash of them
+/// without a second pass over the bytes.
 pub fn chunk_hash(raw: &[u8], offset: u64, whole: bool) -> Hash {
     if whole {
         *blake3::hash(raw).as_bytes()
@@ -281,8 +281,8 @@ pub fn plain_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }
 
-/// Holds the chunk table, which begins at byte `table_at` of the file, against the manifest: number and lengths of chunks,
-/// tensors' hashes, root. Returns which part of which tensor or file each chunk is.
+/// Holds the chunk table, which begins at byte `table_at` of the file, against the manifest: number and lengths of
+/// chunks, tensors' hashes, root. Returns which part of which tensor or file each chunk is.
 pub fn check_table(
     manifest: &Manifest,
     records: &[ChunkRecord],

@@ -10,13 +10,13 @@ use crate::ids::SnapshotId;
 pub enum Folder {
     /// Whole, durable snapshots; a file enters by rename and never changes.
     Snapshots,
-    /// Files that are being written; whatever lies here after a crash is rubbish.
+    /// Files that are being written; those left by a crash are removed at the next start.
     Staging,
     /// Damaged files, each with its reason in a text file beside it.
     Quarantine,
     /// What has been read back, and when.
     Receipts,
-    /// One empty file for each snapshot that the user wants kept.
+    /// One empty file per snapshot that the user wants kept.
     Pins,
 }
 

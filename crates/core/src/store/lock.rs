@@ -1,4 +1,4 @@
-//! One writer a store.
+//! One writer per store.
 //!
 //! Invariant: the lock is the kernel's (flock on an open file), so that it ends with its holders, however they end. The
 //! worker inherits it: a store whose agent was killed stays locked until the worker has committed its last snapshot.
@@ -20,8 +20,8 @@ use crate::os::process::start_ticks;
 /// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
 pub const SESSION: &str = "ckptd run";
 
-/// That this process may change a store: it took the lock, or the process that started it did. Whatever takes a
-/// `&StoreLock` changes the store that it was taken from.
+/// Proof that this process may change a store: it took the lock, or the process that started it did. Functions that
+/// take a `&StoreLock` change the store that it was taken from.
 ///
 /// The kernel's lock is held until this is dropped here and every child that was started meanwhile has ended.
 #[derive(Debug)]
@@ -52,26 +52,26 @@ pub struct LockHolder {
     pub started: u64,
     /// The command, for messages.
     pub who: String,
-    /// How its session ended; `None` while it runs, and after an end that it could not tell.
+    /// How its session ended; `None` while it runs, and after a kill.
     #[serde(default)]
     pub ended: Option<SessionEnding>,
 }
 
-/// How a session ended, in its own words.
+/// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionEnding {
-    /// What it failed with; `None`: it ended as it should.
+    /// What it failed with; `None` where it did not fail.
     pub problem: Option<String>,
 }
 
 /// What is known of the session that had the store last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastSession {
-    /// There was none, it still runs, or another command had the store since.
+    /// No session had it, the last one still runs, or another command had the store since.
     Unknown,
     /// It recorded its end.
     Ended(SessionEnding),
-    /// It is gone without a word: killed, or the machine went down.
+    /// It ended without recording an end: killed, or the machine went down.
     Killed {
         /// Id of its process.
         pid: u32,
@@ -116,7 +116,7 @@ impl StoreLock {
 }
 
 impl LockFile {
-    /// The content serves messages only, so a failure to write it is none to lock.
+    /// The content serves messages only, so a failure to write it does not fail the lock.
     fn write(&self, holder: &LockHolder) {
         let mut text = serde_json::to_vec(holder).unwrap_or_default();
         text.resize(text.len().max(LOCK_BYTES), b' ');

@@ -1,8 +1,8 @@
 //! The store: one folder per job, and in it whole, durable, verified snapshots.
 //!
 //! Reading order: [`layout`] (names), [`format`] (the file), [`trailer`], [`peek`], [`read`], [`receipt`], [`lock`],
-//! [`handle`] (an open store), [`commit`](mod@commit), [`catalogue`], [`verify`], [`quarantine`], [`resume`], [`retain`],
-//! [`rotate`], [`clean`], [`records`], [`session`].
+//! [`handle`] (an open store), [`commit`](mod@commit), [`catalogue`], [`verify`], [`quarantine`], [`resume`],
+//! [`retain`], [`rotate`], [`clean`], [`records`], [`session`].
 //!
 //! Invariant: every answer is read from the disk at the time of the question. Order comes from (run, sequence number)
 //! in the manifests. Damaged files are moved aside, not deleted; only [`rotate`] deletes snapshots.

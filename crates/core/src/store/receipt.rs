@@ -65,7 +65,7 @@ impl Receipt {
         receipts.write_durably(&layout::receipt_file(id), &json)
     }
 
-    /// `None` where there is none, or none that can be read: the snapshot then counts as not verified.
+    /// `None` where it is missing or cannot be read: the snapshot then counts as not verified.
     pub fn read(receipts: &Dir, id: &SnapshotId) -> Option<Receipt> {
         let bytes = receipts.read_small(&layout::receipt_file(id), MAX_RECEIPT).ok()??;
         serde_json::from_slice(&bytes).ok()

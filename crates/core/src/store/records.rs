@@ -39,8 +39,8 @@ impl Record {
 }
 
 impl Store {
-    /// The record as it was written last; `None` where there is none, or none that this release understands. Fails where
-    /// the file is there and cannot be read.
+    /// The record as it was written last; `None` where it is missing, or not one that this release understands. Fails
+    /// where the file is there and cannot be read.
     pub fn read_record<T: DeserializeOwned>(&self, record: Record) -> Result<Option<T>> {
         let json = self.dir.read_small(record.file(), record.max_bytes())?;
         Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))

@@ -33,7 +33,7 @@ impl Store {
         let mut unreadable = None;
         let (broken, entries): (Vec<SnapshotEntry>, Vec<SnapshotEntry>) =
             self.entries()?.into_iter().partition(|e| e.manifest.is_none());
-        // Without a manifest nobody knows how new these are: they come first, whatever their names say.
+        // How new a snapshot without a manifest is cannot be known: these come first. A name proves nothing.
         for entry in broken.into_iter().chain(entries) {
             let reason = match &entry.state {
                 SnapshotState::Damaged(reason) => reason.clone(),
@@ -43,7 +43,7 @@ impl Store {
                     unreadable = Some(reason.clone());
                     continue;
                 }
-                // To go on from an older one would fork the training behind the back of whoever wrote this.
+                // To go on from an older one would fork the training that a later release has continued.
                 SnapshotState::Newer(version) => {
                     return Err(Error::Newer { path: entry.path, version: *version, known: format::VERSION });
                 }
@@ -75,7 +75,7 @@ impl Store {
             passed_over.push(entry.id.clone());
         }
         match unreadable {
-            // To begin anew beside snapshots that may be whole would be the worst answer.
+            // The snapshots may be whole: starting from step 0 beside them would lose the training.
             Some(reason) => Err(Error::Other(format!(
                 "no snapshot in {} can be read now ({reason}); see to the disk and the permissions, then run again",
                 self.path().display()

@@ -339,12 +339,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn whatever_the_policy_the_latest_two_the_best_and_the_pinned_stay(
+        fn under_every_policy_the_latest_two_the_best_and_the_pinned_stay(
             facts in proptest::collection::vec(any_fact(), 0..30),
             numbers in any::<[u8; 5]>(),
             max in proptest::option::of(0..3000u64),
         ) {
-            let facts: Vec<SnapshotFacts> = facts.into_iter().enumerate().map(|(i, f)| SnapshotFacts { id: format!("s{i}").into(), seq: i as u64, ..f }).collect();
+            let numbered =
+                |(i, f): (usize, SnapshotFacts)| SnapshotFacts { id: format!("s{i}").into(), seq: i as u64, ..f };
+            let facts: Vec<SnapshotFacts> = facts.into_iter().enumerate().map(numbered).collect();
             let policy = RetentionPolicy {
                 keep_last: 2 + numbers[0] as usize % 5,
                 keep_best: 1 + numbers[1] as usize % 3,

@@ -1,7 +1,7 @@
 //! What a session does with a store before it trains: clean up, know its run, choose what to go on from.
 //!
-//! Invariant: the steps come in this order, for whoever trains. A daemon takes the second one on a thread of its own,
-//! since it reads a whole snapshot back. Deliberately not here: the lock, which comes first (lock).
+//! Invariant: every session takes the steps in this order. A daemon chooses the snapshot on a thread of its own, since
+//! that reads it back whole. Deliberately not here: the lock, which comes first (lock).
 
 use super::handle::Store;
 use super::lock::StoreLock;

@@ -40,7 +40,7 @@ impl Store {
         }
         if let Some(receipts) = self.dir.open_dir(Folder::Receipts.name())? {
             match receipt.write(&receipts, &entry.id) {
-                // On a read-only or full disk the verification stands, only nobody will remember it.
+                // On a read-only or full disk the verification stands and is not remembered.
                 Err(Error::NoSpace { .. }) => {}
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {}
                 other => other?,

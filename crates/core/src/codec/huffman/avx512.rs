@@ -1,5 +1,5 @@
-//! The Huffman stream 64 symbols at a time: codes are looked up by byte permutes, merged until every 64-bit lane has the
-//! codes of eight symbols, and shifted to where they belong in the stream, all lanes at once.
+//! The Huffman stream 64 symbols at a time: codes are looked up by byte permutes, merged until every 64-bit lane has
+//! the codes of eight symbols, and shifted to where they belong in the stream, all lanes at once.
 
 use std::arch::x86_64::*;
 
@@ -134,8 +134,8 @@ fn put_words(writer: &mut BitWriter, word: __m512i, length: __m512i) {
     let held = _mm512_set1_epi64(writer.held as i64);
     let placed = _mm512_or_si512(placed, _mm512_alignr_epi64::<7>(shared, held));
 
-    // The last word starts within 7 + 7 * 56 bits, in byte 49 at the latest. A window of 64 + 8 bytes and starts below 64
-    // are what the compiler needs to see that no write can miss it.
+    // The last word starts within 7 + 7 * 56 bits, in byte 49 at the latest. A window of 64 + 8 bytes and starts below
+    // 64 are what the compiler needs to see that no write can miss it.
     let starts = _mm_cvtsi128_si64(_mm512_cvtepi64_epi8(_mm512_srli_epi64::<3>(start))).to_le_bytes();
     let window = &mut writer.out[writer.at..writer.at + 72];
     for (word, start) in lanes(placed).iter().zip(starts) {

@@ -1,8 +1,9 @@
-//! Reads back the frames that [`write_frame`](super::write::write_frame) writes, about twice as fast as libzstd: a look-up gives up to four
-//! symbols, and they go where they belong without a copy in between.
+//! Reads back the frames that [`write_frame`](super::write::write_frame) writes, about twice as fast as libzstd: a
+//! look-up gives up to four symbols, and they go where they belong without a copy in between.
 //!
 //! Invariant: what it decodes is what any zstd decoder makes of the frame; whatever else a frame holds is declined, and
-//! libzstd then decides whether it is a frame at all. Nothing is believed: every stream must end exactly at its first bit.
+//! libzstd then decides whether it is a frame at all. Nothing is believed: every stream must end exactly at its first
+//! bit.
 
 use super::frame::{
     BLOCK_BYTES, BLOCK_HEADER_BYTES, COMPRESSED_BLOCK, DESCRIPTOR, FRAME_HEADER_BYTES, JUMP_TABLE_BYTES,
@@ -16,12 +17,12 @@ const LOOK_UPS: usize = 5;
 /// Most symbols of a look-up.
 const SYMBOLS: usize = 4;
 
-/// Bytes that are fetched ahead between two loads of a stream's bits, of either memory: somewhat more than the symbols of
-/// four such loads are finished with: of a word's four bytes, and of the three that are stored beside a symbol.
+/// Bytes that are fetched ahead between two loads of a stream's bits, of either memory: somewhat more than the symbols
+/// of four such loads are finished with: of a word's four bytes, and of the three that are stored beside a symbol.
 const AHEAD_BYTES: [usize; 2] = [256, 192];
 
-/// A look-up's symbols in the high 32 bits; in the bytes below: the bits that they take (lowest, where a shift needs them),
-/// their number, the bits of the first one.
+/// A look-up's symbols in the high 32 bits; in the bytes below: the bits that they take (lowest, where a shift needs
+/// them), their number, the bits of the first one.
 #[derive(Clone, Copy, Default)]
 struct LookupEntry(u64);
 
@@ -34,11 +35,11 @@ impl Default for LookupTable {
     }
 }
 
-/// Decodes a frame into `out`, with `base` added to every byte (modulo 256). False where it is not a frame of this coder,
-/// or a damaged one; what `out` holds is then undefined.
+/// Decodes a frame into `out`, with `base` added to every byte (modulo 256). False where it is not a frame of this
+/// coder, or a damaged one; what `out` holds is then undefined.
 ///
-/// `ahead` is memory that is wanted afterwards, what is written and what is read: decoding waits for the processor, fetching
-/// for the memory, so both at once.
+/// `ahead` is memory that is wanted afterwards, what is written and what is read: decoding waits for the processor,
+/// fetching for the memory, so both at once.
 pub(in crate::codec) fn read_frame(
     isa: InstructionSet,
     table: &mut LookupTable,
@@ -190,8 +191,8 @@ impl StreamPosition {
 }
 
 multiversion! {
-    /// Four streams at once, since the look-ups of one have to wait for one another. False where one of them does not end
-    /// where it must.
+    /// Four streams at once, since the look-ups of one have to wait for one another. False where one of them does not
+    /// end where it must.
     fn read_streams(table: &LookupTable, streams: [&[u8]; 4], outs: [&mut [u8]; 4], ahead: [&[u8]; 2]) -> bool {
         let mut at = [StreamPosition::default(); 4];
         for (at, stream) in at.iter_mut().zip(streams) {
