@@ -204,7 +204,7 @@ reloads() {
   local pid
   pid=$(show MainPID long)
   inside systemctl reload ckptd@long && await says long 'SIGHUP: reading the job file again' &&
-    await says long 'the job file says nothing new' && await is ActiveState long active && is MainPID long "$pid" &&
+    await says long 'the job file is unchanged' && await is ActiveState long active && is MainPID long "$pid" &&
     echo "RELOADING=1 and READY=1 came; the same process"
 }
 # After $2 the service is restarted and goes on from a snapshot.

@@ -43,11 +43,8 @@ pub fn execute(args: &CheckArgs) -> Result<u8> {
         checked.probe = Some(model_probe::ask(&entry.path, against.as_deref(), &console)?);
     }
     drop(console);
-    match args.json {
-        true => output::json(&checked)?,
-        false => output::text(&describe(&checked))?,
-    }
-    Ok(if checked.passes() { exit_code::DONE } else { exit_code::FALLS_SHORT })
+    output::show(args.json, &checked, describe)?;
+    Ok(if checked.passes() { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 
 fn describe(checked: &CheckReport) -> String {

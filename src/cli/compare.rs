@@ -73,11 +73,8 @@ pub fn execute(args: &CompareArgs) -> Result<u8> {
     let console = Console::start()?;
     let comparison = compare(&open(&args.a)?, &open(&args.b)?, &console)?;
     drop(console);
-    match args.json {
-        true => output::json(&comparison)?,
-        false => output::text(&describe(&comparison))?,
-    }
-    Ok(if comparison.identical { exit_code::DONE } else { exit_code::FALLS_SHORT })
+    output::show(args.json, &comparison, describe)?;
+    Ok(if comparison.identical { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 
 fn compare(a: &SnapshotReader, b: &SnapshotReader, progress: &dyn ProgressSink) -> Result<Comparison> {

@@ -2,6 +2,6 @@
 
 pub const DONE: u8 = 0;
 /// The command worked, and what it looked at is damaged, differs or is not finite.
-pub const FALLS_SHORT: u8 = 1;
+pub const CHECK_FAILED: u8 = 1;
 /// EX_TEMPFAIL: the session is over, run it again to go on.
 pub const RESUME_LATER: u8 = 75;

@@ -89,10 +89,7 @@ pub fn execute(args: &ExportArgs) -> Result<u8> {
     let console = Console::start()?;
     let exported = export::export(&entry.path, &args.out, &options, &console)?;
     drop(console);
-    match args.json {
-        true => output::json(&exported)?,
-        false => output::text(&describe(&entry.id, &exported))?,
-    }
+    output::show(args.json, &exported, |exported| describe(&entry.id, exported))?;
     Ok(exit_code::DONE)
 }
 

@@ -40,10 +40,7 @@ enum OptimizerArg {
 }
 
 pub fn execute(args: &ImportArgs) -> Result<u8> {
-    let store = match args.target.is_file() {
-        true => Config::load(&args.target)?.job.store,
-        false => args.target.clone(),
-    };
+    let store = if args.target.is_file() { Config::load(&args.target)?.job.store } else { args.target.clone() };
     let console = Console::start()?;
     let options = ImportOptions {
         fresh: match args.optimizer {

@@ -62,10 +62,7 @@ pub fn execute(args: &InspectArgs) -> Result<u8> {
         manifest,
         stored: stored(manifest, &reader.chunk_stats()?),
     };
-    match args.json {
-        true => output::json(&document)?,
-        false => output::text(&describe(&document))?,
-    }
+    output::show(args.json, &document, describe)?;
     Ok(exit_code::DONE)
 }
 
@@ -92,13 +89,13 @@ fn describe(document: &InspectedSnapshot) -> String {
     let Manifest { train, metrics, provenance, .. } = document.manifest;
     let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
     let mut text = format!(
-        "{}  {}\n{}, {:.2}x smaller than {} of state\nroot {}\nrun {}, snapshot {}, {}, taken {} ({}){}\n\
+        "{}  {}\n{}, {} of {} raw\nroot {}\nrun {}, snapshot {}, {}, taken {} ({}){}\n\
          step {}, {} tokens seen, epoch {} at {}, train loss {}, validation loss {}\n\
          ckptd {}, libtorch {}, {} on {}\n",
         document.id,
         document.path.display(),
         output::size(document.bytes),
-        document.ratio,
+        output::percent(document.bytes, document.manifest.raw_bytes),
         output::size(document.manifest.raw_bytes),
         document.manifest.root,
         document.manifest.run_id,
@@ -138,10 +135,10 @@ fn describe(document: &InspectedSnapshot) -> String {
                 dtype.to_owned(),
                 shape,
                 output::size(item.raw_bytes),
-                format!("{:.2}x", item.ratio),
+                output::percent(item.encoded_bytes, item.raw_bytes),
                 codings.join(", "),
             ]
         })
         .collect();
-    text + &output::table(&["ROLE", "NAME", "DTYPE", "SHAPE", "SIZE", "RATIO", "CHUNKS"], &rows)
+    text + &output::table(&["ROLE", "NAME", "DTYPE", "SHAPE", "SIZE", "OF RAW", "CHUNKS"], &rows)
 }

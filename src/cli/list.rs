@@ -34,20 +34,25 @@ struct ListRow {
     raw_bytes: Option<u64>,
     ratio: Option<f64>,
     created_at: Option<Timestamp>,
+    /// "verified", "committed" (not read back yet), "damaged", "unreadable", "newer" or "quarantined".
     state: &'static str,
     healthy: Option<bool>,
     root: Option<StateRoot>,
     train_loss: Option<f64>,
     val_loss: Option<f64>,
     kept_because: Vec<String>,
+    /// What is wrong with it; null where nothing is.
+    problem: Option<String>,
 }
 
 pub fn execute(args: &ListArgs) -> Result<u8> {
     let rows = rows(&CommandTarget::open(&args.target)?)?;
-    match args.json {
-        true => output::json(&rows)?,
-        false if rows.is_empty() => output::text("no snapshots yet\n")?,
-        false => output::text(&table(&rows))?,
+    if args.json {
+        output::json(&rows)?;
+    } else if rows.is_empty() {
+        output::text("no snapshots yet\n")?;
+    } else {
+        output::text(&table(&rows))?;
     }
     Ok(exit_code::DONE)
 }
@@ -65,22 +70,15 @@ fn rows(target: &CommandTarget) -> Result<Vec<ListRow>> {
     Ok(rows)
 }
 
-fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> ListRow {
-    let state = match &entry.state {
-        SnapshotState::Verified => "verified",
-        SnapshotState::Committed => "committed",
+fn of_entry(entry: SnapshotEntry, kept_because: Vec<String>) -> ListRow {
+    let (state, problem) = match &entry.state {
+        SnapshotState::Verified => ("verified", None),
+        SnapshotState::Committed => ("committed", None),
         // Its next verification or resume moves it aside.
-        SnapshotState::Damaged(reason) => {
-            kept_because = vec![format!("damaged: {reason}")];
-            "committed"
-        }
-        SnapshotState::Unreadable(reason) => {
-            kept_because = vec![format!("cannot be read: {reason}")];
-            "committed"
-        }
+        SnapshotState::Damaged(reason) => ("damaged", Some(reason.clone())),
+        SnapshotState::Unreadable(reason) => ("unreadable", Some(reason.clone())),
         SnapshotState::Newer(version) => {
-            kept_because = vec![format!("written by a newer ckptd (snapshot format {version})")];
-            "committed"
+            ("newer", Some(format!("written by a newer ckptd (snapshot format {version})")))
         }
     };
     let manifest = entry.manifest.as_ref();
@@ -101,6 +99,7 @@ fn of_entry(entry: SnapshotEntry, mut kept_because: Vec<String>) -> ListRow {
         id: entry.id,
         state,
         kept_because,
+        problem,
     }
 }
 
@@ -121,7 +120,8 @@ fn of_quarantined(file: QuarantinedFile) -> ListRow {
         bytes: file.bytes,
         id,
         state: "quarantined",
-        kept_because: vec![format!("quarantined: {}", file.reason)],
+        kept_because: Vec::new(),
+        problem: Some(file.reason),
     }
 }
 
@@ -141,18 +141,20 @@ fn table(rows: &[ListRow]) -> String {
                     _ => row.state.to_owned(),
                 },
                 output::size(row.bytes),
-                row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x")),
+                row.raw_bytes.map_or_else(|| "-".to_owned(), |raw_bytes| output::percent(row.bytes, raw_bytes)),
                 figure(row.train_loss),
                 figure(row.val_loss),
                 row.created_at.map_or_else(|| "-".to_owned(), local_time),
-                match row.kept_because.as_slice() {
-                    [] => "nothing keeps it".to_owned(),
-                    reasons => reasons.join(", "),
+                match (&row.problem, row.kept_because.as_slice()) {
+                    (Some(problem), _) => problem.clone(),
+                    (None, []) => "nothing keeps it".to_owned(),
+                    (None, reasons) => reasons.join(", "),
                 },
             ]
         })
         .collect();
-    output::table(&["STEP", "STATE", "SIZE", "RATIO", "LOSS", "VAL LOSS", "CREATED", "KEPT BECAUSE"], &cells)
+    let head = ["STEP", "STATE", "SIZE", "OF RAW", "LOSS", "VAL LOSS", "CREATED", "KEPT BECAUSE, OR PROBLEM"];
+    output::table(&head, &cells)
 }
 
 fn local_time(at: Timestamp) -> String {

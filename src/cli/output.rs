@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use ckptd_core::error::{Error, Result};
 
+/// Writes `text` to stdout.
 pub fn text(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -16,13 +17,20 @@ pub fn text(text: &str) -> Result<()> {
     }
 }
 
+/// Writes `document` to stdout, indented.
 pub fn json(document: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(document).map_err(|e| Error::Other(format!("writing JSON: {e}")))?;
     text(&format!("{json}\n"))
 }
 
+/// Writes `document` as JSON where that was asked for, else as what `describe` makes of it.
+pub fn show<T: Serialize>(as_json: bool, document: &T, describe: impl FnOnce(&T) -> String) -> Result<()> {
+    if as_json { json(document) } else { text(&describe(document)) }
+}
+
+/// Writes a line to stderr.
 pub fn complain(line: &str) {
-    // Nobody is left to tell when stderr fails.
+    // A failing stderr can be reported nowhere.
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
@@ -41,8 +49,14 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     std::iter::once(line(head.to_vec())).chain(body).collect()
 }
 
+/// "24.2 MiB".
 pub fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).to_string()
+}
+
+/// `bytes` as a share of the raw bytes: "81 %".
+pub fn percent(bytes: u64, raw_bytes: u64) -> String {
+    format!("{:.0} %", 100.0 * bytes as f64 / raw_bytes.max(1) as f64)
 }
 
 /// How many times smaller than the raw bytes.

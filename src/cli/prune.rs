@@ -47,12 +47,11 @@ pub fn execute(args: &PruneArgs) -> Result<u8> {
         let lock = target.store.lock("ckptd prune")?;
         target.store.prune(&lock, retention, Timestamp::now())?
     };
-    match args.json {
-        true => {
-            let rows = plan.iter().map(|v| PruneRow { id: &v.id, bytes: v.bytes, keep: v.keeps(), reasons: v.texts() });
-            output::json(&rows.collect::<Vec<_>>())?;
-        }
-        false => output::text(&describe(&plan, args.dry_run))?,
+    if args.json {
+        let rows = plan.iter().map(|v| PruneRow { id: &v.id, bytes: v.bytes, keep: v.keeps(), reasons: v.texts() });
+        output::json(&rows.collect::<Vec<_>>())?;
+    } else {
+        output::text(&describe(&plan, args.dry_run))?;
     }
     Ok(exit_code::DONE)
 }

@@ -40,10 +40,7 @@ pub fn execute(args: &StatusArgs) -> Result<u8> {
         Some(report) => report,
         None => of_files(&target)?,
     };
-    match args.json {
-        true => output::json(&report)?,
-        false => output::text(&describe(&report))?,
-    }
+    output::show(args.json, &report, describe)?;
     Ok(exit_code::DONE)
 }
 
@@ -52,7 +49,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
     let now = Timestamp::now();
     let mut records: SessionRecords =
         target.store.read_record(store::Record::Sessions).ok().flatten().unwrap_or_default();
-    // Nobody answers: one that has no end will get none any more.
+    // No daemon answers: a session without an end will get none any more.
     records.close_killed();
     let entries = target.store.entries()?;
     let newest = entries.iter().find(|e| e.own && e.healthy());
@@ -67,7 +64,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
         store::LastSession::Ended(store::SessionEnding { problem: Some(problem), .. }) => {
             (JobState::Failed, Some(problem))
         }
-        store::LastSession::Killed { pid } => (JobState::Stopped, Some(without_a_word(pid))),
+        store::LastSession::Killed { pid } => (JobState::Stopped, Some(no_end_recorded(pid))),
         store::LastSession::Ended(_) | store::LastSession::Unknown => (JobState::Stopped, None),
     };
     Ok(StatusReport {
@@ -81,10 +78,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
         last_snapshot: newest.zip(manifest).map(|(entry, manifest)| SnapshotReport {
             id: entry.id.clone(),
             age_seconds: now.duration_since(manifest.created_at).as_secs_f64().max(0.0).round(),
-            state: match is_verified(&entry) {
-                true => SnapshotStage::Verified,
-                false => SnapshotStage::Committed,
-            },
+            state: if is_verified(&entry) { SnapshotStage::Verified } else { SnapshotStage::Committed },
         }),
         snapshots: SnapshotCounts {
             committed: entries.len() as u64,
@@ -99,9 +93,10 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
     })
 }
 
-fn without_a_word(pid: u32) -> String {
+fn no_end_recorded(pid: u32) -> String {
     format!(
-        "process {pid}, which ran the job, is gone without a word: it was killed, or the machine went down; `ckptd run` goes on from the newest verified snapshot"
+        "process {pid}, which ran the job, exited without recording an end (killed, or the machine went down); \
+         `ckptd run` goes on from the newest verified snapshot"
     )
 }
 

@@ -30,9 +30,10 @@ pub fn execute(args: &UnpackArgs) -> Result<u8> {
         return Ok(exit_code::DONE);
     }
     let (raw, packed) = (output::size(unpacked.raw_bytes), output::size(unpacked.bytes));
-    let proof = match unpacked.verified {
-        true => "every file is what was packed",
-        false => "the bundle has no hashes of its files; only its checksums were checked",
+    let proof = if unpacked.verified {
+        "every file is what was packed"
+    } else {
+        "the bundle has no hashes of its files; only its checksums were checked"
     };
     output::text(&format!(
         "unpacked {} files to {}: {proof}; S_raw {raw}, S_packed {packed}, r = {:.4} in {:.1} s\n",

@@ -15,7 +15,7 @@ use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{SnapshotEntry, Store};
 
-/// Read snapshots back from the disk, every byte, and say which fall short (exit code 1).
+/// Read snapshots back from the disk, every byte, and say which are damaged (exit code 1).
 #[derive(clap::Args)]
 pub struct VerifyArgs {
     /// The store's folder, or the job file.
@@ -36,6 +36,9 @@ struct VerifyRow {
     verified: bool,
     /// Why it is not.
     reason: Option<String>,
+    /// In a word, for people.
+    #[serde(skip)]
+    verdict: &'static str,
     root: Option<StateRoot>,
     seconds: f64,
 }
@@ -61,12 +64,12 @@ pub fn execute(args: &VerifyArgs) -> Result<u8> {
         rows.push(row);
     }
     drop(console);
-    match args.json {
-        true => output::json(&rows)?,
-        false if rows.is_empty() => output::text("no snapshots yet\n")?,
-        false => {}
+    if args.json {
+        output::json(&rows)?;
+    } else if rows.is_empty() {
+        output::text("no snapshots yet\n")?;
     }
-    Ok(if rows.iter().all(|row| row.verified) { exit_code::DONE } else { exit_code::FALLS_SHORT })
+    Ok(if rows.iter().all(|row| row.verified) { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 
 fn judge(store: &Store, entry: &SnapshotEntry, console: &Console) -> Result<VerifyRow> {
@@ -75,15 +78,16 @@ fn judge(store: &Store, entry: &SnapshotEntry, console: &Console) -> Result<Veri
     let threads = processors();
     let inside = entry.path.parent().is_some_and(|folder| folder.parent() == Some(store.path()));
     // A file from elsewhere is read back all the same, but no receipt in this store speaks of it.
-    let root = match inside {
-        true => store.verify(entry, threads, console).map(|receipt| receipt.root),
-        false => read_back(&entry.path, threads, console).map(|reader| reader.manifest().root.clone()),
+    let root = if inside {
+        store.verify(entry, threads, console).map(|receipt| receipt.root)
+    } else {
+        read_back(&entry.path, threads, console).map(|reader| reader.manifest().root.clone())
     };
-    let (root, reason) = match root {
-        Ok(root) => (Some(root), None),
+    let (root, reason, verdict) = match root {
+        Ok(root) => (Some(root), None, "verified"),
         Err(Error::NotFound(what)) => return Err(Error::NotFound(what)),
-        Err(Error::Damaged { reason, .. }) => (None, Some(reason)),
-        Err(e) => (None, Some(e.to_string())),
+        Err(Error::Damaged { reason, .. }) => (None, Some(reason), "damaged"),
+        Err(e) => (None, Some(e.to_string()), "not verified"),
     };
     Ok(VerifyRow {
         id: entry.id.clone(),
@@ -91,6 +95,7 @@ fn judge(store: &Store, entry: &SnapshotEntry, console: &Console) -> Result<Veri
         bytes: entry.bytes,
         verified: reason.is_none(),
         reason,
+        verdict,
         root,
         seconds: (began.elapsed().as_secs_f64() * 1e3).round() / 1e3,
     })
@@ -98,7 +103,7 @@ fn judge(store: &Store, entry: &SnapshotEntry, console: &Console) -> Result<Veri
 
 fn describe(row: &VerifyRow) -> String {
     match &row.reason {
-        None => format!("{}: verified, {} in {:.1} s\n", row.id, output::size(row.bytes), row.seconds),
-        Some(reason) => format!("{}: falls short: {reason}\n", row.id),
+        None => format!("{}: {}, {} in {:.1} s\n", row.id, row.verdict, output::size(row.bytes), row.seconds),
+        Some(reason) => format!("{}: {}: {reason}\n", row.id, row.verdict),
     }
 }

@@ -84,7 +84,7 @@ fn a_snapshot_of_a_newer_ckptd_ends_the_run_by_name_and_stays_where_it_is() {
         list.as_array()
             .unwrap()
             .iter()
-            .any(|row| row["kept_because"][0] == "written by a newer ckptd (snapshot format 2)")
+            .any(|row| row["state"] == "newer" && row["problem"] == "written by a newer ckptd (snapshot format 2)")
     );
 }
 

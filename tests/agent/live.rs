@@ -51,15 +51,15 @@ fn a_broken_or_arithmetic_edit_is_refused_and_the_run_goes_on() {
     let line = run.wait_for("the job file is wrong");
     assert!(line.contains("unknown key `keep_lats`; did you mean `keep_last`?") && line.contains("line "), "{line}");
     save(&job, &format!("{text}[job]\nseed = 4\n"));
-    let line = run.wait_for("is refused");
+    let line = run.wait_for("change of the job file refused");
     assert!(line.contains("[job] seed") && line.contains("arithmetic"), "{line}");
     run.wait_for("verified step ");
     // What was refused is not remembered: the file as it was is nothing new, also when asked for.
     save(&job, &text);
-    run.wait_for("the job file says nothing new");
+    run.wait_for("the job file is unchanged");
     run.signal(Signal::HUP);
     run.wait_for("SIGHUP: reading the job file again");
-    run.wait_for("the job file says nothing new");
+    run.wait_for("the job file is unchanged");
     run.wait_for("verified step ");
     run.signal(Signal::TERM);
     assert_eq!(run.wait().code, Some(75));

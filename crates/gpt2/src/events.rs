@@ -13,6 +13,8 @@ use ckptd_core::protocol::{self, AgentCommand, MAX_LINE, MessageLevel, WorkerEve
 
 /// The thread that writes events.
 pub const THREAD: &str = "events";
+/// The thread that serves commands.
+pub const COMMANDS_THREAD: &str = "commands";
 
 /// Sends events; clones go to other threads.
 #[derive(Clone)]

@@ -6,9 +6,6 @@
 //! snapshots of it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on),
 //! [`rng`], [`weights`] (weights for inference), [`probe`] (a fingerprint of the logits), [`generate`] (text generation).
 
-/// The name of the thread that serves the agent's commands.
-pub const COMMANDS_THREAD: &str = "commands";
-
 pub mod capture;
 pub mod data;
 pub mod events;

@@ -13,11 +13,12 @@ use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
 use ckptd_core::store::{CommitPace, SessionStart, Store, StoreLock};
 use ckptd_core::{Error, Result};
+use ckptd_gpt2::events::COMMANDS_THREAD;
 use ckptd_gpt2::events::{CommandReader, EventSender};
 use ckptd_gpt2::setup::TrainingSetup;
 use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
 use ckptd_gpt2::train::TrainingLoop;
-use ckptd_gpt2::{COMMANDS_THREAD, generate, probe, process, torch};
+use ckptd_gpt2::{generate, probe, process, torch};
 use clap::{Parser, Subcommand};
 
 /// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.

@@ -3,6 +3,8 @@
 //! Invariant: every nice value of the workspace is [`ENCODING_NICE`] or [`YIELDING_NICE`].
 //! Deliberately not here: starting and ending processes.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, setpriority_process};
@@ -52,6 +54,17 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// The processes that have the file open which `device` and `inode` name, as far as this process may see them.
+pub fn holders_of(device: u64, inode: u64) -> Vec<u32> {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let is_it = |path: &Path| std::fs::metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == (device, inode));
+    entries("/proc".as_ref())
+        .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path().join("fd"))))
+        .filter(|(_, files)| entries(files).any(|file| is_it(&file.path())))
+        .map(|(pid, _)| pid)
+        .collect()
 }
 
 /// When this process started, as time since boot.

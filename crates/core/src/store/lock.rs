@@ -6,7 +6,6 @@
 //! can be written over on a disk that is full.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use super::layout;
 use crate::error::{Error, Result};
 use crate::os::dir::Dir;
 use crate::os::fs::{self, Transfer};
-use crate::os::process::start_ticks;
+use crate::os::process::{holders_of, start_ticks};
 
 /// How the holder's `who` begins where a session holds the store, and not a command that is soon done.
 pub const SESSION: &str = "ckptd run";
@@ -142,15 +141,7 @@ impl LastSession {
 /// The processes that have the lock file in `dir` open, as far as this process may see them.
 pub(super) fn holders(dir: &Dir) -> Vec<u32> {
     let Ok(Some(lock)) = dir.stat(layout::LOCK) else { return Vec::new() };
-    let is_lock = |path: &std::path::Path| {
-        std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (lock.st_dev, lock.st_ino))
-    };
-    let entries = |path: &std::path::Path| std::fs::read_dir(path).into_iter().flatten().flatten();
-    entries("/proc".as_ref())
-        .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path().join("fd"))))
-        .filter(|(_, files)| entries(files).any(|file| is_lock(&file.path())))
-        .map(|(pid, _)| pid)
-        .collect()
+    holders_of(lock.st_dev, lock.st_ino)
 }
 
 fn held(file: &File, dir: &Dir) -> Error {

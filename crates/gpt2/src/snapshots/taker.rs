@@ -110,7 +110,7 @@ impl SnapshotTaker {
         self.capturer.freeze();
         // libtorch's threads cannot be stopped within an operation (one may hold a lock that is needed elsewhere). They
         // still get a share: they may hold such a lock, and have to die when the process ends, on a crowded machine too.
-        lower_other_threads(YIELDING_NICE, &[committer::THREAD, crate::events::THREAD, crate::COMMANDS_THREAD]);
+        lower_other_threads(YIELDING_NICE, &[committer::THREAD, events::THREAD, events::COMMANDS_THREAD]);
     }
 
     /// Called by the training between micro-batches; does not return once the session ends.
