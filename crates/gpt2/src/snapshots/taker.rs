@@ -18,7 +18,7 @@ use super::ending::{self, EndingChoice, EndingInputs};
 use super::flight::{CommitJob, DurableState, InFlight, SnapshotFlight};
 use super::policy::SnapshotPolicy;
 use crate::capture::{StallMeter, StateCapture, StateCapturer};
-use crate::events::EventSender;
+use crate::events::{self, EventSender};
 
 /// What a request does where the same state is durable already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
