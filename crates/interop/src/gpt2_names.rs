@@ -1,70 +1,187 @@
-//! GPT-2's parameters by name: the order of transformers' `named_parameters`, the two groups of its Trainer, and the
-//! ways in which others write the same names. Pure functions of names and shapes.
+//! GPT-2's parameters by name: what there is, in the order of transformers' `named_parameters`, the two groups of its
+//! Trainer, and the ways in which others write the same names. Pure functions of names and shapes.
 //!
-//! Deliberately not here: what a config.json says of shapes (the worker holds a snapshot against it).
+//! Invariant: `[model] from` and `ckptd import` take names through [`canonical`], so both accept the same files.
+//! Deliberately not here: the shapes, which follow from a config.json (the worker).
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use ckptd_core::snapshot::TensorMeta;
 
+/// The token embedding, which is the head's weight too where the two are tied.
 pub const EMBEDDING: &str = "transformer.wte.weight";
+/// The head's own weight, where it is not tied.
 pub const HEAD: &str = "lm_head.weight";
+
+/// What `GPT2LMHeadModel` puts before the names of `GPT2Model`.
+const BODY: &str = "transformer.";
 
 /// What a name may begin with in files of others: torch.compile's and DistributedDataParallel's wrappers.
 const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
-/// Order of the tensors within a block, as its module defines them.
-const IN_BLOCK: [&str; 12] = [
-    "ln_1.weight",
-    "ln_1.bias",
-    "attn.c_attn.weight",
-    "attn.c_attn.bias",
-    "attn.c_proj.weight",
-    "attn.c_proj.bias",
-    "ln_2.weight",
-    "ln_2.bias",
-    "mlp.c_fc.weight",
-    "mlp.c_fc.bias",
-    "mlp.c_proj.weight",
-    "mlp.c_proj.bias",
-];
+/// The constants that older versions of transformers saved with each block: causal masks, no state.
+const MASKS: [&str; 4] = ["attn.bias", "attn.masked_bias", "crossattention.bias", "crossattention.masked_bias"];
 
-/// The name under which a snapshot holds a tensor of a file, or `None` for a buffer that is no state (the causal
+/// A parameter of GPT-2. They sort in the order of `GPT2LMHeadModel.named_parameters()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gpt2Parameter {
+    /// `wte.weight`, [vocabulary, width].
+    TokenEmbedding,
+    /// `wpe.weight`, [positions, width].
+    PositionEmbedding,
+    /// A parameter of block `layer`, from 0.
+    Block {
+        /// The block's number.
+        layer: u64,
+        /// Which of its parameters.
+        part: BlockParameter,
+    },
+    /// `ln_f.weight`, [width].
+    FinalNormWeight,
+    /// `ln_f.bias`, [width].
+    FinalNormBias,
+    /// `lm_head.weight`, [vocabulary, width].
+    Head,
+}
+
+/// A parameter of one block, in the order in which the block's module defines them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BlockParameter {
+    /// `ln_1.weight`
+    Norm1Weight,
+    /// `ln_1.bias`
+    Norm1Bias,
+    /// `attn.c_attn.weight`: queries, keys and values.
+    AttentionWeight,
+    /// `attn.c_attn.bias`
+    AttentionBias,
+    /// `attn.c_proj.weight`: from the heads to the residual stream.
+    AttentionProjectionWeight,
+    /// `attn.c_proj.bias`
+    AttentionProjectionBias,
+    /// `ln_2.weight`
+    Norm2Weight,
+    /// `ln_2.bias`
+    Norm2Bias,
+    /// `mlp.c_fc.weight`: from the residual stream to the inner layer.
+    InnerWeight,
+    /// `mlp.c_fc.bias`
+    InnerBias,
+    /// `mlp.c_proj.weight`: from the inner layer to the residual stream.
+    InnerProjectionWeight,
+    /// `mlp.c_proj.bias`
+    InnerProjectionBias,
+}
+
+impl BlockParameter {
+    /// All of them, in their order.
+    pub const ALL: [BlockParameter; 12] = [
+        BlockParameter::Norm1Weight,
+        BlockParameter::Norm1Bias,
+        BlockParameter::AttentionWeight,
+        BlockParameter::AttentionBias,
+        BlockParameter::AttentionProjectionWeight,
+        BlockParameter::AttentionProjectionBias,
+        BlockParameter::Norm2Weight,
+        BlockParameter::Norm2Bias,
+        BlockParameter::InnerWeight,
+        BlockParameter::InnerBias,
+        BlockParameter::InnerProjectionWeight,
+        BlockParameter::InnerProjectionBias,
+    ];
+
+    /// Its name within the block.
+    pub const fn name(self) -> &'static str {
+        match self {
+            BlockParameter::Norm1Weight => "ln_1.weight",
+            BlockParameter::Norm1Bias => "ln_1.bias",
+            BlockParameter::AttentionWeight => "attn.c_attn.weight",
+            BlockParameter::AttentionBias => "attn.c_attn.bias",
+            BlockParameter::AttentionProjectionWeight => "attn.c_proj.weight",
+            BlockParameter::AttentionProjectionBias => "attn.c_proj.bias",
+            BlockParameter::Norm2Weight => "ln_2.weight",
+            BlockParameter::Norm2Bias => "ln_2.bias",
+            BlockParameter::InnerWeight => "mlp.c_fc.weight",
+            BlockParameter::InnerBias => "mlp.c_fc.bias",
+            BlockParameter::InnerProjectionWeight => "mlp.c_proj.weight",
+            BlockParameter::InnerProjectionBias => "mlp.c_proj.bias",
+        }
+    }
+}
+
+impl fmt::Display for Gpt2Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Gpt2Parameter::TokenEmbedding => f.write_str(EMBEDDING),
+            Gpt2Parameter::PositionEmbedding => write!(f, "{BODY}wpe.weight"),
+            Gpt2Parameter::Block { layer, part } => write!(f, "{BODY}h.{layer}.{}", part.name()),
+            Gpt2Parameter::FinalNormWeight => write!(f, "{BODY}ln_f.weight"),
+            Gpt2Parameter::FinalNormBias => write!(f, "{BODY}ln_f.bias"),
+            Gpt2Parameter::Head => f.write_str(HEAD),
+        }
+    }
+}
+
+impl Gpt2Parameter {
+    /// The parameters of a model of `layers` blocks, in their order; `tied` leaves out the head.
+    pub fn all(layers: u64, tied: bool) -> impl Iterator<Item = Gpt2Parameter> {
+        let block = |layer| BlockParameter::ALL.into_iter().map(move |part| Gpt2Parameter::Block { layer, part });
+        [Gpt2Parameter::TokenEmbedding, Gpt2Parameter::PositionEmbedding]
+            .into_iter()
+            .chain((0..layers).flat_map(block))
+            .chain([Gpt2Parameter::FinalNormWeight, Gpt2Parameter::FinalNormBias])
+            .chain((!tied).then_some(Gpt2Parameter::Head))
+    }
+
+    /// The parameter of a [`canonical`] name, if it is one of GPT-2's.
+    pub fn parse(name: &str) -> Option<Gpt2Parameter> {
+        if name == HEAD {
+            return Some(Gpt2Parameter::Head);
+        }
+        match name.strip_prefix(BODY)? {
+            "wte.weight" => Some(Gpt2Parameter::TokenEmbedding),
+            "wpe.weight" => Some(Gpt2Parameter::PositionEmbedding),
+            "ln_f.weight" => Some(Gpt2Parameter::FinalNormWeight),
+            "ln_f.bias" => Some(Gpt2Parameter::FinalNormBias),
+            body => {
+                let (layer, rest) = block(body)?;
+                let part = BlockParameter::ALL.into_iter().find(|part| part.name() == rest)?;
+                Some(Gpt2Parameter::Block { layer, part })
+            }
+        }
+    }
+
+    /// Whether it is a linear layer's weight whose result is added to the residual stream.
+    pub fn is_residual_projection(self) -> bool {
+        use BlockParameter::{AttentionProjectionWeight, InnerProjectionWeight};
+        matches!(self, Gpt2Parameter::Block { part: AttentionProjectionWeight | InnerProjectionWeight, .. })
+    }
+}
+
+/// The name under which a snapshot holds a tensor of a file, or `None` for a constant that is no state (the causal
 /// masks that older versions of transformers saved).
 pub fn canonical(name: &str) -> Option<String> {
     let mut name = name;
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
         name = rest;
     }
-    let bare = name.strip_prefix("transformer.").unwrap_or(name);
-    if let Some((_, rest)) = block(bare)
-        && matches!(rest, "attn.bias" | "attn.masked_bias" | "crossattention.bias" | "crossattention.masked_bias")
-    {
+    let body = name.strip_prefix(BODY).unwrap_or(name);
+    if block(body).is_some_and(|(_, rest)| MASKS.contains(&rest)) {
         return None;
     }
     // Files of the bare GPT2Model have no prefix.
-    let of_body = block(bare).is_some() || ["wte.", "wpe.", "ln_f."].iter().any(|part| bare.starts_with(part));
-    Some(if of_body { format!("transformer.{bare}") } else { name.to_owned() })
+    let of_body = block(body).is_some() || ["wte.", "wpe.", "ln_f."].iter().any(|part| body.starts_with(part));
+    Some(if of_body { format!("{BODY}{body}") } else { name.to_owned() })
 }
 
 /// The order of `GPT2LMHeadModel.named_parameters()`. Names that are not GPT-2's come last, by name.
 pub fn order(a: &str, b: &str) -> Ordering {
-    rank(a).cmp(&rank(b)).then_with(|| a.cmp(b))
-}
-
-fn rank(name: &str) -> (usize, u64, usize) {
-    let Some(body) = name.strip_prefix("transformer.") else {
-        return (if name == HEAD { 5 } else { 6 }, 0, 0);
-    };
-    match body {
-        "wte.weight" => (0, 0, 0),
-        "wpe.weight" => (1, 0, 0),
-        "ln_f.weight" => (3, 0, 0),
-        "ln_f.bias" => (4, 0, 0),
-        _ => match block(body).map(|(number, rest)| (number, IN_BLOCK.iter().position(|known| *known == rest))) {
-            Some((number, Some(place))) => (2, number, place),
-            _ => (6, 0, 0),
-        },
+    match (Gpt2Parameter::parse(a), Gpt2Parameter::parse(b)) {
+        (Some(first), Some(second)) => first.cmp(&second).then_with(|| a.cmp(b)),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => a.cmp(b),
     }
 }
 
@@ -107,8 +224,10 @@ mod tests {
             ("h.3.attn.c_attn.bias", Some("transformer.h.3.attn.c_attn.bias")),
             ("_orig_mod.module.transformer.ln_f.bias", Some("transformer.ln_f.bias")),
             ("lm_head.weight", Some("lm_head.weight")),
+            ("module.lm_head.weight", Some("lm_head.weight")),
             ("transformer.h.0.attn.bias", None),
             ("h.11.attn.masked_bias", None),
+            ("module.h.11.attn.masked_bias", None),
             ("something.else", Some("something.else")),
         ] {
             assert_eq!(canonical(theirs).as_deref(), ours, "{theirs}");
@@ -134,6 +253,18 @@ mod tests {
         shuffled.reverse();
         shuffled.sort_by(|a, b| order(a, b));
         assert_eq!(shuffled, sorted);
+    }
+
+    #[test]
+    fn every_parameter_is_its_own_canonical_name_and_they_are_listed_in_order() {
+        let all: Vec<Gpt2Parameter> = Gpt2Parameter::all(12, false).collect();
+        assert_eq!(all.len(), 12 * 12 + 5);
+        assert!(all.is_sorted());
+        for parameter in all {
+            let name = parameter.to_string();
+            assert_eq!(Gpt2Parameter::parse(&name), Some(parameter));
+            assert_eq!(canonical(&name), Some(name));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use ckptd_core::dtype::DType;
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::{Error, Result};
+use ckptd_interop::gpt2_names::{BlockParameter, Gpt2Parameter};
 use serde::{Deserialize, Serialize};
 
 /// The presets of [`Gpt2Config::preset`].
@@ -192,39 +193,36 @@ impl Gpt2Config {
 
     /// The parameters, named, shaped and ordered as in transformers' `state_dict`. A tied lm_head is not among them.
     pub fn parameters(&self) -> Vec<TensorMeta> {
-        let (c, inner) = (self.n_embd, self.inner());
-        let mut list = Vec::with_capacity(12 * self.n_layer as usize + 5);
-        let mut add = |name: String, shape: &[i64]| {
-            let shape = shape.iter().map(|&d| d as u64).collect();
-            list.push(TensorMeta { role: Role::Param, name, dtype: DType::F32, shape });
+        Gpt2Parameter::all(self.n_layer as u64, self.tie_word_embeddings)
+            .map(|parameter| TensorMeta {
+                role: Role::Param,
+                name: parameter.to_string(),
+                dtype: DType::F32,
+                shape: self.shape(parameter),
+            })
+            .collect()
+    }
+
+    fn shape(&self, parameter: Gpt2Parameter) -> Vec<u64> {
+        use BlockParameter::*;
+        let (width, inner) = (self.n_embd as u64, self.inner() as u64);
+        let part = match parameter {
+            Gpt2Parameter::TokenEmbedding | Gpt2Parameter::Head => return vec![self.vocab_size as u64, width],
+            Gpt2Parameter::PositionEmbedding => return vec![self.n_positions as u64, width],
+            Gpt2Parameter::FinalNormWeight | Gpt2Parameter::FinalNormBias => return vec![width],
+            Gpt2Parameter::Block { part, .. } => part,
         };
-        add("transformer.wte.weight".into(), &[self.vocab_size, c]);
-        add("transformer.wpe.weight".into(), &[self.n_positions, c]);
-        for layer in 0..self.n_layer {
+        match part {
+            Norm1Weight | Norm1Bias | Norm2Weight | Norm2Bias => vec![width],
             // Conv1D keeps its weight as [in, out].
-            for (name, shape) in [
-                ("ln_1.weight", &[c][..]),
-                ("ln_1.bias", &[c]),
-                ("attn.c_attn.weight", &[c, 3 * c]),
-                ("attn.c_attn.bias", &[3 * c]),
-                ("attn.c_proj.weight", &[c, c]),
-                ("attn.c_proj.bias", &[c]),
-                ("ln_2.weight", &[c]),
-                ("ln_2.bias", &[c]),
-                ("mlp.c_fc.weight", &[c, inner]),
-                ("mlp.c_fc.bias", &[inner]),
-                ("mlp.c_proj.weight", &[inner, c]),
-                ("mlp.c_proj.bias", &[c]),
-            ] {
-                add(format!("transformer.h.{layer}.{name}"), shape);
-            }
+            AttentionWeight => vec![width, 3 * width],
+            AttentionBias => vec![3 * width],
+            AttentionProjectionWeight => vec![width, width],
+            InnerWeight => vec![width, inner],
+            InnerBias => vec![inner],
+            InnerProjectionWeight => vec![inner, width],
+            AttentionProjectionBias | InnerProjectionBias => vec![width],
         }
-        add("transformer.ln_f.weight".into(), &[c]);
-        add("transformer.ln_f.bias".into(), &[c]);
-        if !self.tie_word_embeddings {
-            add("lm_head.weight".into(), &[self.vocab_size, c]);
-        }
-        list
     }
 
     /// How many parameters there are.

@@ -8,16 +8,12 @@ use std::collections::BTreeMap;
 use ckptd_core::dtype;
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 use ckptd_core::{Error, Result};
+use ckptd_interop::gpt2_names::{EMBEDDING, Gpt2Parameter, HEAD, canonical};
 use tch::{Device, Kind};
 
 use super::Gpt2Config;
 use crate::capture::TensorDestination;
 use crate::torch::TorchContext;
-
-/// The prefix that GPT2LMHeadModel's names have over GPT2Model's.
-const PREFIX: &str = "transformer.";
-const WTE: &str = "transformer.wte.weight";
-const LM_HEAD: &str = "lm_head.weight";
 
 /// GPT-2's initialisation (transformers' `_init_weights`): weights from N(0, initializer_range), those of `c_proj`,
 /// which feed the residual stream, narrower by sqrt(2 n_layer); layer norms one, biases zero. A pure function of
@@ -30,8 +26,8 @@ pub fn random(config: &Gpt2Config, seed: u64, destinations: &mut [TensorDestinat
         } else if meta.shape.len() < 2 {
             bytes.chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&1f32.to_le_bytes()));
         } else {
-            let scaled = meta.name.ends_with(".c_proj.weight");
-            let std = if scaled { range / (2.0 * config.n_layer as f64).sqrt() } else { range };
+            let narrow = Gpt2Parameter::parse(&meta.name).is_some_and(Gpt2Parameter::is_residual_projection);
+            let std = if narrow { range / (2.0 * config.n_layer as f64).sqrt() } else { range };
             tch::manual_seed(tensor_seed(seed, &meta.name));
             let size = [(bytes.len() / 4) as i64];
             // SAFETY: the view ends before the borrow of `bytes` does, and mappings are aligned to 64 bytes.
@@ -51,8 +47,8 @@ fn tensor_seed(seed: u64, name: &str) -> i64 {
     hash.as_bytes().iter().take(8).fold(0u64, |seed, &byte| seed << 8 | u64::from(byte)) as i64
 }
 
-/// Fills the parameters from a checkpoint's tensors: float32, float16 or bfloat16, named as GPT2LMHeadModel or
-/// GPT2Model name them. The causal masks that older checkpoints carry and a tied lm_head are passed over.
+/// Fills the parameters from a checkpoint's tensors: float32, float16 or bfloat16, under any name that
+/// [`canonical`] knows. The causal masks that older checkpoints carry and a tied lm_head are passed over.
 ///
 /// # Errors
 /// [`Error::Config`] that names every missing, extra, doubled, misshapen or untied tensor. `origin` names the
@@ -61,16 +57,17 @@ pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [Tensor
     let mut faults = Vec::new();
     let mut given: BTreeMap<String, &Tensor> = BTreeMap::new();
     for tensor in tensors {
-        let name = canonical(&tensor.meta.name);
-        if !is_mask(&name) && given.insert(name.clone(), tensor).is_some() {
+        if let Some(name) = canonical(&tensor.meta.name)
+            && given.insert(name.clone(), tensor).is_some()
+        {
             faults.push(format!("{name} is there twice"));
         }
     }
-    let tied = !destinations.iter().any(|d| d.meta.name == LM_HEAD);
-    if let Some(head) = given.get(LM_HEAD).filter(|_| tied)
-        && !given.get(WTE).is_some_and(|wte| head.has_values_of(wte))
+    let tied = !destinations.iter().any(|d| d.meta.name == HEAD);
+    if let Some(head) = given.get(HEAD).filter(|_| tied)
+        && !given.get(EMBEDDING).is_some_and(|wte| head.has_values_of(wte))
     {
-        faults.push(format!("{LM_HEAD} differs from {WTE} although the config ties them (tie_word_embeddings)"));
+        faults.push(format!("{HEAD} differs from {EMBEDDING} although the config ties them (tie_word_embeddings)"));
     }
     for TensorDestination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
         match given.remove(&meta.name) {
@@ -79,7 +76,7 @@ pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [Tensor
         }
     }
     faults.extend(
-        given.keys().filter(|name| !tied || *name != LM_HEAD).map(|name| format!("{name} is not part of the model")),
+        given.keys().filter(|name| !tied || *name != HEAD).map(|name| format!("{name} is not part of the model")),
     );
     match faults.len() {
         0 => Ok(()),
@@ -90,16 +87,6 @@ pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [Tensor
             Err(Error::Config(format!("{origin} does not fit its config.json: {}{more}", faults.join("; "))))
         }
     }
-}
-
-fn canonical(name: &str) -> String {
-    if name == LM_HEAD || name.starts_with(PREFIX) { name.to_owned() } else { format!("{PREFIX}{name}") }
-}
-
-/// `transformer.h.<n>.attn.bias` and `.masked_bias`: constants that transformers once saved as buffers.
-fn is_mask(name: &str) -> bool {
-    let layer = name.strip_prefix("transformer.h.").and_then(|rest| rest.split_once('.'));
-    layer.is_some_and(|(n, rest)| n.parse::<u32>().is_ok() && matches!(rest, "attn.bias" | "attn.masked_bias"))
 }
 
 fn copy(tensor: &Tensor, meta: &TensorMeta, destination: &mut [u8]) -> Result<(), String> {

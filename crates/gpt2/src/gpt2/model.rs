@@ -12,7 +12,7 @@ use super::head::{GradientSum, LossHead};
 use crate::torch::TorchContext;
 
 /// Tensors of a block; `Gpt2Config::parameters` lists them in this order.
-const PER_LAYER: usize = 12;
+const PER_LAYER: usize = BlockParameter::ALL.len();
 const WTE: usize = 0;
 const WPE: usize = 1;
 const FIRST_LAYER: usize = 2;

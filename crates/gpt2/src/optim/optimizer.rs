@@ -6,6 +6,7 @@
 use ckptd_core::config::{OptimizerKind, TrainSection};
 use ckptd_core::snapshot::{Metrics, Role, TrainState};
 use ckptd_core::{Error, Result};
+use ckptd_interop::gpt2_names;
 use tch::{Device, Tensor};
 
 use super::coefficients::UpdateCoefficients;
@@ -84,7 +85,7 @@ impl ModelOptimizer {
                 )));
             }
         }
-        let decays: Vec<bool> = state.metas()[..params].iter().map(|meta| meta.shape.len() >= 2).collect();
+        let decays: Vec<bool> = state.metas()[..params].iter().map(gpt2_names::decays).collect();
         let on_host = gradients.iter().all(|gradient| gradient.device() == Device::Cpu);
         let norm = if on_host { self.kernels.norm(&slices(gradients)) } else { tensors::norm(gradients)? };
         let scale = self.clip_scale(norm);
