@@ -58,7 +58,7 @@ impl Sandbox {
     /// Reads `bytes` as a user's `ckptd import` would.
     fn load(&self, bytes: &[u8]) {
         let path = self.lay(bytes);
-        let loaded = import::load(&path, &self.0.path().join("store"), None, &ReadLimits::default(), &NoProgress);
+        let loaded = import::load(&path, Some(&self.0.path().join("store")), None, &ReadLimits::default(), &NoProgress);
         drop(loaded);
         self.sweep("none");
     }

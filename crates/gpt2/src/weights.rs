@@ -72,9 +72,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
 }
 
 fn from_others(path: &Path) -> Result<ModelWeights> {
-    // A bundle is unpacked in there, for as long as it is read.
-    let scratch = tempfile::tempdir().map_err(|e| Error::io("making", std::env::temp_dir(), e))?;
-    let mut loaded = import::load(path, &scratch.path().join("model"), None, &ReadLimits::default(), &NoProgress)?;
+    let mut loaded = import::load(path, None, None, &ReadLimits::default(), &NoProgress)?;
     loaded.snapshot.tensors.retain(|tensor| matches!(tensor.meta.role, Role::Param | Role::Buffer));
     let files = std::mem::take(&mut loaded.snapshot.files);
     let origin = path.display().to_string();

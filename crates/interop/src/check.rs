@@ -5,26 +5,24 @@
 //!   be 0 once E was changed on purpose (set to ones).
 //! - sizes: S of the file against 4 P bytes of float32 parameters, and r = S / raw bytes.
 //!
-//! Sums are of doubles over blocks of a fixed size, so that they do not depend on the number of threads. Deliberately
-//! not here: what the model answers; the worker computes it, and [`ProbeReport`] is where it enters.
+//! Sums are of doubles over blocks of a fixed size, so they do not depend on the number of threads. Deliberately
+//! not here: distances (compare), and the logits, which the worker computes and [`ProbeReport`] holds.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::compare::{ComparedState, TensorPair, each_tensor};
 use crate::gpt2_names;
-use crate::import::{self, LoadedSource};
-use crate::limits::ReadLimits;
 use ckptd_core::dtype::{DType, numbers};
-use ckptd_core::error::{Error, Result};
+use ckptd_core::error::Result;
 use ckptd_core::ids::StateRoot;
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::store::SnapshotReader;
 
-/// Values of a block: its sums are added up in the order of the blocks.
+/// Elements of a block: the blocks' sums are added up in their order.
 const BLOCK: usize = 1 << 16;
 
 #[derive(Clone, Debug, Serialize)]
@@ -109,49 +107,37 @@ impl CheckReport {
 /// Checks the snapshot file at `path`, and compares it with whatever lies at `against`: a snapshot, a `.pt` or
 /// safetensors file, a bundle, a model folder.
 pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn ProgressSink) -> Result<CheckReport> {
-    let here = ComparedSide::stored(path, threads)?;
-    let there = against.map(|against| ComparedSide::open(against, threads, progress)).transpose()?;
-    let SideBytes::Stored(reader, _) = &here.bytes else {
-        return Err(Error::mismatch(path, "not a snapshot"));
-    };
-    let manifest = reader.manifest();
+    let reader = SnapshotReader::open(path)?;
+    let (manifest, file_bytes) = (reader.manifest().clone(), reader.file_bytes());
+    let here = ComparedState::stored(reader, threads);
+    let there = against.map(|against| ComparedState::open(against, threads, progress)).transpose()?;
     progress.begin("checking", manifest.raw_bytes);
     let mut tensors = Vec::new();
     let mut beside = None;
-    for (index, meta) in here.metas.iter().enumerate() {
-        let bytes = here.read(index)?;
-        let other = match &there {
-            Some(there) => there.find(meta).map(|i| there.read(i).map(|bytes| (&there.metas[i], bytes))).transpose()?,
-            None => None,
-        };
-        let checked = tensor(meta, &bytes, other.as_ref().map(|(meta, bytes)| (*meta, bytes.as_slice())));
+    each_tensor(&here, there.as_ref(), progress, |meta, bytes, pair| {
+        let checked = tensor(meta, bytes, pair);
         if meta.role == Role::Param && meta.name == gpt2_names::EMBEDDING {
-            beside = Some(embedding(meta, &bytes, &checked));
+            beside = Some(embedding(meta, bytes, &checked));
         }
         tensors.push(checked);
-        progress.advance(bytes.len() as u64)?;
-    }
-    let missing = |side: &ComparedSide, other: Option<&ComparedSide>| -> Vec<String> {
-        let other = other.into_iter();
-        other
-            .flat_map(|other| side.metas.iter().filter(|meta| other.find(meta).is_none()).map(TensorMeta::label))
-            .collect()
-    };
-    let parameters = here.metas.iter().filter(|meta| meta.role == Role::Param).filter_map(TensorMeta::elements).sum();
+    })?;
+    let missing = |a: &ComparedState, b: &ComparedState| a.missing_in(b).map(TensorMeta::label).collect();
+    let params = here.metas().iter().filter(|meta| meta.role == Role::Param);
+    let parameters = params.filter_map(TensorMeta::elements).sum();
     let total =
         tensors.iter().filter_map(|t| t.equal.map(|_| t.epsilon.unwrap_or(f64::NAN).powi(2))).sum::<f64>().sqrt();
     Ok(CheckReport {
         path: path.to_path_buf(),
         against: against.map(Path::to_path_buf),
         step: manifest.train.step,
-        root: manifest.root.clone(),
-        only_here: missing(&here, there.as_ref()),
-        only_there: there.as_ref().map_or(Vec::new(), |there| missing(there, Some(&here))),
+        root: manifest.root,
+        only_here: there.as_ref().map_or(Vec::new(), |there| missing(&here, there)),
+        only_there: there.as_ref().map_or(Vec::new(), |there| missing(there, &here)),
         parameters,
         parameter_bytes: 4 * parameters,
         raw_bytes: manifest.raw_bytes,
-        file_bytes: reader.file_bytes(),
-        r: reader.file_bytes() as f64 / manifest.raw_bytes.max(1) as f64,
+        file_bytes,
+        r: file_bytes as f64 / manifest.raw_bytes.max(1) as f64,
         nonfinite: tensors.iter().map(|tensor| tensor.nonfinite).sum(),
         epsilon: (there.is_some() && total.is_finite()).then_some(total),
         equal: there.as_ref().map(|there| tensors.iter().all(|t| t.equal != Some(false)) && same_tensors(&here, there)),
@@ -161,100 +147,41 @@ pub fn check(path: &Path, against: Option<&Path>, threads: usize, progress: &dyn
     })
 }
 
-/// One side of a comparison.
-struct ComparedSide {
-    metas: Vec<TensorMeta>,
-    index: HashMap<(Role, String), usize>,
-    bytes: SideBytes,
-}
-
-enum SideBytes {
-    Stored(Box<SnapshotReader>, usize),
-    Loaded(Box<LoadedSource>),
-}
-
-impl ComparedSide {
-    fn new(metas: Vec<TensorMeta>, bytes: SideBytes) -> ComparedSide {
-        let index = metas.iter().enumerate().map(|(i, meta)| ((meta.role, meta.name.clone()), i)).collect();
-        ComparedSide { metas, index, bytes }
-    }
-
-    fn stored(path: &Path, threads: usize) -> Result<ComparedSide> {
-        let reader = SnapshotReader::open(path)?;
-        let metas = reader.manifest().tensors.iter().map(|record| record.meta.clone()).collect();
-        Ok(ComparedSide::new(metas, SideBytes::Stored(Box::new(reader), threads)))
-    }
-
-    fn open(path: &Path, threads: usize, progress: &dyn ProgressSink) -> Result<ComparedSide> {
-        if import::is_snapshot(path)? {
-            return ComparedSide::stored(path, threads);
-        }
-        let scratch = std::env::temp_dir().join(format!("ckptd-check-{}", std::process::id()));
-        let loaded = import::load(path, &scratch, None, &ReadLimits::default(), progress)?;
-        let metas = loaded.snapshot.tensors.iter().map(|tensor| tensor.meta.clone()).collect();
-        Ok(ComparedSide::new(metas, SideBytes::Loaded(Box::new(loaded))))
-    }
-
-    fn find(&self, meta: &TensorMeta) -> Option<usize> {
-        self.index.get(&(meta.role, meta.name.clone())).copied()
-    }
-
-    fn read(&self, index: usize) -> Result<Vec<u8>> {
-        match &self.bytes {
-            SideBytes::Stored(reader, threads) => {
-                let mut bytes = vec![0; self.metas[index].bytes().unwrap_or(0) as usize];
-                reader.read_into(vec![(index, &mut bytes)], *threads)?;
-                Ok(bytes)
-            }
-            SideBytes::Loaded(loaded) => Ok((*loaded.snapshot.tensors[index].bytes).as_ref().to_vec()),
-        }
-    }
-
-    fn has(&self, role: Role) -> bool {
-        self.metas.iter().any(|meta| meta.role == role)
-    }
-}
-
 /// Whether the two have the same tensors, apart from an optimiser's state that one of them has nothing of.
-fn same_tensors(a: &ComparedSide, b: &ComparedSide) -> bool {
-    let covered = |a: &ComparedSide, b: &ComparedSide| {
-        a.metas.iter().all(|meta| b.find(meta).is_some() || (meta.role != Role::Param && !b.has(meta.role)))
+fn same_tensors(a: &ComparedState, b: &ComparedState) -> bool {
+    let covered = |a: &ComparedState, b: &ComparedState| {
+        a.missing_in(b).all(|meta| meta.role != Role::Param && !b.has(meta.role))
     };
     covered(a, b) && covered(b, a)
 }
 
-fn tensor(meta: &TensorMeta, bytes: &[u8], other: Option<(&TensorMeta, &[u8])>) -> TensorCheck {
-    let values = Values { dtype: meta.dtype, bytes };
+fn tensor(meta: &TensorMeta, bytes: &[u8], pair: Option<TensorPair>) -> TensorCheck {
+    let values = TensorValues { dtype: meta.dtype, bytes };
     let (count, sum) = values.sum(|x| (1.0, x));
     let mean = if count > 0.0 { sum / count } else { 0.0 };
     let (_, squares) = values.sum(|x| (1.0, (x - mean).powi(2)));
     let std = if count > 1.0 { (squares / (count - 1.0)).sqrt() } else { 0.0 };
-    let distance = other.map(|(other_meta, other)| {
-        let equal = meta.dtype == other_meta.dtype && meta.shape == other_meta.shape && bytes == other;
-        let (epsilon, largest) = match (equal, meta.shape == other_meta.shape) {
-            (true, _) => (0.0, 0.0),
-            (false, true) => values.distance(&Values { dtype: other_meta.dtype, bytes: other }),
-            (false, false) => (f64::NAN, f64::NAN),
-        };
-        (equal, epsilon, largest)
-    });
+    let nonfinite = values.len() as u64 - count as u64;
+    let equal = pair.as_ref().map(|pair| pair.distance.is_some_and(|distance| distance.equal));
+    // What is not finite here has no distance but from itself.
+    let distance = pair.and_then(|pair| pair.distance).filter(|distance| distance.equal || nonfinite == 0);
     let finite = |number: f64| Some(number).filter(|number| number.is_finite());
     TensorCheck {
         role: meta.role,
         name: meta.name.clone(),
         dtype: meta.dtype,
         shape: meta.shape.clone(),
-        nonfinite: values.len() as u64 - count as u64,
+        nonfinite,
         mean,
         std,
-        epsilon: distance.and_then(|(_, epsilon, _)| finite(epsilon)),
-        largest_difference: distance.and_then(|(_, _, largest)| finite(largest)),
-        equal: distance.map(|(equal, ..)| equal),
+        epsilon: distance.and_then(|distance| finite(distance.l2())),
+        largest_difference: distance.and_then(|distance| finite(distance.largest)),
+        equal,
     }
 }
 
 fn embedding(meta: &TensorMeta, bytes: &[u8], checked: &TensorCheck) -> EmbeddingCheck {
-    let values = Values { dtype: meta.dtype, bytes };
+    let values = TensorValues { dtype: meta.dtype, bytes };
     let (ones, _) = values.sum(|x| (f64::from(u8::from(x == 1.0)), 0.0));
     EmbeddingCheck {
         mean: checked.mean,
@@ -265,12 +192,12 @@ fn embedding(meta: &TensorMeta, bytes: &[u8], checked: &TensorCheck) -> Embeddin
 }
 
 /// A tensor's bytes as numbers.
-struct Values<'a> {
+struct TensorValues<'a> {
     dtype: DType,
     bytes: &'a [u8],
 }
 
-impl Values<'_> {
+impl TensorValues<'_> {
     fn len(&self) -> usize {
         self.bytes.len() / self.dtype.size()
     }
@@ -287,18 +214,5 @@ impl Values<'_> {
         };
         let blocks: Vec<(f64, f64)> = self.blocks().map(block).collect();
         blocks.into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
-    }
-
-    /// ||a - b||_2 and max |a - b|
-    fn distance(&self, other: &Values) -> (f64, f64) {
-        let block = |(a, b): (&[u8], &[u8])| {
-            let pairs = numbers(self.dtype, a).into_iter().zip(numbers(other.dtype, b));
-            let differences = pairs.map(|(a, b)| (a - b).abs());
-            // `max` passes over a NaN, the sum does not.
-            differences.fold((0.0, 0.0), |(squares, largest), d| (squares + d * d, f64::max(largest, d)))
-        };
-        let blocks: Vec<(f64, f64)> = self.blocks().zip(other.blocks()).map(block).collect();
-        let (squares, largest) = blocks.into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, f64::max(a.1, b.1)));
-        (squares.sqrt(), if squares.is_nan() { f64::NAN } else { largest })
     }
 }

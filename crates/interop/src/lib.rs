@@ -6,11 +6,12 @@
 //!
 //! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`names`], [`hf`] (reading and
 //! writing files); [`gpt2_names`], [`output`]; [`export_record`], [`export`], [`bundle`],
-//! [`import`], [`check`].
+//! [`import`], [`compare`], [`check`].
 
 pub mod archive;
 pub mod bundle;
 pub mod check;
+pub mod compare;
 pub mod export;
 pub mod export_record;
 pub mod gpt2_names;

@@ -4,6 +4,7 @@
 //! generator that the caller has seeded. Deliberately not here: the head's own arithmetic (`head`).
 
 use ckptd_core::Result;
+use ckptd_interop::gpt2_names::BlockParameter;
 use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 use super::batch::{ModelGradients, TokenBatch};

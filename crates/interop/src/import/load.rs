@@ -1,18 +1,21 @@
 //! From a path to a snapshot in memory: what lies there is recognised, read, and assembled.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::assemble::{self, LoadedSource};
 use super::parts::{self, SourceKind};
+use crate::bundle;
 use crate::limits::ReadLimits;
-use crate::{bundle, output};
+use crate::output::Scratch;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::ids::RunId;
 use ckptd_core::progress::ProgressSink;
 
-/// Reads the source at `from`. A bundle is unpacked beside `target` for as long as the result lives.
+/// Reads the source at `from`. A bundle is unpacked beside `target`, or without one in the folder for temporary files,
+/// for as long as the result lives. `model` is a model folder or a config.json, for a source without one.
 pub fn load(
     from: &Path,
-    target: &Path,
+    target: Option<&Path>,
     model: Option<&Path>,
     limits: &ReadLimits,
     progress: &dyn ProgressSink,
@@ -24,7 +27,10 @@ pub fn load(
         SourceKind::Safetensors => parts::safetensors(from, limits)?,
         SourceKind::Snapshot => parts::snapshot(from, limits)?,
         SourceKind::Bundle => {
-            let folder = output::Scratch::beside(target)?;
+            let folder = match target {
+                Some(target) => Scratch::beside(target)?,
+                None => Scratch::beside(&temporary()?)?,
+            };
             bundle::unpack_into(from, folder.path(), false, limits, progress)?;
             let parts = parts::folder(folder.path(), limits).map_err(|e| within(e, folder.path(), from))?;
             scratch = Some(folder);
@@ -35,6 +41,11 @@ pub fn load(
         parts.add_companions(model)?;
     }
     assemble::assemble(parts, from, scratch, progress)
+}
+
+/// A name that is nobody else's in the folder for temporary files.
+fn temporary() -> Result<PathBuf> {
+    Ok(std::env::temp_dir().join(format!("ckptd-{}", RunId::random()?)))
 }
 
 /// An error about a bundle's unpacked file as one about the bundle, which is what the user knows.

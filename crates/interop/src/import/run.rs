@@ -59,7 +59,7 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
             newest.id
         )));
     }
-    let mut loaded = load(from, path, options.model.as_deref(), &options.limits, progress)?;
+    let mut loaded = load(from, Some(path), options.model.as_deref(), &options.limits, progress)?;
     loaded.complete(options.fresh)?;
     let LoadedSource { snapshot, state, exact, notes, .. } = &loaded;
     let run_id = match state {
