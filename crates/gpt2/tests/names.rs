@@ -85,27 +85,25 @@ fn model_from_and_import_accept_the_same_names() {
     let tokens: Vec<u8> = (0u32..600).flat_map(|i| (((i * i / 7 + i % 11 * 5) % 61) as u16).to_le_bytes()).collect();
     std::fs::write(work.path().join("tokens.bin"), tokens).unwrap();
     let bare = |name: &str| name.strip_prefix("transformer.").unwrap_or(name).to_owned();
-    let namings: [(&str, &dyn Fn(&str) -> String); 6] = [
-        ("as_they_are", &str::to_owned),
-        ("bare", &bare),
-        ("module", &|name| format!("module.{name}")),
-        ("compiled", &|name| format!("_orig_mod.{name}")),
-        ("module_bare", &|name| format!("module.{}", bare(name))),
-        ("both", &|name| format!("module._orig_mod.{name}")),
+    let namings: [(&str, bool, &dyn Fn(&str) -> String); 6] = [
+        ("as_they_are", false, &str::to_owned),
+        ("bare", true, &bare),
+        ("module", true, &|name| format!("module.{name}")),
+        ("compiled", true, &|name| format!("_orig_mod.{name}")),
+        ("module_bare", true, &|name| format!("module.{}", bare(name))),
+        ("both", false, &|name| format!("module._orig_mod.{name}")),
     ];
     let mut roots = Vec::new();
-    for (name, rename) in namings {
-        for extras in [false, true] {
-            let at = |what: &str| work.path().join(format!("{name}_{extras}_{what}"));
-            lay_model(&at("from").join("model"), rename, extras);
-            roots.push((at("from"), train(&at("from"))));
-            lay_model(&at("import").join("model"), rename, extras);
-            let store = at("import").join("store");
-            import::import(&at("import").join("model"), &store, &ImportOptions::default(), &NoProgress).unwrap();
-            roots.push((at("import"), train(&at("import"))));
-        }
+    for (name, extras, rename) in namings {
+        let [from, imported] = ["from", "import"].map(|way| work.path().join(format!("{name}_{way}")));
+        lay_model(&from.join("model"), rename, extras);
+        roots.push((train(&from), from));
+        let model = imported.join("model");
+        lay_model(&model, rename, extras);
+        import::import(&model, &imported.join("store"), &ImportOptions::default(), &NoProgress).unwrap();
+        roots.push((train(&imported), imported));
     }
-    for (folder, root) in &roots {
-        assert_eq!(*root, roots[0].1, "{}", folder.display());
+    for (root, folder) in &roots {
+        assert_eq!(*root, roots[0].0, "{}", folder.display());
     }
 }
