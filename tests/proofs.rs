@@ -97,7 +97,8 @@ fn stores() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, other) in [("a", false), ("b", true)] {
         let store = Store::create(&folder.path().join(name)).unwrap();
-        commit(&store, state(other), &CommitOptions::new(RUN, 1)).unwrap();
+        let lock = store.lock("a test").unwrap();
+        commit(&store, &lock, state(other), &CommitOptions::new(RUN, 1)).unwrap();
     }
     folder
 }
