@@ -1,7 +1,9 @@
 //! `ckptd status` tells what a job does, running or not.
 
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -69,4 +71,34 @@ fn a_running_job_answers_beside_stuck_clients_a_stopped_one_from_files() {
     assert_eq!(stopped["state"], "stopped");
     assert_eq!(stopped["last_snapshot"]["state"], "verified");
     assert_eq!(stopped["worker"]["pid"], Value::Null);
+}
+
+/// How the daemon ends the connection within `time`; `None` where it does not.
+fn end_within(mut client: &UnixStream, time: Duration) -> Option<usize> {
+    client.set_read_timeout(Some(time)).unwrap();
+    match client.read(&mut [0; 16]) {
+        Ok(bytes) => Some(bytes),
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
+        // Closed with bytes of ours unread.
+        Err(_) => Some(0),
+    }
+}
+
+#[test]
+fn the_status_socket_serves_sixteen_clients_for_two_seconds_and_64_kib_each() {
+    let job = AgentJob::new(100_000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 5:");
+    let socket = job.store().join("status.sock");
+    // More than a request may have, and no end of line: not worth waiting for.
+    let mut long = UnixStream::connect(&socket).unwrap();
+    let _ = long.write_all(&[b' '; (64 << 10) + 1]);
+    assert_eq!(end_within(&long, Duration::from_millis(1500)), Some(0), "a request may be of any length");
+    let silent: Vec<UnixStream> = (0..16).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let one_more = UnixStream::connect(&socket).unwrap();
+    assert_eq!(end_within(&one_more, Duration::from_millis(1500)), Some(0), "a seventeenth client is served");
+    assert_eq!(end_within(&silent[0], Duration::from_millis(20)), None, "the first client was turned away");
+    assert_eq!(end_within(&silent[0], Duration::from_secs(10)), Some(0), "a silent client keeps its place");
+    run.signal(Signal::TERM);
+    assert_eq!(run.wait().code, Some(75));
 }

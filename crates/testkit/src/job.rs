@@ -11,7 +11,7 @@ use ckptd_core::store::{SnapshotEntry, SnapshotState, Store};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A test that waits for longer has failed.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A folder with a job file, `job.toml`, whose store is `store`.
 pub struct JobFolder {
@@ -124,8 +124,9 @@ impl RunningAgent {
 
     /// Waits for a line of the log that holds `text`.
     pub fn wait_for(&mut self, text: &str) -> String {
+        let until = Instant::now() + PATIENCE;
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     self.seen.push(line.clone());
                     if line.contains(text) {
