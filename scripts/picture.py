@@ -34,8 +34,6 @@ eval_every = 0
 [snapshot]
 every_steps = 20
 """
-# What a reader does not need to see twice.
-QUIET = ('reading text', 'training a tokenizer', 'tokenizing', 'checking tokens', 'loading the weights', 'training 2615424', 'step ')
 
 
 def ckptd(*arguments):
@@ -66,13 +64,12 @@ def root(folder, name):
 
 
 def told(lines):
-    """The lines to show: without what is quiet, and of many snapshots the last ones."""
-    shown = [line for line in lines if not line.startswith(QUIET)]
-    head = [line for line in shown if not line.startswith('verified')]
-    verified = [line for line in shown if line.startswith('verified')]
-    ended = [line for line in head if line.startswith('finished')]
-    begun = [line for line in head if line not in ended][1:]
-    return begun + ['...'] + verified[-1:] + ended
+    """The lines to show: how it began, the last snapshot, how it ended."""
+    starting = [line for line in lines if line.startswith(('starting', 'resuming'))]
+    verified = [line for line in lines if line.startswith('verified')]
+    finished = [line for line in lines if line.startswith('finished')]
+    assert not finished or verified[-1].startswith(f'verified step {STEPS}:'), lines
+    return starting + ['...'] + verified[-1:] + finished
 
 
 def draw(rows):
