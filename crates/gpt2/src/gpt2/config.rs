@@ -297,3 +297,22 @@ fn name_the_field(json: &serde_json::Value, error: &serde_json::Error) -> String
     });
     alone.unwrap_or_else(|| error.to_string())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recorded_keys_are_those_of_config_json_as_the_first_release_had_them() {
+        for shape in [Gpt2Config::preset("gpt2-mini").unwrap(), Gpt2Config::default().with_dropout(0.25)] {
+            let mut settings = TrainSettings::default();
+            shape.record(&mut settings);
+            let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&shape.to_json()).unwrap();
+            let expected: TrainSettings =
+                json.iter().map(|(key, value)| (format!("model.{key}"), value.to_string())).collect();
+            assert_eq!(settings, expected);
+            assert_eq!(settings.iter().count(), 19);
+        }
+    }
+}
