@@ -1,30 +1,37 @@
-# make run      train the small default job; run again, it goes on where it was
-# make test     everything: unit tests, whole-program tests, interop with Python's torch and transformers
-# make bench    ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute, a small model
-# make build    target/release/ckptd and ckptd-gpt2
-# make interval  the automatic snapshot interval against the best fixed one, simulated
-# make terms    200 SIGTERMs at random moments, and how long it took until the state was durable
-# make systemd-check  the unit under a real systemd in namespaces of its own, one line a check (needs root)
-# make faults   the fault campaign (docs/reliability.md): under 20 minutes on 2 cores; as root, with FUSE and loop devices
-#               for all of it. make faults-short: a share of each part
-# make soak     SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
-# make lint     formatting, clippy with warnings as errors, spelling
-# make fuzz     every reader of strangers' files, FUZZ_SECONDS (60) each
-# make docs     docs/cli.md and docs/config.md, made of the program; make picture: docs/picture.svg, of a real run
+# make run            train the small default job; run again, it goes on where it was
+# make build          target/release/ckptd and ckptd-gpt2
+# make test           everything: unit tests, whole-program tests, interop with Python's torch and transformers
+# make lint           formatting, clippy with warnings as errors, spelling, the width of lines, what crates may depend on
+# make docs           docs/cli.md and docs/config.md, made of the program
+# make picture        docs/picture.svg, of a real run
+#
+# make bench          ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute
 # make bench-formats  what exports of GPT-2 cost, beside transformers
-# Each does its own set-up (libtorch into .cache, once).
+# make interval       the automatic snapshot interval against the best fixed one, simulated
+#
+# make terms          200 SIGTERMs at random moments, and how long it took until the state was durable
+# make fuzz           every reader of strangers' files, FUZZ_SECONDS (60) per reader
+# make systemd-check  the unit under a real systemd in namespaces of its own, one line per check (needs root)
+# make faults-short   a share of each part of the fault campaign (docs/reliability.md)
+# make faults         all of it: under 20 minutes on 2 cores; needs root, FUSE and loop devices for every part
+# make soak           SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
+#
+# make help           this list. Each target does its own set-up (libtorch into .cache, once).
 
 CONFIG ?= config/mini.toml
 FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run test bench build lint interval terms systemd-check faults faults-short soak programs setup setup-full setup-bench \
+.PHONY: run help test bench build lint interval terms systemd-check faults faults-short soak programs setup setup-full setup-bench \
 	text fuzz bench-formats docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
 	target/release/ckptd run $(CONFIG) || [ $$? -eq 75 ]
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 build: setup
 	cargo build --release --locked
@@ -48,6 +55,11 @@ lint: setup-full
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	cargo clippy --release --locked -p ckptd-faults --features faults --bins -- -D warnings
 	.cache/python/bin/codespell
+	@! git ls-files '*.rs' | LC_ALL=C.UTF-8 xargs grep -nE '^.{121,}'
+	@tree=$$(cargo tree --locked -e normal --prefix none -p ckptd-core -p ckptd-interop -p ckptd-gpt2) && \
+		! echo "$$tree" | grep -E '^(tokio|ureq|notify) '
+	@tree=$$(cargo tree --locked -e normal --prefix none -p ckptd-core -p ckptd-interop) && \
+		! echo "$$tree" | grep -E '^(clap|indicatif) '
 
 systemd-check: build
 	@scripts/systemd_check.sh target/release

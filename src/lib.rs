@@ -7,6 +7,8 @@
 //! Modules in reading order, each above those before it: [`session`] (the planner), [`folder_watch`], [`once_flag`],
 //! [`notices`] and [`daemon`], [`training`], [`cli`].
 
+#![warn(unreachable_pub)]
+
 pub mod cli;
 pub mod daemon;
 pub mod folder_watch;

@@ -12,7 +12,7 @@ use ckptd_interop::check::{self, CheckReport, ProbeReport, TensorCheck};
 /// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
 /// something is not finite or differs).
 #[derive(clap::Args)]
-pub struct CheckArgs {
+pub(super) struct CheckArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -28,7 +28,7 @@ pub struct CheckArgs {
     json: bool,
 }
 
-pub fn execute(args: &CheckArgs) -> Result<u8> {
+pub(super) fn execute(args: &CheckArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     let against = match args.against.as_deref() {

@@ -14,7 +14,7 @@ use ckptd_interop::compare::{self, CompareReport, TensorComparison};
 ///
 /// A and B are files, or with --store also latest, best or a step number.
 #[derive(clap::Args)]
-pub struct CompareArgs {
+pub(super) struct CompareArgs {
     a: String,
     b: String,
     /// The store's folder, or the job file, that names like `latest` refer to.
@@ -24,7 +24,7 @@ pub struct CompareArgs {
     json: bool,
 }
 
-pub fn execute(args: &CompareArgs) -> Result<u8> {
+pub(super) fn execute(args: &CompareArgs) -> Result<u8> {
     let target = args.store.as_deref().map(CommandTarget::open).transpose()?;
     let open = |spec: &str| match (&target, Path::new(spec)) {
         (_, path) if path.is_file() => SnapshotReader::open(path),

@@ -1,4 +1,4 @@
-//! Who watches long work from a terminal: a progress bar once it takes a while, and an end by signal.
+//! Long work on a terminal: a progress bar once it takes a while, and an end by signal.
 //!
 //! Invariant: a signal never ends the process in the middle of a write; it raises a flag, the work returns an error,
 //! and what it had begun is removed.
@@ -17,7 +17,8 @@ use ckptd_core::progress::{ProgressSink, interrupted};
 /// Work that is done by then is not worth a bar.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-pub struct Console {
+/// A progress bar and a flag that signals raise; it goes with this.
+pub(super) struct Console {
     cancelled: Arc<AtomicBool>,
     stage: Mutex<Stage>,
 }
@@ -30,7 +31,7 @@ struct Stage {
 
 impl Console {
     /// Listens to SIGINT, SIGTERM and SIGHUP from now on.
-    pub fn start() -> Result<Console> {
+    pub(super) fn start() -> Result<Console> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&cancelled);
         let listening = |e| Error::Other(format!("listening to signals: {e}"));
@@ -57,12 +58,12 @@ impl Console {
     }
 
     /// Raised by a signal.
-    pub fn cancelled(&self) -> Arc<AtomicBool> {
+    pub(super) fn cancelled(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancelled)
     }
 
     /// Lets `write` write to the terminal without a bar in its way.
-    pub fn around<T>(&self, write: impl FnOnce() -> T) -> T {
+    pub(super) fn around<T>(&self, write: impl FnOnce() -> T) -> T {
         let bar = self.stage().bar.clone();
         bar.suspend(write)
     }

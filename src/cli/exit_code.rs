@@ -1,7 +1,7 @@
 //! Exit codes besides an error's own.
 
-pub const DONE: u8 = 0;
+pub(super) const DONE: u8 = 0;
 /// The command worked, and what it looked at is damaged, differs or is not finite.
-pub const CHECK_FAILED: u8 = 1;
+pub(super) const CHECK_FAILED: u8 = 1;
 /// EX_TEMPFAIL: the session is over, run it again to go on.
-pub const RESUME_LATER: u8 = 75;
+pub(super) const RESUME_LATER: u8 = 75;

@@ -15,7 +15,7 @@ use ckptd_interop::export::{self, ExportFormat, ExportOptions, ExportReport};
 
 /// Write a snapshot as what others load: a Hugging Face folder, a .pt or safetensors file, or a bundle to move it.
 #[derive(clap::Args)]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -28,7 +28,7 @@ pub struct ExportArgs {
     /// The optimiser's state too: Trainer and torch.optim resume from it. Bundles always have it.
     #[arg(long)]
     with_optimizer: bool,
-    /// The tokens that the job trains on too, so that it can be gone on with where its texts are not. Goes with
+    /// The tokens that the job trains on too, for a machine that does not have its texts. Goes with
     /// bundles, and with hf and --with-optimizer.
     #[arg(long)]
     with_data: bool,
@@ -62,7 +62,7 @@ enum DTypeArg {
     F16,
 }
 
-pub fn execute(args: &ExportArgs) -> Result<u8> {
+pub(super) fn execute(args: &ExportArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     let format = match args.format {

@@ -12,7 +12,7 @@ use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 
 /// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, or a bundle.
 #[derive(clap::Args)]
-pub struct ImportArgs {
+pub(super) struct ImportArgs {
     /// What to import.
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
@@ -39,7 +39,7 @@ enum OptimizerArg {
     SgdMomentum,
 }
 
-pub fn execute(args: &ImportArgs) -> Result<u8> {
+pub(super) fn execute(args: &ImportArgs) -> Result<u8> {
     let store = if args.target.is_file() { Config::load(&args.target)?.job.store } else { args.target.clone() };
     let console = Console::start()?;
     let options = ImportOptions {

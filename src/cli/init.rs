@@ -10,13 +10,13 @@ use ckptd_core::error::{Error, Result};
 
 /// Write a commented job file to start from.
 #[derive(clap::Args)]
-pub struct InitArgs {
+pub(super) struct InitArgs {
     /// The file to write; it must not be there yet.
     #[arg(default_value = "ckptd.toml")]
     file: PathBuf,
 }
 
-pub fn execute(args: &InitArgs) -> Result<u8> {
+pub(super) fn execute(args: &InitArgs) -> Result<u8> {
     let written = OpenOptions::new().write(true).create_new(true).open(&args.file);
     match written.and_then(|mut file| file.write_all(TEMPLATE.as_bytes())) {
         Ok(()) => {}

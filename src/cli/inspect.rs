@@ -15,7 +15,7 @@ use ckptd_core::store::{Manifest, SnapshotReader};
 
 /// Show what is in a snapshot: manifest, tensors, sizes and ratios.
 #[derive(clap::Args)]
-pub struct InspectArgs {
+pub(super) struct InspectArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -49,7 +49,7 @@ struct StoredItem<'a> {
     codings: BTreeMap<&'static str, u64>,
 }
 
-pub fn execute(args: &InspectArgs) -> Result<u8> {
+pub(super) fn execute(args: &InspectArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     let reader = SnapshotReader::open(&entry.path)?;

@@ -14,7 +14,7 @@ use ckptd_core::store::{QuarantinedFile, SnapshotEntry, SnapshotState, layout};
 
 /// Show the snapshots, newest first, with their state and why each is kept.
 #[derive(clap::Args)]
-pub struct ListArgs {
+pub(super) struct ListArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -45,7 +45,7 @@ struct ListRow {
     problem: Option<String>,
 }
 
-pub fn execute(args: &ListArgs) -> Result<u8> {
+pub(super) fn execute(args: &ListArgs) -> Result<u8> {
     let rows = rows(&CommandTarget::open(&args.target)?)?;
     if args.json {
         output::json(&rows)?;

@@ -18,20 +18,20 @@ use crate::daemon::printer::LogPrinter;
 use ckptd_core::config::LogLevel;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(super) enum LogFormat {
     Text,
     Json,
 }
 
 /// The log of a run.
-pub struct RunLog {
+pub(super) struct RunLog {
     pub printer: LogPrinter,
     level: reload::Handle<LevelFilter, Registry>,
 }
 
 impl RunLog {
     /// Sets the level of what is logged from now on.
-    pub fn set_level(&self, level: LogLevel) {
+    pub(super) fn set_level(&self, level: LogLevel) {
         // It fails only where the subscriber is gone, and with it all logging.
         let _ = self.level.reload(filter(level));
     }
@@ -47,7 +47,7 @@ const fn filter(level: LogLevel) -> LevelFilter {
 }
 
 /// Sends what is logged from now on to stderr, through a printer with a panel where that makes sense.
-pub fn start(format: LogFormat, level: LogLevel) -> RunLog {
+pub(super) fn start(format: LogFormat, level: LogLevel) -> RunLog {
     let quiet = matches!(level, LogLevel::Error | LogLevel::Warn);
     let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     let printer = LogPrinter::start(terminal && format == LogFormat::Text && !quiet);
@@ -67,7 +67,7 @@ pub fn start(format: LogFormat, level: LogLevel) -> RunLog {
     RunLog { printer, level: handle }
 }
 
-/// "12:34:56 verified step 1200: ...": the message alone, with its level where it is none of the usual.
+/// "12:34:56 verified step 1200: ...": the message alone, with its level where that is a warning or an error.
 struct Sentence {
     clock: bool,
 }

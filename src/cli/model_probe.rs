@@ -17,7 +17,7 @@ use ckptd_interop::check::ProbeReport;
 const TICK: Duration = Duration::from_millis(200);
 
 /// Asks the worker for the answers of the snapshot at `path`, and how far they are from those of `against`.
-pub fn ask(path: &Path, against: Option<&Path>, progress: &dyn ProgressSink) -> Result<ProbeReport> {
+pub(super) fn ask(path: &Path, against: Option<&Path>, progress: &dyn ProgressSink) -> Result<ProbeReport> {
     let program = default_program()?;
     let mut command = Command::new(&program);
     command.arg("probe").arg("--model").arg(path);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use ckptd_core::error::{Error, Result};
 
 /// Writes `text` to stdout.
-pub fn text(text: &str) -> Result<()> {
+pub(super) fn text(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("writing", "stdout", e)),
@@ -18,24 +18,24 @@ pub fn text(text: &str) -> Result<()> {
 }
 
 /// Writes `document` to stdout, indented.
-pub fn json(document: &impl Serialize) -> Result<()> {
+pub(super) fn json(document: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(document).map_err(|e| Error::Other(format!("writing JSON: {e}")))?;
     text(&format!("{json}\n"))
 }
 
 /// Writes `document` as JSON where that was asked for, else as what `describe` makes of it.
-pub fn show<T: Serialize>(as_json: bool, document: &T, describe: impl FnOnce(&T) -> String) -> Result<()> {
+pub(super) fn show<T: Serialize>(as_json: bool, document: &T, describe: impl FnOnce(&T) -> String) -> Result<()> {
     if as_json { json(document) } else { text(&describe(document)) }
 }
 
 /// Writes a line to stderr.
-pub fn complain(line: &str) {
+pub(super) fn complain(line: &str) {
     // A failing stderr can be reported nowhere.
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Columns that are as wide as they need to be, the last one ragged.
-pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([head[column].len()]).max().unwrap_or(0)
@@ -50,17 +50,17 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// "24.2 MiB".
-pub fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).to_string()
 }
 
 /// `bytes` as a share of the raw bytes: "81 %".
-pub fn percent(bytes: u64, raw_bytes: u64) -> String {
+pub(super) fn percent(bytes: u64, raw_bytes: u64) -> String {
     format!("{:.0} %", 100.0 * bytes as f64 / raw_bytes.max(1) as f64)
 }
 
 /// How many times smaller than the raw bytes.
-pub fn ratio(raw_bytes: u64, bytes: u64) -> f64 {
+pub(super) fn ratio(raw_bytes: u64, bytes: u64) -> f64 {
     (raw_bytes as f64 / bytes.max(1) as f64 * 1e4).round() / 1e4
 }
 

@@ -6,16 +6,16 @@ use super::target::CommandTarget;
 use super::{exit_code, output};
 use ckptd_core::error::Result;
 
-/// Keep a snapshot whatever the retention policy says.
+/// Keep a snapshot against the retention policy.
 #[derive(clap::Args)]
-pub struct PinArgs {
+pub(super) struct PinArgs {
     #[command(flatten)]
     args: SnapshotArgs,
 }
 
 /// Leave a pinned snapshot to the retention policy again.
 #[derive(clap::Args)]
-pub struct UnpinArgs {
+pub(super) struct UnpinArgs {
     #[command(flatten)]
     args: SnapshotArgs,
 }
@@ -29,7 +29,7 @@ struct SnapshotArgs {
     snapshot: String,
 }
 
-pub fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
+pub(super) fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     target.store.pin(&entry)?;
@@ -37,7 +37,7 @@ pub fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
     Ok(exit_code::DONE)
 }
 
-pub fn unpin(UnpinArgs { args }: &UnpinArgs) -> Result<u8> {
+pub(super) fn unpin(UnpinArgs { args }: &UnpinArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let entry = target.store.find(&args.snapshot)?;
     target.store.unpin(&entry)?;

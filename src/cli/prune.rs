@@ -13,7 +13,7 @@ use ckptd_core::store::RetentionVerdict;
 
 /// Delete what the retention policy does not keep; with --dry-run, show what that would be.
 #[derive(clap::Args)]
-pub struct PruneArgs {
+pub(super) struct PruneArgs {
     /// The store's folder (whose policy is the last run's), or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -32,7 +32,7 @@ struct PruneRow<'a> {
     reasons: Vec<String>,
 }
 
-pub fn execute(args: &PruneArgs) -> Result<u8> {
+pub(super) fn execute(args: &PruneArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let Some(retention) = target.config.as_ref().map(|config| &config.retention) else {
         return Err(Error::Other(format!(

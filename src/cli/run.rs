@@ -14,7 +14,7 @@ use ckptd_core::error::Result;
 /// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, a second one at once; SIGUSR1 takes a
 /// snapshot, SIGHUP reads the job file again (as a change of it does).
 #[derive(clap::Args)]
-pub struct RunArgs {
+pub(super) struct RunArgs {
     /// The job file; `ckptd init` writes one to start from.
     config: PathBuf,
     /// Go on although settings that change the arithmetic differ from the snapshot's.
@@ -33,7 +33,7 @@ pub struct RunArgs {
     quiet: bool,
 }
 
-pub fn execute(args: &RunArgs) -> Result<u8> {
+pub(super) fn execute(args: &RunArgs) -> Result<u8> {
     let text = Config::read(&args.config)?;
     let mut config = Config::parse(&text, &args.config)?;
     config.snapshot.probe |= args.probe;

@@ -22,7 +22,7 @@ const SHOWN: usize = 5;
 
 /// Show what a running or stopped job is doing.
 #[derive(clap::Args)]
-pub struct StatusArgs {
+pub(super) struct StatusArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -30,7 +30,7 @@ pub struct StatusArgs {
     json: bool,
 }
 
-pub fn execute(args: &StatusArgs) -> Result<u8> {
+pub(super) fn execute(args: &StatusArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let live = match &target.config {
         Some(config) => ask(&config.status.socket)?,
@@ -116,7 +116,8 @@ fn describe(report: &StatusReport) -> String {
     });
     let SnapshotCounts { committed, verified, skipped, failed, quarantined } = report.snapshots;
     lines.push(format!(
-        "snapshots: {committed} committed, {verified} verified, {skipped} skipped, {failed} failed, {quarantined} quarantined"
+        "snapshots: {committed} committed, {verified} verified, {skipped} skipped, {failed} failed, \
+         {quarantined} quarantined"
     ));
     if let StallReport { p50: Some(p50), p99: Some(p99) } = report.stall_ms {
         lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %)"));

@@ -8,14 +8,14 @@ use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{Record, Store};
 
 /// A store with the job that runs in it, where that is known.
-pub struct CommandTarget {
+pub(super) struct CommandTarget {
     pub store: Store,
     pub config: Option<Config>,
 }
 
 impl CommandTarget {
     /// `path` is a store's folder, whose job is the one that ran in it last, or a config file.
-    pub fn open(path: &Path) -> Result<CommandTarget> {
+    pub(super) fn open(path: &Path) -> Result<CommandTarget> {
         if path.is_dir() {
             let store = Store::open(path)?;
             let config = store.read_record(Record::Job)?;
@@ -40,7 +40,7 @@ impl CommandTarget {
     }
 
     /// The job's retention, or what is the default of one.
-    pub fn retention(&self) -> RetentionPolicy {
+    pub(super) fn retention(&self) -> RetentionPolicy {
         self.config.as_ref().map_or_else(RetentionPolicy::default, |config| config.retention.clone())
     }
 }

@@ -10,7 +10,7 @@ use ckptd_interop::limits::ReadLimits;
 
 /// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
 #[derive(clap::Args)]
-pub struct UnpackArgs {
+pub(super) struct UnpackArgs {
     bundle: PathBuf,
     /// The folder to make.
     out: PathBuf,
@@ -21,7 +21,7 @@ pub struct UnpackArgs {
     json: bool,
 }
 
-pub fn execute(args: &UnpackArgs) -> Result<u8> {
+pub(super) fn execute(args: &UnpackArgs) -> Result<u8> {
     let console = Console::start()?;
     let unpacked = bundle::unpack(&args.bundle, &args.out, args.force, &ReadLimits::default(), &console)?;
     drop(console);

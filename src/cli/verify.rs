@@ -17,7 +17,7 @@ use ckptd_core::store::{SnapshotEntry, Store};
 
 /// Read snapshots back from the disk, every byte, and say which are damaged (exit code 1).
 #[derive(clap::Args)]
-pub struct VerifyArgs {
+pub(super) struct VerifyArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
@@ -43,7 +43,7 @@ struct VerifyRow {
     seconds: f64,
 }
 
-pub fn execute(args: &VerifyArgs) -> Result<u8> {
+pub(super) fn execute(args: &VerifyArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let entries = match args.snapshots.as_slice() {
         [] => target.store.entries()?,

@@ -1,4 +1,4 @@
-//! The inbox: one queue for everything that a daemon's loop takes in, whatever its events are.
+//! The inbox: one queue for everything that a daemon's loop takes in, of any type of event.
 //!
 //! Invariant: the queue is bounded; a sender that is faster than the loop waits.
 

@@ -1,7 +1,7 @@
-//! What any foreground service needs, whatever it supervises.
+//! What any foreground service needs.
 //!
 //! Reading order: [`inbox`] (the one queue), [`signals`], [`verifier`], [`recorder`], [`job_file`] (threads that feed
-//! it), [`report`] and [`status`] (what is told to those who ask), [`service`] (to the service manager), [`printer`].
+//! it), [`report`] and [`status`] (what clients are told), [`service`] (to the service manager), [`printer`].
 //! Deliberately not here: training.
 
 pub mod inbox;

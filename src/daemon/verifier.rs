@@ -200,7 +200,7 @@ fn choose(store: &Store, lock: &StoreLock, discard: Option<(SnapshotId, String)>
 
 fn read_back(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -> ReadBack {
     let began = Instant::now();
-    let entry = match store.find(&id) {
+    let entry = match store.find(id) {
         Ok(entry) => entry,
         Err(Error::NotFound(_)) => return ReadBack::Gone,
         Err(e) => return ReadBack::Unknown { reason: e.to_string() },

@@ -11,7 +11,7 @@ use crate::session::clock::ClockReading;
 use crate::session::notice::{NoticeKind, SessionNotice};
 
 /// Asks `source` until there is nothing more to learn, or until it is told to stop.
-pub fn poll(mut source: Box<dyn NoticeSource>, wakes: &Receiver<SourceWake>, sink: &NoticeSink) {
+pub(super) fn poll(mut source: Box<dyn NoticeSource>, wakes: &Receiver<SourceWake>, sink: &NoticeSink) {
     let name = source.name();
     let mut announced = AnnouncedSoFar::default();
     let mut trouble = SourceTrouble::new(name);

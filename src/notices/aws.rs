@@ -2,7 +2,7 @@
 //!
 //! The instance metadata service, version 2: a token by PUT, then GET with the token. 404 says that nothing is
 //! announced. "terminate" and "stop" come about two minutes ahead, at best; "hibernate" begins at once and keeps the
-//! memory, so that a snapshot is all there is to do. Deliberately not here: version 1, which needs no token.
+//! memory: a snapshot is all there is to do. Deliberately not here: version 1, which needs no token.
 //! Source: docs.aws.amazon.com, "Spot Instance interruption notices", "EC2 instance rebalance recommendations".
 
 use std::time::Duration;

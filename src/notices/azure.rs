@@ -1,8 +1,8 @@
 //! Azure: scheduled events of this machine.
 //!
 //! The service announces what will happen to the machines of a group: Preempt (30 s ahead at least), Reboot and Freeze
-//! (15 minutes), Redeploy (10), Terminate (5 to 15). Only events that name this machine count, so that its name is
-//! asked for first. A freeze is a pause of seconds that keeps the memory: worth a snapshot. No event is ever approved,
+//! (15 minutes), Redeploy (10), Terminate (5 to 15). Only events that name this machine count: its name is asked
+//! for first. A freeze is a pause of seconds that keeps the memory: worth a snapshot. No event is ever approved,
 //! which would only bring it forward. Source: learn.microsoft.com, "Azure Metadata Service: Scheduled Events for
 //! Linux VMs".
 

@@ -1,7 +1,7 @@
 //! How a metadata service is asked: plain HTTP to an address of the machine's own.
 //!
-//! Invariant: an answer takes two seconds and 64 KiB at most; no proxy is used, whatever the environment says, and no
-//! redirect is followed, so that nobody but the service itself is believed. Deliberately not here: what is asked.
+//! Invariant: an answer takes two seconds and 64 KiB at most; no proxy of the environment is used and no
+//! redirect is followed, so that only the service itself is believed. Deliberately not here: what is asked.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub struct HttpReply {
 
 /// The network, or what takes its place in a test.
 pub trait HttpClient: Send {
-    /// The reply, whatever its status; `Err` says in a clause why there is none.
+    /// The reply, with any status; `Err` says in a clause why there is no reply.
     fn ask(&self, request: &HttpRequest) -> Result<HttpReply, String>;
 }
 
@@ -120,7 +120,7 @@ pub mod fake {
         Ok(HttpReply { status, flavor: Some("Google".into()), body: body.as_bytes().to_vec() })
     }
 
-    /// Answers in a row, whatever is asked.
+    /// Answers in a row, to any question.
     pub fn script(replies: Vec<Result<HttpReply, String>>) -> impl HttpClient {
         let replies = Mutex::new(replies.into_iter());
         FakeClient(move |_: &HttpRequest| {

@@ -2,7 +2,7 @@
 //!
 //! What lies there when the session begins does not count, or a file forgotten there would end every session at once;
 //! touching it again does. The kernel reports changes at once where it can; network file systems do not report what
-//! other machines do, so that it is looked at now and then as well. Deliberately not here: what a file says; its
+//! other machines do: it is looked at now and then as well. Deliberately not here: what a file says; its
 //! content is not read.
 
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub fn watch(path: &Path, wakes: &Receiver<SourceWake>, wake: Sender<SourceWake>
     let mut before = None;
     let mut watcher = None;
     loop {
-        // Watched first and looked at then, so that nothing falls in between.
+        // Watched first and looked at then: no change falls in between.
         if watcher.is_none() {
             watcher = watch_for_changes(path, wake.clone());
         }

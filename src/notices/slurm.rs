@@ -62,7 +62,7 @@ impl NoticeSource for SlurmSource {
     }
 }
 
-/// A job's end as Slurm writes it: seconds since 1970 or a local time; `None`: there is none.
+/// A job's end as Slurm writes it: seconds since 1970 or a local time; `None`: it has no end.
 pub fn parse_end(text: &str, zone: &TimeZone) -> Result<Option<Timestamp>, String> {
     let text = text.trim();
     if matches!(text, "N/A" | "NONE" | "Unknown" | "UNLIMITED" | "0") {

@@ -2,7 +2,7 @@
 //!
 //! systemd tells a service nothing about it, and at its end kills it as failed: so it is asked, through systemctl,
 //! about the unit that this process is in. Its count begins when the unit is started up, and stands still while the
-//! machine sleeps, so that what is found here is never too late. Deliberately not here: what the service manager is
+//! machine sleeps, so what is found here is never too late. Deliberately not here: what the service manager is
 //! told (daemon/service). Source: systemd.service(5), systemctl(1).
 
 use std::path::Path;
@@ -111,7 +111,7 @@ fn unit_of(path: &str) -> Option<ServiceUnit> {
     let at = parts.iter().rposition(|part| part.ends_with(".service") || part.ends_with(".scope"))?;
     let of_user = parts[..at].iter().any(|part| part.starts_with("user@") && part.ends_with(".service"));
     let name = parts[at].to_owned();
-    // init.scope holds the manager, and in a container whatever stayed beside it. An option would be none of a name.
+    // init.scope holds the manager, and in a container what stayed beside it. A name with a dash would be an option.
     (name != "init.scope" && !name.starts_with('-')).then_some(ServiceUnit { name, of_user })
 }
 

@@ -5,19 +5,19 @@ use tracing::{debug, info, warn};
 use crate::once_flag::OnceFlag;
 
 /// One line of the log per trouble, however often it is met, and one when it is over.
-pub struct SourceTrouble {
+pub(super) struct SourceTrouble {
     name: &'static str,
     told: OnceFlag,
 }
 
 impl SourceTrouble {
     /// No trouble yet, with the source `name`.
-    pub fn new(name: &'static str) -> SourceTrouble {
+    pub(super) fn new(name: &'static str) -> SourceTrouble {
         SourceTrouble { name, told: OnceFlag::default() }
     }
 
     /// `what` is wrong with an answer.
-    pub fn met(&mut self, what: &str) {
+    pub(super) fn met(&mut self, what: &str) {
         let name = self.name;
         if self.told.raise() {
             warn!("{name}: {what}; the training goes on, and it is asked again");
@@ -27,7 +27,7 @@ impl SourceTrouble {
     }
 
     /// There was an answer.
-    pub fn over(&mut self) {
+    pub(super) fn over(&mut self) {
         if self.told.lower() {
             info!("{}: it answers again", self.name);
         }

@@ -1,8 +1,8 @@
 //! The session's clock: CLOCK_BOOTTIME, which cannot be set and runs on while the machine sleeps.
 //!
 //! Invariant: what a session may last is counted on this clock alone. [`std::time::Instant`] stands still while the
-//! machine is suspended, and the wall clock can be set at any time. Deliberately not here: who reads the clocks; a
-//! [`ClockReading`] holds both, read together, and is passed in.
+//! machine is suspended, and the wall clock can be set at any time. Deliberately not here: when the clocks are
+//! read; a [`ClockReading`] holds both, read together, and is passed in.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;

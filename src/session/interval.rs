@@ -15,7 +15,7 @@ use ckptd_core::text::rough_duration;
 
 /// Never more often than that: a snapshot has costs that no step shows (the device's wear, the reader's time).
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Never more seldom, whatever the figures say: they may be wrong.
+/// Never more seldom, also where the figures say so: they may be wrong.
 const LONGEST: Duration = Duration::from_secs(2 * 3600);
 /// Until a snapshot was measured.
 const FIRST: Duration = Duration::from_secs(60);
@@ -94,7 +94,7 @@ pub fn choose(inputs: &IntervalInputs, max_overhead: f64) -> IntervalChoice {
     IntervalChoice { every, why }
 }
 
-/// Two digits are more than the figures are worth already; up, so that a bound stays one.
+/// Two digits are more than the figures are worth already; rounded up: a lower bound must hold.
 fn round(duration: Duration) -> Duration {
     let seconds = duration.as_secs();
     match seconds {

@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use super::clock::{BootInstant, ClockReading};
 
-/// What ends with a session after its snapshot: the worker, the record of the session, the agent.
+/// Time that is kept for what ends after the last snapshot: the worker, the record of the session, the daemon.
 pub const EXIT_RESERVE: Duration = Duration::from_millis(300);
 /// What the final snapshot may cost as long as nothing was measured, as a share of the session and at most.
 const UNMEASURED_SHARE: u32 = 10;
 const UNMEASURED_MAX: Duration = Duration::from_secs(30);
 
-/// The moment by which the session must be over, and who says so.
+/// The moment by which the session must be over, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionDeadline {
     pub at: BootInstant,
-    /// For people, so that it follows "stopping:", as "the session's budget ends".
+    /// For people, after "stopping:": "the session's budget ends".
     pub why: String,
 }
 
-/// The earliest of all deadlines. A time of day is translated anew at each look, so that it stays the time of day when
+/// The earliest of all deadlines. A time of day is translated anew at each call: it stays that time of day when
 /// the clock is set; a budget and a notice are moments already.
 pub fn earliest(
     began: BootInstant,

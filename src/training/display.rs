@@ -14,7 +14,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 const PANEL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The display of one run.
-pub struct ProgressDisplay<'a> {
+pub(super) struct ProgressDisplay<'a> {
     printer: &'a LogPrinter,
     next: BootInstant,
     step: u64,
@@ -22,17 +22,17 @@ pub struct ProgressDisplay<'a> {
 
 impl ProgressDisplay<'_> {
     /// A display on `printer`, which is due at once.
-    pub fn new(printer: &LogPrinter) -> ProgressDisplay<'_> {
+    pub(super) fn new(printer: &LogPrinter) -> ProgressDisplay<'_> {
         ProgressDisplay { printer, next: BootInstant::now(), step: 0 }
     }
 
     /// When the panel wants an update.
-    pub fn wake_at(&self) -> Option<BootInstant> {
+    pub(super) fn wake_at(&self) -> Option<BootInstant> {
         self.printer.is_live().then_some(self.next)
     }
 
     /// Shows `progress` where that is due.
-    pub fn update(&mut self, progress: &JobProgress, now: ClockReading) {
+    pub(super) fn update(&mut self, progress: &JobProgress, now: ClockReading) {
         if now.at < self.next {
             return;
         }

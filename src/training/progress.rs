@@ -38,7 +38,7 @@ pub struct JobProgress {
     pub total_steps: u64,
     pub loss: Option<f64>,
     pub deadline: Option<Timestamp>,
-    /// The newest snapshot, whatever its state.
+    /// The newest snapshot, in any state.
     pub last_snapshot: Option<LastSnapshot>,
     pub last_verified: Option<LastSnapshot>,
     pub counts: SnapshotCounts,
@@ -300,7 +300,8 @@ mod tests {
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "history interval last_snapshot loss problem session snapshots stall_ms state step tokens_per_second total_steps worker"
+            "history interval last_snapshot loss problem session snapshots stall_ms state step tokens_per_second \
+             total_steps worker"
         );
         assert_eq!(keys(&json["session"]), "deadline seconds_left source");
         assert_eq!(keys(&json["interval"]), "seconds why");

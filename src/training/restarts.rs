@@ -126,7 +126,8 @@ impl RestartPolicy {
         }
         if self.in_a_row > max_restarts {
             return RestartDecision::GiveUp(format!(
-                "the worker was restarted {max_restarts} times in a row without a new step ([worker] max_restarts): {cause}"
+                "the worker was restarted {max_restarts} times in a row without a new step \
+                 ([worker] max_restarts): {cause}"
             ));
         }
         RestartDecision::After(match self.in_a_row {

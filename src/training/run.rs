@@ -44,7 +44,7 @@ pub struct RunOptions<'a> {
     pub path: PathBuf,
     pub text: String,
     pub accept_changes: bool,
-    /// Snapshots hold a fingerprint of the model's logits, whatever the job file says.
+    /// Snapshots hold a fingerprint of the model's logits, also where the job file does not ask for it.
     pub probe: bool,
     pub printer: &'a LogPrinter,
     pub set_log_level: &'a dyn Fn(LogLevel),

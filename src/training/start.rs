@@ -1,7 +1,7 @@
 //! What comes before the event loop, step by step.
 //!
 //! Invariant: the order is a contract. The beginning is read first, since a budget counts from the process's start.
-//! Signals and notices are heard before the lock is waited for, so that both can end the wait. Nothing in the store is
+//! Signals and notices are heard before the lock is waited for: both can end the wait. Nothing in the store is
 //! touched without the lock.
 
 use std::path::Path;
@@ -33,7 +33,7 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_STARTUP: Duration = Duration::from_secs(60);
 
 /// What a session has once it has begun.
-pub struct Started {
+pub(super) struct Started {
     pub store: Arc<Store>,
     pub lock: Arc<StoreLock>,
     pub run_id: RunId,
@@ -44,7 +44,7 @@ pub struct Started {
 }
 
 /// When the session began: with the process, since that is what a budget is counted from.
-pub fn began(config: &Config) -> Result<ClockReading> {
+pub(super) fn began(config: &Config) -> Result<ClockReading> {
     let now = ClockReading::now();
     if let Some(deadline) = config.session.deadline.filter(|deadline| deadline.0 <= now.wall) {
         return Err(Error::Config(format!("[session] deadline: {} is past", deadline.0)));
@@ -57,7 +57,7 @@ pub fn began(config: &Config) -> Result<ClockReading> {
 
 /// Opens, locks and tidies the store, and begins to answer status requests. `None`: a signal or the budget ended the
 /// wait for the lock.
-pub async fn start(
+pub(super) async fn start(
     config: &Config,
     began: ClockReading,
     inputs: &InboxSender<JobEvent>,

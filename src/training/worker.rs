@@ -106,7 +106,8 @@ pub fn default_program() -> Result<PathBuf> {
     let candidates = beside.iter().cloned().chain(std::env::split_paths(&in_path).map(|folder| folder.join(PROGRAM)));
     candidates.into_iter().find(|path| is_program(path)).ok_or_else(|| {
         Error::Other(format!(
-            "the worker {PROGRAM} is neither beside ckptd nor in PATH; build it with `make build` or name one in [worker] command"
+            "the worker {PROGRAM} is neither beside ckptd nor in PATH; build it with `make build` \
+             or name one in [worker] command"
         ))
     })
 }
@@ -166,7 +167,7 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs
     let _ = inputs.send(DaemonInput::Event(JobEvent::Exited(exit))).await;
 }
 
-/// Passes the worker's messages on, up to its end or the first line that is none.
+/// Passes the worker's messages on, up to its end or the first line that is no message.
 async fn listen(stdout: impl AsyncRead + Unpin, inputs: &InboxSender<JobEvent>) {
     let mut reader = BufReader::new(stdout);
     let mut line = Vec::new();
@@ -211,7 +212,7 @@ async fn collect(stderr: impl AsyncRead + Unpin, stderr_tail: &Mutex<VecDeque<St
     }
 }
 
-/// How many processes this machine's kernel has killed for lack of memory, in any memory group; 0 where it does not say.
+/// How many processes the kernel has killed for lack of memory, in any memory group; 0 where it does not say.
 fn out_of_memory_kills() -> u64 {
     let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)

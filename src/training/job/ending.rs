@@ -86,7 +86,7 @@ impl JobMachine {
                 WorkerPhase::Leaving { .. } | WorkerPhase::Killed { .. } if run.was_ready() => {
                     info!("stopping: {why}");
                 }
-                // It has trained nothing yet, so that there is nothing to save and nothing to wait for.
+                // It has trained nothing yet: there is nothing to save and nothing to wait for.
                 _ => {
                     info!("stopping: {why}");
                     self.act(JobAction::Kill);
@@ -136,7 +136,8 @@ impl JobMachine {
         let why = self.stop.as_ref().map_or("stopped", |stop| stop.why.as_str());
         let outcome = match self.progress.last_durable() {
             None if step > 0 => Err(Error::Other(format!(
-                "the session ended ({why}) after step {step} of {total} and before any snapshot; training restarts from step 0"
+                "the session ended ({why}) after step {step} of {total} and before any snapshot; \
+                 training restarts from step 0"
             ))),
             None => {
                 info!("session over ({why}): nothing was trained yet");

@@ -1,7 +1,7 @@
 //! What is done about what happens: a state machine without clock, process or disk.
 //!
-//! Reading order: [`events`] (what can happen, what can be wanted), [`machine`] (the event's way), `phase` (what a job and
-//! its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `ending`.
+//! Reading order: [`events`] (what can happen, what can be wanted), [`machine`] (the way of an
+//! event), `phase` (what a job and its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `ending`.
 
 mod ending;
 pub mod events;

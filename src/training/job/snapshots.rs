@@ -33,7 +33,7 @@ impl JobMachine {
                 self.progress.counts.failed += 1;
                 self.in_flight = None;
                 self.meter.snapshot_ended(Duration::ZERO);
-                // A full disk is one complaint, whatever was being written when it was met.
+                // A full disk is one complaint, in any file that met it.
                 let complaint = if disk_full { DISK_FULL.to_owned() } else { what.clone() };
                 if self.complaint.as_ref() == Some(&complaint) {
                     debug!(step, disk_full, "no snapshot of step {step} either: {what}");
@@ -45,7 +45,7 @@ impl JobMachine {
                 }
             }
             WorkerEvent::Committed { step, path, write_ms, stall_ms, extra_peak_bytes, .. } => {
-                // Only the name counts: what lies elsewhere is none of this store's snapshots.
+                // Only the name counts: a file elsewhere is not found in this store.
                 let Some(id) = path.file_stem().map(|stem| SnapshotId::from(stem.to_string_lossy().into_owned()))
                 else {
                     return self

@@ -275,7 +275,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever happens in whatever order: one worker at a time, none before a choice, an end by the time that was
+    /// In any order of events: one worker at a time, none before a choice, an end by the time that was
     /// given, success only with the last step verified.
     #[test]
     fn no_order_of_events_breaks_the_invariants(happenings in prop::collection::vec(happening(), 1..120)) {
@@ -334,9 +334,9 @@ proptest! {
                     bench.on(exited(code));
                 }
                 Happening::Signal(n) => {
-                    let signals = [DaemonSignal::Interrupt, DaemonSignal::Finish, DaemonSignal::Snapshot, DaemonSignal::Hangup];
-                    let signal = signals[usize::from(n) % 4];
-                    if matches!(signal, DaemonSignal::Interrupt | DaemonSignal::Finish) && stop_by.is_none() {
+                    use DaemonSignal::{Finish, Hangup, Interrupt, Snapshot};
+                    let signal = [Interrupt, Finish, Snapshot, Hangup][usize::from(n) % 4];
+                    if matches!(signal, Interrupt | Finish) && stop_by.is_none() {
                         stop_by = Some(bench.now.at + Duration::from_secs(10));
                     }
                     bench.on(JobEvent::Signal(signal));
@@ -354,7 +354,7 @@ proptest! {
                         choosing = true;
                     }
                     JobAction::Spawn => prop_assert!(false, "a worker that was not chosen for"),
-                    JobAction::Send(_) => prop_assert!(alive, "a command to nobody"),
+                    JobAction::Send(_) => prop_assert!(alive, "a command without a worker"),
                     JobAction::End(outcome) => {
                         if matches!(outcome, Ok(SessionOutcome::Finished)) {
                             prop_assert_eq!(saved, 20);

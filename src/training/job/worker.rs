@@ -39,11 +39,11 @@ impl JobMachine {
                 }
                 self.progress.stage = Some((stage, fraction));
             }
+            WorkerEvent::Ready { step, .. } if step != run.step => {
+                let what = format!("it begins after step {step} and not after step {}", run.step);
+                self.kill_for(FailureCause::ProtocolError(what), now);
+            }
             WorkerEvent::Ready { step, parameters, state_bytes, device, threads, .. } => {
-                if step != run.step {
-                    let what = format!("it begins after step {step} and not after step {}", run.step);
-                    return self.kill_for(FailureCause::ProtocolError(what), now);
-                }
                 self.ready(now);
                 let size = bytesize::ByteSize(state_bytes);
                 info!(
@@ -71,12 +71,10 @@ impl JobMachine {
             }
             WorkerEvent::Eval { step, val_loss, best } => {
                 let mark = if best { ", the best so far" } else { "" };
+                let perplexity = val_loss.exp();
                 info!(
                     step,
-                    val_loss,
-                    best,
-                    "step {step}: validation loss {val_loss:.4}, perplexity {:.2}{mark}",
-                    val_loss.exp()
+                    val_loss, best, "step {step}: validation loss {val_loss:.4}, perplexity {perplexity:.2}{mark}"
                 );
             }
             WorkerEvent::Failed { failure, what } => self.last_word(LastWord::Failed { failure, what }, now),
@@ -98,7 +96,8 @@ impl JobMachine {
         let JobPhase::Running(run) = &mut self.phase else { return };
         if version != protocol::VERSION {
             let what = format!(
-                "the worker {worker} {worker_version} speaks protocol {version}, this ckptd {}; install the two of one release",
+                "the worker {worker} {worker_version} speaks protocol {version}, this ckptd {}; \
+                 install the two of one release",
                 protocol::VERSION
             );
             return self.end(Err(Error::Other(what)), now);
