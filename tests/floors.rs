@@ -27,6 +27,7 @@ const CRATES: [(&str, &[&[&str]]); 4] = [
             &["torch_pt", "bundle"],
             &["hf", "export"],
             &["import"],
+            &["compare"],
             &["check"],
         ],
     ),
