@@ -1,9 +1,10 @@
-//! The codec on a raw state, one core, under the benchmark's command: `codec FOLDER`, where the worker has dumped a state.
+//! The codec on a raw state, one core, under the benchmark's command: `codec FOLDER`, where the worker has dumped a
+//! state.
 //!
-//! Obeys one line at a time on stdin: `encode ROLE` and `decode ROLE` answer with the CPU seconds of this thread, chunk by
-//! chunk as the store cuts tensors; `decode` compares every byte. `hash ROLE` is the time of both hashes of every chunk.
-//! The memory is the store's: raw and encoded bytes in huge pages, a chunk encoded in a buffer that is used again, all of
-//! it touched before.
+//! Obeys one line at a time on stdin: `encode ROLE` and `decode ROLE` answer with the CPU seconds of this thread, chunk
+//! by chunk as the store cuts tensors; `decode` compares every byte. `hash ROLE` is the time of both hashes of every
+//! chunk. The memory is the store's: raw and encoded bytes in huge pages, a chunk encoded in a buffer that is used
+//! again, all of it touched before.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

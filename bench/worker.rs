@@ -1,7 +1,7 @@
 //! The worker under the benchmark's command: the product's own training loop and snapshots, step by step.
 //!
-//! `worker JOB.toml [RESUME]` prepares the job as `ckptd-gpt2` does, answers `ready`, and then obeys one line at a time on
-//! stdin:
+//! `worker JOB.toml [RESUME]` prepares the job as `ckptd-gpt2` does, answers `ready`, and then obeys one line at a time
+//! on stdin:
 //!
 //! - `train STEPS SNAPSHOT_AFTER`: so many steps; after the given one (from 1; 0: none) a snapshot is taken as the
 //!   training loop takes it. Answers with wall time, CPU time of the process, and minor page faults.

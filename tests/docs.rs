@@ -200,7 +200,8 @@ fn the_worker_on_the_page_of_the_protocol_trains_and_stops() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     std::fs::write(at("worker.py"), worker).unwrap();
-    let job = "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"none\"]\n[train]\nsteps = 1000000\n[session]\nbudget = \"4s\"\n\
+    let job = "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"none\"]\n[train]\nsteps = 1000000\n[session]\n\
+     budget = \"4s\"\n\
                [worker]\ncommand = [\"python3\", \"worker.py\"]\n";
     std::fs::write(at("job.toml"), job).unwrap();
     let mut program = Command::new(env!("CARGO_BIN_EXE_ckptd"));

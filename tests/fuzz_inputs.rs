@@ -1,4 +1,5 @@
-//! What the fuzzers start from, and whatever they once broke something with, is read without a panic and without a trace.
+//! What the fuzzers start from, and whatever they once broke something with, is read without a panic and without a
+//! trace.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../fuzz/src/lib.rs"]
@@ -170,8 +171,9 @@ fn answers() -> Vec<(&'static str, u8, &'static str)> {
         (
             "azure-events",
             3,
-            r#"{"DocumentIncarnation": 1, "Events": [{"EventId": "A", "EventStatus": "Scheduled", "EventType": "Preempt",
-"ResourceType": "VirtualMachine", "Resources": ["vm_0"], "NotBefore": "Mon, 19 Sep 2026 18:29:47 GMT"}]}"#,
+            r#"{"DocumentIncarnation": 1, "Events": [{"EventId": "A", "EventStatus": "Scheduled",
+"EventType": "Preempt", "ResourceType": "VirtualMachine",
+"Resources": ["vm_0"], "NotBefore": "Mon, 19 Sep 2026 18:29:47 GMT"}]}"#,
         ),
         ("azure-name", 4, "vm_0"),
         ("gcp-preempted", 5, "TRUE"),

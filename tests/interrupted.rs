@@ -1,5 +1,5 @@
-//! An export that is interrupted leaves nothing, one that is killed leaves nothing that could be taken for an export, and
-//! what is there already is replaced only when that is asked for.
+//! An export that is interrupted leaves nothing, one that is killed leaves nothing that could be taken for an export,
+//! and what is there already is replaced only when that is asked for.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

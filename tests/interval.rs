@@ -78,7 +78,8 @@ fn auto_reaches_95_percent_of_the_best_fixed_intervals_goodput() {
             let (goodput, every) = auto(&uptimes, snapshot, &mut random);
             let usual = fixed(&uptimes, 300.0, snapshot);
             println!(
-                "{name:>8} {:>12.2} s {:>10.1} s {best_every:>11.0} s {:>7.2} % {every:>9.0} s {:>6.2} % {:>8.2} % {:>7.2} %",
+                "{name:>8} {:>12.2} s {:>10.1} s {best_every:>11.0} s {:>7.2} % {every:>9.0} s {:>6.2} % {:>8.2} % \
+                 {:>7.2} %",
                 snapshot.0,
                 snapshot.1,
                 100.0 * best,

@@ -47,7 +47,8 @@ fn write_job(folder: &Path, model: &str, texts: &str, snapshot: &str) -> PathBuf
     let config = format!(
         "[job]\nthreads = 2\n{model}[data]\ntext = [\"{texts}\"]\n\
          [snapshot]\nevery_steps = 4\n{snapshot}[retention]\nkeep_last = 9\n\
-         [train]\nsteps = 12\nbatch_size = 2\nsequence_length = 32\nwarmup_steps = 3\neval_every = 6\neval_batches = 2\n",
+         [train]\nsteps = 12\nbatch_size = 2\nsequence_length = 32\n\
+         warmup_steps = 3\neval_every = 6\neval_batches = 2\n",
     );
     std::fs::write(&job, config).unwrap();
     job

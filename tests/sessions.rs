@@ -1,5 +1,5 @@
-//! Sessions end well: within their budget, at a signal in the middle of a step, two hundred times if need be; and all of
-//! them together end in the bits of a training that was never interrupted. Real binaries, a real model.
+//! Sessions end well: within their budget, at a signal in the middle of a step, two hundred times if need be; and all
+//! of them together end in the bits of a training that was never interrupted. Real binaries, a real model.
 //!
 //! `make terms` sends 200 SIGTERMs (CKPTD_TERMS says how many) and prints how long it took until the state was durable.
 #![allow(clippy::unwrap_used)]

@@ -130,8 +130,8 @@ fn listing(dir: &Path) -> BTreeMap<PathBuf, u64> {
     found
 }
 
-/// Runs `attempt`, which must fail; returns its refusal, the time and the most memory that it took: what Rust allocated, or
-/// where that is more what the process has touched (zstd allocates by itself, and files are mapped).
+/// Runs `attempt`, which must fail; returns its refusal, the time and the most memory that it took: what Rust
+/// allocated, or where that is more what the process has touched (zstd allocates by itself, and files are mapped).
 fn measure<T>(attempt: impl FnOnce() -> ckptd_core::Result<T>) -> (String, Duration, usize) {
     // Makes the peak of the resident memory that of now.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();

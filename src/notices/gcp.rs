@@ -1,10 +1,10 @@
 //! Google Cloud: the preemption of a spot or preemptible instance, and the maintenance of its host.
 //!
-//! The metadata server shows itself by a header; an answer without it comes from another server. `preempted` turns to TRUE
-//! when the instance is told to shut down, 30 s before it is cut off. `maintenance-event` announces that the host goes
-//! out of service: the instance is moved on while it runs (a pause, worth a snapshot), or ended, after 60 s, and with a
-//! GPU after an hour. Source: cloud.google.com/compute/docs, "Preemptible VM instances", "Query the metadata server
-//! for maintenance event notices".
+//! The metadata server shows itself by a header; an answer without it comes from another server. `preempted` turns to
+//! TRUE when the instance is told to shut down, 30 s before it is cut off. `maintenance-event` announces that the host
+//! goes out of service: the instance is moved on while it runs (a pause, worth a snapshot), or ended, after 60 s, and
+//! with a GPU after an hour. Source: cloud.google.com/compute/docs, "Preemptible VM instances", "Query the metadata
+//! server for maintenance event notices".
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! How long a session lasts and what is due when: pure functions of what is known and what the time is.
 //!
-//! Reading order: [`clock`], [`notice`], [`costs`] (what snapshots and steps cost, learned over all sessions), [`plan`],
-//! [`interval`] (the time between snapshots that loses least), [`records`] (the sessions so far).
+//! Reading order: [`clock`], [`notice`], [`costs`] (what snapshots and steps cost, learned over all sessions),
+//! [`plan`], [`interval`] (the time between snapshots that loses least), [`records`] (the sessions so far).
 //!
-//! Invariant: nothing here reads a file, a socket or, outside [`clock`], the time. Deliberately not here: doing what was
-//! decided (training/job).
+//! Invariant: nothing here reads a file, a socket or, outside [`clock`], the time. Deliberately not here: doing what
+//! was decided (training/job).
 
 pub mod clock;
 pub mod costs;

@@ -21,7 +21,8 @@ pub fn state(carried: &[&str], files: &[(&str, &[u8])]) -> Vec<u8> {
         })
         .collect();
     let train = serde_json::json!({
-        "step": 1, "tokens_seen": 0, "epoch": 0, "position": 0, "last_eval_step": 0, "best_val_loss": null, "settings": {}
+        "step": 1, "tokens_seen": 0, "epoch": 0, "position": 0, "last_eval_step": 0, "best_val_loss": null,
+        "settings": {}
     });
     let provenance = serde_json::json!({"ckptd": "", "libtorch": "", "host": "", "device": "", "reason": ""});
     serde_json::json!({

@@ -116,8 +116,8 @@ impl ChaosJob {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// What each step computed, in full: its number, and its loss and gradient norm as the log has them. A step that was
-    /// computed again is there again.
+    /// What each step computed, in full: its number, and its loss and gradient norm as the log has them. A step that
+    /// was computed again is there again.
     pub fn steps(&self) -> Vec<(u64, String)> {
         let step = |message: LogMessage| {
             let (number, rest) = message.text.strip_prefix("step ")?.split_once(" done: ")?;
@@ -161,8 +161,8 @@ impl ChaosJob {
         self.check_with(tally, true)
     }
 
-    /// As [`ChaosJob::check`], while the disk is full: what was announced may have found no room for its receipt. It is read
-    /// back here, and then counts.
+    /// As [`ChaosJob::check`], while the disk is full: what was announced may have found no room for its receipt. It is
+    /// read back here, and then counts.
     pub fn check_on_full_disk(&self, tally: &mut CampaignTally) -> Result<()> {
         self.check_with(tally, false)
     }

@@ -1,5 +1,5 @@
-//! RetentionPolicy against a model: random lives of a store (save, verify well or badly, pin, crash, another config), and
-//! after every rotation, also one that a crash cut short, the question what is left.
+//! RetentionPolicy against a model: random lives of a store (save, verify well or badly, pin, crash, another config),
+//! and after every rotation, also one that a crash cut short, the question what is left.
 //!
 //! Invariant of the model, written down without retention's own rules: what is pinned, not verified, or of another run
 //! stays; the two newest healthy verified states stay; so does the one of the lowest validation loss, where the policy

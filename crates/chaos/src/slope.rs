@@ -2,8 +2,9 @@
 //!
 //! A process that is killed and started again begins small and warms up, which a line through everything would take
 //! for growth. So only moments of the same life are compared, after its warm-up. What a snapshot in flight takes comes
-//! and goes: of each stretch of time only the lowest value counts. And what is taken once, at a first damaged snapshot for
-//! one, moves a median (Theil and Sen's) little, where least squares would call it a slope; a leak is in most of the pairs.
+//! and goes: of each stretch of time only the lowest value counts. And what is taken once, at a first damaged snapshot
+//! for one, moves a median (Theil and Sen's) little, where least squares would call it a slope; a leak is in most of
+//! the pairs.
 
 use std::collections::BTreeMap;
 

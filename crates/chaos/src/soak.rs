@@ -1,9 +1,9 @@
 //! Chaos for hours: a small GPT-2 is trained to its end over and over, under kills, stops, damage, requests and stuck
 //! clients, while memory and descriptors of agent and worker are sampled.
 //!
-//! Invariant: every training ends in the state of an undisturbed one; nothing grows: most moments of a life do not have more
-//! than earlier ones of the same life, or less than a megabyte an hour, and a descriptor in two. Slopes of less than half an
-//! hour are told and not judged.
+//! Invariant: every training ends in the state of an undisturbed one; nothing grows: most moments of a life do not have
+//! more than earlier ones of the same life, or less than a megabyte an hour, and a descriptor in two. Slopes of less
+//! than half an hour are told and not judged.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -38,7 +38,8 @@ pub enum Error {
 
     /// A snapshot of a later format: nothing is wrong with it, and this release cannot judge it.
     #[error(
-        "{}: a newer ckptd wrote this (snapshot format {version}, this one reads {known}); install that release, or move the file out of the store to go on without it",
+        "{}: a newer ckptd wrote this (snapshot format {version}, this one reads {known}); install that release, or \
+         move the file out of the store to go on without it",
         path.display()
     )]
     Newer {

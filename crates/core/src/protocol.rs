@@ -98,7 +98,8 @@ pub enum WorkerEvent {
         #[serde(default)]
         accepts: Vec<String>,
     },
-    /// Something that takes time before or between steps (reading text, loading, evaluating). It counts as a sign of life.
+    /// Something that takes time before or between steps (reading text, loading, evaluating). It counts as a sign of
+    /// life.
     Progress {
         /// What it is, as "reading text".
         stage: String,

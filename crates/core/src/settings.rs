@@ -1,9 +1,10 @@
 //! The settings of a training that change its arithmetic, as the train state keeps them: text by text.
 //!
 //! Invariant: the list is closed. A key of the first release always stands in it. A key that came later is left out at
-//! the value that reproduces what the releases before it computed, so that no older `root` changes. What does not change
-//! the result (bounds of memory, numbers of ranks, recomputation) never enters. Deliberately not here: which keys of a
-//! job file are in it (`config`), the model's own keys (the worker), changes of the arithmetic itself (`arithmetic`).
+//! the value that reproduces what the releases before it computed, so that no older `root` changes. What does not
+//! change the result (bounds of memory, numbers of ranks, recomputation) never enters. Deliberately not here: which
+//! keys of a job file are in it (`config`), the model's own keys (the worker), changes of the arithmetic itself
+//! (`arithmetic`).
 
 use std::collections::BTreeMap;
 

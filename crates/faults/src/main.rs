@@ -2,7 +2,8 @@
 //! left against what was announced. `faults/README.md` says how the campaign uses it.
 //!
 //! Reading order: [`states`] (what is saved), [`drive`] (what is done), [`announce`] (what it says), [`promises`] (what
-//! must hold), [`judge`] (whether it does), [`hooks`] (what goes wrong), then the parts: [`sweep`], [`crash`] on [`disk`], [`damage`], [`contend`].
+//! must hold), [`judge`] (whether it does), [`hooks`] (what goes wrong), then the parts: [`sweep`], [`crash`] on
+//! [`disk`], [`damage`], [`contend`].
 
 mod announce;
 mod campaign;

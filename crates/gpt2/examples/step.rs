@@ -59,7 +59,8 @@ fn main() -> ckptd_core::Result<()> {
         "{}",
         serde_json::json!({
             "pass_ms": median(passes), "update_ms": median(updates), "update_outside_ms": median(outside),
-            "pass_cpu_ms": median(passes_cpu), "update_cpu_ms": median(updates_cpu), "faults": median(faults), "largest_stall_ms": stall, "loss": loss,
+            "pass_cpu_ms": median(passes_cpu), "update_cpu_ms": median(updates_cpu), "faults": median(faults),
+            "largest_stall_ms": stall, "loss": loss,
         })
     );
     Ok(())

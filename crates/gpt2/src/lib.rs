@@ -1,10 +1,11 @@
 //! ckptd's GPT-2 worker as a library: `main.rs` is the program over these modules.
 //!
 //! Modules in reading order: [`setup`] (from a config to a training that is ready), [`train`] (the training loop),
-//! [`snapshots`] (taking them meanwhile), [`events`] (what the agent is told and says); below them [`torch`] (errors and
-//! device) and [`process`] (threads, malloc), [`gpt2`] (the model and its gradients), [`capture`] (the training state and
-//! snapshots of it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it trains on),
-//! [`rng`], [`weights`] (weights for inference), [`probe`] (a fingerprint of the logits), [`generate`] (text generation).
+//! [`snapshots`] (taking them meanwhile), [`events`] (what the agent is told and says); below them [`torch`] (errors
+//! and device) and [`process`] (threads, malloc), [`gpt2`] (the model and its gradients), [`capture`] (the training
+//! state and snapshots of it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it
+//! trains on), [`rng`], [`weights`] (weights for inference), [`probe`] (a fingerprint of the logits), [`generate`]
+//! (text generation).
 
 pub mod capture;
 pub mod data;

@@ -1,8 +1,8 @@
 //! Token files: little-endian u16 or u32 ids and nothing else, memory-mapped to read, whole or absent when written.
 //!
-//! Invariant: what is known about a file ([`TokenFacts`]) was read from exactly these bytes. It is remembered beside the
-//! cache and believed without another look only while the file's [`FileStamp`] is the same.
-//! Deliberately not here: where ids come from and what they mean (data).
+//! Invariant: what is known about a file ([`TokenFacts`]) was read from exactly these bytes. It is remembered beside
+//! the cache and believed without another look only while the file's [`FileStamp`] is the same. Deliberately not here:
+//! where ids come from and what they mean (data).
 
 use std::fs::{File, Permissions};
 use std::io::{BufWriter, Write};

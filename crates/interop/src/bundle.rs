@@ -2,8 +2,8 @@
 //!
 //! Invariant: unpacking writes plain files into one fresh folder and nothing else: no folders within it, no absolute
 //! names, no `..`, no links, devices or duplicates; no more bytes than were announced, and no more announced than the
-//! bundle's own size and the disk justify. Where the bundle says what its files are ([`export_record`]), each of them must be
-//! there, be exactly that, and nothing else may be there. Deliberately not here: what the files mean (import).
+//! bundle's own size and the disk justify. Where the bundle says what its files are ([`export_record`]), each of them
+//! must be there, be exactly that, and nothing else may be there. Deliberately not here: what the files mean (import).
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -31,7 +31,8 @@ pub enum BundleKind {
 }
 
 const PIECE_BYTES: usize = 1 << 20;
-/// The lowest level with Huffman codes of its own: weights hardly shrink by more at any level, and at level 1 they grow.
+/// The lowest level with Huffman codes of its own: weights hardly shrink by more at any level, and at level 1 they
+/// grow.
 const DEFLATE_LEVEL: i64 = 2;
 /// Level 1 is within half a percent of the higher ones on weights, and many times faster.
 const ZSTD_LEVEL: i32 = 1;
@@ -299,7 +300,8 @@ impl Unpacking<'_> {
                 tar::EntryType::Regular => {}
                 other => {
                     return Err(self.refuse(format!(
-                        "{name:?} is of the kind {other:?}; a bundle has plain files only (pack with tar --format=ustar)"
+                        "{name:?} is of the kind {other:?}; a bundle has plain files only (pack with tar \
+                         --format=ustar)"
                     )));
                 }
             }
@@ -334,7 +336,8 @@ impl Unpacking<'_> {
                 Ok(())
             }
             None => Err(self.refuse(format!(
-                "it would unpack to at least {bytes} bytes, of which only {} are justified by its size and the free disk",
+                "it would unpack to at least {bytes} bytes, of which only {} are justified by its size and the free \
+                 disk",
                 self.left
             ))),
         }

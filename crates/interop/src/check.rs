@@ -95,7 +95,8 @@ pub struct ProbeReport {
 }
 
 impl CheckReport {
-    /// All parameters and answers are finite, the answers are as they were, and nothing differs from the other side, if there is one.
+    /// All parameters and answers are finite, the answers are as they were, and nothing differs from the other side, if
+    /// there is one.
     pub fn passes(&self) -> bool {
         let finite = self.tensors.iter().all(|tensor| tensor.role != Role::Param || tensor.nonfinite == 0);
         let answers =

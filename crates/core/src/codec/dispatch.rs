@@ -83,7 +83,10 @@ pub(super) fn fetch(bytes: &[u8]) {
 /// The bodies are plain loops that the compiler vectorises for the features at hand; only the Huffman coder and
 /// unpacking need instructions that no compiler picks by itself.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<const $c:ident: usize>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $(<const $c:ident: usize>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+    ) => {
         $(#[$meta])*
         $vis fn $name $(<const $c: usize>)? (isa: $crate::codec::dispatch::InstructionSet, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]

@@ -208,7 +208,9 @@ proptest! {
     #[test]
     fn the_huffman_coder_writes_frames_that_zstd_reads(
         spread in 1u32..128, skew in 0.3f64..6.0, base: u8,
-        len in prop_oneof![2usize..300, 1000usize..9000, Just(131_072), Just(131_073), Just(262_144), 131_000usize..140_000],
+        len in prop_oneof![
+            2usize..300, 1000usize..9000, Just(131_072), Just(131_073), Just(262_144), 131_000usize..140_000
+        ],
         seed: u64,
     ) {
         let mut random = Random(seed);
@@ -221,10 +223,12 @@ proptest! {
             if huffman::fits(&plane, &stats, scratch.len()) {
                 let written = huffman::write_frame(isa, &plane, &stats, &mut scratch);
                 let decoded = zstd::bulk::decompress(&scratch[..written], len).unwrap();
-                prop_assert_eq!(zstd_safe::get_frame_content_size(&scratch[..written]).ok().flatten(), Some(len as u64));
+                let content = zstd_safe::get_frame_content_size(&scratch[..written]).ok().flatten();
+                prop_assert_eq!(content, Some(len as u64));
                 prop_assert!(decoded.iter().zip(&plane).all(|(d, p)| d.wrapping_add(stats.min) == *p));
                 let mut read = vec![0xa5; len];
-                let (mut table, frame, ahead) = (huffman::LookupTable::default(), &scratch[..written], [&plane[..], &scratch]);
+                let mut table = huffman::LookupTable::default();
+                let (frame, ahead) = (&scratch[..written], [&plane[..], &scratch]);
                 prop_assert!(huffman::read_frame(isa, &mut table, frame, stats.min, &mut read, ahead));
                 prop_assert!(read == plane);
             }
@@ -233,7 +237,9 @@ proptest! {
 
     #[test]
     fn a_damaged_frame_is_declined_or_means_the_same_to_zstd(
-        skew in 0.3f64..6.0, len in 64usize..9000, at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..3),
+        skew in 0.3f64..6.0,
+        len in 64usize..9000,
+        at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..3),
         head in any::<bool>(), seed: u64,
     ) {
         let mut random = Random(seed);

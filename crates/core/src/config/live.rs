@@ -76,7 +76,8 @@ mod tests {
     #[test]
     fn intervals_retention_session_and_log_level_may_change_while_running() {
         let after = parse(
-            "[snapshot]\nevery = \"7s\"\n[retention]\nkeep_last = 9\n[session]\nbudget = \"1h\"\n[log]\nlevel = \"debug\"\n",
+            "[snapshot]\nevery = \"7s\"\n[retention]\nkeep_last = 9\n[session]\nbudget = \"1h\"\n[log]\nlevel = \
+             \"debug\"\n",
         );
         assert_eq!(
             changes(&parse(""), &after).unwrap(),

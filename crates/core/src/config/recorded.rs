@@ -1,9 +1,9 @@
 //! What of a job changes the arithmetic: the list of keys that the train state records, written and read back here.
 //!
 //! Invariant: each section is taken apart field by field, so that a new key does not compile before its author has
-//! decided whether it changes the result. One that does is added with [`SettingsSection::add_later`] and the value that reproduces
-//! what was computed before it; one that does not (bounds of memory, numbers of ranks, recomputation) is named with `_`.
-//! Deliberately not here: the model's own keys, which its worker knows.
+//! decided whether it changes the result. One that does is added with [`SettingsSection::add_later`] and the value that
+//! reproduces what was computed before it; one that does not (bounds of memory, numbers of ranks, recomputation) is
+//! named with `_`. Deliberately not here: the model's own keys, which its worker knows.
 //!
 //! [`SettingsSection::add_later`]: crate::settings::SettingsSection::add_later
 

@@ -1,7 +1,7 @@
 //! The sections of the job file, their keys and their defaults.
 //!
-//! Invariant: an unknown key is an error. Deliberately not here: which values make sense (`check`), what may change while
-//! a job runs (`live`), what changes the arithmetic (`recorded`).
+//! Invariant: an unknown key is an error. Deliberately not here: which values make sense (`check`), what may change
+//! while a job runs (`live`), what changes the arithmetic (`recorded`).
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The capturing side of the state: any thread takes a cut of it at any moment.
 //!
-//! Invariant: a cut is of one update, whole; it holds its buffers until it is dropped. Deliberately not here: encoding and
-//! disk (`store`).
+//! Invariant: a cut is of one update, whole; it holds its buffers until it is dropped. Deliberately not here: encoding
+//! and disk (`store`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

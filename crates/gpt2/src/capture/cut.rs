@@ -1,7 +1,7 @@
 //! What the training and the capturing side share, under one lock: the slots, the train state, the snapshot in flight.
 //!
-//! Invariant: every change under the lock leaves a whole state, or one that is marked as torn. Deliberately not here: what
-//! either side does with it.
+//! Invariant: every change under the lock leaves a whole state, or one that is marked as torn. Deliberately not here:
+//! what either side does with it.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

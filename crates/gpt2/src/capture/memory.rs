@@ -1,7 +1,7 @@
 //! The memory of a state: one anonymous mapping per set of buffers, in huge pages once the training runs.
 //!
-//! Not from the beginning: a fault that has to find and clear a huge page is what a restore would wait for, seconds of it
-//! on a machine whose memory is full of cached files or was given back to its host.
+//! Not from the beginning: a fault that has to find and clear a huge page is what a restore would wait for, seconds of
+//! it on a machine whose memory is full of cached files or was given back to its host.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -65,7 +65,8 @@ impl StateMapping {
         if self.map.advise_range(Advice::PopulateWrite, start + from, to - from).is_ok() {
             return;
         }
-        // Kernels before 5.14: replacing a byte by itself takes its page for writing, also while another thread writes beside it.
+        // Kernels before 5.14: replacing a byte by itself takes its page for writing, also while another thread writes
+        // beside it.
         for offset in (from..to).step_by(PAGE) {
             // SAFETY: the offset lies in the mapping, and is only accessed atomically here.
             let byte = unsafe { AtomicU8::from_ptr(self.base.add(offset)) };
@@ -80,8 +81,8 @@ impl StateMapping {
     }
 
     /// Puts a huge page in the place of small ones, contents and all, also while others read and write there. Where
-    /// the kernel has none left, the small ones stay: a few percent slower. `None` where there is nothing more to do: at
-    /// the end, and before Linux 6.1.
+    /// the kernel has none left, the small ones stay: a few percent slower. `None` where there is nothing more to do:
+    /// at the end, and before Linux 6.1.
     fn collapse(&self, from: usize) -> Option<()> {
         if from + HUGE_PAGE > self.bytes {
             return None;

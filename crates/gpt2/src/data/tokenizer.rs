@@ -158,7 +158,10 @@ impl TextEncoder {
 /// the text before it, and no added token that reaches over a border.
 fn is_by_word(tokenizer: &Tokenizer) -> bool {
     let reaches = |token: &AddedToken| token.rstrip || token.content.contains(char::is_whitespace);
-    let is_gpt2 = |split: &PreTokenizerWrapper| matches!(split, PreTokenizerWrapper::ByteLevel(split) if split.use_regex && !split.add_prefix_space);
+    let is_gpt2 = |split: &PreTokenizerWrapper| match split {
+        PreTokenizerWrapper::ByteLevel(split) => split.use_regex && !split.add_prefix_space,
+        _ => false,
+    };
     tokenizer.get_normalizer().is_none()
         && tokenizer.get_pre_tokenizer().is_some_and(is_gpt2)
         && !tokenizer.get_added_tokens_decoder().values().any(reaches)

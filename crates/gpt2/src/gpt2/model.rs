@@ -111,7 +111,8 @@ impl Gpt2Model {
         Ok(loss)
     }
 
-    /// The loss, the head's gradient added to `grads`, and a scalar whose gradient with respect to `hidden` is the loss's.
+    /// The loss, the head's gradient added to `grads`, and a scalar whose gradient with respect to `hidden` is the
+    /// loss's.
     fn head_backward(
         &mut self,
         params: &[Tensor],

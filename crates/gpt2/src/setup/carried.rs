@@ -14,8 +14,8 @@ use crate::gpt2::Gpt2Config;
 /// Largest companion file of a model folder that travels in snapshots, in bytes.
 const MAX_CARRIED_BYTES: u64 = 32 << 20;
 
-/// The config.json that snapshots carry: the model folder's own, as the model is trained, and with the special tokens of
-/// the tokenizer where it names none; GPT-2's would lie outside a smaller vocabulary.
+/// The config.json that snapshots carry: the model folder's own, as the model is trained, and with the special tokens
+/// of the tokenizer where it names none; GPT-2's would lie outside a smaller vocabulary.
 pub fn config_json(shape: &Gpt2Config, theirs: Option<&[u8]>, end_of_text: Option<u32>) -> String {
     let object = |json: &[u8]| serde_json::from_slice::<Map<String, Value>>(json).unwrap_or_default();
     let mut config = theirs.map(object).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The thread that encodes and commits captured snapshots, one at a time.
 //!
-//! Invariant: a commit that fails costs that snapshot and nothing else; a sequence number is used once. Deliberately not
-//! here: how a commit works (`store`).
+//! Invariant: a commit that fails costs that snapshot and nothing else; a sequence number is used once. Deliberately
+//! not here: how a commit works (`store`).
 
 use std::path::PathBuf;
 use std::sync::Arc;

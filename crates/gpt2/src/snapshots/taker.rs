@@ -1,7 +1,7 @@
 //! Takes snapshots: by request, by steps, and the last one of a session.
 //!
-//! Invariant: a request waits for the capture only, unless it is for the last snapshot. Deliberately not here: encoding and
-//! writing (`committer`).
+//! Invariant: a request waits for the capture only, unless it is for the last snapshot. Deliberately not here: encoding
+//! and writing (`committer`).
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -109,7 +109,8 @@ impl SnapshotTaker {
         // Before the threads' priority: an update that is under way holds up the last snapshot.
         self.capturer.freeze();
         // libtorch's threads cannot be stopped within an operation (one may hold a lock that is needed elsewhere). They
-        // still get a share: they may hold such a lock, and have to die when the process ends, on a crowded machine too.
+        // still get a share: they may hold such a lock, and have to die when the process ends, on a crowded machine
+        // too.
         lower_other_threads(YIELDING_NICE, &[committer::THREAD, events::THREAD, events::COMMANDS_THREAD]);
     }
 

@@ -78,8 +78,8 @@ pub fn export(
     })
 }
 
-/// The folder with the optimiser, written beside the target, packed, and removed again. Returns the bytes of its tensors
-/// and of its files.
+/// The folder with the optimiser, written beside the target, packed, and removed again. Returns the bytes of its
+/// tensors and of its files.
 fn bundle(
     source: &ExportSource,
     out: &Path,

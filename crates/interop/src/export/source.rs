@@ -83,8 +83,8 @@ impl ExportSource {
         &self.reader.manifest().tensors[index].meta
     }
 
-    /// Hands the bytes of `parts` to `take` in their order, each in one piece or more, with the part's index. What comes
-    /// next is read and decoded meanwhile.
+    /// Hands the bytes of `parts` to `take` in their order, each in one piece or more, with the part's index. What
+    /// comes next is read and decoded meanwhile.
     pub fn stream(&self, parts: &[ExportPart], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let mut orders = Vec::new();
         for (index, part) in parts.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! From the parts of a source to one snapshot.
 //!
-//! Two ways lead there. A source with an [`ExportRecord`] is an exported snapshot: every tensor is held against its hash, and
-//! the snapshot is the one that was exported, to the same root. Any other source is interpreted: names and tied
-//! weights as GPT-2's, floats widened to float32, the optimiser's state by the order of the parameters.
+//! Two ways lead there. A source with an [`ExportRecord`] is an exported snapshot: every tensor is held against its
+//! hash, and the snapshot is the one that was exported, to the same root. Any other source is interpreted: names and
+//! tied weights as GPT-2's, floats widened to float32, the optimiser's state by the order of the parameters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

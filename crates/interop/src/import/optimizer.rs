@@ -35,7 +35,8 @@ pub fn read(file: &PtFile, value: &PtValue, params: &[&TensorMeta]) -> Result<Op
         [first, second] if *first == decaying && first + second == params.len() => order,
         _ => {
             return Err(refuse(format!(
-                "its groups have {sizes:?} parameters; known are one group of {} in the model's order, or two of [{decaying}, {}] \
+                "its groups have {sizes:?} parameters; known are one group of {} in the model's order, or two of \
+                 [{decaying}, {}] \
                  with the decaying ones (two dimensions) first, as Trainer has them",
                 params.len(),
                 params.len() - decaying

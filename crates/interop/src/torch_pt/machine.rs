@@ -187,7 +187,10 @@ impl PickleMachine<'_> {
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), String> {
         let global = globals::lookup(module, name).ok_or_else(|| {
             let shown: String = format!("{module}.{name}").chars().take(200).collect();
-            format!("refusing global {shown}: only what state dicts are made of is read, nothing is executed; save model.state_dict(), not the model")
+            format!(
+                "refusing global {shown}: only what state dicts are made of is read, nothing is executed; save \
+             model.state_dict(), not the model"
+            )
         })?;
         self.push(HeapNode::Global(global))
     }
