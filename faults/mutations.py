@@ -57,9 +57,9 @@ MUTATIONS = [
     Mutation("pins are overlooked", CRASH, (
         ("store/catalogue.rs", "entry.pinned = pins.contains(&entry.id);", "entry.pinned = !ON && pins.contains(&entry.id);"),)),
     Mutation("resume takes what was not read back", CRASH, (
-        ("store/resume.rs", "State::Verified => return Ok(Some(chosen(entry, &passed_over))),",
-         "State::Committed if ON => return Ok(Some(chosen(entry, &passed_over))),\n"
-         "State::Verified => return Ok(Some(chosen(entry, &passed_over))),"),)),
+        ("store/resume.rs", "SnapshotState::Verified => return Ok(Some(chosen(entry, &passed_over))),",
+         "SnapshotState::Committed if ON => return Ok(Some(chosen(entry, &passed_over))),\n"
+         "SnapshotState::Verified => return Ok(Some(chosen(entry, &passed_over))),"),)),
     Mutation("resume takes an unhealthy one", CRASH, (
         ("store/resume.rs", "_ if !entry.healthy() => {", "_ if !entry.healthy() && !ON => {"),)),
     Mutation("a damaged file is deleted", CRASH, (
