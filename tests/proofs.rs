@@ -70,9 +70,10 @@ fn state(other: bool) -> Snapshot {
         tensor(Role::Buffer, "u8", DType::U8, &[2], vec![0xff - d, 1]),
         tensor(Role::Buffer, "bool", DType::Bool, &[2], vec![1, d]),
     ];
-    tensors.push(match other {
-        false => tensor(Role::Buffer, "typed", DType::F32, &[2], f32s([1.0, 2.5])),
-        true => tensor(Role::Buffer, "typed", DType::BF16, &[2], [0x3f80u16, 0x4000].map(u16::to_le_bytes).concat()),
+    tensors.push(if other {
+        tensor(Role::Buffer, "typed", DType::BF16, &[2], [0x3f80u16, 0x4000].map(u16::to_le_bytes).concat())
+    } else {
+        tensor(Role::Buffer, "typed", DType::F32, &[2], f32s([1.0, 2.5]))
     });
     let own = if other { ["z.there", "b.there"] } else { ["z.here", "b.here"] };
     tensors.extend(own.map(|name| param(name, &[1], f32s([1.0]))));

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_printer_whose_thread_is_stuck_takes_lines_without_waiting_and_counts_those_it_drops() {
+    fn a_printer_whose_thread_is_stuck_drops_lines_without_waiting() {
         let (queue, _stuck) = sync_channel(1);
         let printer = LogPrinter { queue, dropped: Arc::default(), live: false };
         for _ in 0..5 {

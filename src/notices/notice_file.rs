@@ -62,18 +62,18 @@ pub fn watch(path: &Path, wakes: &Receiver<SourceWake>, wake: Sender<SourceWake>
 }
 
 /// What tells whether something was touched: for the file itself, or for each entry of the folder.
-type Seen = BTreeMap<OsString, FileStamp>;
+type SeenFiles = BTreeMap<OsString, FileStamp>;
 
-fn look(path: &Path) -> std::io::Result<Seen> {
+fn look(path: &Path) -> std::io::Result<SeenFiles> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Seen::new()),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(SeenFiles::new()),
         Err(e) => return Err(e),
     };
     if !metadata.is_dir() {
         return Ok([(OsString::new(), FileStamp::from(&metadata))].into());
     }
-    let mut seen = Seen::new();
+    let mut seen = SeenFiles::new();
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         match std::fs::metadata(entry.path()) {
@@ -88,7 +88,7 @@ fn look(path: &Path) -> std::io::Result<Seen> {
     Ok(seen)
 }
 
-fn has_news(before: &Seen, now: &Seen) -> bool {
+fn has_news(before: &SeenFiles, now: &SeenFiles) -> bool {
     // A new owner, mode or link is no touch.
     now.iter().any(|(name, stamp)| !before.get(name).is_some_and(|known| known.same_content(stamp)))
 }
@@ -138,7 +138,7 @@ mod tests {
         let inside = look(folder.path()).unwrap();
         std::fs::write(folder.path().join("other"), "").unwrap();
         assert!(has_news(&inside, &look(folder.path()).unwrap()));
-        assert_eq!(look(&path.join("below/a/file")).unwrap(), Seen::new());
+        assert_eq!(look(&path.join("below/a/file")).unwrap(), SeenFiles::new());
     }
 
     #[test]

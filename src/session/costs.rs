@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_time_between_failures_begins_as_an_assumption_and_follows_what_is_seen() {
+    fn the_mean_time_between_failures_follows_what_is_seen() {
         let mut costs = LearnedCosts::default();
         assert_eq!(costs.mtbf(), ASSUMED_MTBF);
         costs.uptime_seconds = 100.0 * 600.0;
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_snapshot_costs_the_training_is_the_steps_time_beyond_the_usual_one() {
+    fn a_snapshot_costs_the_steps_time_beyond_the_usual_one() {
         let mut meter = CostMeter::default();
         (0..10).for_each(|_| meter.stepped(ms(100)));
         meter.snapshot_began();

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_is_youngs_where_snapshots_are_cheap_and_dalys_where_they_are_not() {
+    fn the_interval_is_youngs_where_snapshots_are_cheap_and_else_dalys() {
         assert!((daly(0.1, 36_000.0) / (2.0f64 * 0.1 * 36_000.0).sqrt() - 1.0).abs() < 0.01);
         // Daly 2006, for an overhead that is no longer small: less than Young's, since the snapshot itself takes time.
         assert!(daly(300.0, 3600.0) < (2.0f64 * 300.0 * 3600.0).sqrt());

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_due_once_the_interval_has_passed_and_the_final_one_before_the_deadline() {
+    fn a_snapshot_is_due_at_the_interval_and_the_final_one_at_the_deadline() {
         let inputs = inputs(Some(secs(2)));
         let policy = PlanPolicy { every: Some(secs(40)), margin: 1.5 };
         let last_call = BEGAN + (secs(57) - EXIT_RESERVE);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_moves_a_time_of_day_and_neither_a_budget_nor_a_notice() {
+    fn a_clock_that_is_set_moves_a_time_of_day_but_no_budget_and_no_notice() {
         let now = ClockReading { at: BEGAN, wall: jiff::Timestamp::UNIX_EPOCH };
         let hour = SignedDuration::from_hours(1);
         let evening = now.wall + SignedDuration::from_hours(2);
@@ -197,7 +197,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_planner_never_sleeps_past_the_last_call_and_always_reserves_what_was_measured(
+        fn the_planner_never_sleeps_past_the_last_call_and_keeps_the_reserve(
             session in 1u64..100_000, elapsed in 0u64..120_000, cost in proptest::option::of(1u64..1000),
             every in proptest::option::of(1u64..10_000), margin in 1.0f64..5.0, last in 0u64..100_000,
         ) {

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outlook_counts_the_sessions_that_are_left_and_the_pauses_between_them() {
+    fn the_outlook_counts_the_sessions_left_and_the_pauses_between_them() {
         let mut records = SessionRecords::default();
         assert_eq!(records.outlook(100, at(0)), None);
         hour(&mut records, 0, 10);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn another_training_in_the_same_store_begins_a_new_account_with_the_old_costs() {
+    fn another_training_in_the_same_store_keeps_the_costs_alone() {
         let mut records = SessionRecords::default();
         hour(&mut records, 0, 10);
         records.costs.failures = 3;

@@ -163,7 +163,7 @@ fn run(world: &World, costs: &mut LearnedCosts, notice: Option<(f64, f64)>, rand
 }
 
 #[test]
-fn in_thousands_of_sessions_no_completed_work_is_lost_to_a_deadline_that_was_known_in_time() {
+fn no_completed_work_is_lost_to_a_deadline_that_was_known_in_time() {
     let mut random = Random::new(7);
     let (mut sessions, mut beyond, mut noticed) = (0, 0, 0);
     for _ in 0..150 {
@@ -207,7 +207,7 @@ fn in_thousands_of_sessions_no_completed_work_is_lost_to_a_deadline_that_was_kno
 }
 
 #[test]
-fn at_least_95_percent_of_a_budget_of_60_seconds_is_trained_where_snapshots_are_cheap() {
+fn cheap_snapshots_leave_95_percent_of_a_budget_of_60_seconds() {
     let mut random = Random::new(8);
     let mut least: f64 = 1.0;
     for _ in 0..100 {

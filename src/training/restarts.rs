@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_restart_is_at_once_and_the_next_ones_wait_ever_longer_up_to_a_cap() {
+    fn the_first_restart_is_at_once_and_the_next_ones_wait_longer() {
         let mut restarts = RestartPolicy::default();
         let waits: Vec<u128> = (0..12)
             .map(|_| match restarts.failed(&FailureCause::Killed(Signal::KILL.as_raw()), Some(5), 100) {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn kills_from_outside_do_not_blame_the_step_but_the_kernel_killing_for_memory_does() {
+    fn kills_from_outside_do_not_blame_the_step_and_out_of_memory_does() {
         let mut restarts = RestartPolicy::default();
         for _ in 0..10 {
             assert!(matches!(

@@ -295,9 +295,8 @@ fn a_service_that_comes_back_is_heard_again() {
     let mut run = job.start();
     run.wait_for(TROUBLE);
     trains(&mut run);
-    service.answers(|request| match request.line.contains("preempted") {
-        true => ok("FALSE"),
-        false => ok("MIGRATE_ON_HOST_MAINTENANCE"),
+    service.answers(|request| {
+        ok(if request.line.contains("preempted") { "FALSE" } else { "MIGRATE_ON_HOST_MAINTENANCE" })
     });
     run.wait_for("it answers again");
     run.wait_for("moved to another host");

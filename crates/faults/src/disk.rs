@@ -111,9 +111,10 @@ impl DiskState {
             let entry = entry?;
             let new = self.nodes.len();
             let folder = entry.file_type()?.is_dir();
-            let node = match folder {
-                true => DiskNode::Folder(BTreeMap::new()),
-                false => DiskNode::File(Arc::new(std::fs::read(entry.path())?)),
+            let node = if folder {
+                DiskNode::Folder(BTreeMap::new())
+            } else {
+                DiskNode::File(Arc::new(std::fs::read(entry.path())?))
             };
             self.nodes.insert(new, node);
             self.names(inode).insert(entry.file_name().to_string_lossy().into_owned(), new);

@@ -140,9 +140,10 @@ fn whole(path: &Path, seed: u64) -> Result<u64, String> {
     let reader = SnapshotReader::open(path).map_err(|e| format!("is not whole: {e}"))?;
     let read = reader.read_snapshot().map_err(|e| format!("is not whole: {e}"))?;
     let seq = reader.manifest().seq;
-    match states::equal(&read, &states::snapshot(seed, seq)) {
-        true => Ok(seq),
-        false => Err(format!("holds other bytes than were saved as {seq}")),
+    if states::equal(&read, &states::snapshot(seed, seq)) {
+        Ok(seq)
+    } else {
+        Err(format!("holds other bytes than were saved as {seq}"))
     }
 }
 

@@ -59,7 +59,7 @@ fn a_deadline_is_a_time_of_day_and_stays_one_when_the_clock_is_set() {
 }
 
 #[test]
-fn the_earliest_notice_ends_the_session_in_time_and_one_that_is_withdrawn_does_not() {
+fn the_earliest_notice_ends_the_session_unless_it_is_withdrawn() {
     let mut bench = Bench::training("[worker]\nhang_timeout = \"1h\"\n[snapshot]\nevery = \"1h\"\n", 0);
     let ends = bench.now.at + Duration::from_secs(600);
     bench.on(notice(NoticeKind::EndsAt(ends)));
@@ -79,7 +79,7 @@ fn the_earliest_notice_ends_the_session_in_time_and_one_that_is_withdrawn_does_n
 }
 
 #[test]
-fn a_notice_of_raised_risk_is_answered_by_a_snapshot_and_one_to_finish_by_the_end() {
+fn a_notice_of_risk_takes_a_snapshot_and_one_to_finish_ends_the_session() {
     let mut bench = Bench::training("", 0);
     bench.say(step(1));
     assert!(matches!(bench.on(notice(NoticeKind::Snapshot)), [JobAction::Send(AgentCommand::Snapshot { .. })]));
@@ -87,7 +87,7 @@ fn a_notice_of_raised_risk_is_answered_by_a_snapshot_and_one_to_finish_by_the_en
 }
 
 #[test]
-fn a_stop_says_how_much_time_there_is_and_a_deadline_does_not_wait_for_a_signals_grace() {
+fn a_stop_says_how_much_time_is_left_of_a_deadline_within_the_grace() {
     let mut bench = Bench::training("[session]\ngrace = \"30s\"\n", 0);
     bench.on(notice(NoticeKind::EndsAt(bench.now.at + Duration::from_secs(50))));
     bench.pass(Duration::from_secs(40));

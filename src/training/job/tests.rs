@@ -169,7 +169,7 @@ fn an_agent_that_slept_itself_does_not_take_the_workers_silence_for_a_hang() {
 }
 
 #[test]
-fn a_killed_worker_that_is_slow_to_go_is_waited_for_without_spinning_and_not_replaced() {
+fn a_killed_worker_that_is_slow_to_go_is_waited_for_without_spinning() {
     let mut bench = Bench::training("[worker]\nhang_timeout = \"10s\"\n", 0);
     assert!(is_kill(bench.wake()));
     for _ in 0..3 {
