@@ -5,9 +5,9 @@
 # torch 2.11.0 from PyPI (MKL is linked into libtorch_cpu), Linux on x86-64. Seen in November 2026:
 #   threads that detected the processor during the first exp on two threads: 2
 #   the same after an exp of one element on one thread: 1
-# What follows from it was seen on two busy cores, in 7 of 5,000 forked processes: half of the first exp's tensor had other
-# values than the second exp's of the same tensor. It depends on the processor and on nanoseconds: on an AMD EPYC of
-# family 25, model 17, no process of 6,500 showed it. The last part prints how many do here, and decides nothing.
+# What follows from it was seen earlier that month on two busy cores, in 7 of 5,000 forked processes: half of the first
+# exp's tensor had other values. It was not seen again when this script was made: in none of 6,500 processes on an AMD EPYC
+# of family 25, model 17, and why is not known. The last part prints how many do here, and decides nothing.
 #
 # Exit status: 0 where it behaves so, 1 where it does not (then one thread alone detects the processor).
 # Takes 2 minutes and 540 MB from PyPI; needs g++ and python3 with venv.
