@@ -117,13 +117,13 @@ fn a_job_packed_without_tokens_goes_on_with_the_same_texts_only() {
     let (old, new) = (home.folder.path().join("texts"), at("elsewhere"));
     std::fs::write(&job, config.replace(text(&old), text(&new))).unwrap();
     lay_texts(&new);
-    let kept = std::fs::read(new.join("mod.txt")).unwrap();
-    std::fs::write(new.join("mod.txt"), "another text").unwrap();
+    let kept = std::fs::read(new.join("lib.txt")).unwrap();
+    std::fs::write(new.join("lib.txt"), "another text").unwrap();
     let refused = ckptd(&["run", text(&job)]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains("data.content"), "{said}");
-    std::fs::write(new.join("mod.txt"), kept).unwrap();
+    std::fs::write(new.join("lib.txt"), kept).unwrap();
     assert_eq!(train(&job, &[]), home.root);
 }
 
