@@ -13,6 +13,7 @@ use ckptd_core::store::{SnapshotReader, Store, StoreLock};
 use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 use ckptd_interop::limits::ReadLimits;
+use ckptd_interop::output::OverwriteRule;
 use ckptd_interop::{bundle, check};
 use ckptd_testkit::python;
 
@@ -100,7 +101,8 @@ fn a_trainer_checkpoint_is_imported_whole_and_every_export_of_it_loads() {
         [(ExportFormat::Zip, "b.zip", "unpacked_zip"), (ExportFormat::TarZst, "b.tar.zst", "unpacked_tar")]
     {
         let exported = export(&imported.path, &at(file), full(format));
-        let unpacked = bundle::unpack(&at(file), &at(folder), false, &ReadLimits::default(), &NoProgress).unwrap();
+        let (limits, overwrite) = (ReadLimits::default(), OverwriteRule::Refuse);
+        let unpacked = bundle::unpack(&at(file), &at(folder), overwrite, &limits, &NoProgress).unwrap();
         assert!(unpacked.verified);
         assert_eq!((unpacked.raw_bytes, unpacked.bytes), (exported.raw_bytes, exported.bytes));
         assert!(exported.r < 1.0, "{}", exported.r);

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use ckptd_core::progress::NoProgress;
 use ckptd_interop::limits::ReadLimits;
+use ckptd_interop::output::OverwriteRule;
 use ckptd_interop::{bundle, import};
 use targets::craft;
 
@@ -163,7 +164,7 @@ fn judge(case: &Case, dir: &Path, wrong: &mut Vec<String>) -> (Duration, usize) 
     };
     let mut attempts = vec![import(&case.limits)];
     if matches!(case.input, Input::Bundle(_)) {
-        attempts.push(measure(|| bundle::unpack(&input, &out, false, &case.limits, &NoProgress).map(drop)));
+        attempts.push(measure(|| bundle::unpack(&input, &out, OverwriteRule::Refuse, &case.limits, &NoProgress).map(drop)));
     }
     let (mut slowest, mut largest) = (Duration::ZERO, 0);
     for (refusal, time, bytes) in attempts {

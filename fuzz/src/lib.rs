@@ -17,6 +17,7 @@ use ckptd_core::store::SnapshotReader;
 use ckptd_core::store::format::{self, HEAD_BYTES, RECORD_BYTES};
 use ckptd_core::store::trailer::Trailer;
 use ckptd_interop::limits::ReadLimits;
+use ckptd_interop::output::OverwriteRule;
 use ckptd_interop::{bundle, import};
 
 #[path = "../../tests/support/craft.rs"]
@@ -89,7 +90,7 @@ pub fn bundle(sandbox: &Sandbox, input: &[u8]) {
     let (Some(mode), file) = (input.first(), input.get(1..).unwrap_or_default()) else { return };
     let file = if *mode == 1 { craft::zst(file) } else { file.to_vec() };
     let path = sandbox.lay(&file);
-    let _ = bundle::unpack(&path, &sandbox.0.path().join("out"), false, &ReadLimits::default(), &NoProgress);
+    let _ = bundle::unpack(&path, &sandbox.0.path().join("out"), OverwriteRule::Refuse, &ReadLimits::default(), &NoProgress);
     sandbox.sweep("out");
     sandbox.load(&file);
 }

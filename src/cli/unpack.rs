@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use super::console::Console;
 use super::{exit_code, output};
 use ckptd_core::error::Result;
-use ckptd_interop::bundle;
 use ckptd_interop::limits::ReadLimits;
+use ckptd_interop::output::OverwriteRule;
+use ckptd_interop::{bundle, names};
 
 /// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
 #[derive(clap::Args)]
@@ -22,8 +23,9 @@ pub(super) struct UnpackArgs {
 }
 
 pub(super) fn execute(args: &UnpackArgs) -> Result<u8> {
+    let overwrite = OverwriteRule::forced(args.force, names::marks_model_folder);
     let console = Console::start()?;
-    let unpacked = bundle::unpack(&args.bundle, &args.out, args.force, &ReadLimits::default(), &console)?;
+    let unpacked = bundle::unpack(&args.bundle, &args.out, overwrite, &ReadLimits::default(), &console)?;
     drop(console);
     if args.json {
         output::json(&unpacked)?;

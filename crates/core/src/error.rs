@@ -60,6 +60,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// A file that ckptd did not write, or that was changed since, is not what its kind of file should be.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        reason: String,
+    },
+
     /// The disk is full or a quota is reached: go on without this snapshot, try again later.
     #[error("no space left while {op} {}; free some space or lower [retention] keep_last: {source}", path.display())]
     NoSpace {
@@ -127,6 +136,11 @@ impl Error {
     /// [`Error::Mismatch`] about the file at `path`.
     pub fn mismatch(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
         Error::Mismatch { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// [`Error::Malformed`] about the file at `path`.
+    pub fn malformed(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
+        Error::Malformed { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
     /// The exit code of a command that ends with this error (the contract in README.md).

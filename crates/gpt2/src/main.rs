@@ -98,7 +98,7 @@ fn report(error: &Error, events: &EventSender) -> i32 {
     let failure = match error {
         Error::Config(_) | Error::NotFound(_) => WorkerFailure::Config,
         Error::Damaged { .. } => WorkerFailure::Damaged,
-        Error::Mismatch { .. } => WorkerFailure::Mismatch,
+        Error::Mismatch { .. } | Error::Malformed { .. } => WorkerFailure::Mismatch,
         _ => WorkerFailure::Other,
     };
     events.send(WorkerEvent::Failed { failure, what: error.to_string() });

@@ -34,7 +34,7 @@ pub struct ArchiveEntry {
 
 /// Reads and checks the directory of the archive that fills `mapped`.
 pub fn entries(mapped: &Arc<MappedFile>, limits: &ReadLimits) -> Result<Vec<ArchiveEntry>> {
-    let refuse = |reason: String| Error::mismatch(mapped.path(), reason);
+    let refuse = |reason: String| Error::malformed(mapped.path(), reason);
     check_end(mapped.bytes(), limits).map_err(refuse)?;
     let mut zip = open(mapped)?;
     if zip.has_duplicate_names() {
@@ -52,7 +52,7 @@ pub fn entries(mapped: &Arc<MappedFile>, limits: &ReadLimits) -> Result<Vec<Arch
 pub fn open(mapped: &Arc<MappedFile>) -> Result<ZipArchive<Cursor<&[u8]>>> {
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     ZipArchive::with_config(config, Cursor::new(mapped.bytes()))
-        .map_err(|e| Error::mismatch(mapped.path(), format!("not a readable zip archive: {e}")))
+        .map_err(|e| Error::malformed(mapped.path(), format!("not a readable zip archive: {e}")))
 }
 
 fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, index: usize) -> Result<ArchiveEntry, String> {

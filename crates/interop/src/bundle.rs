@@ -19,7 +19,8 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 use crate::export_record::{self, ExportRecord};
 use crate::limits::ReadLimits;
 use crate::mapped::MappedFile;
-use crate::{archive, names, output};
+use crate::output::{self, OverwriteRule};
+use crate::{archive, names};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::format::plain_name;
@@ -58,7 +59,7 @@ pub fn pack(dir: &Path, file: &mut File, path: &Path, kind: BundleKind, progress
     let mut plain = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io("reading folder", dir, e))? {
         let name = entry.map_err(|e| Error::io("reading folder", dir, e))?.file_name();
-        plain.push(name.into_string().map_err(|name| Error::mismatch(dir, format!("{name:?} is no UTF-8 name")))?);
+        plain.push(name.into_string().map_err(|name| Error::malformed(dir, format!("{name:?} is no UTF-8 name")))?);
     }
     plain.sort_by_key(|name| (name != names::RECORD, name.clone()));
     let files: Vec<Arc<MappedFile>> =
@@ -140,17 +141,20 @@ pub fn kind_of(bytes: &[u8]) -> Option<BundleKind> {
 pub fn unpack(
     bundle: &Path,
     target: &Path,
-    force: bool,
+    overwrite: OverwriteRule,
     limits: &ReadLimits,
     progress: &dyn ProgressSink,
 ) -> Result<UnpackReport> {
     let began = Instant::now();
-    let (files, raw_bytes, verified) =
-        output::folder(target, force, |dir| unpack_into(bundle, dir, true, limits, progress))?;
+    let UnpackedFiles { names, raw_bytes, verified } = output::folder(target, overwrite, |dir| {
+        let files = unpack_into(bundle, dir, limits, progress)?;
+        output::sync(dir, &files.names)?;
+        Ok(files)
+    })?;
     let bytes = MappedFile::open(bundle)?.len();
     Ok(UnpackReport {
         path: std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf()),
-        files,
+        files: names.len(),
         raw_bytes,
         bytes,
         r: bytes as f64 / raw_bytes.max(1) as f64,
@@ -159,22 +163,33 @@ pub fn unpack(
     })
 }
 
-/// Unpacks into the empty folder `dir`; returns the number of files, their bytes, and whether their hashes were known
-/// and matched. What does not stay is not made durable.
+/// What was unpacked into a folder.
+pub struct UnpackedFiles {
+    /// The files' plain names.
+    pub names: Vec<String>,
+    /// Bytes of all of them.
+    pub raw_bytes: u64,
+    /// Their hashes were known and matched.
+    pub verified: bool,
+}
+
+/// Unpacks into the empty folder `dir`. Nothing is made durable.
+///
+/// # Errors
+/// [`Error::Malformed`] for a bundle that is damaged, lies about itself, or would write elsewhere.
 pub fn unpack_into(
     bundle: &Path,
     dir: &Path,
-    stays: bool,
     limits: &ReadLimits,
     progress: &dyn ProgressSink,
-) -> Result<(usize, u64, bool)> {
+) -> Result<UnpackedFiles> {
     let mapped = MappedFile::open(bundle)?;
     let left = allowance(&mapped, dir, limits)?;
     let mut into = Unpacking { bundle, dir, limits, left, names: BundleNames::default(), progress };
     match kind_of(mapped.bytes()) {
         Some(BundleKind::Zip) => into.zip(&mapped)?,
         Some(BundleKind::TarZst) => into.tar(&mapped)?,
-        None => return Err(Error::mismatch(bundle, "neither a zip nor a tar.zst bundle")),
+        None => return Err(Error::malformed(bundle, "neither a zip nor a tar.zst bundle")),
     }
     let mut raw_bytes = 0;
     for name in &into.names.seen {
@@ -182,11 +197,7 @@ pub fn unpack_into(
         raw_bytes += std::fs::metadata(&path).map_err(|e| Error::io("looking at", path, e))?.len();
     }
     let verified = check_files(bundle, dir, &into.names.seen, progress)?;
-    if stays {
-        let names: Vec<String> = into.names.seen.iter().cloned().collect();
-        output::sync(dir, &names)?;
-    }
-    Ok((into.names.seen.len(), raw_bytes, verified))
+    Ok(UnpackedFiles { names: into.names.seen.into_iter().collect(), raw_bytes, verified })
 }
 
 /// How many bytes the bundle may unpack to.
@@ -199,7 +210,7 @@ fn allowance(mapped: &MappedFile, dir: &Path, limits: &ReadLimits) -> Result<u64
 /// Holds what was unpacked against what the bundle says of itself; false where it says nothing.
 fn check_files(bundle: &Path, dir: &Path, names: &HashSet<String>, progress: &dyn ProgressSink) -> Result<bool> {
     let Some(state) = ExportRecord::read(dir)? else { return Ok(false) };
-    let refuse = |what: String| Err(Error::mismatch(bundle, what));
+    let refuse = |what: String| Err(Error::malformed(bundle, what));
     let mut expected = HashSet::from([names::RECORD]);
     for record in &state.files {
         if !names.contains(&record.name) {
@@ -258,7 +269,7 @@ struct Unpacking<'a> {
 
 impl Unpacking<'_> {
     fn refuse(&self, reason: impl std::fmt::Display) -> Error {
-        Error::mismatch(self.bundle, format!("{reason}; nothing was unpacked"))
+        Error::malformed(self.bundle, format!("{reason}; nothing was unpacked"))
     }
 
     fn zip(&mut self, mapped: &Arc<MappedFile>) -> Result<()> {
@@ -285,7 +296,7 @@ impl Unpacking<'_> {
 
     fn tar(&mut self, mapped: &Arc<MappedFile>) -> Result<()> {
         let broken =
-            |e: io::Error| Error::mismatch(self.bundle, format!("not a readable tar.zst: {e}; nothing was unpacked"));
+            |e: io::Error| Error::malformed(self.bundle, format!("not a readable tar.zst: {e}; nothing was unpacked"));
         let mut decoder = zstd::Decoder::new(mapped.bytes()).map_err(broken)?;
         decoder.window_log_max(self.limits.zstd_window_log).map_err(broken)?;
         self.progress.begin("unpacking", 0);

@@ -67,7 +67,7 @@ impl ExportRecord {
     }
 
     pub fn parse(bytes: &[u8], path: &Path) -> Result<ExportRecord> {
-        let refuse = |reason: String| Err(Error::mismatch(path, reason));
+        let refuse = |reason: String| Err(Error::malformed(path, reason));
         let record: ExportRecord = match serde_json::from_slice(bytes) {
             Ok(record) => record,
             Err(e) => return refuse(format!("not a {RECORD} of this version of ckptd: {e}")),

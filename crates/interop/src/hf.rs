@@ -40,7 +40,7 @@ pub fn open(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> {
     }
     let config_json = read_small(&config, MAX_CONFIG_BYTES)?;
     serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&config_json)
-        .map_err(|e| Error::mismatch(&config, format!("not a JSON object: {e}")))?;
+        .map_err(|e| Error::malformed(&config, format!("not a JSON object: {e}")))?;
     let tensors = weights(dir, limits)?;
     let files = COMPANIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
     Ok(HfFolder { config_json, tensors, files })
@@ -75,7 +75,7 @@ struct ShardIndex {
 
 /// All tensors of the shards that the index at `path` names, each tensor in the file where the index says it is.
 fn shards(dir: &Path, path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
-    let refuse = |reason: String| Error::mismatch(path, reason);
+    let refuse = |reason: String| Error::malformed(path, reason);
     let index: ShardIndex = serde_json::from_slice(&read_small(path, MAX_INDEX_BYTES)?)
         .map_err(|e| refuse(format!("not an index of shards: {e}")))?;
     let mut files: Vec<&str> = index.weight_map.values().map(String::as_str).collect();
@@ -115,7 +115,7 @@ fn state_dict(path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
 
 /// The tensors of one dict of the file, under their keys.
 pub fn state_dict_tensors(file: &PtFile, dict: &PtValue) -> Result<Vec<Tensor>> {
-    let refuse = |reason: String| Error::mismatch(file.path(), reason);
+    let refuse = |reason: String| Error::malformed(file.path(), reason);
     let items = dict.as_dict().ok_or_else(|| refuse(format!("it holds {}, not a state_dict", dict.kind())))?;
     let mut tensors = Vec::with_capacity(items.len());
     for (key, value) in items {

@@ -69,7 +69,7 @@ impl AsRef<[u8]> for MappedRegion {
 pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let bytes = require_file(path)?;
     if bytes > max_bytes {
-        return Err(Error::mismatch(path, format!("{bytes} bytes; at most {max_bytes} are read from such a file")));
+        return Err(Error::malformed(path, format!("{bytes} bytes; at most {max_bytes} are read from such a file")));
     }
     std::fs::read(path).map_err(|e| Error::io("reading", path, e))
 }
@@ -79,6 +79,6 @@ fn require_file(path: &Path) -> Result<u64> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io("opening", path, e))?;
     match metadata.is_file() {
         true => Ok(metadata.len()),
-        false => Err(Error::mismatch(path, "not a regular file")),
+        false => Err(Error::malformed(path, "not a regular file")),
     }
 }

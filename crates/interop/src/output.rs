@@ -4,9 +4,9 @@
 //! locked while it is written: one that a killed process left behind is recognised by its free lock and removed by
 //! the next export to the same target.
 //!
-//! Invariant: an existing target is replaced only when the caller says so, and a folder only where it is a model folder
-//! or empty, never a folder of anything else. When the work fails, nothing is left. Deliberately not here: what is
-//! written.
+//! Invariant: an existing target is replaced only when the caller says so, and a folder only where it is empty or the
+//! caller knows it by a file in it, never a folder of anything else. When the work fails, nothing is left. Deliberately
+//! not here: what is written.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,15 +15,34 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use crate::names;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::publish::{Existing, folder_of, publish};
 
 /// Files that are made durable at a time.
 const SYNCS: usize = 16;
 
+/// What becomes of a target that is there already.
+#[derive(Clone, Copy, Debug)]
+pub enum OverwriteRule {
+    /// It stays, and the writing is refused.
+    Refuse,
+    /// It is replaced; a folder only where it holds plain files alone, one of them with a name that this accepts.
+    Replace(fn(&str) -> bool),
+}
+
+impl OverwriteRule {
+    /// Replaces what is there where `force` says so, folders only by a file of theirs that `marks` accepts.
+    pub fn forced(force: bool, marks: fn(&str) -> bool) -> OverwriteRule {
+        if force { OverwriteRule::Replace(marks) } else { OverwriteRule::Refuse }
+    }
+}
+
 /// Whether `target` may be written; call this before any long work.
-pub fn check(target: &Path, force: bool) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Other`] where something is there that may not be replaced, [`Error::NotFound`] where its folder is not
+/// there.
+pub fn check(target: &Path, overwrite: OverwriteRule) -> Result<()> {
     let parent = folder_of(target);
     if target.file_name().is_none() {
         return Err(Error::Config(format!("{} is not a name to write to", target.display())));
@@ -31,34 +50,40 @@ pub fn check(target: &Path, force: bool) -> Result<()> {
     if !parent.is_dir() {
         return Err(Error::NotFound(format!("the folder {} is not there; make it first", parent.display())));
     }
-    match std::fs::symlink_metadata(target) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io("looking at", target, e)),
-        Ok(found) if found.is_dir() && is_empty(target)? => Ok(()),
-        Ok(_) if !force => Err(Error::Other(format!("{} is there already; --force replaces it", target.display()))),
-        Ok(found) if found.is_dir() && !is_model_folder(target)? => Err(Error::Other(format!(
-            "{} is a folder with other things than a model in it, which --force does not replace; choose another name",
-            target.display()
-        ))),
-        Ok(_) => Ok(()),
+    let found = match std::fs::symlink_metadata(target) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|e| Error::io("looking at", target, e))?,
+    };
+    if found.is_dir() && is_empty(target)? {
+        return Ok(());
     }
+    let OverwriteRule::Replace(marks) = overwrite else {
+        return Err(Error::Other(format!("{} is there already; --force replaces it", target.display())));
+    };
+    if found.is_dir() && !is_marked(target, marks)? {
+        return Err(Error::Other(format!(
+            "{} is a folder with other things than an export in it, which --force does not replace; choose another name",
+            target.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Writes the file `target` through `fill`.
-pub fn file<T>(target: &Path, force: bool, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
-    check(target, force)?;
-    let mut partial = Partial::make(target, "partial", make_file)?;
+pub fn file<T>(target: &Path, overwrite: OverwriteRule, fill: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
+    check(target, overwrite)?;
+    let mut partial = PartialOutput::make(target, "partial", make_file)?;
     let result = fill(&mut partial.handle)?;
-    partial.publish(target, force)?;
+    partial.publish(target, overwrite)?;
     Ok(result)
 }
 
 /// Writes the folder `target`: `fill` puts files into the folder that it is given.
-pub fn folder<T>(target: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    check(target, force)?;
-    let partial = Partial::make(target, "partial", make_folder)?;
+pub fn folder<T>(target: &Path, overwrite: OverwriteRule, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    check(target, overwrite)?;
+    let partial = PartialOutput::make(target, "partial", make_folder)?;
     let result = fill(&partial.path)?;
-    partial.publish(target, force)?;
+    partial.publish(target, overwrite)?;
     Ok(result)
 }
 
@@ -88,43 +113,45 @@ pub fn sync(folder: &Path, names: &[String]) -> Result<()> {
 }
 
 /// A folder to work in beside a target, on the same file system. It is gone when this is dropped.
-pub struct Scratch(Partial);
+pub struct ScratchFolder(PartialOutput);
 
-impl Scratch {
-    pub fn beside(target: &Path) -> Result<Scratch> {
-        Partial::make(target, "scratch", make_folder).map(Scratch)
+impl ScratchFolder {
+    /// Makes one beside `target`, under a name that says whose it is.
+    pub fn beside(target: &Path) -> Result<ScratchFolder> {
+        PartialOutput::make(target, "scratch", make_folder).map(ScratchFolder)
     }
 
+    /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 }
 
 /// What is being written; removed when it is dropped before it was published.
-struct Partial {
+struct PartialOutput {
     path: PathBuf,
     handle: File,
     published: bool,
 }
 
-impl Partial {
-    fn make(target: &Path, kind: &str, create: impl FnOnce(&Path) -> Result<File>) -> Result<Partial> {
+impl PartialOutput {
+    fn make(target: &Path, kind: &str, create: impl FnOnce(&Path) -> Result<File>) -> Result<PartialOutput> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let path = folder_of(target).join(format!(".{name}.ckptd-{kind}"));
         remove_stale(&path)?;
         let handle = create(&path)?;
-        let partial = Partial { path, handle, published: false };
+        let partial = PartialOutput { path, handle, published: false };
         lock(&partial.handle, &partial.path)?;
         Ok(partial)
     }
 
-    fn publish(mut self, target: &Path, force: bool) -> Result<()> {
+    fn publish(mut self, target: &Path, overwrite: OverwriteRule) -> Result<()> {
         let existing = match std::fs::symlink_metadata(target) {
             Ok(found) if found.is_dir() && !is_empty(target)? => {
-                check(target, force)?;
+                check(target, overwrite)?;
                 Existing::Exchange
             }
-            Ok(_) if force => Existing::Replace,
+            Ok(_) if matches!(overwrite, OverwriteRule::Replace(_)) => Existing::Replace,
             // An empty folder, or nothing: what appeared meanwhile is not replaced.
             Ok(found) if found.is_dir() => Existing::Replace,
             _ => Existing::Keep,
@@ -139,7 +166,7 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialOutput {
     fn drop(&mut self) {
         if !self.published {
             // The error that led here says more than one of this removal.
@@ -195,18 +222,18 @@ fn is_empty(folder: &Path) -> Result<bool> {
     Ok(entries.next().is_none())
 }
 
-/// Files only, and among them what a model folder has.
-fn is_model_folder(folder: &Path) -> Result<bool> {
+/// Whether there are plain files only, and among them one with a name that `marks` accepts.
+fn is_marked(folder: &Path, marks: fn(&str) -> bool) -> Result<bool> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io("reading folder", folder, e))?;
-    let mut model = false;
+    let mut marked = false;
     for entry in entries {
         let entry = entry.map_err(|e| Error::io("reading folder", folder, e))?;
         if !entry.file_type().map_err(|e| Error::io("looking at", entry.path(), e))?.is_file() {
             return Ok(false);
         }
-        model |= entry.file_name().to_str().is_some_and(names::marks_model_folder);
+        marked |= entry.file_name().to_str().is_some_and(marks);
     }
-    Ok(model)
+    Ok(marked)
 }
 
 fn open_folder(path: &Path) -> Result<File> {

@@ -79,7 +79,7 @@ fn tokens(
     let cache = TokenCache::new(&data.cache);
     let record = cache.tokens_record(content);
     let TokenRecord { width, .. } = serde_json::from_slice(&read_small(&record, MAX_RECORD_BYTES)?)
-        .map_err(|e| Error::mismatch(&record, format!("not what the worker writes there: {e}")))?;
+        .map_err(|e| Error::malformed(&record, format!("not what the worker writes there: {e}")))?;
     let blake3 = copy(&cache.tokens(content), "", folder, progress)?;
     let origin = TokenOrigin { blake3, content: content.to_owned(), width };
     let json =

@@ -8,6 +8,8 @@ use ckptd_core::error::{Error, Result};
 use ckptd_core::os::process::processors;
 
 use crate::bundle::BundleKind;
+use crate::names;
+use crate::output::OverwriteRule;
 
 /// What a snapshot becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -75,6 +77,11 @@ impl ExportOptions {
             with_data: false,
             threads: processors(),
         }
+    }
+
+    /// Whether and where something at the target is replaced.
+    pub fn overwrite(&self) -> OverwriteRule {
+        OverwriteRule::forced(self.force, names::marks_model_folder)
     }
 
     /// # Errors

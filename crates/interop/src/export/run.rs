@@ -49,15 +49,17 @@ pub fn export(
     progress: &dyn ProgressSink,
 ) -> Result<ExportReport> {
     let began = Instant::now();
-    let force = options.force;
-    output::check(out, force)?;
+    let overwrite = options.overwrite();
+    output::check(out, overwrite)?;
     options.check()?;
     let source = ExportSource::open(snapshot, options.threads)?;
     let (tensor_bytes, raw_bytes) = match options.format {
-        ExportFormat::Hf => output::folder(out, force, |dir| folder::write(&source, dir, options, progress))?,
-        ExportFormat::Pt => (output::file(out, force, |file| torch::write(&source, file, out, options, progress))?, 0),
+        ExportFormat::Hf => output::folder(out, overwrite, |dir| folder::write(&source, dir, options, progress))?,
+        ExportFormat::Pt => {
+            (output::file(out, overwrite, |file| torch::write(&source, file, out, options, progress))?, 0)
+        }
         ExportFormat::Safetensors => {
-            (output::file(out, force, |file| safetensors::write(&source, file, out, options, progress))?, 0)
+            (output::file(out, overwrite, |file| safetensors::write(&source, file, out, options, progress))?, 0)
         }
         ExportFormat::Zip => bundle(&source, out, BundleKind::Zip, options, progress)?,
         ExportFormat::TarZst => bundle(&source, out, BundleKind::TarZst, options, progress)?,
@@ -88,8 +90,8 @@ fn bundle(
     progress: &dyn ProgressSink,
 ) -> Result<(u64, u64)> {
     let options = ExportOptions { with_optimizer: true, ..options.clone() };
-    let scratch = output::Scratch::beside(out)?;
+    let scratch = output::ScratchFolder::beside(out)?;
     let sizes = folder::write(source, scratch.path(), &options, progress)?;
-    output::file(out, options.force, |file| bundle::pack(scratch.path(), file, out, kind, progress))?;
+    output::file(out, options.overwrite(), |file| bundle::pack(scratch.path(), file, out, kind, progress))?;
     Ok(sizes)
 }

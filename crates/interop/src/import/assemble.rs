@@ -13,7 +13,7 @@ use super::optimizer::{self, OptimizerMoments};
 use super::options::FreshOptimizer;
 use super::parts::{OptimizerState, SourceParts};
 use crate::export_record::ExportRecord;
-use crate::output::Scratch;
+use crate::output::ScratchFolder;
 use crate::{gpt2_names, names};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
@@ -28,7 +28,7 @@ pub struct LoadedSource {
     /// The snapshot is that one, bit for bit.
     pub exact: bool,
     pub notes: Vec<String>,
-    _scratch: Option<Scratch>,
+    _scratch: Option<ScratchFolder>,
 }
 
 impl LoadedSource {
@@ -55,7 +55,7 @@ impl LoadedSource {
 pub fn assemble(
     parts: SourceParts,
     from: &Path,
-    scratch: Option<Scratch>,
+    scratch: Option<ScratchFolder>,
     progress: &dyn ProgressSink,
 ) -> Result<LoadedSource> {
     let mut loaded = match parts.state.clone() {
@@ -78,7 +78,7 @@ fn is_complete(parts: &SourceParts, state: &ExportRecord) -> bool {
 
 /// The snapshot that `state` describes.
 fn exact(parts: SourceParts, state: ExportRecord, from: &Path, progress: &dyn ProgressSink) -> Result<LoadedSource> {
-    let refuse = |reason: String| Error::mismatch(from, reason);
+    let refuse = |reason: String| Error::malformed(from, reason);
     let mut params: Vec<&TensorMeta> =
         state.tensors.iter().map(|tensor| &tensor.meta).filter(|meta| meta.role == Role::Param).collect();
     params.sort_by(|a, b| gpt2_names::order(&a.name, &b.name));
@@ -148,7 +148,7 @@ fn check_hashes(tensors: &[Tensor], state: &ExportRecord, from: &Path, progress:
 
 fn changed(from: &Path, meta: &TensorMeta) -> Error {
     let name = meta.label();
-    Error::mismatch(
+    Error::malformed(
         from,
         format!(
             "{name} was changed since the export: its hash differs; delete ckptd.json to import the folder as it is now"
@@ -158,7 +158,7 @@ fn changed(from: &Path, meta: &TensorMeta) -> Error {
 
 /// A source that only its own conventions describe.
 fn plain(parts: SourceParts, from: &Path) -> Result<LoadedSource> {
-    let refuse = |reason: String| Error::mismatch(from, reason);
+    let refuse = |reason: String| Error::malformed(from, reason);
     let config = ModelHints::of(&parts.files).map_err(refuse)?;
     let mut tensors = BTreeMap::new();
     for tensor in parts.tensors {

@@ -6,7 +6,7 @@ use super::assemble::{self, LoadedSource};
 use super::parts::{self, SourceKind};
 use crate::bundle;
 use crate::limits::ReadLimits;
-use crate::output::Scratch;
+use crate::output::ScratchFolder;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::RunId;
 use ckptd_core::progress::ProgressSink;
@@ -28,10 +28,10 @@ pub fn load(
         SourceKind::Snapshot => parts::snapshot(from, limits)?,
         SourceKind::Bundle => {
             let folder = match target {
-                Some(target) => Scratch::beside(target)?,
-                None => Scratch::beside(&temporary()?)?,
+                Some(target) => ScratchFolder::beside(target)?,
+                None => ScratchFolder::beside(&temporary()?)?,
             };
-            bundle::unpack_into(from, folder.path(), false, limits, progress)?;
+            bundle::unpack_into(from, folder.path(), limits, progress)?;
             let parts = parts::folder(folder.path(), limits).map_err(|e| within(e, folder.path(), from))?;
             scratch = Some(folder);
             parts
@@ -53,9 +53,9 @@ fn within(error: Error, folder: &Path, bundle: &Path) -> Error {
     let said = error.to_string().replace(&folder.display().to_string(), &bundle.display().to_string());
     match error {
         Error::NotFound(_) => Error::NotFound(said),
-        Error::Mismatch { path, reason } => match path.strip_prefix(folder) {
-            Ok(name) => Error::Mismatch { path: bundle.join(name), reason },
-            Err(_) => Error::Mismatch { path, reason },
+        Error::Malformed { path, reason } => match path.strip_prefix(folder) {
+            Ok(name) => Error::Malformed { path: bundle.join(name), reason },
+            Err(_) => Error::Malformed { path, reason },
         },
         _ => Error::Other(said),
     }

@@ -22,7 +22,7 @@ pub struct OptimizerMoments {
 
 /// Reads `value` of `file` for `params`, which are in the model's order.
 pub fn read(file: &PtFile, value: &PtValue, params: &[&TensorMeta]) -> Result<OptimizerMoments> {
-    let refuse = |reason: String| Error::mismatch(file.path(), format!("the optimiser's state: {reason}"));
+    let refuse = |reason: String| Error::malformed(file.path(), format!("the optimiser's state: {reason}"));
     let groups =
         value.get("param_groups").and_then(PtValue::as_items).ok_or_else(|| refuse("no param_groups".into()))?;
     let state = value.get("state").and_then(PtValue::as_dict).ok_or_else(|| refuse("no state".into()))?;

@@ -72,7 +72,7 @@ pub fn kind(path: &Path, limits: &ReadLimits) -> Result<SourceKind> {
         // The pickles of PyTorch's legacy format are refused by name where they are opened.
         _ if bytes.first() == Some(&0x80) || bytes.get(257..262) == Some(b"ustar") => Ok(SourceKind::Torch),
         _ if bytes.get(8) == Some(&b'{') => Ok(SourceKind::Safetensors),
-        _ => Err(Error::mismatch(
+        _ => Err(Error::malformed(
             path,
             "neither a .pt, a safetensors file, a zip or tar.zst bundle nor a ckptd snapshot; is it cut?",
         )),
@@ -166,7 +166,7 @@ pub fn snapshot(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let reader = SnapshotReader::open(path)?;
     let (raw, file) = (reader.manifest().raw_bytes, reader.file_bytes());
     if raw > limits.expanded(file) {
-        return Err(Error::mismatch(
+        return Err(Error::malformed(
             path,
             format!("its {raw} bytes of tensors are not justified by {file} bytes of file"),
         ));
@@ -199,7 +199,7 @@ impl SourceParts {
     fn trainer_state(&mut self, path: &Path) -> Result<()> {
         let bytes = read_small(path, MAX_TRAINER_STATE_BYTES)?;
         let state: TrainerState = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::mismatch(path, format!("not the state of a Trainer: {e}")))?;
+            .map_err(|e| Error::malformed(path, format!("not the state of a Trainer: {e}")))?;
         self.step = Some(state.global_step);
         self.tokens_seen = state.num_input_tokens_seen;
         self.metrics.train_loss = state.log_history.iter().rev().find_map(|entry| entry.loss);

@@ -32,7 +32,7 @@ pub struct SafetensorsFile {
 /// Maps the file at `path` and checks all of its header. The tensors' bytes stay in the mapping.
 pub fn open(path: &Path, limits: &ReadLimits) -> Result<SafetensorsFile> {
     let mapped = MappedFile::open(path)?;
-    read(&mapped, limits).map_err(|reason| Error::mismatch(path, format!("not a sound safetensors file: {reason}")))
+    read(&mapped, limits).map_err(|reason| Error::malformed(path, format!("not a sound safetensors file: {reason}")))
 }
 
 fn read(mapped: &Arc<MappedFile>, limits: &ReadLimits) -> Result<SafetensorsFile, String> {

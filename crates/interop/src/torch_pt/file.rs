@@ -30,9 +30,9 @@ pub struct PtFile {
 impl PtFile {
     pub fn open(path: &Path, limits: &ReadLimits) -> Result<PtFile> {
         let mapped = MappedFile::open(path)?;
-        check_kind(mapped.bytes()).map_err(|reason| Error::mismatch(path, reason))?;
+        check_kind(mapped.bytes()).map_err(|reason| Error::malformed(path, reason))?;
         let entries = archive::entries(&mapped, limits)?;
-        read(&mapped, &entries, limits).map_err(|reason| Error::mismatch(path, reason))
+        read(&mapped, &entries, limits).map_err(|reason| Error::malformed(path, reason))
     }
 
     /// The object that was saved.
@@ -46,7 +46,7 @@ impl PtFile {
 
     /// A tensor under a name and a role, with its bytes in row-major order: in place where they are, else copied.
     pub fn tensor(&self, role: Role, name: &str, tensor: &TensorRef) -> Result<Tensor> {
-        let refuse = |reason: &str| Error::mismatch(self.path(), format!("tensor {name:?}: {reason}"));
+        let refuse = |reason: &str| Error::malformed(self.path(), format!("tensor {name:?}: {reason}"));
         let dtype = tensor.storage.dtype;
         let meta = TensorMeta { role, name: name.to_owned(), dtype, shape: tensor.shape.clone() };
         let bytes = meta.bytes().ok_or_else(|| refuse("its size overflows"))?;
