@@ -164,7 +164,8 @@ fn judge(case: &Case, dir: &Path, wrong: &mut Vec<String>) -> (Duration, usize) 
     };
     let mut attempts = vec![import(&case.limits)];
     if matches!(case.input, Input::Bundle(_)) {
-        attempts.push(measure(|| bundle::unpack(&input, &out, OverwriteRule::Refuse, &case.limits, &NoProgress).map(drop)));
+        attempts
+            .push(measure(|| bundle::unpack(&input, &out, OverwriteRule::Refuse, &case.limits, &NoProgress).map(drop)));
     }
     let (mut slowest, mut largest) = (Duration::ZERO, 0);
     for (refusal, time, bytes) in attempts {

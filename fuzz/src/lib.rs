@@ -90,7 +90,13 @@ pub fn bundle(sandbox: &Sandbox, input: &[u8]) {
     let (Some(mode), file) = (input.first(), input.get(1..).unwrap_or_default()) else { return };
     let file = if *mode == 1 { craft::zst(file) } else { file.to_vec() };
     let path = sandbox.lay(&file);
-    let _ = bundle::unpack(&path, &sandbox.0.path().join("out"), OverwriteRule::Refuse, &ReadLimits::default(), &NoProgress);
+    let _ = bundle::unpack(
+        &path,
+        &sandbox.0.path().join("out"),
+        OverwriteRule::Refuse,
+        &ReadLimits::default(),
+        &NoProgress,
+    );
     sandbox.sweep("out");
     sandbox.load(&file);
 }
