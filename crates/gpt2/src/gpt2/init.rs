@@ -11,7 +11,7 @@ use ckptd_core::{Error, Result};
 use ckptd_interop::gpt2_names::{EMBEDDING, Gpt2Parameter, HEAD, canonical};
 use tch::{Device, Kind};
 
-use super::Gpt2Config;
+use super::config::Gpt2Config;
 use crate::capture::TensorDestination;
 use crate::torch::TorchContext;
 
