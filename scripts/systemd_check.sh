@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs systemd/ckptd@.service under a real systemd, booted as PID 1 of namespaces of its own on a throw-away overlay of
-# this machine's /, with the real programs and a small training. One line a check; exit 1 if any falls short.
+# this machine's /, with the real programs and a small training. One line per check; exit 1 if any fails.
 #   scripts/systemd_check.sh [FOLDER OF ckptd AND ckptd-gpt2]
 # Needs root and a kernel that lets it: else it says "not run" and why, and exits 0.
 set -euo pipefail

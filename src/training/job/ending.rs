@@ -31,25 +31,20 @@ impl JobMachine {
                 info!("SIGUSR1: snapshot now");
                 self.request_snapshot("signal", now);
             }
-            DaemonSignal::Snapshot => info!("SIGUSR1: nothing trains now, so that there is nothing to save"),
+            DaemonSignal::Snapshot => info!("SIGUSR1: no worker trains now: there is nothing to save"),
             DaemonSignal::Hangup => {
                 info!("SIGHUP: reading the job file again; the training goes on");
                 self.act(JobAction::Reload);
             }
-            DaemonSignal::Interrupt | DaemonSignal::Terminate
-                if self
-                    .stop
-                    .as_ref()
-                    .is_some_and(|stop| stop.cause == StopCause::Signal && now.at < stop.asked + SAME_SIGNAL) => {}
-            DaemonSignal::Interrupt | DaemonSignal::Terminate
-                if self.stop.as_ref().is_some_and(|stop| stop.cause == StopCause::Signal) =>
-            {
-                warn!("{} again: ending as it is", signal.name());
-                self.end_as_it_is(now);
-            }
-            DaemonSignal::Interrupt | DaemonSignal::Terminate | DaemonSignal::Finish => {
-                self.stop(signal.name(), by, StopCause::Signal, now);
-            }
+            DaemonSignal::Interrupt | DaemonSignal::Terminate => match &self.stop {
+                Some(StopRequest { cause: StopCause::Signal, asked, .. }) if now.at < *asked + SAME_SIGNAL => {}
+                Some(StopRequest { cause: StopCause::Signal, .. }) => {
+                    warn!("{} again: ending as it is", signal.name());
+                    self.end_as_it_is(now);
+                }
+                _ => self.stop(signal.name(), by, StopCause::Signal, now),
+            },
+            DaemonSignal::Finish => self.stop(signal.name(), by, StopCause::Signal, now),
         }
     }
 

@@ -100,7 +100,7 @@ impl JobMachine {
                 info!("{source}: snapshot now");
                 self.request_snapshot(&source, now);
             }
-            NoticeKind::Snapshot => info!("{source}: nothing trains now, so that there is nothing to save"),
+            NoticeKind::Snapshot => info!("{source}: no worker trains now: there is nothing to save"),
             NoticeKind::Finish => self.stop(&source, now.at + self.config.session.grace.0, StopCause::Plan, now),
         }
     }
