@@ -188,7 +188,7 @@ fn first_snapshot_that_differs(expected: &LoggedJob, found: &LoggedJob) -> Strin
     common.sort();
     let mut same = 0;
     for (step, path) in common {
-        let Ok(entry) = found.find(&step.to_string()) else { continue };
+        let Ok(entry) = found.find(step.to_string()) else { continue };
         let (left, right) = (SnapshotReader::open(&path).unwrap(), SnapshotReader::open(&entry.path).unwrap());
         let manifests = left.manifest().tensors.iter().zip(&right.manifest().tensors).enumerate();
         let differ: Vec<String> = manifests

@@ -47,7 +47,7 @@ pub fn victim(path: &Path, seed: u64) -> Result<()> {
     let chosen = store.choose_resume(&lock, 1, &mut |_| ())?;
     let mut step = chosen.as_ref().map_or(0, |chosen| chosen.entry.step());
     let mut seq = store.next_seq()?;
-    say("resumed", &step.to_string());
+    say("resumed", step.to_string());
     loop {
         step += 1;
         let options = CommitOptions { threads: 2, ..CommitOptions::new(stepped::RUN, seq) };
@@ -230,7 +230,7 @@ impl VictimWords {
 
     /// The newest that was told is there, and the order agrees on which it is.
     fn check_newest(&mut self, good: &[&SnapshotEntry], tally: &mut CampaignTally) {
-        let told = self.saved.iter().rfind(|id| !self.damaged.contains(*id)).and_then(|id| layout::step_of(id));
+        let told = self.saved.iter().rfind(|id| !self.damaged.contains(*id)).and_then(layout::step_of);
         let newest = good.iter().map(|e| e.step()).max();
         tally.require(newest >= told, || format!("step {told:?} was told, and {newest:?} is the newest"));
         self.newest = newest;

@@ -5,7 +5,7 @@
 //!
 //! Deliberately not here: processes, networks, a command line, libtorch. A program in another language can link this.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod arithmetic;
 pub mod codec;

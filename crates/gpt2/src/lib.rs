@@ -7,6 +7,8 @@
 //! trains on), [`rng`], [`weights`] (weights for inference), [`probe`] (a fingerprint of the logits), [`generate`]
 //! (text generation).
 
+#![warn(unreachable_pub)]
+
 pub mod capture;
 pub mod data;
 pub mod events;

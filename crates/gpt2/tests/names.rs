@@ -85,7 +85,8 @@ fn model_from_and_import_accept_the_same_names() {
     let tokens: Vec<u8> = (0u32..600).flat_map(|i| (((i * i / 7 + i % 11 * 5) % 61) as u16).to_le_bytes()).collect();
     std::fs::write(work.path().join("tokens.bin"), tokens).unwrap();
     let bare = |name: &str| name.strip_prefix("transformer.").unwrap_or(name).to_owned();
-    let namings: [(&str, bool, &dyn Fn(&str) -> String); 6] = [
+    type Naming<'a> = (&'a str, bool, &'a dyn Fn(&str) -> String);
+    let namings: [Naming; 6] = [
         ("as_they_are", false, &str::to_owned),
         ("bare", true, &bare),
         ("module", true, &|name| format!("module.{name}")),

@@ -81,7 +81,7 @@ fn the_loss_curve_goes_on_from_trainer_to_ckptd_and_back() {
     let ours = train(&at("job.toml"));
     assert_agree(&ours, &whole, SAVED + 1..=SAVED + OURS);
 
-    let snapshot = Store::open(&at("store")).unwrap().find(&(SAVED + OURS).to_string()).unwrap();
+    let snapshot = Store::open(&at("store")).unwrap().find((SAVED + OURS).to_string()).unwrap();
     let options = ExportOptions { with_optimizer: true, ..ExportOptions::new(ExportFormat::Hf) };
     export::export(&snapshot.path, &at("exported"), &options, &NoProgress).unwrap();
     let name = format!("checkpoint-{}", SAVED + OURS);

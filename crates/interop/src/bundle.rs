@@ -249,9 +249,10 @@ impl BundleNames {
         if self.seen.len() >= limits.bundle_files {
             return Err(format!("more than {} files", limits.bundle_files));
         }
-        match self.seen.insert(plain.to_owned()) {
-            true => Ok(plain.to_owned()),
-            false => Err(format!("the name {name:?} occurs twice")),
+        if self.seen.insert(plain.to_owned()) {
+            Ok(plain.to_owned())
+        } else {
+            Err(format!("the name {name:?} occurs twice"))
         }
     }
 }

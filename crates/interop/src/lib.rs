@@ -8,6 +8,8 @@
 //! writing files); [`gpt2_names`], [`output`]; [`export_record`], [`export`], [`bundle`],
 //! [`import`], [`compare`], [`check`].
 
+#![warn(unreachable_pub)]
+
 pub mod archive;
 pub mod bundle;
 pub mod check;

@@ -77,8 +77,5 @@ pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 /// The size of the regular file at `path`, or why there is none.
 fn require_file(path: &Path) -> Result<u64> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io("opening", path, e))?;
-    match metadata.is_file() {
-        true => Ok(metadata.len()),
-        false => Err(Error::malformed(path, "not a regular file")),
-    }
+    if metadata.is_file() { Ok(metadata.len()) } else { Err(Error::malformed(path, "not a regular file")) }
 }

@@ -33,16 +33,16 @@ pub(super) struct PlaneWriter {
 }
 
 impl PlaneWriter {
-    pub fn new(isa: InstructionSet) -> Self {
+    pub(super) fn new(isa: InstructionSet) -> Self {
         PlaneWriter { isa, zstd: CCtx::create(), frame: Vec::new() }
     }
 
-    pub fn stats(&self, plane: &[u8]) -> PlaneStats {
+    pub(super) fn stats(&self, plane: &[u8]) -> PlaneStats {
         PlaneStats::of(self.isa, plane)
     }
 
     /// Appends a plane that is not empty.
-    pub fn write(&mut self, plane: &[u8], stats: &PlaneStats, out: &mut ByteSink<'_>) {
+    pub(super) fn write(&mut self, plane: &[u8], stats: &PlaneStats, out: &mut ByteSink<'_>) {
         if stats.min == stats.max {
             return out.extend(&[CONSTANT, stats.min]);
         }
@@ -70,7 +70,7 @@ impl PlaneWriter {
 
     /// Appends `bytes` as one zstd frame; false where that is not smaller or zstd fails, which it does only for want
     /// of memory.
-    pub fn write_zstd(&mut self, bytes: &[u8], level: i32, out: &mut ByteSink<'_>) -> bool {
+    pub(super) fn write_zstd(&mut self, bytes: &[u8], level: i32, out: &mut ByteSink<'_>) -> bool {
         let len = self.compress(bytes, level).filter(|&len| len < bytes.len());
         out.extend(&self.frame[..len.unwrap_or(0)]);
         len.is_some()
@@ -94,12 +94,12 @@ pub(super) struct PlaneReader {
 }
 
 impl PlaneReader {
-    pub fn new(isa: InstructionSet) -> Self {
+    pub(super) fn new(isa: InstructionSet) -> Self {
         PlaneReader { isa, zstd: None, table: huffman::LookupTable::default() }
     }
 
     /// Reads a plane of `scratch.len()` bytes. A raw one is not copied. For `ahead` see [`huffman::read_frame`].
-    pub fn read<'a, 'i: 'a>(
+    pub(super) fn read<'a, 'i: 'a>(
         &mut self,
         input: &mut ByteCursor<'i>,
         scratch: &'a mut [u8],
@@ -129,7 +129,7 @@ impl PlaneReader {
     ///
     /// The window is `out` itself, so what a frame claims about sizes allocates nothing. Frames of other formats that
     /// libzstd may have been built to read (skippable ones, those before version 0.8) are refused.
-    pub fn read_zstd(&mut self, frame: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
+    pub(super) fn read_zstd(&mut self, frame: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
         let one_frame = frame.starts_with(&huffman::MAGIC)
             && matches!(zstd_safe::get_frame_content_size(frame), Ok(Some(len)) if len == out.len() as u64)
             && zstd_safe::find_frame_compressed_size(frame) == Ok(frame.len());

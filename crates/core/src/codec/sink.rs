@@ -8,36 +8,36 @@ pub(super) struct ByteSink<'a> {
 }
 
 impl<'a> ByteSink<'a> {
-    pub fn new(memory: &'a mut [u8]) -> Self {
+    pub(super) fn new(memory: &'a mut [u8]) -> Self {
         ByteSink { memory, len: 0 }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// Forgets what was appended after the first `len` bytes.
-    pub fn truncate(&mut self, len: usize) {
+    pub(super) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    pub fn push(&mut self, byte: u8) {
+    pub(super) fn push(&mut self, byte: u8) {
         self.grow(1)[0] = byte;
     }
 
-    pub fn extend(&mut self, bytes: &[u8]) {
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
         self.grow(bytes.len()).copy_from_slice(bytes);
     }
 
     /// The next `len` bytes, to be written; what they held before is undefined.
-    pub fn grow(&mut self, len: usize) -> &mut [u8] {
+    pub(super) fn grow(&mut self, len: usize) -> &mut [u8] {
         let start = self.len;
         self.len += len;
         &mut self.memory[start..self.len]
     }
 
     /// Everything after what was appended. What is written there counts once [`ByteSink::grow`] has passed it.
-    pub fn rest(&mut self) -> &mut [u8] {
+    pub(super) fn rest(&mut self) -> &mut [u8] {
         &mut self.memory[self.len..]
     }
 }

@@ -24,14 +24,14 @@ pub(super) struct PlaneStats {
 
 impl PlaneStats {
     /// `plane` must not be empty.
-    pub fn of(isa: InstructionSet, plane: &[u8]) -> PlaneStats {
+    pub(super) fn of(isa: InstructionSet, plane: &[u8]) -> PlaneStats {
         let (min, max) = range(isa, plane);
         let counts = count(plane);
         PlaneStats { min, max, counts, entropy_bits: entropy_bits(&counts) }
     }
 
     /// Number of values from the smallest to the largest.
-    pub fn span(&self) -> usize {
+    pub(super) fn span(&self) -> usize {
         usize::from(self.max - self.min) + 1
     }
 }

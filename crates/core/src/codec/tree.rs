@@ -32,12 +32,12 @@ impl CodeEntry {
     }
 
     #[inline(always)]
-    pub fn code(self) -> u64 {
+    pub(super) fn code(self) -> u64 {
         u64::from(self.0 >> 8)
     }
 
     #[inline(always)]
-    pub fn length(self) -> u64 {
+    pub(super) fn length(self) -> u64 {
         u64::from(self.0 & 0xff)
     }
 }
@@ -45,7 +45,7 @@ impl CodeEntry {
 impl HuffmanCode {
     /// The best code of limited length for values from `base` on that occur `counts` times; a count of 0 is taken for
     /// 1, so that a value that a sample missed can be coded.
-    pub fn new(base: u8, counts: &[u32]) -> HuffmanCode {
+    pub(super) fn new(base: u8, counts: &[u32]) -> HuffmanCode {
         assert!((2..=MAX_SYMBOLS).contains(&counts.len()) && usize::from(base) + counts.len() <= 256);
         // Rarest first. A sort key holds the count and the symbol.
         let mut order = [0u64; MAX_SYMBOLS];
@@ -82,23 +82,23 @@ impl HuffmanCode {
         HuffmanCode { entries, base, symbols: order.len(), longest }
     }
 
-    pub fn base(&self) -> u8 {
+    pub(super) fn base(&self) -> u8 {
         self.base
     }
 
     /// Of a value; empty outside the range.
     #[inline(always)]
-    pub fn entry(&self, value: u8) -> CodeEntry {
+    pub(super) fn entry(&self, value: u8) -> CodeEntry {
         self.entries[usize::from(value)]
     }
 
     /// Of the symbols, that is, of the values from the smallest to the largest.
-    pub fn entries(&self) -> &[CodeEntry] {
+    pub(super) fn entries(&self) -> &[CodeEntry] {
         &self.entries[usize::from(self.base)..][..self.symbols]
     }
 
     /// Appends the tree description: the weights of all symbols but the last, whose weight follows from the others.
-    pub fn describe(&self, out: &mut Vec<u8>) {
+    pub(super) fn describe(&self, out: &mut Vec<u8>) {
         let weight = |entry: &CodeEntry| (self.longest + 1) as u8 - entry.length() as u8;
         let listed = &self.entries()[..self.symbols - 1];
         out.push(127 + listed.len() as u8);

@@ -40,27 +40,27 @@ pub(super) struct ChunkGrid {
 
 impl ChunkGrid {
     /// `None` where the tensor is not a matrix or its rows are longer than the chunk.
-    pub fn of(ctx: ChunkContext, elements: usize) -> Option<ChunkGrid> {
+    pub(super) fn of(ctx: ChunkContext, elements: usize) -> Option<ChunkGrid> {
         let row = usize::try_from(ctx.row).ok().filter(|&row| row > 0 && row <= elements)?;
         Some(ChunkGrid { elements, row, first_column: (ctx.first % ctx.row) as usize })
     }
 
     /// Whether the means are likely to be worth their bytes.
-    pub fn worthwhile(&self) -> bool {
+    pub(super) fn worthwhile(&self) -> bool {
         self.row >= SHORTEST_ROW && self.rows() <= MOST_ROWS && self.elements / self.row >= FEWEST_ROWS
     }
 
     /// Rows that the chunk touches, in part or whole.
-    pub fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         (self.first_column + self.elements).div_ceil(self.row)
     }
 
-    pub fn columns(&self) -> usize {
+    pub(super) fn columns(&self) -> usize {
         self.row
     }
 
     /// Bytes of the means.
-    pub fn means_len(&self) -> usize {
+    pub(super) fn means_len(&self) -> usize {
         2 * self.rows() + self.row
     }
 
@@ -93,7 +93,7 @@ pub(super) struct MagnitudeMeans {
 
 impl MagnitudeMeans {
     /// Takes the means of a chunk.
-    pub fn fit(&mut self, isa: InstructionSet, grid: ChunkGrid, words: &[[u8; 4]]) {
+    pub(super) fn fit(&mut self, isa: InstructionSet, grid: ChunkGrid, words: &[[u8; 4]]) {
         self.rows.clear();
         self.sums.clear();
         self.sums.resize(grid.columns(), 0);
@@ -132,7 +132,7 @@ impl MagnitudeMeans {
     }
 
     /// Appends the row means, two bytes each, and the column means, one byte each.
-    pub fn write(&self, out: &mut ByteSink<'_>) {
+    pub(super) fn write(&self, out: &mut ByteSink<'_>) {
         for (bytes, mean) in out.grow(2 * self.rows.len()).as_chunks_mut().0.iter_mut().zip(&self.rows) {
             *bytes = mean.to_le_bytes();
         }
@@ -142,7 +142,7 @@ impl MagnitudeMeans {
     }
 
     /// Takes over what [`MagnitudeMeans::write`] wrote; `bytes` has `grid.means_len()` of them.
-    pub fn read(&mut self, grid: ChunkGrid, bytes: &[u8]) {
+    pub(super) fn read(&mut self, grid: ChunkGrid, bytes: &[u8]) {
         let (rows, columns) = bytes.split_at(2 * grid.rows());
         self.rows.clear();
         self.rows.extend(rows.as_chunks::<2>().0.iter().map(|mean| u16::from_le_bytes(*mean)));
@@ -153,7 +153,7 @@ impl MagnitudeMeans {
 
     /// Writes the residuals with their sign bits (H = 6) or without (H = 5) to `whitened`. False where one of them is
     /// out of range; `whitened` is then of no use.
-    pub fn subtract<const H: usize>(
+    pub(super) fn subtract<const H: usize>(
         &self,
         isa: InstructionSet,
         grid: ChunkGrid,
@@ -170,7 +170,7 @@ impl MagnitudeMeans {
     }
 
     /// What undoes [`MagnitudeMeans::subtract`] for some of the chunk's elements, row by row: see [`whole`].
-    pub fn of(&self, grid: ChunkGrid, some: Range<usize>) -> impl Iterator<Item = (Range<usize>, u32, &[u32])> {
+    pub(super) fn of(&self, grid: ChunkGrid, some: Range<usize>) -> impl Iterator<Item = (Range<usize>, u32, &[u32])> {
         grid.spans(some).map(|(row, elements, columns)| (elements, self.offset(row), &self.shifts[columns]))
     }
 

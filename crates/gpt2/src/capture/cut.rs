@@ -14,7 +14,7 @@ use super::slots::{StateSlot, UpdatePlace, UpdateSpan};
 use super::stall::FlightTicket;
 
 /// The state with its lock.
-pub struct SharedState {
+pub(super) struct SharedState {
     pub metas: Vec<TensorMeta>,
     pub inner: Mutex<StateInner>,
     /// The same as `frozen`, to be read without the lock.
@@ -22,7 +22,7 @@ pub struct SharedState {
 }
 
 /// What the lock guards.
-pub struct StateInner {
+pub(super) struct StateInner {
     pub slots: Vec<StateSlot>,
     pub train: TrainState,
     pub metrics: Metrics,
@@ -39,14 +39,14 @@ pub struct StateInner {
 
 impl SharedState {
     /// A thread that panicked under the lock left `torn` set if it was updating; everything else stays whole.
-    pub fn lock(&self) -> MutexGuard<'_, StateInner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, StateInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl StateInner {
     /// Refuses a torn state.
-    pub fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if self.torn {
             return Err(Error::Other("an update failed half way: the state is torn; go on from a snapshot".into()));
         }
@@ -54,7 +54,7 @@ impl StateInner {
     }
 
     /// Where each tensor is read and written, and which of them change their buffer.
-    pub fn places(&mut self) -> Result<(Vec<UpdatePlace>, Vec<usize>)> {
+    pub(super) fn places(&mut self) -> Result<(Vec<UpdatePlace>, Vec<usize>)> {
         let mut moved = Vec::new();
         let mut places = Vec::with_capacity(self.slots.len());
         for (index, slot) in self.slots.iter_mut().enumerate() {
@@ -82,7 +82,7 @@ impl StateInner {
     }
 
     /// Bytes of buffers that are held but no longer current.
-    pub fn extra(&self) -> u64 {
+    pub(super) fn extra(&self) -> u64 {
         let held = self.slots.iter().filter(|slot| match slot {
             StateSlot::Host { buffers, current } => Arc::strong_count(&buffers[1 - current]) > 1,
             StateSlot::Device(_) => false,

@@ -16,7 +16,7 @@ const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
 /// One mapping, cut into buffers.
-pub struct StateMapping {
+pub(super) struct StateMapping {
     /// Owns the memory; its bytes are accessed through `base`.
     map: MmapMut,
     base: *mut u8,
@@ -32,7 +32,7 @@ unsafe impl Sync for StateMapping {}
 
 /// The memory of one tensor. Who may write it is ruled by its `Arc`: only who holds the sole one, or the update
 /// that the module above serialises.
-pub struct TensorBuffer {
+pub(super) struct TensorBuffer {
     mapping: Arc<StateMapping>,
     offset: usize,
     length: usize,
@@ -42,7 +42,7 @@ impl StateMapping {
     /// Zeroed buffers of these lengths in bytes. Their pages are not faulted in yet.
     // The buffers hold the mapping; it is of no use without them.
     #[allow(clippy::new_ret_no_self)]
-    pub fn new(lengths: &[usize]) -> Result<Vec<TensorBuffer>> {
+    pub(super) fn new(lengths: &[usize]) -> Result<Vec<TensorBuffer>> {
         let mut offsets = Vec::with_capacity(lengths.len());
         let mut bytes = 0usize;
         for &length in lengths {
@@ -94,31 +94,31 @@ impl StateMapping {
 }
 
 impl TensorBuffer {
-    pub fn mapping(&self) -> Arc<StateMapping> {
+    pub(super) fn mapping(&self) -> Arc<StateMapping> {
         self.mapping.clone()
     }
 
-    pub fn elements(&self) -> usize {
+    pub(super) fn elements(&self) -> usize {
         self.length / 4
     }
 
-    pub fn floats(&self) -> *mut f32 {
+    pub(super) fn floats(&self) -> *mut f32 {
         // Within the mapping, whose base is aligned.
         self.mapping.base.wrapping_add(self.offset).cast()
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: within the mapping, which lives as long as the buffer; a buffer that others hold is not written.
         unsafe { std::slice::from_raw_parts(self.floats().cast(), self.length) }
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: within the mapping; buffers do not overlap, and this one is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.floats().cast(), self.length) }
     }
 
     /// Takes the page faults now that the background has not come to yet.
-    pub fn fault_in(&self) {
+    pub(super) fn fault_in(&self) {
         let end = self.offset + self.length;
         if self.mapping.faulted.load(Ordering::Acquire) < end {
             self.mapping.fault_in(self.offset, end);
@@ -128,7 +128,7 @@ impl TensorBuffer {
 
 /// Faults the pages of `spare` in, and then makes those of both huge ones, on a thread of lower priority, so that the
 /// training thread need not wait for either. Ends early once `unwanted`.
-pub fn settle_in_background(
+pub(super) fn settle_in_background(
     spare: Arc<StateMapping>,
     current: Arc<StateMapping>,
     unwanted: impl Fn() -> bool + Send + 'static,

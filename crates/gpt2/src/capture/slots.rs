@@ -40,14 +40,14 @@ unsafe impl Send for UpdateSpan {}
 unsafe impl Sync for UpdateSpan {}
 
 /// Where one tensor of the state lives.
-pub enum StateSlot {
+pub(super) enum StateSlot {
     Host { buffers: [Arc<TensorBuffer>; 2], current: usize },
     Device(Tensor),
 }
 
 impl StateSlot {
     /// Bytes of the tensor.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             StateSlot::Host { buffers, .. } => buffers[0].bytes().len() as u64,
             StateSlot::Device(tensor) => 4 * tensor.numel() as u64,
@@ -55,7 +55,7 @@ impl StateSlot {
     }
 
     /// The current values as a leaf of autograd.
-    pub fn leaf(&self, meta: &TensorMeta) -> Result<Tensor> {
+    pub(super) fn leaf(&self, meta: &TensorMeta) -> Result<Tensor> {
         let tensor = match self {
             StateSlot::Device(tensor) => tensor.f_detach(),
             StateSlot::Host { buffers, current } => {
@@ -70,7 +70,7 @@ impl StateSlot {
 }
 
 /// Slots of zeros in host memory.
-pub fn host_slots(metas: &[TensorMeta]) -> Result<Vec<StateSlot>> {
+pub(super) fn host_slots(metas: &[TensorMeta]) -> Result<Vec<StateSlot>> {
     let lengths: Vec<usize> = metas.iter().map(|meta| meta.bytes().unwrap_or(u64::MAX) as usize).collect();
     let [first, second] = [StateMapping::new(&lengths)?, StateMapping::new(&lengths)?];
     let pairs = first.into_iter().zip(second);
@@ -78,7 +78,7 @@ pub fn host_slots(metas: &[TensorMeta]) -> Result<Vec<StateSlot>> {
 }
 
 /// Slots of zeros on `device`.
-pub fn device_slots(metas: &[TensorMeta], device: Device) -> Result<Vec<StateSlot>> {
+pub(super) fn device_slots(metas: &[TensorMeta], device: Device) -> Result<Vec<StateSlot>> {
     let slot = |meta: &TensorMeta| {
         let shape: Vec<i64> = meta.shape.iter().map(|&d| d as i64).collect();
         let zeros = Tensor::f_zeros(shape.as_slice(), (Kind::Float, device));
@@ -88,7 +88,7 @@ pub fn device_slots(metas: &[TensorMeta], device: Device) -> Result<Vec<StateSlo
 }
 
 /// Lets `fill` write the current buffers.
-pub fn fill_host<T>(
+pub(super) fn fill_host<T>(
     metas: &[TensorMeta],
     slots: &mut [StateSlot],
     fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>,
@@ -106,7 +106,7 @@ pub fn fill_host<T>(
 }
 
 /// Lets `fill` write host memory, and copies it to the device.
-pub fn fill_device<T>(
+pub(super) fn fill_device<T>(
     metas: &[TensorMeta],
     slots: &mut [StateSlot],
     fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>,
@@ -127,7 +127,7 @@ pub fn fill_device<T>(
 }
 
 /// A copy of a device tensor's values.
-pub fn to_host(tensor: &Tensor, meta: &TensorMeta) -> Result<Vec<u8>> {
+pub(super) fn to_host(tensor: &Tensor, meta: &TensorMeta) -> Result<Vec<u8>> {
     let mut bytes = vec![0; 4 * tensor.numel()];
     let host = tensor.f_detach().and_then(|tensor| tensor.f_to_device(Device::Cpu));
     let copied = host.and_then(|host| host.f_copy_data_u8(&mut bytes, tensor.numel()));

@@ -12,13 +12,13 @@ pub struct StallMeter(Arc<AtomicU64>);
 
 /// Alive while a snapshot is in flight.
 #[derive(Default)]
-pub struct FlightTicket {
+pub(super) struct FlightTicket {
     stall_ns: Arc<AtomicU64>,
 }
 
 impl FlightTicket {
     /// What measures this snapshot.
-    pub fn meter(&self) -> StallMeter {
+    pub(super) fn meter(&self) -> StallMeter {
         StallMeter(self.stall_ns.clone())
     }
 }

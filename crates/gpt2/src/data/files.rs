@@ -23,7 +23,7 @@ const ENDINGS: [&str; 2] = ["txt", "md"];
 
 /// The files that `entries` (`[data] text`: files, folders and globs) name: the entries in their order, within an
 /// entry by path, each file once. Hidden files and folders are passed over unless they are spelled out.
-pub fn find(entries: &[String]) -> Result<Vec<PathBuf>> {
+pub(super) fn find(entries: &[String]) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = Vec::new();
     let mut seen = std::collections::HashSet::new();
     for entry in entries {
@@ -122,7 +122,7 @@ pub struct TextFile {
 }
 
 /// Hashes `paths`, except those that are unchanged since `cache` last saw this list of paths.
-pub fn digest(paths: Vec<PathBuf>, cache: &TokenCache, progress: &dyn ProgressSink) -> Result<Vec<TextFile>> {
+pub(super) fn digest(paths: Vec<PathBuf>, cache: &TokenCache, progress: &dyn ProgressSink) -> Result<Vec<TextFile>> {
     let record = cache.texts_record(&paths);
     let before: Vec<TextRecord> =
         recall(&record).filter(|b: &Vec<TextRecord>| b.len() == paths.len()).unwrap_or_default();
@@ -175,7 +175,7 @@ fn hash_file(path: &Path, progress: &dyn ProgressSink) -> Result<(FileStamp, bla
 }
 
 /// The error of a file that is no longer what was hashed.
-pub fn changed(path: &Path) -> Error {
+pub(super) fn changed(path: &Path) -> Error {
     Error::Other(format!("{} changed while it was being read; start again when it is complete", path.display()))
 }
 

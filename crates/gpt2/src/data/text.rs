@@ -13,7 +13,7 @@ use super::files::{TextFile, changed};
 
 /// Largest block, in bytes of text. Small enough that the tokenizer's working memory (about 200 times as much) stays
 /// small, large enough that the work per block outweighs the hand-over.
-pub const BLOCK_BYTES: usize = 64 << 10;
+pub(super) const BLOCK_BYTES: usize = 64 << 10;
 
 const READ_BYTES: usize = 256 << 10;
 
@@ -24,7 +24,7 @@ pub struct TextBlock {
 }
 
 /// The blocks of all documents, in order.
-pub struct TextBlocks<'a> {
+pub(super) struct TextBlocks<'a> {
     sources: &'a [TextFile],
     document: usize,
     reader: Option<TextReader>,
@@ -36,22 +36,22 @@ pub struct TextBlocks<'a> {
 }
 
 impl<'a> TextBlocks<'a> {
-    pub fn new(sources: &'a [TextFile]) -> TextBlocks<'a> {
+    pub(super) fn new(sources: &'a [TextFile]) -> TextBlocks<'a> {
         TextBlocks { sources, document: 0, reader: None, read_bytes: 0, replaced: 0, first_replaced: None }
     }
 
     /// Bytes of all files.
-    pub fn total_bytes(&self) -> u64 {
+    pub(super) fn total_bytes(&self) -> u64 {
         self.sources.iter().map(|source| source.bytes).sum()
     }
 
     /// Bytes that were read so far.
-    pub fn bytes_done(&self) -> u64 {
+    pub(super) fn bytes_done(&self) -> u64 {
         self.read_bytes + self.reader.as_ref().map_or(0, |reader| reader.hasher.count())
     }
 
     /// The next block, or `None` after the last. An error where a file is no longer what was hashed.
-    pub fn next(&mut self) -> Result<Option<TextBlock>> {
+    pub(super) fn next(&mut self) -> Result<Option<TextBlock>> {
         while let Some(source) = self.sources.get(self.document) {
             let fail = |e| Error::io("reading", &source.path, e);
             let reader = match &mut self.reader {

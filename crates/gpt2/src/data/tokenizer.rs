@@ -222,7 +222,8 @@ pub fn train(
     progress.begin("training a tokenizer", sample.total);
 
     // The training runs beside this thread, which goes on showing that there is progress.
-    let trained = std::thread::scope(|scope| {
+
+    std::thread::scope(|scope| {
         let work = scope.spawn(move || {
             let mut tokenizer = byte_level(BPE::default());
             let mut trainer = TrainerWrapper::BpeTrainer(trainer);
@@ -243,8 +244,7 @@ pub fn train(
             }
         };
         told.and(work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    });
-    trained
+    })
 }
 
 fn unexpected(error: tokenizers::Error) -> Error {

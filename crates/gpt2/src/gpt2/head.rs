@@ -9,7 +9,7 @@ const CHUNK_BYTES: i64 = 256 << 20;
 
 /// What becomes of what the gradient's memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GradientSum {
+pub(super) enum GradientSum {
     /// It is overwritten.
     Begin,
     /// It is added to.
@@ -18,13 +18,13 @@ pub enum GradientSum {
 
 /// The buffer of logits, kept from step to step.
 #[derive(Default)]
-pub struct LossHead {
+pub(super) struct LossHead {
     logits: Option<Tensor>,
 }
 
 impl LossHead {
     /// Mean cross entropy in nats of `hidden` [.., n_embd] against `targets` [..].
-    pub fn loss(&mut self, hidden: &Tensor, unembedding: &Tensor, targets: &Tensor) -> Result<f64, TchError> {
+    pub(super) fn loss(&mut self, hidden: &Tensor, unembedding: &Tensor, targets: &Tensor) -> Result<f64, TchError> {
         let (hidden, targets) = (rows(hidden)?, targets.f_reshape(-1)?);
         let total = targets.size()[0];
         let mut sum = 0.0;
@@ -38,7 +38,7 @@ impl LossHead {
 
     /// The same, and the gradient of `weight` times it: with respect to `hidden` returned in its shape, with respect
     /// to `unembedding` written to `d_unembedding` as `sum_to` says.
-    pub fn loss_and_grads(
+    pub(super) fn loss_and_grads(
         &mut self,
         hidden: &Tensor,
         unembedding: &Tensor,

@@ -17,7 +17,7 @@ const BLOCK: usize = 16 * 1024;
 const LANES: usize = 16;
 
 /// A part of one tensor: where its parameter and moments are read and written, its gradient, its figures.
-pub struct UpdateBlock<'a> {
+pub(super) struct UpdateBlock<'a> {
     state: [Option<UpdateSpan>; 3],
     gradient: &'a [f32],
     coefficients: UpdateCoefficients,
@@ -25,7 +25,7 @@ pub struct UpdateBlock<'a> {
 
 impl<'a> UpdateBlock<'a> {
     /// The blocks of a tensor: `state` is its parameter and its moments, as many as the rule has.
-    pub fn split(
+    pub(super) fn split(
         state: [Option<UpdateSpan>; 3],
         gradient: &'a [f32],
         coefficients: UpdateCoefficients,
@@ -57,26 +57,26 @@ enum VectorWidth {
     Baseline,
 }
 
-pub struct UpdateKernels {
+pub(super) struct UpdateKernels {
     pool: ThreadPool,
     width: VectorWidth,
 }
 
 impl UpdateKernels {
-    pub fn new(threads: usize) -> Result<UpdateKernels> {
+    pub(super) fn new(threads: usize) -> Result<UpdateKernels> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("ckptd-update-{n}")).build();
         let pool = pool.map_err(|e| Error::Other(format!("starting {threads} threads for the update: {e}")))?;
         Ok(UpdateKernels { pool, width: VectorWidth::best() })
     }
 
     /// The square root of the sum of squares over all tensors.
-    pub fn norm(&self, tensors: &[&[f32]]) -> f64 {
+    pub(super) fn norm(&self, tensors: &[&[f32]]) -> f64 {
         let blocks: Vec<&[f32]> = tensors.iter().flat_map(|tensor| tensor.chunks(BLOCK)).collect();
         let sums: Vec<f64> = self.pool.install(|| blocks.par_iter().map(|block| self.width.squares(block)).collect());
         sums.iter().sum::<f64>().sqrt()
     }
 
-    pub fn update(&self, blocks: &[UpdateBlock<'_>]) {
+    pub(super) fn update(&self, blocks: &[UpdateBlock<'_>]) {
         self.pool.install(|| blocks.par_iter().for_each(|block| self.width.update(block)));
     }
 }

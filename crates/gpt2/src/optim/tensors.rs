@@ -7,7 +7,7 @@ use super::coefficients::UpdateCoefficients;
 use crate::torch::TorchContext;
 
 /// The global norm of these tensors.
-pub fn norm(gradients: &[Tensor]) -> Result<f64> {
+pub(super) fn norm(gradients: &[Tensor]) -> Result<f64> {
     let squares = || -> Result<f64, TchError> {
         let norms: Result<Vec<Tensor>, _> = gradients.iter().map(Tensor::f_norm).collect();
         Tensor::f_stack(&norms?, 0)?.f_to_kind(Kind::Double)?.f_norm()?.f_double_value(&[])
@@ -16,7 +16,7 @@ pub fn norm(gradients: &[Tensor]) -> Result<f64> {
 }
 
 /// Changes a parameter and its moments in place.
-pub fn update(
+pub(super) fn update(
     param: Option<&Tensor>,
     moments: [Option<&Tensor>; 2],
     gradient: &Tensor,

@@ -16,7 +16,7 @@ const MAX_CARRIED_BYTES: u64 = 32 << 20;
 
 /// The config.json that snapshots carry: the model folder's own, as the model is trained, and with the special tokens
 /// of the tokenizer where it names none; GPT-2's would lie outside a smaller vocabulary.
-pub fn config_json(shape: &Gpt2Config, theirs: Option<&[u8]>, end_of_text: Option<u32>) -> String {
+pub(super) fn config_json(shape: &Gpt2Config, theirs: Option<&[u8]>, end_of_text: Option<u32>) -> String {
     let object = |json: &[u8]| serde_json::from_slice::<Map<String, Value>>(json).unwrap_or_default();
     let mut config = theirs.map(object).unwrap_or_default();
     config.extend(object(shape.to_json().as_bytes()));
@@ -27,7 +27,7 @@ pub fn config_json(shape: &Gpt2Config, theirs: Option<&[u8]>, end_of_text: Optio
 }
 
 /// Config, tokenizer and the model folder's other small files, so that a snapshot can become such a folder again.
-pub fn carried_files(config: &Config, config_json: String, data: &TokenDataset) -> Result<Vec<CarriedFile>> {
+pub(super) fn carried_files(config: &Config, config_json: String, data: &TokenDataset) -> Result<Vec<CarriedFile>> {
     let mut files = vec![CarriedFile { name: "config.json".into(), bytes: config_json.into_bytes().into() }];
     if let Some(json) = &data.tokenizer_json {
         files.push(CarriedFile { name: "tokenizer.json".into(), bytes: json.clone().into() });

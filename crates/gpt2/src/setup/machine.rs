@@ -19,7 +19,7 @@ use crate::{process, torch};
 const ARITHMETIC: KnownArithmetic = KnownArithmetic { newest: ArithmeticNumber::FIRST, older: &[] };
 
 /// Where and how a training is computed.
-pub struct TrainingMachine {
+pub(super) struct TrainingMachine {
     pub device: Device,
     /// Threads of one operation, at least 1.
     pub threads: usize,
@@ -31,7 +31,7 @@ impl TrainingMachine {
     ///
     /// # Errors
     /// [`Error::Config`] for a device that is not there, [`Error::Mismatch`] for an arithmetic that is not known.
-    pub fn choose(
+    pub(super) fn choose(
         config: &Config,
         snapshot: Option<&SnapshotReader>,
         changed: ChangedSettings,

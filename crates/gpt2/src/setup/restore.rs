@@ -19,7 +19,7 @@ use crate::probe::LogitsFingerprint;
 
 /// What becomes of a resume under other settings than the snapshot's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChangedSettings {
+pub(super) enum ChangedSettings {
     /// It ends with an error that names them.
     Refuse,
     /// It goes on with a warning: `--accept-changes`.
@@ -38,7 +38,7 @@ pub struct ResumedFrom {
 ///
 /// # Errors
 /// [`Error::Mismatch`] that names every setting or tensor that differs; those of reading.
-pub fn restore(
+pub(super) fn restore(
     snapshot: &SnapshotReader,
     state: &mut TrainingState,
     changed: ChangedSettings,
@@ -116,7 +116,7 @@ fn match_tensors<'a>(
 }
 
 /// Compares the logits of the restored model with the fingerprint in its snapshot, where it has one.
-pub fn check_fingerprint(
+pub(super) fn check_fingerprint(
     snapshot: &SnapshotReader,
     model: &Gpt2Model,
     state: &TrainingState,

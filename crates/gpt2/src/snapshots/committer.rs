@@ -23,7 +23,7 @@ use crate::probe::LogitsProbe;
 use crate::setup::ResumedFrom;
 
 /// The thread that commits, and those that encode for it.
-pub const THREAD: &str = "snapshots";
+pub(super) const THREAD: &str = "snapshots";
 
 /// What every snapshot of this session has in common.
 pub struct CommitSettings {
@@ -41,7 +41,7 @@ pub struct CommitSettings {
 }
 
 /// Starts the thread, which ends when `jobs` does.
-pub fn spawn(
+pub(super) fn spawn(
     jobs: Receiver<CommitJob>,
     settings: CommitSettings,
     flight: Arc<SnapshotFlight>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 const MARGIN: f64 = 1.5;
 
 #[derive(Clone, Copy, Debug)]
-pub struct EndingInputs {
+pub(super) struct EndingInputs {
     /// A newer state than the one in flight is there to be saved.
     pub newer: bool,
     /// What the one in flight still takes, and what a new one would; `None`: unknown.
@@ -20,14 +20,14 @@ pub struct EndingInputs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndingChoice {
+pub(super) enum EndingChoice {
     /// Finish the one in flight; a newer one is taken after it, as far as the time allows.
     Finish,
     /// Give it up for a newer one.
     Abandon,
 }
 
-pub fn decide(facts: &EndingInputs) -> EndingChoice {
+pub(super) fn decide(facts: &EndingInputs) -> EndingChoice {
     let (true, Some(time)) = (facts.newer, facts.time) else { return EndingChoice::Finish };
     // Without a measure the one that has begun is the surer one.
     let (Some(rest), Some(fresh)) = (facts.rest, facts.fresh) else { return EndingChoice::Finish };
@@ -42,7 +42,7 @@ pub fn decide(facts: &EndingInputs) -> EndingChoice {
 }
 
 /// What is left of a snapshot that has written `fraction` of its chunks in `elapsed`; `None` where that says nothing.
-pub fn rest(fraction: f64, elapsed: Duration) -> Option<Duration> {
+pub(super) fn rest(fraction: f64, elapsed: Duration) -> Option<Duration> {
     let left = (1.0 - fraction).max(0.0);
     (fraction > 0.02).then(|| elapsed.mul_f64(left / fraction))
 }

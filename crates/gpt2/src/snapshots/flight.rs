@@ -15,7 +15,7 @@ use ckptd_core::store::{CommitHandle, CommitPace};
 use crate::capture::StateCapture;
 
 /// What is in flight and what is durable.
-pub struct SnapshotFlight {
+pub(super) struct SnapshotFlight {
     pub state: Mutex<DurableState>,
     pub landed: Condvar,
     /// The session ends: no further step is to be computed.
@@ -23,7 +23,7 @@ pub struct SnapshotFlight {
 }
 
 /// What is known under the lock.
-pub struct DurableState {
+pub(super) struct DurableState {
     pub in_flight: Option<InFlight>,
     /// The newest state that is durable.
     pub newest: Option<TrainState>,
@@ -32,14 +32,14 @@ pub struct DurableState {
 }
 
 /// The snapshot that is being committed.
-pub struct InFlight {
+pub(super) struct InFlight {
     pub train: TrainState,
     pub began: Instant,
     pub handle: Arc<CommitHandle>,
 }
 
 /// A captured snapshot on its way to the committing thread.
-pub struct CommitJob {
+pub(super) struct CommitJob {
     pub capture: StateCapture,
     pub reason: String,
     pub pace: CommitPace,
@@ -49,7 +49,7 @@ pub struct CommitJob {
 
 impl SnapshotFlight {
     /// Nothing in flight; `newest` is durable already.
-    pub fn new(newest: Option<TrainState>) -> SnapshotFlight {
+    pub(super) fn new(newest: Option<TrainState>) -> SnapshotFlight {
         SnapshotFlight {
             state: Mutex::new(DurableState { in_flight: None, newest, last_time: None }),
             landed: Condvar::new(),
@@ -57,7 +57,7 @@ impl SnapshotFlight {
         }
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, DurableState> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, DurableState> {
         // Every change under this lock is one assignment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,7 +19,7 @@ use ckptd_core::snapshot::TensorMeta;
 use ckptd_core::store::format::FileRecord;
 
 /// Fills the folder `dir`, which is there and empty. Returns the bytes of its tensors and of its files.
-pub fn write(
+pub(super) fn write(
     source: &ExportSource,
     dir: &Path,
     options: &ExportOptions,

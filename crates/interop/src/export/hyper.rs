@@ -6,7 +6,7 @@ use ckptd_core::config::Config;
 use ckptd_core::schedule;
 use ckptd_core::store::Manifest;
 
-pub struct HyperParameters {
+pub(super) struct HyperParameters {
     pub learning_rate: f64,
     /// The learning rate of the next update.
     pub rate_now: f64,
@@ -21,7 +21,7 @@ pub struct HyperParameters {
 }
 
 impl HyperParameters {
-    pub fn of(manifest: &Manifest, job: Option<&Config>) -> HyperParameters {
+    pub(super) fn of(manifest: &Manifest, job: Option<&Config>) -> HyperParameters {
         let train = job.map(|job| job.train.clone()).unwrap_or_default().with_recorded(&manifest.train.settings);
         HyperParameters {
             learning_rate: train.learning_rate,
@@ -37,7 +37,7 @@ impl HyperParameters {
     }
 
     /// A group of `torch.optim.AdamW`, without its parameters.
-    pub fn adamw_group(&self, weight_decay: f64) -> Vec<(&'static str, PtObject)> {
+    pub(super) fn adamw_group(&self, weight_decay: f64) -> Vec<(&'static str, PtObject)> {
         vec![
             ("weight_decay", PtObject::Float(weight_decay)),
             ("lr", PtObject::Float(self.rate_now)),
@@ -55,7 +55,7 @@ impl HyperParameters {
     }
 
     /// A group of `torch.optim.SGD`, without its parameters.
-    pub fn sgd_group(&self, weight_decay: f64) -> Vec<(&'static str, PtObject)> {
+    pub(super) fn sgd_group(&self, weight_decay: f64) -> Vec<(&'static str, PtObject)> {
         vec![
             ("weight_decay", PtObject::Float(weight_decay)),
             ("lr", PtObject::Float(self.rate_now)),

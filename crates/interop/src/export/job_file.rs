@@ -36,9 +36,10 @@ pub(super) fn write(
     progress: &dyn ProgressSink,
 ) -> Result<()> {
     let Some(job) = &options.job else {
-        return match options.with_data {
-            true => Err(Error::NotFound("no job has run in this store, so its data are not known".into())),
-            false => Ok(()),
+        return if options.with_data {
+            Err(Error::NotFound("no job has run in this store, so its data are not known".into()))
+        } else {
+            Ok(())
         };
     };
     let mut job = portable(job);
@@ -101,9 +102,10 @@ fn copy(path: &Path, expected: &str, folder: &mut ExportFolder, progress: &dyn P
         Ok(())
     })?;
     let hash = hasher.finalize().to_hex().to_string();
-    match expected.is_empty() || hash == expected {
-        true => Ok(hash),
-        false => Err(Error::mismatch(path, "these are not the tokens that the snapshot was trained on")),
+    if expected.is_empty() || hash == expected {
+        Ok(hash)
+    } else {
+        Err(Error::mismatch(path, "these are not the tokens that the snapshot was trained on"))
     }
 }
 

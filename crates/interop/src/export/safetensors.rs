@@ -13,7 +13,7 @@ use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::TensorMeta;
 
-pub fn write(
+pub(super) fn write(
     source: &ExportSource,
     file: &mut File,
     path: &Path,
@@ -27,13 +27,14 @@ pub fn write(
         .flat_map(|role| params.iter().map(move |meta| TensorMeta { role, ..(*meta).clone() }))
         .collect();
     let all: Vec<&TensorMeta> = model.iter().copied().chain(&moments).collect();
-    let item = |(index, meta): (usize, &&TensorMeta)| match index < model.len() {
-        true => TensorSpec {
-            name: meta.name.clone(),
-            dtype: exported_dtype(meta, options.dtype),
-            shape: meta.shape.clone(),
-        },
-        false => {
+    let item = |(index, meta): (usize, &&TensorMeta)| {
+        if index < model.len() {
+            TensorSpec {
+                name: meta.name.clone(),
+                dtype: exported_dtype(meta, options.dtype),
+                shape: meta.shape.clone(),
+            }
+        } else {
             let name = names::moment(meta.role, &meta.name);
             TensorSpec { name, dtype: meta.dtype, shape: meta.shape.clone() }
         }

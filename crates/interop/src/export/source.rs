@@ -11,7 +11,7 @@ use ckptd_core::snapshot::{Role, TensorMeta};
 use ckptd_core::store::read::{ChunkRun, ChunkRunReader};
 use ckptd_core::store::{Manifest, SnapshotReader};
 
-pub struct ExportSource {
+pub(super) struct ExportSource {
     reader: SnapshotReader,
     /// Parameters and buffers in the model's order, as indices into the manifest.
     model: Vec<usize>,
@@ -19,7 +19,7 @@ pub struct ExportSource {
 }
 
 /// What an export writes as a whole.
-pub enum ExportPart {
+pub(super) enum ExportPart {
     /// A tensor of the snapshot, as this type where that is another float type than its own.
     Tensor(TensorMeta, DType),
     Bytes(Vec<u8>),
@@ -27,7 +27,7 @@ pub enum ExportPart {
 
 impl ExportSource {
     /// Opens the snapshot at `path`; every chunk that is read is checked against its hash.
-    pub fn open(path: &Path, threads: usize) -> Result<ExportSource> {
+    pub(super) fn open(path: &Path, threads: usize) -> Result<ExportSource> {
         // It was written past the page cache, and is read once.
         let reader = SnapshotReader::open_past_cache(path)?;
         let tensors = &reader.manifest().tensors;
@@ -45,37 +45,37 @@ impl ExportSource {
         Ok(ExportSource { reader, model, threads })
     }
 
-    pub fn manifest(&self) -> &Manifest {
+    pub(super) fn manifest(&self) -> &Manifest {
         self.reader.manifest()
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.reader.path()
     }
 
     /// Parameters and buffers, in the model's order.
-    pub fn model(&self) -> Vec<&TensorMeta> {
+    pub(super) fn model(&self) -> Vec<&TensorMeta> {
         self.model.iter().map(|&i| self.meta(i)).collect()
     }
 
     /// Parameters alone, in the model's order.
-    pub fn params(&self) -> Vec<&TensorMeta> {
+    pub(super) fn params(&self) -> Vec<&TensorMeta> {
         self.model().into_iter().filter(|meta| meta.role == Role::Param).collect()
     }
 
     /// The moments that the snapshot holds.
-    pub fn moments(&self) -> Vec<Role> {
+    pub(super) fn moments(&self) -> Vec<Role> {
         let held = |role: &Role| self.manifest().tensors.iter().any(|tensor| tensor.meta.role == *role);
         MOMENTS.into_iter().filter(held).collect()
     }
 
     /// Whether an export with this float type still holds the model to the bit.
-    pub fn is_exact_as(&self, dtype: Option<DType>) -> bool {
+    pub(super) fn is_exact_as(&self, dtype: Option<DType>) -> bool {
         self.model().iter().all(|meta| exported_dtype(meta, dtype) == meta.dtype)
     }
 
     /// Whether the head's weights are the embedding's.
-    pub fn is_tied(&self) -> bool {
+    pub(super) fn is_tied(&self) -> bool {
         gpt2_names::is_tied(self.model.iter().map(|&i| self.meta(i).name.as_str()))
     }
 
@@ -85,16 +85,17 @@ impl ExportSource {
 
     /// Hands the bytes of `parts` to `take` in their order, each in one piece or more, with the part's index. What
     /// comes next is read and decoded meanwhile.
-    pub fn stream(&self, parts: &[ExportPart], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+    pub(super) fn stream(&self, parts: &[ExportPart], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let mut orders = Vec::new();
         for (index, part) in parts.iter().enumerate() {
             let pieces = match part {
                 ExportPart::Tensor(meta, _) => self.reader.runs(self.find(meta)?),
                 ExportPart::Bytes(_) => Vec::new(),
             };
-            match pieces.is_empty() {
-                true => orders.push((index, None)),
-                false => orders.extend(pieces.into_iter().map(|piece| (index, Some(piece)))),
+            if pieces.is_empty() {
+                orders.push((index, None))
+            } else {
+                orders.extend(pieces.into_iter().map(|piece| (index, Some(piece))))
             }
         }
         let make = |reader: &mut ChunkRunReader, (index, piece): &(usize, Option<ChunkRun>), mut memory: Vec<u8>| {
@@ -119,20 +120,21 @@ impl ExportSource {
     }
 
     fn convert(&self, bytes: Vec<u8>, meta: &TensorMeta, dtype: DType) -> Result<Vec<u8>> {
-        match meta.dtype == dtype {
-            true => Ok(bytes),
-            false => dtype::convert(&bytes, meta.dtype, dtype).ok_or_else(|| {
+        if meta.dtype == dtype {
+            Ok(bytes)
+        } else {
+            dtype::convert(&bytes, meta.dtype, dtype).ok_or_else(|| {
                 Error::mismatch(self.path(), format!("{} is {}, which cannot become {dtype}", meta.name, meta.dtype))
-            }),
+            })
         }
     }
 
-    pub fn carried(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    pub(super) fn carried(&self, name: &str) -> Result<Option<Vec<u8>>> {
         self.reader.read_file(name)
     }
 
     /// The text of the model's config.json, where the snapshot carries one.
-    pub fn config_json(&self) -> Result<Option<String>> {
+    pub(super) fn config_json(&self) -> Result<Option<String>> {
         let Some(bytes) = self.carried(names::CONFIG)? else { return Ok(None) };
         let text = String::from_utf8(bytes);
         text.map(Some).map_err(|_| Error::mismatch(self.path(), "the config.json that it carries is not UTF-8"))
@@ -140,7 +142,7 @@ impl ExportSource {
 }
 
 /// What a tensor becomes where floats are asked for as `dtype`: other types stay what they are.
-pub fn exported_dtype(meta: &TensorMeta, dtype: Option<DType>) -> DType {
+pub(super) fn exported_dtype(meta: &TensorMeta, dtype: Option<DType>) -> DType {
     match dtype {
         Some(dtype) if matches!(meta.dtype, DType::F32 | DType::F16 | DType::BF16) => dtype,
         _ => meta.dtype,

@@ -23,7 +23,7 @@ use ckptd_core::snapshot::{Role, TensorMeta};
 
 /// The `.pt` file: a state dict, or with the optimiser a dict of `model`, `optimizer`, `step` and what else is needed
 /// to go on.
-pub fn write(
+pub(super) fn write(
     source: &ExportSource,
     file: &mut File,
     path: &Path,

@@ -139,10 +139,7 @@ fn check_hashes(tensors: &[Tensor], state: &ExportRecord, from: &Path, progress:
         let Some(record) = records.get(&key(&tensor.meta)) else { return Ok(()) };
         let bytes: &[u8] = (*tensor.bytes).as_ref();
         progress.advance(bytes.len() as u64)?;
-        match blake3::hash(bytes).to_hex().as_str() == record.hash {
-            true => Ok(()),
-            false => Err(changed(from, &record.meta)),
-        }
+        if blake3::hash(bytes).to_hex().as_str() == record.hash { Ok(()) } else { Err(changed(from, &record.meta)) }
     })
 }
 

@@ -12,7 +12,7 @@ use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 
 #[derive(Debug, Default)]
-pub struct OptimizerMoments {
+pub(super) struct OptimizerMoments {
     pub tensors: Vec<Tensor>,
     /// Steps that the optimiser has made, where it counts them.
     pub step: Option<u64>,
@@ -21,7 +21,7 @@ pub struct OptimizerMoments {
 }
 
 /// Reads `value` of `file` for `params`, which are in the model's order.
-pub fn read(file: &PtFile, value: &PtValue, params: &[&TensorMeta]) -> Result<OptimizerMoments> {
+pub(super) fn read(file: &PtFile, value: &PtValue, params: &[&TensorMeta]) -> Result<OptimizerMoments> {
     let refuse = |reason: String| Error::malformed(file.path(), format!("the optimiser's state: {reason}"));
     let groups =
         value.get("param_groups").and_then(PtValue::as_items).ok_or_else(|| refuse("no param_groups".into()))?;
@@ -112,7 +112,7 @@ fn tensor(file: &PtFile, role: Role, param: &TensorMeta, tensor: &TensorRef) -> 
 }
 
 /// A tensor as float32, exactly.
-pub fn widen(tensor: Tensor) -> Result<Tensor, String> {
+pub(super) fn widen(tensor: Tensor) -> Result<Tensor, String> {
     let dtype = tensor.meta.dtype;
     match dtype {
         DType::F32 => Ok(tensor),
@@ -127,7 +127,7 @@ pub fn widen(tensor: Tensor) -> Result<Tensor, String> {
     }
 }
 
-pub fn zeros(role: Role, param: &TensorMeta) -> Tensor {
+pub(super) fn zeros(role: Role, param: &TensorMeta) -> Tensor {
     let bytes = param.elements().unwrap_or(0) as usize * DType::F32.size();
     Tensor::new(TensorMeta { role, dtype: DType::F32, ..param.clone() }, vec![0; bytes])
 }
@@ -147,9 +147,10 @@ fn step(file: &PtFile, value: &PtValue) -> Result<u64, String> {
         }
         value => value.as_float().ok_or_else(|| format!("its step is {}", value.kind()))?,
     };
-    match number >= 0.0 && number.fract() == 0.0 && number < 1e15 {
-        true => Ok(number as u64),
-        false => Err(format!("its step is {number}")),
+    if number >= 0.0 && number.fract() == 0.0 && number < 1e15 {
+        Ok(number as u64)
+    } else {
+        Err(format!("its step is {number}"))
     }
 }
 

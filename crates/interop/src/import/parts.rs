@@ -21,7 +21,7 @@ const MAX_CARRIED_BYTES: u64 = 32 << 20;
 const MAX_TRAINER_STATE_BYTES: u64 = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceKind {
+pub(super) enum SourceKind {
     Folder,
     Torch,
     Safetensors,
@@ -55,7 +55,7 @@ pub enum OptimizerState {
 }
 
 /// What lies at `path`.
-pub fn kind(path: &Path, limits: &ReadLimits) -> Result<SourceKind> {
+pub(super) fn kind(path: &Path, limits: &ReadLimits) -> Result<SourceKind> {
     if path.is_dir() {
         return Ok(SourceKind::Folder);
     }
@@ -80,7 +80,7 @@ pub fn kind(path: &Path, limits: &ReadLimits) -> Result<SourceKind> {
 }
 
 /// A Hugging Face folder or a Trainer checkpoint.
-pub fn folder(dir: &Path, limits: &ReadLimits) -> Result<SourceParts> {
+pub(super) fn folder(dir: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let folder = hf::open(dir, limits)?;
     let state = ExportRecord::read(dir)?;
     let mut parts = SourceParts { tensors: folder.tensors, ..SourceParts::default() };
@@ -106,7 +106,7 @@ pub fn folder(dir: &Path, limits: &ReadLimits) -> Result<SourceParts> {
 }
 
 /// A `.pt` file: a state dict, or a dict that holds one beside the optimiser's.
-pub fn torch(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
+pub(super) fn torch(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let file = PtFile::open(path, limits)?;
     let mut parts = SourceParts::default();
     let value = file.value();
@@ -134,7 +134,7 @@ pub fn torch(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     Ok(parts)
 }
 
-pub fn safetensors(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
+pub(super) fn safetensors(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let file = safetensors::open(path, limits)?;
     let mut parts = SourceParts::default();
     let entry = |key: &str| file.metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
@@ -162,7 +162,7 @@ pub fn safetensors(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
 }
 
 /// A snapshot file from another store.
-pub fn snapshot(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
+pub(super) fn snapshot(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let reader = SnapshotReader::open(path)?;
     let (raw, file) = (reader.manifest().raw_bytes, reader.file_bytes());
     if raw > limits.expanded(file) {
@@ -208,9 +208,10 @@ impl SourceParts {
 
     /// Config and tokenizer from a model folder, or a config.json alone, for a source that has none.
     pub fn add_companions(&mut self, model: &Path) -> Result<()> {
-        let paths = match model.is_dir() {
-            true => std::iter::once(names::CONFIG).chain(names::COMPANIONS).map(|name| model.join(name)).collect(),
-            false => vec![model.to_path_buf()],
+        let paths = if model.is_dir() {
+            std::iter::once(names::CONFIG).chain(names::COMPANIONS).map(|name| model.join(name)).collect()
+        } else {
+            vec![model.to_path_buf()]
         };
         for path in paths.iter().filter(|path| path.is_file()) {
             let mut file = carry(path)?;

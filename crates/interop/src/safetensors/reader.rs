@@ -77,13 +77,14 @@ fn check_header(bytes: &[u8], limits: &ReadLimits) -> Result<Range<u64>, String>
         .deserialize(&mut json)
         .and_then(|names| json.end().map(|()| names))
         .map_err(|e| format!("its header is not what it should be: {e}"))?;
-    match names.largest_end > data.end - data.start {
-        true => Err(format!(
+    if names.largest_end > data.end - data.start {
+        Err(format!(
             "a tensor ends at byte {} of {} bytes of data; the file is cut",
             names.largest_end,
             data.end - data.start
-        )),
-        false => Ok(data),
+        ))
+    } else {
+        Ok(data)
     }
 }
 
@@ -154,9 +155,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return Err(format!("a tensor's name has {} bytes; 1 to {MAX_NAME_BYTES} are allowed", name.len()));
     }
-    match name.chars().any(char::is_control) {
-        true => Err(format!("the tensor name {name:?} has control characters")),
-        false => Ok(()),
+    if name.chars().any(char::is_control) {
+        Err(format!("the tensor name {name:?} has control characters"))
+    } else {
+        Ok(())
     }
 }
 

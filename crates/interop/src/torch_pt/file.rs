@@ -54,9 +54,10 @@ impl PtFile {
         if taken > self.max_taken_bytes {
             return Err(refuse("the tensors take many times the file's own size; the file is made up"));
         }
-        let bytes = match tensor.is_contiguous() {
-            true => self.range(tensor, bytes).and_then(|range| self.mapped.region(range)),
-            false => self.gather(tensor),
+        let bytes = if tensor.is_contiguous() {
+            self.range(tensor, bytes).and_then(|range| self.mapped.region(range))
+        } else {
+            self.gather(tensor)
         };
         Ok(Tensor { meta, bytes: bytes.ok_or_else(|| refuse("it lies outside the file"))? })
     }

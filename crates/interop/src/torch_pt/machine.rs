@@ -68,10 +68,13 @@ impl PickleMachine<'_> {
                 version => Err(format!("refusing pickle protocol {version}")),
             },
             // A frame only says how much a reader may read ahead.
-            0x95 => match self.u64()? <= (self.input.len() - self.at) as u64 {
-                true => Ok(()),
-                false => Err("a frame that is longer than the pickle".into()),
-            },
+            0x95 => {
+                if self.u64()? <= (self.input.len() - self.at) as u64 {
+                    Ok(())
+                } else {
+                    Err("a frame that is longer than the pickle".into())
+                }
+            }
             b'(' => {
                 self.marks.push(self.stack.len());
                 Ok(())

@@ -71,9 +71,10 @@ pub(super) fn storage(heap: &mut PickleHeap, id: NodeId) -> Result<Arc<PtStorage
     let elements = u64::try_from(*elements).map_err(|_| format!("storage {key} has a negative size"))?;
     let key = Arc::clone(key);
     if let Some(known) = heap.known_storage(&key) {
-        return match known.dtype == dtype && known.elements == elements {
-            true => Ok(Arc::clone(known)),
-            false => Err(format!("storage {key} is described in two ways")),
+        return if known.dtype == dtype && known.elements == elements {
+            Ok(Arc::clone(known))
+        } else {
+            Err(format!("storage {key} is described in two ways"))
         };
     }
     let bytes = heap.record_bytes(&key).ok_or_else(|| format!("storage {key:?} is not in the archive"))?;
@@ -100,12 +101,13 @@ fn tensor(heap: &mut PickleHeap, [storage, offset, shape, stride]: [NodeId; 4]) 
         return Err(format!("a tensor of shape {shape:?} with the strides {stride:?}"));
     }
     let tensor = TensorRef { storage, offset, shape, stride };
-    match fits(&tensor) {
-        true => Ok(tensor),
-        false => Err(format!(
+    if fits(&tensor) {
+        Ok(tensor)
+    } else {
+        Err(format!(
             "a tensor of shape {:?}, strides {:?} from element {offset} does not lie within storage {}, which holds {}",
             tensor.shape, tensor.stride, tensor.storage.key, tensor.storage.elements
-        )),
+        ))
     }
 }
 

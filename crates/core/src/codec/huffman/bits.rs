@@ -12,17 +12,17 @@ pub(super) struct BitWriter<'a> {
 
 impl<'a> BitWriter<'a> {
     /// The closing bit and what it rounds up, and up to 64 bytes that are touched at a time.
-    pub const SLACK_BYTES: usize = 72;
+    pub(super) const SLACK_BYTES: usize = 72;
     /// Most bits of one call of `put`.
-    pub const PUT_BITS: u64 = 56;
+    pub(super) const PUT_BITS: u64 = 56;
 
-    pub fn new(out: &'a mut [u8]) -> Self {
+    pub(super) fn new(out: &'a mut [u8]) -> Self {
         BitWriter { out, at: 0, held: 0, held_bits: 0 }
     }
 
     /// Appends the low `bits` bits of `word`, at most [`BitWriter::PUT_BITS`]; the others must be 0.
     #[inline(always)]
-    pub fn put(&mut self, word: u64, bits: u64) {
+    pub(super) fn put(&mut self, word: u64, bits: u64) {
         debug_assert!(bits <= Self::PUT_BITS && word >> bits == 0);
         self.held |= word << self.held_bits;
         self.out[self.at..self.at + 8].copy_from_slice(&self.held.to_le_bytes());
@@ -33,7 +33,7 @@ impl<'a> BitWriter<'a> {
     }
 
     /// Appends the 1 bit that ends a zstd bit stream and returns the number of bytes.
-    pub fn close(mut self) -> usize {
+    pub(super) fn close(mut self) -> usize {
         self.put(1, 1);
         self.at + usize::from(self.held_bits > 0)
     }
