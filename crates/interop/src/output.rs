@@ -62,7 +62,8 @@ pub fn check(target: &Path, overwrite: OverwriteRule) -> Result<()> {
     };
     if found.is_dir() && !is_marked(target, marks)? {
         return Err(Error::Other(format!(
-            "{} is a folder with other things than an export in it, which --force does not replace; choose another name",
+            "{} is a folder with other things than an export in it, which --force does not replace; choose another \
+             name",
             target.display()
         )));
     }
