@@ -47,15 +47,15 @@ impl FaultRow {
 }
 
 /// Empty folders, one after the other, each removed before the next one comes.
-pub struct ScratchFolder {
+pub struct CampaignScratch {
     path: PathBuf,
 }
 
-impl ScratchFolder {
-    pub fn new(below: &Path) -> ScratchFolder {
+impl CampaignScratch {
+    pub fn new(below: &Path) -> CampaignScratch {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let path = below.join(format!("scratch-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        ScratchFolder { path }
+        CampaignScratch { path }
     }
 
     pub fn path(&self) -> &Path {
@@ -69,7 +69,7 @@ impl ScratchFolder {
     }
 }
 
-impl Drop for ScratchFolder {
+impl Drop for CampaignScratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }

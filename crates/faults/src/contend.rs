@@ -8,7 +8,7 @@ use anyhow::Result;
 use ckptd_core::error::Error;
 
 use crate::announce::StoreAck;
-use crate::campaign::{FaultRow, ScratchFolder, guarded};
+use crate::campaign::{CampaignScratch, FaultRow, guarded};
 use crate::drive::StoreSession;
 use crate::judge::{AfterCheck, FailedSaves};
 use crate::promises::Promises;
@@ -17,7 +17,7 @@ const CONTENDERS: usize = 8;
 
 pub fn run(below: &Path, seed: u64, short: bool) -> Result<Vec<FaultRow>> {
     let mut row = FaultRow::new("contenders for one lock, in one process", seed);
-    let scratch = ScratchFolder::new(below);
+    let scratch = CampaignScratch::new(below);
     for round in 0..if short { 10 } else { 100 } {
         let store = scratch.empty()?.join("store");
         let broken = guarded(|| one(&store, seed));

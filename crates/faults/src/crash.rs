@@ -10,7 +10,7 @@ use anyhow::Result;
 use ckptd_core::os::process::processors;
 
 use crate::announce::StoreAck;
-use crate::campaign::{FaultRow, ScratchFolder, add, guarded};
+use crate::campaign::{CampaignScratch, FaultRow, add, guarded};
 use crate::disk::{CrashCandidate, CrashModel, DiskHistory, DiskState};
 use crate::hooks::{CallRecording, DiskOp};
 use crate::judge::{AfterCheck, FailedSaves};
@@ -47,7 +47,7 @@ pub fn run(below: &Path, seed: u64, effort: &CrashEffort) -> Result<Vec<FaultRow
         let row = Mutex::new(FaultRow { distinct: Some(0), ..FaultRow::new(&format!("crash states, {name}"), seed) });
         let again = Mutex::new(FaultRow { distinct: Some(0), ..FaultRow::new("crash states of the recovery", seed) });
         for past in [false, true] {
-            let scratch = ScratchFolder::new(below);
+            let scratch = CampaignScratch::new(below);
             let store = scratch.empty()?.join("disk");
             std::fs::create_dir(&store)?;
             let mut before = Vec::new();
@@ -83,7 +83,7 @@ impl RecordedSession<'_> {
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    let scratch = ScratchFolder::new(self.below);
+                    let scratch = CampaignScratch::new(self.below);
                     loop {
                         let next = receive.lock().unwrap_or_else(|e| e.into_inner()).recv();
                         let Ok(candidate) = next else { return };
@@ -142,7 +142,7 @@ impl RecordedSession<'_> {
         self.before.iter().chain(during)
     }
 
-    fn check(&self, candidate: &CrashCandidate, scratch: &ScratchFolder, number: u64) -> Vec<String> {
+    fn check(&self, candidate: &CrashCandidate, scratch: &CampaignScratch, number: u64) -> Vec<String> {
         match scratch.empty().and_then(|root| candidate.disk.lay_out(root).map(|()| root.join("store"))) {
             Ok(store) => {
                 let promises = Promises::of(self.seed, self.acks(candidate.ops));
@@ -155,7 +155,7 @@ impl RecordedSession<'_> {
 
     /// The start on a crashed store crashes as well.
     fn crash_again(&self, candidate: &CrashCandidate, model: CrashModel, row: &Mutex<FaultRow>) {
-        let scratch = ScratchFolder::new(self.below);
+        let scratch = CampaignScratch::new(self.below);
         let Ok(root) = scratch.empty().and_then(|root| candidate.disk.lay_out(root).map(|()| root.to_path_buf()))
         else {
             return;

@@ -10,7 +10,7 @@ use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{SnapshotReader, SnapshotState, Store, layout};
 
 use crate::announce::StoreAck;
-use crate::campaign::{FaultRow, ScratchFolder, add, each, guarded};
+use crate::campaign::{CampaignScratch, FaultRow, add, each, guarded};
 use crate::states;
 use crate::{drive, prepare};
 use ckptd_testkit::random::SeededRandom;
@@ -22,7 +22,7 @@ struct SavedStore {
     ids: Vec<SnapshotId>,
 }
 
-fn saved(scratch: &ScratchFolder, seed: u64) -> Result<SavedStore> {
+fn saved(scratch: &CampaignScratch, seed: u64) -> Result<SavedStore> {
     let store = scratch.empty()?.join("store");
     let mut ids = Vec::new();
     drive::session(&store, seed, 2, &mut |ack| {
@@ -46,7 +46,7 @@ pub fn run(below: &Path, seed: u64, short: bool) -> Result<Vec<FaultRow>> {
 /// Every bit of the head, the table, the manifest and the trailer, and some of the chunks. No flip may be overlooked,
 /// and nothing but the bytes that were saved may ever be handed out.
 fn flips(below: &Path, seed: u64, short: bool) -> Result<FaultRow> {
-    let scratch = ScratchFolder::new(below);
+    let scratch = CampaignScratch::new(below);
     let saved = saved(&scratch, seed)?;
     let good = std::fs::read(saved.path(saved.ids.last().context("nothing was saved")?))?;
     let bits = good.len() as u64 * 8;
@@ -60,14 +60,14 @@ fn flips(below: &Path, seed: u64, short: bool) -> Result<FaultRow> {
     let row = Mutex::new(FaultRow::new("bit flips in a snapshot, by the reader", seed));
     each(chosen.len() as u64, |i| {
         let bit = chosen[i as usize];
-        let scratch = ScratchFolder::new(below);
+        let scratch = CampaignScratch::new(below);
         let broken = guarded(|| one_flip(&scratch, &good, bit, seed).unwrap_or_else(|e| vec![format!("{e:#}")]));
         add(&row, || format!("bit {bit} of {bits}"), broken);
     });
     Ok(row.into_inner().unwrap_or_else(|e| e.into_inner()))
 }
 
-fn one_flip(scratch: &ScratchFolder, good: &[u8], bit: u64, seed: u64) -> Result<Vec<String>> {
+fn one_flip(scratch: &CampaignScratch, good: &[u8], bit: u64, seed: u64) -> Result<Vec<String>> {
     let path = scratch.empty()?.join("step-000000000020.ckpt");
     let mut bytes = good.to_vec();
     bytes[bit as usize / 8] ^= 1 << (bit % 8);
@@ -86,7 +86,7 @@ fn one_flip(scratch: &ScratchFolder, good: &[u8], bit: u64, seed: u64) -> Result
 
 /// Files that end early or go on, at every length near a border and some others.
 fn cuts(below: &Path, seed: u64, short: bool) -> Result<FaultRow> {
-    let scratch = ScratchFolder::new(below);
+    let scratch = CampaignScratch::new(below);
     let saved = saved(&scratch, seed)?;
     let path = saved.path(saved.ids.last().context("nothing was saved")?);
     let good = std::fs::read(&path)?;
@@ -128,7 +128,7 @@ fn vouched(store: &Path, most: usize) -> Result<Vec<String>> {
 /// A verified file that changes in place is verified no longer, whatever was changed: content, times, inode.
 fn receipts(below: &Path, seed: u64) -> Result<FaultRow> {
     let mut row = FaultRow::new("receipts of files that changed", seed);
-    let scratch = ScratchFolder::new(below);
+    let scratch = CampaignScratch::new(below);
     for (name, change) in CHANGES {
         let saved = saved(&scratch, seed)?;
         let path = saved.path(saved.ids.last().context("nothing was saved")?);

@@ -11,7 +11,7 @@ use ckptd_core::os::faults::set_hook;
 use rustix::io::Errno;
 
 use crate::announce::StoreAck;
-use crate::campaign::{FaultRow, ScratchFolder, add, each, guarded};
+use crate::campaign::{CampaignScratch, FaultRow, add, each, guarded};
 use crate::hooks::{CallFault, FaultInjector};
 use crate::judge::{AfterCheck, FailedSaves};
 use crate::promises::Promises;
@@ -43,7 +43,7 @@ fn lay(store: &Path, seed: u64, past: bool) -> Result<Vec<StoreAck>> {
 
 /// Calls that a session makes.
 fn count(below: &Path, seed: u64, past: bool, rounds: u32) -> Result<u64> {
-    let scratch = ScratchFolder::new(below);
+    let scratch = CampaignScratch::new(below);
     let store = scratch.empty()?.join("store");
     lay(&store, seed, past)?;
     let seen = FaultInjector::install(0, None);
@@ -65,7 +65,7 @@ pub fn errors(below: &Path, seed: u64, effort: &SweepEffort) -> Result<Vec<Fault
                     return;
                 }
                 let at = (i * effort.stride + seed % effort.stride).min(calls - 1);
-                let scratch = ScratchFolder::new(below);
+                let scratch = CampaignScratch::new(below);
                 let mut hit = None;
                 let broken = guarded(|| {
                     one_error(&scratch, seed, past, effort.rounds, at, fault, &mut hit)
@@ -89,7 +89,7 @@ fn violated(row: &Mutex<FaultRow>) -> bool {
 }
 
 fn one_error(
-    scratch: &ScratchFolder,
+    scratch: &CampaignScratch,
     seed: u64,
     past: bool,
     rounds: u32,
@@ -144,7 +144,7 @@ pub fn kills(below: &Path, seed: u64, effort: &SweepEffort) -> Result<Vec<FaultR
         each(calls.div_ceil(effort.stride) * 2, |i| {
             let at = (i / 2 * effort.stride + seed % effort.stride).min(calls - 1);
             let when = if i % 2 == 0 { "--kill-before" } else { "--kill-after" };
-            let scratch = ScratchFolder::new(below);
+            let scratch = CampaignScratch::new(below);
             let broken = guarded(|| {
                 one_kill(&scratch, seed, past, effort.rounds, at, when).unwrap_or_else(|e| vec![format!("{e:#}")])
             });
@@ -154,7 +154,7 @@ pub fn kills(below: &Path, seed: u64, effort: &SweepEffort) -> Result<Vec<FaultR
     Ok(vec![row.into_inner().unwrap_or_else(|e| e.into_inner())])
 }
 
-fn one_kill(scratch: &ScratchFolder, seed: u64, past: bool, rounds: u32, at: u64, when: &str) -> Result<Vec<String>> {
+fn one_kill(scratch: &CampaignScratch, seed: u64, past: bool, rounds: u32, at: u64, when: &str) -> Result<Vec<String>> {
     let store = scratch.empty()?.join("store");
     let mut lines = String::new();
     if past {
