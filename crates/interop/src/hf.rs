@@ -143,7 +143,7 @@ mod tests {
     fn only_the_plain_name_of_a_file_is_a_shards_name() {
         assert_eq!(check_plain("model-00001-of-00002.safetensors"), Ok(()));
         assert_eq!(check_plain(&"n".repeat(255)), Ok(()));
-        for name in ["", ".", "..", "../b", "/b", "a/b", "a\\b", "a\0b", &"n".repeat(256)] {
+        for name in ["", ".", "..", "a/../b", "/b", "a/b", "a\\b", "a\0b", &"n".repeat(256)] {
             assert!(check_plain(name).is_err(), "{name:?}");
         }
     }
