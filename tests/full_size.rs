@@ -10,7 +10,8 @@ use ckptd_testkit::job::{JobFolder, RunningAgent, signal};
 use ckptd_testkit::{python, text};
 use rustix::process::Signal;
 
-/// A snapshot of this size is written and read back while about four steps are made: the kills come well before the end.
+/// A snapshot of this size is written and read back while about four steps are made.
+/// So the kills come well before the end.
 const STEPS: u64 = 16;
 
 fn job(folder: PathBuf, model: &Path, every_steps: u64) -> JobFolder {
