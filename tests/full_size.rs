@@ -29,6 +29,12 @@ fn start(job: &JobFolder) -> RunningAgent {
     job.start(Path::new(env!("CARGO_BIN_EXE_ckptd")))
 }
 
+/// The step that a line of the log names.
+fn step(line: &str) -> u64 {
+    let number = line.split_once("step ").and_then(|(_, rest)| rest.split([' ', ':']).next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no step in {line:?}"))
+}
+
 /// Waits for the end; returns the last snapshot's root and its bytes as they are in memory.
 fn finish(job: &JobFolder, run: RunningAgent) -> (StateRoot, u64) {
     let ended = run.wait();
@@ -50,14 +56,14 @@ fn gpt2_of_124m_parameters_is_killed_twice_and_resumes_exactly() {
 
     let job = job(folder.path().join("killed"), &model, 2);
     let mut run = start(&job);
-    run.wait_for("verified step ");
+    let verified = step(&run.wait_for("verified step "));
     signal(run.worker().expect("the worker lives"), Signal::KILL);
-    run.wait_for("resuming from step ");
-    run.wait_for(" done: ");
+    assert!(step(&run.wait_for("resuming from step ")) >= verified);
+    let done = step(&run.wait_for(" done: "));
     // The worker sees its agent go, saves its newest state and leaves.
     run.signal(Signal::KILL);
     run.wait();
     let mut run = start(&job);
-    run.wait_for("resuming from step ");
+    assert!(step(&run.wait_for("resuming from step ")) >= done);
     assert_eq!(finish(&job, run).0, root);
 }

@@ -11,9 +11,10 @@ use ckptd_core::os::process::processors;
 
 use crate::announce::StoreAck;
 use crate::campaign::{CampaignScratch, FaultRow, add, guarded};
-use crate::disk::{CrashCandidate, CrashModel, DiskHistory, DiskState};
+use crate::disk::DiskState;
 use crate::hooks::{CallRecording, DiskOp};
 use crate::judge::{AfterCheck, FailedSaves};
+use crate::power_loss::{CrashCandidate, CrashModel, DiskHistory};
 use crate::promises::Promises;
 use crate::{drive, prepare};
 

@@ -14,6 +14,7 @@ mod disk;
 mod drive;
 mod hooks;
 mod judge;
+mod power_loss;
 mod prepare;
 mod promises;
 mod states;
