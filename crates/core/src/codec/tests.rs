@@ -9,7 +9,7 @@ use super::stats::PlaneStats;
 use super::*;
 use crate::dtype::DType;
 use crate::snapshot::Role;
-use made_values::{LOOKS, Look, Random, chunk, value};
+use made_values::{LOOKS, Look, Random, chunk};
 
 mod made_values;
 

@@ -3,29 +3,29 @@
 use crate::dtype::DType;
 
 /// A small generator of our own keeps the data of a failing case reproducible from its seed.
-pub struct Random(pub u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    pub fn bits(&mut self) -> u64 {
+    pub(super) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31
     }
 
-    pub fn unit(&mut self) -> f64 {
+    pub(super) fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// About normal: the sum of uniform numbers.
-    pub fn normal(&mut self) -> f64 {
+    pub(super) fn normal(&mut self) -> f64 {
         (0..6).map(|_| self.unit()).sum::<f64>() * 2.0 - 6.0
     }
 }
 
 /// What a tensor's values look like.
 #[derive(Clone, Copy, Debug)]
-pub enum Look {
+pub(super) enum Look {
     Noise,
     Weights,
     Squares,
@@ -38,7 +38,7 @@ pub enum Look {
     Specials,
 }
 
-pub const LOOKS: [Look; 10] = [
+pub(super) const LOOKS: [Look; 10] = [
     Look::Noise,
     Look::Weights,
     Look::Squares,
@@ -52,7 +52,7 @@ pub const LOOKS: [Look; 10] = [
 ];
 
 /// The value at a place of a tensor that looks so.
-pub fn value(look: Look, random: &mut Random, row: u64, column: u64) -> f32 {
+fn value(look: Look, random: &mut Random, row: u64, column: u64) -> f32 {
     let scale = |seed: u64| 2f64.powf(6.0 * Random(seed).normal() / 3.0);
     let structured = 1e-6 * scale(row * 2 + 1) * scale(column * 2);
     match look {
@@ -76,7 +76,7 @@ pub fn value(look: Look, random: &mut Random, row: u64, column: u64) -> f32 {
 }
 
 /// `elements` of a tensor of this type as bytes.
-pub fn chunk(look: Look, dtype: DType, elements: usize, row: u64, first: u64, seed: u64) -> Vec<u8> {
+pub(super) fn chunk(look: Look, dtype: DType, elements: usize, row: u64, first: u64, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
     let mut raw = Vec::with_capacity(elements * dtype.size());
     for i in first..first + elements as u64 {
