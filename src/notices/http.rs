@@ -72,6 +72,10 @@ impl HttpClient for DirectClient {
             HttpMethod::Put => http::Method::PUT,
         };
         let mut builder = http::Request::builder().method(method).uri(request.url);
+        if request.method == HttpMethod::Put {
+            // Without it ureq 3.5 sends an empty body in chunks, after a service may have answered and closed.
+            builder = builder.header("content-length", "0");
+        }
         for (name, value) in request.headers {
             builder = builder.header(*name, *value);
         }

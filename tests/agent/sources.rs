@@ -58,6 +58,8 @@ fn goes_on_until_told(mut run: RunningAgent) -> EndedRun {
 fn aws(request: &Request, action: Answer, rebalance: Answer) -> Answer {
     match request.line.as_str() {
         "PUT /latest/api/token" if request.header("X-aws-ec2-metadata-token-ttl-seconds") == Some("21600") => {
+            // An empty body in chunks would still be on its way when the answer comes.
+            assert_eq!((request.header("Content-Length"), request.header("Transfer-Encoding")), (Some("0"), None));
             ok("TOKEN")
         }
         _ if request.header("X-aws-ec2-metadata-token") != Some("TOKEN") => Answer::Reply(401, String::new()),

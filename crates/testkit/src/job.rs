@@ -163,8 +163,10 @@ impl RunningAgent {
     }
 
     pub fn wait(mut self) -> EndedRun {
+        // A run that goes on for ever writes lines for ever.
+        let until = Instant::now() + PATIENCE;
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => self.seen.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(e) => panic!("the run never ended ({e}); the log:\n{}", self.log()),
