@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A crate's sources, and its rooms from the ground up: a room imports lower floors only.
-const CRATES: [(&str, &[&[&str]]); 4] = [
+const CRATES: [(&str, &[&[&str]]); 5] = [
     ("src", &[&["session", "folder_watch", "once_flag"], &["notices", "daemon"], &["training"], &["cli"]]),
     (
         "crates/core/src",
@@ -44,6 +44,7 @@ const CRATES: [(&str, &[&[&str]]); 4] = [
             &["train"],
         ],
     ),
+    ("crates/remote/src", &[&["names"], &["errors"], &["objects"], &["confirmed", "memory"]]),
 ];
 
 /// (text, where it must not stand, the one place where it may)

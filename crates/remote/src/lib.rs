@@ -1,0 +1,20 @@
+//! Places outside of this machine that keep objects: one small trait over them, and what implements it.
+//!
+//! [`names`], [`errors`], [`objects`]: an object's name, what can go wrong with it, and the trait [`ObjectStorage`].
+//! [`memory`]: an object store for tests. [`confirmed`]: writes whose outcome is known by reading back.
+//!
+//! Invariant: no credential is in a URL, a log line, an error or a `{:?}`. Deliberately not here: what a snapshot is.
+
+pub mod confirmed;
+pub mod errors;
+pub mod memory;
+pub mod names;
+pub mod objects;
+
+pub use confirmed::{ConfirmedStorage, Outcome};
+pub use errors::{ErrorKind, ObjectError, Operation, Result};
+pub use memory::MemoryStorage;
+pub use names::ObjectName;
+pub use objects::{
+    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped, UploadId,
+};
