@@ -44,7 +44,15 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
             &["train"],
         ],
     ),
-    ("crates/remote/src", &[&["names"], &["errors"], &["objects"], &["confirmed", "memory"]]),
+    (
+        "crates/remote/src",
+        &[
+            &["names", "holder", "fence"],
+            &["errors", "layout"],
+            &["objects", "records"],
+            &["confirmed", "memory", "protocol"],
+        ],
+    ),
 ];
 
 /// (text, where it must not stand, the one place where it may)

@@ -3,13 +3,21 @@
 //! [`names`], [`errors`], [`objects`]: an object's name, what can go wrong with it, and the trait [`ObjectStorage`].
 //! [`memory`]: an object store for tests. [`confirmed`]: writes whose outcome is known by reading back.
 //!
-//! Invariant: no credential is in a URL, a log line, an error or a `{:?}`. Deliberately not here: what a snapshot is.
+//! And what a job keeps there: [`layout`] (names), [`records`] (small documents), [`fence`] (which snapshots count),
+//! [`holder`] and [`protocol`] (who owns a job, and when a snapshot may be committed).
+//!
+//! Invariant: no credential is in a URL, a log line, an error or a `{:?}`. Deliberately not here: what is in a snapshot.
 
 pub mod confirmed;
 pub mod errors;
+pub mod fence;
+pub mod holder;
+pub mod layout;
 pub mod memory;
 pub mod names;
 pub mod objects;
+pub mod protocol;
+pub mod records;
 
 pub use confirmed::{ConfirmedStorage, Outcome};
 pub use errors::{ErrorKind, ObjectError, Operation, Result};

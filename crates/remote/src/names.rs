@@ -42,6 +42,12 @@ impl ObjectName {
         }
     }
 
+    /// A name that was built of parts which are names.
+    pub(crate) fn built(name: String) -> ObjectName {
+        debug_assert!(complaint(&name).is_none(), "{name}");
+        ObjectName(name)
+    }
+
     /// The name as it is written.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -52,7 +52,8 @@ pub const STATUS_SOCKET: &str = "status.sock";
 pub const CACHE: &str = "cache";
 
 const PREFIX: &str = "step-";
-const SUFFIX: &str = ".ckpt";
+/// How the name of a snapshot file ends, wherever it lies.
+pub const SNAPSHOT_SUFFIX: &str = ".ckpt";
 const STAGING_SUFFIX: &str = ".part";
 const REASON_SUFFIX: &str = ".reason.txt";
 /// Of every text file in quarantine, reasons included.
@@ -68,7 +69,7 @@ pub fn snapshot_id(step: u64, seq: Option<u64>) -> SnapshotId {
 
 /// The file of a snapshot, `step-000000001200.ckpt`.
 pub fn snapshot_file(id: &SnapshotId) -> String {
-    format!("{id}{SUFFIX}")
+    format!("{id}{SNAPSHOT_SUFFIX}")
 }
 
 /// The file in `staging/` that becomes the snapshot `id`.
@@ -78,7 +79,7 @@ pub fn staging_file(id: &SnapshotId) -> String {
 
 /// The id in the name of a snapshot's file, or `None` where it is not one.
 pub fn parse_snapshot_file(name: &str) -> Option<SnapshotId> {
-    let id = name.strip_suffix(SUFFIX)?;
+    let id = name.strip_suffix(SNAPSHOT_SUFFIX)?;
     let (step, seq) = match id.strip_prefix(PREFIX)?.split_once('.') {
         None => (id.strip_prefix(PREFIX)?, None),
         Some((step, seq)) => (step, Some(seq)),
@@ -117,7 +118,7 @@ pub fn parse_set_aside(name: &str) -> Option<SnapshotId> {
 
 /// The id of a quarantined file: its name without what quarantine and its suffix added.
 pub fn quarantined_id(name: &str) -> SnapshotId {
-    name.split_once(SUFFIX).map_or(name, |(id, _)| id).into()
+    name.split_once(SNAPSHOT_SUFFIX).map_or(name, |(id, _)| id).into()
 }
 
 /// The reason beside a quarantined file.
