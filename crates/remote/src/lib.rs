@@ -6,7 +6,8 @@
 //! And what a job keeps there: [`layout`] (names), [`records`] (small documents), [`fence`] (which snapshots count),
 //! [`holder`] and [`protocol`] (who owns a job, and when a snapshot may be committed).
 //!
-//! Invariant: no credential is in a URL, a log line, an error or a `{:?}`. Deliberately not here: what is in a snapshot.
+//! Invariant: no credential is in a URL, a log line, an error or a `{:?}`. Deliberately not here: what is in a
+//! snapshot.
 
 pub mod confirmed;
 pub mod errors;

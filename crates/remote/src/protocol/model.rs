@@ -1,8 +1,8 @@
 //! A world of processes, one store and messages between them, and what must hold in it.
 //!
-//! The processes are the machine that the agent runs. The store is what a store is (a lease that is swapped, epochs that
-//! are created once, markers, data); the way to it is as bad as it gets: a write is done and told, done and not told,
-//! done and told as refused, not done and told as refused or failed, done later, done twice. Time passes for each
+//! The processes are the machine that the agent runs. The store is what a store is (a lease that is swapped, epochs
+//! that are created once, markers, data); the way to it is as bad as it gets: a write is done and told, done and not
+//! told, done and told as refused, not done and told as refused or failed, done later, done twice. Time passes for each
 //! process by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
