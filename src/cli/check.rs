@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::console::Console;
-use super::target::CommandTarget;
+use super::target::{CommandTarget, WithPassedOver};
 use super::{exit_code, model_probe, output};
 use ckptd_core::error::Result;
 use ckptd_core::os::process::processors;
@@ -24,16 +24,23 @@ pub(super) struct CheckArgs {
     /// Ask the worker what the model answers, too: the variance of its logits, and how far they are from the other's.
     #[arg(long)]
     outputs: bool,
+    /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
+    #[arg(long)]
+    strict: bool,
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn execute(args: &CheckArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
-    let entry = target.store.find(&args.snapshot)?;
+    let (entry, mut passed_over) = target.choose(&args.snapshot, args.strict)?;
     let against = match args.against.as_deref() {
         Some(path) if Path::new(path).exists() => Some(PathBuf::from(path)),
-        Some(spec) => Some(target.store.find(spec)?.path),
+        Some(spec) => {
+            let (other, more) = target.choose(spec, args.strict)?;
+            passed_over.extend(more);
+            Some(other.path)
+        }
         None => None,
     };
     let console = Console::start()?;
@@ -43,7 +50,8 @@ pub(super) fn execute(args: &CheckArgs) -> Result<u8> {
         checked.probe = Some(model_probe::ask(&entry.path, against.as_deref(), &console)?);
     }
     drop(console);
-    output::show(args.json, &checked, describe)?;
+    let document = WithPassedOver { document: &checked, passed_over: &passed_over };
+    output::show(args.json, &document, |_| describe(&checked))?;
     Ok(if checked.passes() { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::{check, compare, export, import, init, inspect, list, output, pin, prune, run, status, unpack, verify};
+use super::{
+    check, compare, export, import, init, inspect, list, log, output, pin, prune, run, status, unpack, verify,
+};
 use ckptd_core::error::Result;
 
 /// Keeps a fine-tuning job alive through sessions that are shorter than the training.
@@ -46,7 +48,8 @@ pub fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            output::complain(&format!("ckptd: {error}"));
+            let line = log::for_journal(&format!("ckptd: {error}"), tracing::Level::ERROR, log::journal());
+            output::complain(&line);
             ExitCode::from(error.exit_code())
         }
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::console::Console;
-use super::target::CommandTarget;
+use super::target::{CommandTarget, WithPassedOver};
 use super::{exit_code, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::process::processors;
@@ -20,23 +20,33 @@ pub(super) struct CompareArgs {
     /// The store's folder, or the job file, that names like `latest` refer to.
     #[arg(long, value_name = "STORE|CONFIG")]
     store: Option<PathBuf>,
+    /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
+    #[arg(long)]
+    strict: bool,
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn execute(args: &CompareArgs) -> Result<u8> {
     let target = args.store.as_deref().map(CommandTarget::open).transpose()?;
-    let open = |spec: &str| match (&target, Path::new(spec)) {
+    let mut passed_over = Vec::new();
+    let mut open = |spec: &str| match (&target, Path::new(spec)) {
         (_, path) if path.is_file() => SnapshotReader::open(path),
-        (Some(target), _) => SnapshotReader::open(&target.store.find(spec)?.path),
+        (Some(target), _) => {
+            let (entry, more) = target.choose(spec, args.strict)?;
+            passed_over.extend(more);
+            SnapshotReader::open(&entry.path)
+        }
         (None, _) => Err(Error::NotFound(format!(
             "{spec} is no file; give a snapshot's file, or --store STORE with a name such as latest"
         ))),
     };
     let console = Console::start()?;
-    let comparison = compare::compare(open(&args.a)?, open(&args.b)?, processors(), &console)?;
+    let (a, b) = (open(&args.a)?, open(&args.b)?);
+    let comparison = compare::compare(a, b, processors(), &console)?;
     drop(console);
-    output::show(args.json, &comparison, describe)?;
+    let document = WithPassedOver { document: &comparison, passed_over: &passed_over };
+    output::show(args.json, &document, |_| describe(&comparison))?;
     Ok(if comparison.identical { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 

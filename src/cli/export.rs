@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use super::console::Console;
-use super::target::CommandTarget;
+use super::target::{CommandTarget, WithPassedOver};
 use super::{exit_code, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::Result;
@@ -41,6 +41,9 @@ pub(super) struct ExportArgs {
     /// Replace what is there.
     #[arg(long)]
     force: bool,
+    /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
+    #[arg(long)]
+    strict: bool,
     #[arg(long)]
     json: bool,
 }
@@ -64,7 +67,7 @@ enum DTypeArg {
 
 pub(super) fn execute(args: &ExportArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
-    let entry = target.store.find(&args.snapshot)?;
+    let (entry, passed_over) = target.choose(&args.snapshot, args.strict)?;
     let format = match args.format {
         FormatArg::Hf => ExportFormat::Hf,
         FormatArg::Pt => ExportFormat::Pt,
@@ -89,7 +92,8 @@ pub(super) fn execute(args: &ExportArgs) -> Result<u8> {
     let console = Console::start()?;
     let exported = export::export(&entry.path, &args.out, &options, &console)?;
     drop(console);
-    output::show(args.json, &exported, |exported| describe(&entry.id, exported))?;
+    let document = WithPassedOver { document: &exported, passed_over: &passed_over };
+    output::show(args.json, &document, |_| describe(&entry.id, &exported))?;
     Ok(exit_code::DONE)
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::target::CommandTarget;
+use super::target::{CommandTarget, WithPassedOver};
 use super::{exit_code, output};
 use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
@@ -21,6 +21,9 @@ pub(super) struct InspectArgs {
     target: PathBuf,
     /// latest, best, a step number or a file.
     snapshot: String,
+    /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
+    #[arg(long)]
+    strict: bool,
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +54,7 @@ struct StoredItem<'a> {
 
 pub(super) fn execute(args: &InspectArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
-    let entry = target.store.find(&args.snapshot)?;
+    let (entry, passed_over) = target.choose(&args.snapshot, args.strict)?;
     let reader = SnapshotReader::open(&entry.path)?;
     let manifest = reader.manifest();
     let document = InspectedSnapshot {
@@ -62,7 +65,8 @@ pub(super) fn execute(args: &InspectArgs) -> Result<u8> {
         manifest,
         stored: stored(manifest, &reader.chunk_stats()?),
     };
-    output::show(args.json, &document, describe)?;
+    let with_passed_over = WithPassedOver { document: &document, passed_over: &passed_over };
+    output::show(args.json, &with_passed_over, |_| describe(&document))?;
     Ok(exit_code::DONE)
 }
 

@@ -57,19 +57,47 @@ pub(super) fn start(format: LogFormat, level: LogLevel) -> RunLog {
     let registry = tracing_subscriber::registry().with(level);
     // A second subscriber in one process is a test's; the first one stays.
     let _ = match format {
-        // journald writes the time itself.
-        LogFormat::Text => {
-            let clock = std::env::var_os("JOURNAL_STREAM").is_none();
-            registry.with(layer.event_format(Sentence { clock })).try_init()
-        }
+        LogFormat::Text => registry.with(layer.event_format(Sentence { journal: journal() })).try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true).with_target(false)).try_init(),
     };
     RunLog { printer, level: handle }
 }
 
+/// What systemd's journal has to do with a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Journal {
+    /// The process runs under systemd, which writes the time itself, but its log goes elsewhere.
+    Beside,
+    /// It reads stderr: a number before each line says how urgent it is.
+    Reads,
+    None,
+}
+
+/// Whether the journal reads stderr: JOURNAL_STREAM has the device and the inode of what it reads.
+/// Source: systemd.exec(5), sd-daemon(3).
+pub(super) fn journal() -> Journal {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return Journal::None };
+    let ours = rustix::fs::fstat(rustix::stdio::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    if ours.is_ok_and(|ours| ours == stream) { Journal::Reads } else { Journal::Beside }
+}
+
+/// `text`, each line of it with the number of `level` where the journal reads it.
+pub(super) fn for_journal(text: &str, level: Level, journal: Journal) -> String {
+    let number = match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        _ => "<7>",
+    };
+    match journal {
+        Journal::Reads => text.lines().map(|line| format!("{number}{line}")).collect::<Vec<_>>().join("\n"),
+        _ => text.to_owned(),
+    }
+}
+
 /// "12:34:56 verified step 1200: ...": the message alone, with its level where that is a warning or an error.
 struct Sentence {
-    clock: bool,
+    journal: Journal,
 }
 
 impl<S, N> FormatEvent<S, N> for Sentence
@@ -78,17 +106,18 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        if self.clock {
+        if self.journal == Journal::None {
             write!(line, "{} ", jiff::ZonedDateTime::now().strftime("%H:%M:%S"))?;
         }
-        match *event.metadata().level() {
-            Level::ERROR => write!(line, "error: ")?,
-            Level::WARN => write!(line, "warning: ")?,
-            _ => {}
-        }
+        let level = *event.metadata().level();
         let mut message = MessageText(String::new());
         event.record(&mut message);
-        writeln!(line, "{}", message.0)
+        let name = match level {
+            Level::ERROR => "error: ",
+            Level::WARN => "warning: ",
+            _ => "",
+        };
+        writeln!(line, "{}", for_journal(&format!("{name}{}", message.0), level, self.journal))
     }
 }
 
@@ -101,5 +130,17 @@ impl Visit for MessageText {
             let text = format!("{value:?}");
             self.0 = text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '?' } else { c }).collect();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_told_how_urgent_each_line_is() {
+        assert_eq!(for_journal("a\nb", Level::WARN, Journal::Reads), "<4>a\n<4>b");
+        assert_eq!(for_journal("a", Level::ERROR, Journal::Reads), "<3>a");
+        assert_eq!(for_journal("a\nb", Level::WARN, Journal::Beside), "a\nb");
     }
 }

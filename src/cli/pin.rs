@@ -31,7 +31,7 @@ struct SnapshotArgs {
 
 pub(super) fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
-    let entry = target.store.find(&args.snapshot)?;
+    let (entry, _) = target.choose(&args.snapshot, false)?;
     target.store.pin(&entry)?;
     output::text(&format!("{} is pinned\n", entry.id))?;
     Ok(exit_code::DONE)
@@ -39,7 +39,7 @@ pub(super) fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
 
 pub(super) fn unpin(UnpinArgs { args }: &UnpinArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
-    let entry = target.store.find(&args.snapshot)?;
+    let (entry, _) = target.choose(&args.snapshot, false)?;
     target.store.unpin(&entry)?;
     output::text(&format!("{} is not pinned any more\n", entry.id))?;
     Ok(exit_code::DONE)

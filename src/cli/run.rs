@@ -3,20 +3,25 @@
 use std::path::PathBuf;
 
 use super::{exit_code, log};
+use crate::daemon::user_stop::UserStop;
 use crate::training::job::events::SessionOutcome;
-use crate::training::run::{self, RunOptions};
+use crate::training::run::{self, RunOptions, SessionSeries};
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::Result;
 
 /// Train, snapshot, verify, rotate and resume, in the foreground.
 ///
 /// Exits with 0 when the training is complete and its last snapshot verified, with 75 when the session is over and the
-/// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, a second one at once; SIGUSR1 takes a
+/// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, the same one again at once; SIGUSR1 takes a
 /// snapshot, SIGHUP reads the job file again (as a change of it does).
 #[derive(clap::Args)]
 pub(super) struct RunArgs {
     /// The job file; `ckptd init` writes one to start from.
     config: PathBuf,
+    /// Begin the next session when [session] budget has ended one, until the training is complete. What else ends a
+    /// session ends the run: a signal, the notice file, a deadline, the end of the machine or of the allocation.
+    #[arg(long)]
+    until_done: bool,
     /// Go on although settings that change the arithmetic differ from the snapshot's.
     #[arg(long)]
     accept_changes: bool,
@@ -34,32 +39,50 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn execute(args: &RunArgs) -> Result<u8> {
-    let text = Config::read(&args.config)?;
-    let mut config = Config::parse(&text, &args.config)?;
-    config.snapshot.probe |= args.probe;
-    let asked = match (args.verbose, args.quiet) {
-        (true, _) => Some(LogLevel::Debug),
-        (_, true) => Some(LogLevel::Warn),
-        _ => None,
-    };
-    let log = log::start(args.log_format, asked.unwrap_or(config.log.level));
-    let printer = &log.printer;
-    let options = RunOptions {
-        path: args.config.clone(),
-        text,
-        accept_changes: args.accept_changes,
-        probe: args.probe,
-        printer,
-        // What the command line asks for stands.
-        set_log_level: &|level| log.set_level(asked.unwrap_or(level)),
-    };
-    let outcome = run::run(config, &options);
-    if let (Err(error), log::LogFormat::Json) = (&outcome, args.log_format) {
-        tracing::error!("{error}");
+    let mut log: Option<log::RunLog> = None;
+    let user_stop = args.until_done.then(UserStop::listen).transpose()?;
+    let mut series = SessionSeries::new(user_stop);
+    loop {
+        // Read anew: the job file may have been changed while a session ended.
+        let text = Config::read(&args.config)?;
+        let mut config = Config::parse(&text, &args.config)?;
+        config.snapshot.probe |= args.probe;
+        let log = log.get_or_insert_with(|| log::start(args.log_format, args.level().unwrap_or(config.log.level)));
+        let options = RunOptions {
+            path: args.config.clone(),
+            text,
+            accept_changes: args.accept_changes,
+            probe: args.probe,
+            series,
+            printer: &log.printer,
+            // What the command line asks for stands.
+            set_log_level: &|level| log.set_level(args.level().unwrap_or(level)),
+        };
+        let outcome = run::run(config, &options);
+        if let (Err(error), log::LogFormat::Json) = (&outcome, args.log_format) {
+            tracing::error!("{error}");
+        }
+        series = options.series;
+        series.is_first = false;
+        if matches!(outcome, Ok(SessionOutcome::BudgetOver)) && args.until_done && !series.is_stopped() {
+            tracing::info!("the next session begins; Ctrl-C, SIGTERM, SIGUSR2 or the notice file end them all");
+            continue;
+        }
+        log.printer.finish();
+        return match outcome? {
+            SessionOutcome::Finished => Ok(exit_code::DONE),
+            SessionOutcome::Resume | SessionOutcome::BudgetOver => Ok(exit_code::RESUME_LATER),
+        };
     }
-    printer.finish();
-    match outcome? {
-        SessionOutcome::Finished => Ok(exit_code::DONE),
-        SessionOutcome::Resume => Ok(exit_code::RESUME_LATER),
+}
+
+impl RunArgs {
+    /// The level of the log that the command line asks for.
+    fn level(&self) -> Option<LogLevel> {
+        match (self.verbose, self.quiet) {
+            (true, _) => Some(LogLevel::Debug),
+            (_, true) => Some(LogLevel::Warn),
+            _ => None,
+        }
     }
 }

@@ -55,6 +55,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
     let newest = entries.iter().find(|e| e.own && e.healthy());
     let manifest = newest.and_then(|e| e.manifest.as_ref());
     let total_steps = target.config.as_ref().map(|config| config.train.steps);
+    let budget = target.config.as_ref().and_then(|config| config.session.budget).map(|budget| budget.0);
     let step = newest.map_or(0, store::SnapshotEntry::step);
     let is_verified = |e: &&store::SnapshotEntry| e.state == store::SnapshotState::Verified;
     let complete = |config: &config::Config| manifest.is_some_and(|m| config.train.is_complete(&m.train));
@@ -89,7 +90,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
         stall_ms: StallReport::default(),
         worker: WorkerReport::default(),
         interval: IntervalReport::default(),
-        history: HistoryReport::of(&records, total_steps, now),
+        history: HistoryReport::of(&records, total_steps, budget, now),
     })
 }
 
@@ -140,8 +141,10 @@ fn describe(report: &StatusReport) -> String {
 /// The outlook, and the last few sessions.
 fn describe_history(history: &HistoryReport) -> Vec<String> {
     let mut lines = Vec::new();
-    if let (Some(sessions), Some(ends_at)) = (history.sessions_left, history.ends_at) {
-        lines.push(format!("outlook: {}", SessionOutlook { sessions, ends_at }.text()));
+    if let (Some(work), Some(ends_at)) = (history.work_left_seconds, history.ends_at) {
+        let work = std::time::Duration::try_from_secs_f64(work).unwrap_or_default();
+        let outlook = SessionOutlook { sessions: history.sessions_left, work, ends_at };
+        lines.push(format!("outlook: {}", outlook.text()));
     }
     for (age, session) in history.latest.iter().take(SHOWN).enumerate() {
         let began = session.began.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S");
@@ -155,7 +158,7 @@ fn describe_history(history: &HistoryReport) -> Vec<String> {
             history.sessions.saturating_sub(age as u64),
             rough_duration(session.length()),
             session.from_step,
-            session.saved_step,
+            if session.ended.is_none() { session.step } else { session.saved_step },
         ));
     }
     lines

@@ -1,11 +1,14 @@
 //! What a command is about: a store by its folder, or a job by its config.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
+use super::output;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::store::RetentionPolicy;
-use ckptd_core::store::{Record, Store};
+use ckptd_core::ids::SnapshotId;
+use ckptd_core::store::{PassedOver, Record, RetentionPolicy, SnapshotEntry, Store};
 
 /// A store with the job that runs in it, where that is known.
 pub(super) struct CommandTarget {
@@ -39,8 +42,46 @@ impl CommandTarget {
         Ok(CommandTarget { store: Store::open(&config.job.store)?, config: Some(config) })
     }
 
+    /// The snapshot that `spec` means. What may be newer, or better, and is passed over for it is told on stderr and
+    /// returned; with `strict` it is an error.
+    pub(super) fn choose(&self, spec: &str, strict: bool) -> Result<(SnapshotEntry, Vec<PassedOverRow>)> {
+        let choice = self.store.choose(spec)?;
+        if let (true, Some(PassedOver { entry, reason })) = (strict, choice.passed_over.first()) {
+            return Err(Error::Other(format!(
+                "{spec} would pass over {}: {reason}; name the snapshot that you want, or leave out --strict",
+                entry.id
+            )));
+        }
+        for PassedOver { entry, reason } in &choice.passed_over {
+            output::complain(&format!("warning: {spec} is {}; {} is passed over: {reason}", choice.entry.id, entry.id));
+        }
+        let rows = choice.passed_over.into_iter().map(|passed| PassedOverRow {
+            path: std::path::absolute(&passed.entry.path).unwrap_or_else(|_| passed.entry.path.clone()),
+            id: passed.entry.id,
+            reason: passed.reason,
+        });
+        Ok((choice.entry, rows.collect()))
+    }
+
     /// The job's retention, or what is the default of one.
     pub(super) fn retention(&self) -> RetentionPolicy {
         self.config.as_ref().map_or_else(RetentionPolicy::default, |config| config.retention.clone())
     }
+}
+
+/// A snapshot that a name does not mean although it may be newer, or better.
+#[derive(Serialize)]
+pub(super) struct PassedOverRow {
+    id: SnapshotId,
+    path: PathBuf,
+    reason: String,
+}
+
+/// A command's document, and what was passed over for what it is about.
+#[derive(Serialize)]
+pub(super) struct WithPassedOver<'a, T> {
+    #[serde(flatten)]
+    pub document: &'a T,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub passed_over: &'a [PassedOverRow],
 }

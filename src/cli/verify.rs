@@ -13,7 +13,7 @@ use ckptd_core::ids::{SnapshotId, StateRoot};
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::verify::read_back;
-use ckptd_core::store::{SnapshotEntry, Store};
+use ckptd_core::store::{PassedOver, SnapshotChoice, SnapshotEntry, Store};
 
 /// Read snapshots back from the disk, every byte, and say which are damaged (exit code 1).
 #[derive(clap::Args)]
@@ -21,7 +21,8 @@ pub(super) struct VerifyArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
-    /// latest, best, a step number or a file; all of them if none is named.
+    /// latest, best, a step number or a file; all of them if none is named. What latest or best passes over because it
+    /// is damaged fails.
     #[arg(value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
     #[arg(long)]
@@ -45,23 +46,26 @@ struct VerifyRow {
 
 pub(super) fn execute(args: &VerifyArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
-    let entries = match args.snapshots.as_slice() {
-        [] => target.store.entries()?,
-        named => named.iter().map(|spec| target.store.find(spec)).collect::<Result<_>>()?,
-    };
     let console = Console::start()?;
     let mut rows = Vec::new();
-    for entry in entries {
-        let row = match judge(&target.store, &entry, &console) {
-            // Rotation was faster.
-            Err(Error::NotFound(_)) if args.snapshots.is_empty() => continue,
-            row => row?,
-        };
-        console.advance(0)?;
-        if !args.json {
-            console.around(|| output::text(&describe(&row)))?;
+    if args.snapshots.is_empty() {
+        for entry in target.store.entries()? {
+            match judge(&target.store, &entry, &console) {
+                // Rotation was faster.
+                Err(Error::NotFound(_)) => {}
+                row => rows.push(shown(row?, args.json, &console)?),
+            }
         }
-        rows.push(row);
+    }
+    for spec in &args.snapshots {
+        for candidate in candidates(&target.store, spec)? {
+            let row = shown(judge(&target.store, &candidate.entry, &console)?, args.json, &console)?;
+            let is_found = row.verified && candidate.is_eligible;
+            rows.push(row);
+            if is_found {
+                break;
+            }
+        }
     }
     drop(console);
     if args.json {
@@ -70,6 +74,37 @@ pub(super) fn execute(args: &VerifyArgs) -> Result<u8> {
         output::text("no snapshots yet\n")?;
     }
     Ok(if rows.iter().all(|row| row.verified) { exit_code::DONE } else { exit_code::CHECK_FAILED })
+}
+
+/// A snapshot that a name may mean, as long as none before it was found to be whole.
+struct Candidate {
+    entry: SnapshotEntry,
+    /// Where it is whole, it is what the name means.
+    is_eligible: bool,
+}
+
+/// What `spec` means, behind everything that it would pass over unless that is whole: damage is not passed over here.
+fn candidates(store: &Store, spec: &str) -> Result<Vec<Candidate>> {
+    let SnapshotChoice { entry, passed_over } = store.choose(spec)?;
+    // Whether values are finite is not what is asked here.
+    let (unhealthy, judged): (Vec<PassedOver>, Vec<PassedOver>) =
+        passed_over.into_iter().partition(|passed| passed.entry.manifest.is_some() && !passed.entry.healthy());
+    for PassedOver { entry: passed, reason } in unhealthy {
+        output::complain(&format!("warning: {spec} is not {}: {reason}", passed.id));
+    }
+    let newer = judged
+        .into_iter()
+        .map(|passed| Candidate { is_eligible: passed.entry.manifest.is_some(), entry: passed.entry });
+    Ok(newer.chain([Candidate { entry, is_eligible: true }]).collect())
+}
+
+/// Shows a row to people, as soon as it is there.
+fn shown(row: VerifyRow, as_json: bool, console: &Console) -> Result<VerifyRow> {
+    console.advance(0)?;
+    if !as_json {
+        console.around(|| output::text(&describe(&row)))?;
+    }
+    Ok(row)
 }
 
 fn judge(store: &Store, entry: &SnapshotEntry, console: &Console) -> Result<VerifyRow> {

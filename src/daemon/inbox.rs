@@ -45,13 +45,8 @@ impl<E> Inbox<E> {
         if let Some(input) = self.held.pop_front() {
             return Some(input);
         }
-        match wake_at {
-            None => self.inputs.recv().await,
-            Some(at) => {
-                let wait = (at - BootInstant::now()).min(LONGEST_SLEEP);
-                tokio::time::timeout(wait, self.inputs.recv()).await.ok().flatten()
-            }
-        }
+        let wait = wake_at.map_or(LONGEST_SLEEP, |at| (at - BootInstant::now()).min(LONGEST_SLEEP));
+        tokio::time::timeout(wait, self.inputs.recv()).await.ok().flatten()
     }
 
     /// Puts `inputs` back, behind what was put back before and before all that is new.

@@ -1,24 +1,28 @@
 //! Watches the job file: one thread that reads it again when it may have changed, or when it is asked to.
 //!
 //! Invariant: a file counts as changed by its text alone, held against the text that was read last; so an editor that
-//! writes in several steps, or renames a new file over the old one, makes one change. Deliberately not here: what may
-//! change while a job runs (core's config/live).
+//! writes in several steps, or renames a new file over the old one, makes one change. The kernel reports changes in the
+//! file's folder at once; what lies behind a link, or on a file system that reports nothing, is looked at every second.
+//! Deliberately not here: what may change while a job runs (core's config/live).
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::folder_watch::FolderWatch;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::stamp::FileStamp;
 
 /// How long a file has to rest before it is read: editors write in several steps.
 const REST: Duration = Duration::from_millis(100);
 /// A folder that never rests is read all the same.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// Between two looks where nothing is reported.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 enum Hint {
     Changed,
@@ -28,7 +32,7 @@ enum Hint {
 /// A handle to the watching thread, which ends with it.
 pub struct JobFileWatcher {
     hints: Sender<Hint>,
-    /// `None` where the system watches no folders; asking works all the same.
+    /// `None` where the system watches no folders; looking and asking work all the same.
     _watch: Option<FolderWatch>,
 }
 
@@ -43,7 +47,7 @@ impl JobFileWatcher {
         let (hints, queue) = channel();
         let changed = hints.clone();
         let watch = FolderWatch::of_file(&path, move || drop(changed.send(Hint::Changed)))
-            .inspect_err(|e| warn!("{} is not watched for changes ({e}); SIGHUP reads it again", path.display()))
+            .inspect_err(|e| debug!("{} is looked at every {INTERVAL:?} only: {e}", path.display()))
             .ok();
         std::thread::Builder::new()
             .name("job file".into())
@@ -64,7 +68,15 @@ fn reread(
     hints: &Receiver<Hint>,
     report: &dyn Fn(Result<Box<Config>>) -> ControlFlow<()>,
 ) {
-    while let Ok(hint) = hints.recv() {
+    // Nothing: it may have changed between its reading and now.
+    let mut seen = None;
+    loop {
+        let hint = match hints.recv_timeout(INTERVAL) {
+            Ok(hint) => hint,
+            Err(RecvTimeoutError::Timeout) if stamp(path) == seen => continue,
+            Err(RecvTimeoutError::Timeout) => Hint::Changed,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let mut asked = matches!(hint, Hint::Asked);
         let began = Instant::now();
         while !asked && began.elapsed() < PATIENCE {
@@ -75,6 +87,8 @@ fn reread(
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+        // Taken first: what changes from here on is another change.
+        seen = stamp(path);
         let config = match std::fs::read_to_string(path) {
             Ok(text) if text == known && !asked => continue,
             Ok(text) => {
@@ -93,6 +107,11 @@ fn reread(
             return;
         }
     }
+}
+
+/// What tells that the file at `path`, behind whatever links, may have changed; `None` where it is not there.
+fn stamp(path: &Path) -> Option<FileStamp> {
+    std::fs::metadata(path).ok().map(|metadata| FileStamp::from(&metadata))
 }
 
 #[cfg(test)]
@@ -124,5 +143,37 @@ mod tests {
         assert!(error.contains("line 6: unknown key `keep_lats`"), "{error}");
         watcher.ask();
         assert!(reports.recv().unwrap().is_err());
+    }
+
+    /// As Kubernetes does it: `..data` leads to a folder, and is replaced by a link to the next one.
+    #[test]
+    fn a_file_behind_links_is_read_when_a_link_is_swapped_and_when_the_file_is_edited() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let job = |keep: u32| format!("{JOB}[retention]\nkeep_last = {keep}\n");
+        for (version, keep) in [("mount/..one", 3), ("mount/..two", 4), ("real", 5)] {
+            std::fs::create_dir_all(at(version)).unwrap();
+            std::fs::write(at(version).join("job.toml"), job(keep)).unwrap();
+        }
+        let link = |to: &str, from: &str| std::os::unix::fs::symlink(to, at(from)).unwrap();
+        link("..one", "mount/..data");
+        link("..data/job.toml", "mount/job.toml");
+        link("mount/job.toml", "through-two.toml");
+        link("real/job.toml", "plain.toml");
+        let watch = |name: &str, keep| {
+            let (sender, reports) = channel();
+            let report = move |config: Result<Box<Config>>| {
+                sender.send(config.unwrap().retention.keep_last).unwrap();
+                ControlFlow::Continue(())
+            };
+            (JobFileWatcher::start(at(name), job(keep), report).unwrap(), reports)
+        };
+        let (_first, mounted) = watch("mount/job.toml", 3);
+        let (_second, through_two) = watch("through-two.toml", 3);
+        let (_third, plain) = watch("plain.toml", 5);
+        link("..two", "mount/..new");
+        std::fs::rename(at("mount/..new"), at("mount/..data")).unwrap();
+        std::fs::write(at("real/job.toml"), job(6)).unwrap();
+        assert_eq!((mounted.recv().unwrap(), through_two.recv().unwrap(), plain.recv().unwrap()), (4, 4, 6));
     }
 }

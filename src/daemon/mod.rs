@@ -1,6 +1,6 @@
 //! What any foreground service needs.
 //!
-//! Reading order: [`inbox`] (the one queue), [`signals`], [`verifier`], [`recorder`], [`job_file`] (threads that feed
+//! Reading order: [`inbox`] (the one queue), [`signals`], [`user_stop`], [`verifier`], [`recorder`], [`job_file`] (threads that feed
 //! it), [`report`] and [`status`] (what clients are told), [`service`] (to the service manager), [`printer`].
 //! Deliberately not here: training.
 
@@ -12,4 +12,5 @@ pub mod report;
 pub mod service;
 pub mod signals;
 pub mod status;
+pub mod user_stop;
 pub mod verifier;

@@ -3,6 +3,8 @@
 //! Invariant: the report's keys are a contract; figures that are not known are null, and none is NaN.
 //! Deliberately not here: where the figures come from, how a report travels (status).
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -57,17 +59,26 @@ pub struct HistoryReport {
     /// How many more it takes, and when the training ends at this pace; null where that is not known.
     pub sessions_left: Option<u64>,
     pub ends_at: Option<Timestamp>,
+    /// Time of training that is left at the pace of the last sessions.
+    #[serde(default)]
+    pub work_left_seconds: Option<f64>,
     /// Newest first.
     pub latest: Vec<SessionRecord>,
 }
 
 impl HistoryReport {
     /// Of the sessions in `records`, for a training of `total_steps`.
-    pub fn of(records: &SessionRecords, total_steps: Option<u64>, now: Timestamp) -> HistoryReport {
-        let outlook = total_steps.and_then(|total| records.outlook(total, now));
+    pub fn of(
+        records: &SessionRecords,
+        total_steps: Option<u64>,
+        budget: Option<Duration>,
+        now: Timestamp,
+    ) -> HistoryReport {
+        let outlook = total_steps.and_then(|total| records.outlook(total, budget, now));
         HistoryReport {
             sessions: records.count(),
-            sessions_left: outlook.map(|outlook| outlook.sessions),
+            sessions_left: outlook.and_then(|outlook| outlook.sessions),
+            work_left_seconds: outlook.map(|outlook| outlook.work.as_secs_f64().round()),
             ends_at: outlook.map(|outlook| outlook.ends_at),
             latest: records.sessions.iter().rev().take(LISTED).cloned().collect(),
         }

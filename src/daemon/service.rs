@@ -30,6 +30,8 @@ const OUTBOX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceFacts {
     pub is_stopping: bool,
+    /// The next session follows in this process: nothing ends that the manager knows of.
+    pub goes_on: bool,
     pub has_worker: bool,
     /// What the job does, and what is safe.
     pub status: String,
@@ -116,8 +118,11 @@ impl ServiceManager {
 
     /// Says the last words, and waits until they are on their way.
     pub fn finish(mut self, facts: &ServiceFacts) {
-        let last = one_line(&facts.status);
-        self.send(vec![ServiceMessage::Stopping, ServiceMessage::Status(last)]);
+        let mut last = vec![ServiceMessage::Status(one_line(&facts.status))];
+        if !facts.goes_on {
+            last.insert(0, ServiceMessage::Stopping);
+        }
+        self.send(last);
         if self.outbox.take().is_some() {
             let _ = self.sent.recv_timeout(FLUSH_TIMEOUT);
         }
@@ -198,7 +203,7 @@ impl Account {
             self.last_ping = Some(now);
             words.push(ServiceMessage::Alive);
         }
-        if facts.is_stopping {
+        if facts.is_stopping && !facts.goes_on {
             if self.said_stopping.raise() {
                 words.push(ServiceMessage::Stopping);
             }
@@ -213,7 +218,8 @@ impl Account {
     fn wake_at(&self, facts: &ServiceFacts, now: BootInstant) -> Option<BootInstant> {
         let status = (self.status != facts.status).then(|| next(self.last_status, STATUS_INTERVAL, now));
         let ping = self.ping_at(now).filter(|_| self.may_ping(facts, now));
-        let extension = facts.is_stopping.then(|| next(self.last_extension, EXTENSION_INTERVAL, now));
+        let ends = facts.is_stopping && !facts.goes_on;
+        let extension = ends.then(|| next(self.last_extension, EXTENSION_INTERVAL, now));
         [status, ping, extension].into_iter().flatten().min()
     }
 
@@ -252,7 +258,7 @@ mod tests {
     }
 
     fn facts(is_stopping: bool, has_worker: bool) -> ServiceFacts {
-        ServiceFacts { is_stopping, has_worker, status: String::new() }
+        ServiceFacts { is_stopping, goes_on: false, has_worker, status: String::new() }
     }
 
     #[test]
@@ -296,7 +302,8 @@ mod tests {
     #[test]
     fn the_status_changes_at_most_once_a_second_and_is_one_line() {
         let mut account = Account::new(None, Duration::from_secs(600), at(0));
-        let facts = |status: &str| ServiceFacts { is_stopping: false, has_worker: true, status: status.into() };
+        let facts =
+            |status: &str| ServiceFacts { is_stopping: false, goes_on: false, has_worker: true, status: status.into() };
         assert_eq!(account.due(&facts("step 1"), at(0)), [ServiceMessage::Status("step 1".into())]);
         assert_eq!(
             (account.due(&facts("step 2"), at(0)), account.wake_at(&facts("step 2"), at(0))),

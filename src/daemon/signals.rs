@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::inbox::{DaemonInput, InboxSender};
@@ -20,15 +21,21 @@ pub enum DaemonSignal {
     Finish,
     /// SIGHUP: read the job file again (or the terminal is gone, which changes nothing).
     Hangup,
+    /// SIGTSTP, Ctrl-Z: stand still until SIGCONT.
+    Suspend,
+    /// SIGCONT: go on, after whatever time.
+    Continue,
 }
 
 impl DaemonSignal {
-    const ALL: [DaemonSignal; 5] = [
+    const ALL: [DaemonSignal; 7] = [
         DaemonSignal::Interrupt,
         DaemonSignal::Terminate,
         DaemonSignal::Snapshot,
         DaemonSignal::Finish,
         DaemonSignal::Hangup,
+        DaemonSignal::Suspend,
+        DaemonSignal::Continue,
     ];
 
     /// "SIGINT".
@@ -39,6 +46,8 @@ impl DaemonSignal {
             DaemonSignal::Snapshot => "SIGUSR1",
             DaemonSignal::Finish => "SIGUSR2",
             DaemonSignal::Hangup => "SIGHUP",
+            DaemonSignal::Suspend => "SIGTSTP",
+            DaemonSignal::Continue => "SIGCONT",
         }
     }
 
@@ -49,6 +58,8 @@ impl DaemonSignal {
             DaemonSignal::Snapshot => SignalKind::user_defined1(),
             DaemonSignal::Finish => SignalKind::user_defined2(),
             DaemonSignal::Hangup => SignalKind::hangup(),
+            DaemonSignal::Suspend => SignalKind::from_raw(Signal::TSTP.as_raw()),
+            DaemonSignal::Continue => SignalKind::from_raw(Signal::CONT.as_raw()),
         }
     }
 }
@@ -67,4 +78,10 @@ pub fn listen<E: Send + 'static>(inputs: &InboxSender<E>, event: fn(DaemonSignal
         });
     }
     Ok(())
+}
+
+/// Stops this process, all of its threads, until somebody sends SIGCONT: what SIGTSTP does where nobody listens to it.
+pub fn stand_still() {
+    // It cannot fail: the process is our own.
+    let _ = kill_process(getpid(), Signal::STOP);
 }

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ckptd_core::os::stamp::FileStamp;
@@ -24,10 +25,31 @@ pub const NAME: &str = "notice file";
 /// Between two looks where nothing is reported.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// What was seen of a notice file last, kept from one session of this process to the next: what is touched in between
+/// counts.
+#[derive(Clone, Debug, Default)]
+pub struct NoticeMemory(Arc<Mutex<Option<SeenFiles>>>);
+
+impl NoticeMemory {
+    fn get(&self) -> Option<SeenFiles> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, seen: &SeenFiles) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen.clone());
+    }
+}
+
 /// Watches `path` until it is touched, or until it is told to stop. `wake` leads to `wakes`.
-pub fn watch(path: &Path, wakes: &Receiver<SourceWake>, wake: Sender<SourceWake>, sink: &NoticeSink) {
+pub fn watch(
+    path: &Path,
+    wakes: &Receiver<SourceWake>,
+    wake: Sender<SourceWake>,
+    sink: &NoticeSink,
+    memory: &NoticeMemory,
+) {
     let mut trouble = SourceTrouble::new(NAME);
-    let mut before = None;
+    let mut before = memory.get();
     let mut watcher = None;
     loop {
         // Watched first and looked at then: no change falls in between.
@@ -38,6 +60,7 @@ pub fn watch(path: &Path, wakes: &Receiver<SourceWake>, wake: Sender<SourceWake>
             Err(e) => trouble.met(&format!("looking at {}: {e}", path.display())),
             Ok(now) => {
                 trouble.over();
+                memory.set(&now);
                 match &before {
                     None => {
                         if !now.is_empty() {
@@ -104,7 +127,6 @@ fn watch_for_changes(path: &Path, wake: Sender<SourceWake>) -> Option<FolderWatc
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::mpsc::channel;
-    use std::sync::{Arc, Mutex};
     use std::thread::JoinHandle;
 
     use super::*;
@@ -116,12 +138,16 @@ mod tests {
     }
 
     fn start(path: &Path) -> Watched {
+        start_with(path, NoticeMemory::default())
+    }
+
+    fn start_with(path: &Path, memory: NoticeMemory) -> Watched {
         let (wake, wakes) = channel();
         let (sender, notices) = channel();
         let sender = Mutex::new(sender);
         let sink: NoticeSink = Arc::new(move |notice| sender.lock().unwrap().send(notice).unwrap());
         let (path, other) = (path.to_path_buf(), wake.clone());
-        let thread = std::thread::spawn(move || watch(&path, &wakes, other, &sink));
+        let thread = std::thread::spawn(move || watch(&path, &wakes, other, &sink, &memory));
         Watched { wake, notices, thread }
     }
 
@@ -174,5 +200,20 @@ mod tests {
         watched.wake.send(SourceWake::Stop).unwrap();
         watched.thread.join().unwrap();
         assert!(watched.notices.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_is_touched_between_two_sessions_of_a_process_counts_for_the_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stop");
+        let memory = NoticeMemory::default();
+        let first = start_with(&path, memory.clone());
+        first.wake.send(SourceWake::Look).unwrap();
+        first.wake.send(SourceWake::Stop).unwrap();
+        first.thread.join().unwrap();
+        std::fs::write(&path, "").unwrap();
+        let second = start_with(&path, memory);
+        assert_eq!(second.notices.recv().unwrap().kind, NoticeKind::Finish);
+        second.thread.join().unwrap();
     }
 }

@@ -1,8 +1,9 @@
 //! Slurm: when the allocation ends.
 //!
-//! The end stands in SLURM_JOB_END_TIME where the cluster sets it; else squeue is asked, seldom, since it costs the
-//! cluster's controller: limits are changed while jobs run. Deliberately not here: the signals that Slurm sends
-//! (daemon/signals).
+//! SLURM_JOB_END_TIME, where the cluster sets it, is the first word and no more: limits are changed while jobs run, and
+//! an environment outlives its allocation. squeue has the last word. It is asked by the id that is this task's alone:
+//! in an array SLURM_JOB_ID may be the whole array's. An allocation that Slurm does not know is told and not obeyed.
+//! Deliberately not here: the signals that Slurm sends (daemon/signals).
 //! Source: slurm.schedmd.com/sbatch.html (output environment variables), squeue.html (--format, SLURM_TIME_FORMAT).
 
 use std::time::Duration;
@@ -10,30 +11,61 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use tracing::warn;
 
 use super::program;
-use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer};
+use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer, ask_again};
 
-/// Between two questions to squeue.
+/// Between two questions to squeue where there is no end.
 const INTERVAL: Duration = Duration::from_secs(600);
 const RETRY: Duration = Duration::from_secs(60);
+/// After the environment's word, and where the allocation is not known.
+const SOON: Duration = Duration::from_secs(20);
 
+/// The allocation that this process is in, as far as its environment says.
 pub struct SlurmSource {
+    /// `4711`, or of a task of an array `4700_3`.
     job: String,
-    /// SLURM_JOB_END_TIME, as it is.
-    end_time: Option<String>,
+    /// What SLURM_JOB_END_TIME says, until it was taken.
+    first_word: Option<Timestamp>,
+    /// That squeue does not know the job was told.
+    is_told: bool,
 }
 
 impl SlurmSource {
     /// `None` outside of an allocation.
     pub fn here() -> Option<SlurmSource> {
-        let job = std::env::var("SLURM_JOB_ID").ok().filter(|job| is_job(job))?;
-        Some(SlurmSource { job, end_time: std::env::var("SLURM_JOB_END_TIME").ok() })
+        SlurmSource::of(&|name| std::env::var(name).ok())
+    }
+
+    fn of(variable: &dyn Fn(&str) -> Option<String>) -> Option<SlurmSource> {
+        let number = |name: &str| variable(name).filter(|text| is_number(text));
+        let job = number("SLURM_JOB_ID")?;
+        let task = number("SLURM_ARRAY_JOB_ID").zip(number("SLURM_ARRAY_TASK_ID"));
+        let first_word = variable("SLURM_JOB_END_TIME");
+        Some(SlurmSource {
+            job: task.map_or(job, |(array, task)| format!("{array}_{task}")),
+            first_word: first_word.and_then(|text| parse_end(&text, &TimeZone::UTC).ok().flatten()),
+            is_told: false,
+        })
+    }
+
+    /// What squeue says of this job's end; `Err(None)`: it does not know the job.
+    fn end(&self) -> Result<Option<Timestamp>, Option<String>> {
+        let ours: Vec<String> = std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok().filter(|name| name.starts_with("SQUEUE_")))
+            .collect();
+        // What the user has set for squeue is for eyes: it may hide the job.
+        let mut environment: Vec<(&str, Option<&str>)> = ours.iter().map(|name| (name.as_str(), None)).collect();
+        environment.push(("SLURM_TIME_FORMAT", Some("%s")));
+        let answer = program::output("squeue", &["-h", "-j", &self.job, "-o", "%e"], &environment);
+        let answer = answer.map_err(|what| Some(what).filter(|what| !what.contains("Invalid job id")))?;
+        parse_ends(&answer).map_err(Some)?.ok_or(None)
     }
 }
 
 /// It becomes an argument of squeue.
-fn is_job(text: &str) -> bool {
+fn is_number(text: &str) -> bool {
     !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_digit())
 }
 
@@ -43,23 +75,46 @@ impl NoticeSource for SlurmSource {
     }
 
     fn ask(&mut self) -> Result<SourceAnswer, String> {
-        let from_environment = self.end_time.as_deref().and_then(|text| parse_end(text, &TimeZone::UTC).ok().flatten());
-        let (end, again) = match from_environment {
-            Some(end) => (Some(end), None),
-            None => {
-                let format = [("SLURM_TIME_FORMAT", "%s")];
-                let answer = program::output("squeue", &["-h", "-j", &self.job, "-o", "%e"], &format)?;
-                (parse_end(&answer, &TimeZone::system())?, Some(INTERVAL))
+        let now = Timestamp::now();
+        if let Some(end) = self.first_word.take().filter(|end| *end > now) {
+            return Ok(SourceAnswer { end: Some(announced(end)), again: Some(SOON), ..SourceAnswer::default() });
+        }
+        match self.end() {
+            Ok(None) => Ok(SourceAnswer { again: Some(INTERVAL), ..SourceAnswer::default() }),
+            Ok(Some(end)) => {
+                let left = Duration::try_from(end.duration_since(now)).unwrap_or_default();
+                Ok(SourceAnswer { end: Some(announced(end)), again: Some(ask_again(left)), ..SourceAnswer::default() })
             }
-        };
-        let end =
-            end.map(|at| Announcement { text: format!("the allocation ends at {at}"), end: AnnouncedEnd::At(at) });
-        Ok(SourceAnswer { end, again, ..SourceAnswer::default() })
+            Err(Some(what)) => Err(what),
+            Err(None) => {
+                if !std::mem::replace(&mut self.is_told, true) {
+                    warn!(
+                        "Slurm: the environment speaks of job {}, which is over: its end is not obeyed; \
+                         unset SLURM_JOB_ID, or set [session] slurm = false",
+                        self.job
+                    );
+                }
+                Ok(SourceAnswer { again: Some(INTERVAL), ..SourceAnswer::default() })
+            }
+        }
     }
 
     fn retry_after(&self) -> Duration {
         RETRY
     }
+}
+
+fn announced(end: Timestamp) -> Announcement {
+    Announcement { text: format!("the allocation ends at {end}"), end: AnnouncedEnd::At(end) }
+}
+
+/// The earliest end in squeue's answer, which has a line for each part of a job; `None`: it knows no such job, at
+/// least not as one that runs. `Some(None)`: it has no end.
+pub fn parse_ends(answer: &str) -> Result<Option<Option<Timestamp>>, String> {
+    let lines = answer.lines().filter(|line| !line.trim().is_empty());
+    let ends: Vec<Option<Timestamp>> =
+        lines.map(|line| parse_end(line, &TimeZone::system())).collect::<Result<_, String>>()?;
+    Ok((!ends.is_empty()).then(|| ends.into_iter().flatten().min()))
 }
 
 /// A job's end as Slurm writes it: seconds since 1970 or a local time; `None`: it has no end.
@@ -98,16 +153,38 @@ mod tests {
     }
 
     #[test]
-    fn the_environments_word_is_enough_and_a_job_is_a_number() {
-        let mut slurm = SlurmSource { job: "1".into(), end_time: Some("1795508520".into()) };
-        let answer = slurm.ask().unwrap();
-        assert_eq!(
-            (answer.end.unwrap().text.as_str(), answer.again),
-            ("the allocation ends at 2026-11-24T08:22:00Z", None)
-        );
-        assert!(is_job("4711"));
+    fn of_several_lines_the_earliest_end_counts_and_no_line_is_no_job() {
+        let second = |n: i64| Timestamp::from_second(n).unwrap();
+        assert_eq!(parse_ends("1795508520\n1795508500\n").unwrap(), Some(Some(second(1_795_508_500))));
+        assert_eq!(parse_ends("N/A\n1795508520\n").unwrap(), Some(Some(second(1_795_508_520))));
+        assert_eq!(parse_ends("UNLIMITED\n").unwrap(), Some(None));
+        assert_eq!(parse_ends("\n").unwrap(), None);
+        assert!(parse_ends("1795508520\nsoon\n").is_err());
+    }
+
+    fn source(variables: &[(&str, &str)]) -> Option<SlurmSource> {
+        SlurmSource::of(&|name| Some(variables.iter().find(|(known, _)| *known == name)?.1.to_owned()))
+    }
+
+    #[test]
+    fn a_job_is_a_number_and_a_task_of_an_array_has_an_id_of_its_own() {
+        let job = |variables: &[(&str, &str)]| source(variables).map(|source| source.job);
+        assert_eq!(job(&[("SLURM_JOB_ID", "4711")]).as_deref(), Some("4711"));
+        let array = [("SLURM_JOB_ID", "4700"), ("SLURM_ARRAY_JOB_ID", "4700"), ("SLURM_ARRAY_TASK_ID", "3")];
+        assert_eq!(job(&array).as_deref(), Some("4700_3"));
+        assert_eq!(job(&array[1..]), None);
         for bad in ["", "-h", "1;ls", "4711_2"] {
-            assert!(!is_job(bad), "{bad}");
+            assert_eq!(job(&[("SLURM_JOB_ID", bad)]), None, "{bad}");
+            let half = [("SLURM_JOB_ID", "1"), ("SLURM_ARRAY_JOB_ID", "1"), ("SLURM_ARRAY_TASK_ID", bad)];
+            assert_eq!(job(&half).as_deref(), Some("1"), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_environments_word_is_the_first_one_only_and_none_when_it_is_past() {
+        let mut slurm = source(&[("SLURM_JOB_ID", "1"), ("SLURM_JOB_END_TIME", "4102444800")]).unwrap();
+        let answer = slurm.ask().unwrap();
+        assert_eq!(answer.end.unwrap().text, "the allocation ends at 2100-01-01T00:00:00Z");
+        assert_eq!((answer.again, slurm.first_word), (Some(SOON), None));
     }
 }

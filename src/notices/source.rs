@@ -45,8 +45,10 @@ pub struct Announcement {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AnnouncedEnd {
     At(Timestamp),
-    /// Counted from the answer.
+    /// Counted from the first such answer.
     In(Duration),
+    /// What is left now, told anew with each answer.
+    Left(Duration),
 }
 
 impl AnnouncedEnd {
@@ -54,13 +56,19 @@ impl AnnouncedEnd {
     pub fn moment(self, now: ClockReading) -> BootInstant {
         match self {
             AnnouncedEnd::At(time) => now.moment_of(time),
-            AnnouncedEnd::In(duration) => now.at + duration,
+            AnnouncedEnd::In(duration) | AnnouncedEnd::Left(duration) => now.at + duration,
         }
     }
 }
 
+/// When to ask a source again that has announced an end: seldom as long as that is far, every minute near it.
+pub fn ask_again(left: Duration) -> Duration {
+    (left / 10).clamp(Duration::from_secs(60), Duration::from_secs(600))
+}
+
 /// What wakes a source's thread before its time.
 pub enum SourceWake {
+    /// Look now; say also what has not changed.
     Look,
     Stop,
 }

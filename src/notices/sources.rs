@@ -7,22 +7,25 @@ use tracing::warn;
 
 use super::ask::poll;
 use super::http::DirectClient;
+use super::notice_file::NoticeMemory;
 use super::source::{NoticeSink, NoticeSource, SourceWake};
 use super::{aws, azure, gcp, notice_file, slurm, systemd};
 use ckptd_core::config::SessionSection;
 
 /// The sources that the config and the environment ask for; they end with this.
 pub struct NoticeSources {
-    stops: Vec<Sender<SourceWake>>,
+    wakes: Vec<Sender<SourceWake>>,
+    has_slurm: bool,
 }
 
 impl NoticeSources {
-    /// Starts a thread per source, which puts its notices into `sink`.
-    pub fn start(session: &SessionSection, sink: &NoticeSink) -> NoticeSources {
-        let mut sources = NoticeSources { stops: Vec::new() };
+    /// Starts a thread per source, which puts its notices into `sink`. `memory`: of this process's session before.
+    pub fn start(session: &SessionSection, sink: &NoticeSink, memory: &NoticeMemory) -> NoticeSources {
+        let mut sources = NoticeSources { wakes: Vec::new(), has_slurm: false };
         let mut polled: Vec<Box<dyn NoticeSource>> = Vec::new();
         if session.slurm {
             polled.extend(slurm::SlurmSource::here().map(|source| Box::new(source) as Box<dyn NoticeSource>));
+            sources.has_slurm = !polled.is_empty();
         }
         if session.systemd {
             polled.extend(systemd::SystemdSource::here().map(|source| Box::new(source) as Box<dyn NoticeSource>));
@@ -42,11 +45,25 @@ impl NoticeSources {
             sources.spawn(source.name(), sink, move |wakes, sink, _| poll(source, &wakes, &sink));
         }
         if let Some(path) = session.notice_file.clone() {
+            let memory = memory.clone();
             sources.spawn(notice_file::NAME, sink, move |wakes, sink, wake| {
-                notice_file::watch(&path, &wakes, wake, &sink);
+                notice_file::watch(&path, &wakes, wake, &sink, &memory);
             });
         }
         sources
+    }
+
+    /// Has every source asked now, whenever it was asked last; each says again what it knows.
+    pub fn look(&self) {
+        for wake in &self.wakes {
+            // One that has nothing more to say is gone.
+            let _ = wake.send(SourceWake::Look);
+        }
+    }
+
+    /// Whether this process is in an allocation of Slurm.
+    pub fn has_slurm(&self) -> bool {
+        self.has_slurm
     }
 
     fn spawn(
@@ -58,7 +75,7 @@ impl NoticeSources {
         let (wake, wakes) = channel();
         let (sink, other) = (Arc::clone(sink), wake.clone());
         match std::thread::Builder::new().name(name.into()).spawn(move || run(wakes, sink, other)) {
-            Ok(_) => self.stops.push(wake),
+            Ok(_) => self.wakes.push(wake),
             Err(e) => warn!("{name} is not asked: no thread could be started: {e}"),
         }
     }
@@ -66,8 +83,8 @@ impl NoticeSources {
 
 impl Drop for NoticeSources {
     fn drop(&mut self) {
-        for stop in &self.stops {
-            let _ = stop.send(SourceWake::Stop);
+        for wake in &self.wakes {
+            let _ = wake.send(SourceWake::Stop);
         }
     }
 }
@@ -97,7 +114,7 @@ mod tests {
         }
         let (asked, questions) = channel();
         let sink: NoticeSink = Arc::new(|notice| panic!("{notice:?}"));
-        let mut sources = NoticeSources { stops: Vec::new() };
+        let mut sources = NoticeSources { wakes: Vec::new(), has_slurm: false };
         let source: Box<dyn NoticeSource> = Box::new(Counting(asked));
         sources.spawn("counting", &sink, move |wakes, sink, _| poll(source, &wakes, &sink));
         questions.recv().unwrap();

@@ -13,9 +13,8 @@ use rustix::time::{ClockId, clock_gettime};
 use ckptd_core::text::{exact_duration, parse_duration};
 
 use super::program;
-use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer};
+use super::source::{AnnouncedEnd, Announcement, NoticeSource, SourceAnswer, ask_again};
 
-const INTERVAL: Duration = Duration::from_secs(600);
 const RETRY: Duration = Duration::from_secs(60);
 
 /// The unit that this process is in.
@@ -51,16 +50,16 @@ impl NoticeSource for SystemdSource {
         let mut arguments = vec!["show", "-p", "RuntimeMaxUSec,ActiveEnterTimestampMonotonic,ActiveState"];
         arguments.extend(self.unit.of_user.then_some("--user"));
         arguments.extend(["--", self.unit.name.as_str()]);
-        let answer = program::output(&self.systemctl, &arguments, &[("LC_ALL", "C")])
+        let answer = program::output(&self.systemctl, &arguments, &[("LC_ALL", Some("C"))])
             .map_err(|what| format!("{what}, so that RuntimeMaxSec is not known; set [session] budget below it"))?;
         let Some(limit) = parse_show(&answer)? else { return Ok(SourceAnswer::default()) };
         let now = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
         let end = Announcement {
             text: format!("RuntimeMaxSec of {} is {}", self.unit.name, exact_duration(limit.max)),
-            end: AnnouncedEnd::In(limit.left(now)),
+            end: AnnouncedEnd::Left(limit.left(now)),
         };
-        Ok(SourceAnswer { end: Some(end), again: Some(INTERVAL), ..SourceAnswer::default() })
+        Ok(SourceAnswer { end: Some(end), again: Some(ask_again(limit.left(now))), ..SourceAnswer::default() })
     }
 
     fn retry_after(&self) -> Duration {
@@ -154,7 +153,7 @@ mod tests {
         };
         let end = ask(true).unwrap().end.unwrap();
         assert_eq!(end.text, "RuntimeMaxSec of job.service is 7days");
-        assert!(matches!(end.end, AnnouncedEnd::In(left) if left < Duration::from_secs(7 * 86400)));
+        assert!(matches!(end.end, AnnouncedEnd::Left(left) if left < Duration::from_secs(7 * 86400)));
         assert!(ask(false).unwrap_err().contains("set [session] budget below it"));
     }
 

@@ -18,8 +18,20 @@ const UNMEASURED_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionDeadline {
     pub at: BootInstant,
+    pub source: DeadlineSource,
     /// For people, after "stopping:": "the session's budget ends".
     pub why: String,
+}
+
+/// Who says that the session ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeadlineSource {
+    /// `[session] budget`: nothing but this session ends.
+    Budget,
+    /// `[session] deadline`.
+    TimeOfDay,
+    /// A source of notices, by its name: something is taken away then.
+    Notice(String),
 }
 
 /// The earliest of all deadlines. A time of day is translated anew at each call: it stays that time of day when
@@ -31,10 +43,14 @@ pub fn earliest(
     notices: impl Iterator<Item = (String, BootInstant)>,
     now: ClockReading,
 ) -> Option<SessionDeadline> {
-    let budget = budget.map(|budget| SessionDeadline { at: began + budget, why: "the session's budget ends".into() });
-    let deadline = time_of_day
-        .map(|time| SessionDeadline { at: now.moment_of(time), why: "the session's deadline is near".into() });
-    let notices = notices.map(|(source, at)| SessionDeadline { at, why: format!("{source} ends the session") });
+    let of = |at, source, why: &str| SessionDeadline { at, source, why: why.to_owned() };
+    let budget = budget.map(|budget| of(began + budget, DeadlineSource::Budget, "the session's budget ends"));
+    let deadline =
+        time_of_day.map(|time| of(now.moment_of(time), DeadlineSource::TimeOfDay, "the session's deadline is near"));
+    let notices = notices.map(|(source, at)| {
+        let why = format!("{source} ends the session");
+        SessionDeadline { at, source: DeadlineSource::Notice(source), why }
+    });
     budget.into_iter().chain(deadline).chain(notices).min_by_key(|deadline| deadline.at)
 }
 
@@ -65,8 +81,8 @@ pub enum SessionPlan {
     GoOn { until: Option<BootInstant> },
     /// Snapshot now and go on.
     Snapshot { why: &'static str },
-    /// The final snapshot now; be gone by then.
-    Stop { by: BootInstant, why: String },
+    /// The final snapshot now; be gone by this deadline.
+    Stop(SessionDeadline),
 }
 
 /// How long before a deadline the final snapshot begins, in a session that lasts `session`.
@@ -81,7 +97,7 @@ pub fn reserve(final_cost: Option<Duration>, margin: f64, session: Duration) -> 
 
 pub fn plan(inputs: &PlanInputs, policy: &PlanPolicy, now: BootInstant) -> SessionPlan {
     let next = policy.every.map(|every| inputs.last_snapshot + every);
-    let Some(SessionDeadline { at: by, why }) = &inputs.deadline else {
+    let Some(deadline @ SessionDeadline { at: by, .. }) = &inputs.deadline else {
         return match next {
             Some(next) if now >= next => SessionPlan::Snapshot { why: "interval" },
             _ => SessionPlan::GoOn { until: next },
@@ -92,7 +108,7 @@ pub fn plan(inputs: &PlanInputs, policy: &PlanPolicy, now: BootInstant) -> Sessi
     // A step that cannot be completed before the last call is lost in any case.
     let too_late_for_a_step = inputs.step.is_some_and(|(began, fastest)| began + fastest > last_call);
     if now >= last_call || too_late_for_a_step {
-        return SessionPlan::Stop { by: *by, why: why.clone() };
+        return SessionPlan::Stop(deadline.clone());
     }
     // As long as nothing is measured, one snapshot is taken early enough to learn from.
     let lesson =
@@ -121,9 +137,12 @@ mod tests {
 
     const BEGAN: BootInstant = BootInstant::since_boot(secs(1000));
 
+    fn ends_after(seconds: u64) -> SessionDeadline {
+        SessionDeadline { at: BEGAN + secs(seconds), source: DeadlineSource::Budget, why: "it ends".into() }
+    }
+
     fn inputs(final_cost: Option<Duration>) -> PlanInputs {
-        let deadline = Some(SessionDeadline { at: BEGAN + secs(60), why: "it ends".into() });
-        PlanInputs { began: BEGAN, deadline, last_snapshot: BEGAN, final_cost, step: None }
+        PlanInputs { began: BEGAN, deadline: Some(ends_after(60)), last_snapshot: BEGAN, final_cost, step: None }
     }
 
     #[test]
@@ -134,7 +153,7 @@ mod tests {
         let at = |seconds: u64| plan(&inputs, &policy, BEGAN + secs(seconds));
         assert_eq!(at(0), SessionPlan::GoOn { until: Some(BEGAN + secs(40)) });
         assert_eq!(at(40), SessionPlan::Snapshot { why: "interval" });
-        assert_eq!(at(57), SessionPlan::Stop { by: BEGAN + secs(60), why: "it ends".into() });
+        assert_eq!(at(57), SessionPlan::Stop(ends_after(60)));
         let later = PlanInputs { last_snapshot: BEGAN + secs(40), ..inputs };
         assert_eq!(plan(&later, &policy, BEGAN + secs(41)), SessionPlan::GoOn { until: Some(last_call) });
     }
@@ -168,7 +187,7 @@ mod tests {
             step: Some((BEGAN + secs(began), secs(fastest))),
             ..inputs(Some(secs(5)))
         };
-        assert!(matches!(plan(&in_step(40, 20), &policy, BEGAN + secs(40)), SessionPlan::Stop { .. }));
+        assert!(matches!(plan(&in_step(40, 20), &policy, BEGAN + secs(40)), SessionPlan::Stop(_)));
         assert!(matches!(plan(&in_step(30, 20), &policy, BEGAN + secs(40)), SessionPlan::GoOn { .. }));
     }
 
@@ -203,7 +222,7 @@ mod tests {
         ) {
             let inputs = PlanInputs {
                 began: BEGAN,
-                deadline: Some(SessionDeadline { at: BEGAN + secs(session), why: String::new() }),
+                deadline: Some(ends_after(session)),
                 last_snapshot: BEGAN + secs(last.min(elapsed)),
                 final_cost: cost.map(secs),
                 step: None,
@@ -218,7 +237,7 @@ mod tests {
                     prop_assert!((BEGAN + secs(session)) - until >= wanted.min(secs(session) / 2));
                 }
                 SessionPlan::Snapshot { .. } => prop_assert!(now < BEGAN + secs(session)),
-                SessionPlan::Stop { by, .. } => prop_assert_eq!(by, BEGAN + secs(session)),
+                SessionPlan::Stop(deadline) => prop_assert_eq!(deadline.at, BEGAN + secs(session)),
             }
         }
     }

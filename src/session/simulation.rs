@@ -93,7 +93,7 @@ fn run(world: &World, costs: &mut LearnedCosts, notice: Option<(f64, f64)>, rand
         let policy = PlanPolicy { every: world.every.map(secs), margin: world.margin };
         let plan = plan(&inputs, &policy, at(now));
         match plan {
-            SessionPlan::Stop { .. } => {
+            SessionPlan::Stop(_) => {
                 // One in flight is finished first, at full speed.
                 let wait = in_flight.map_or(0.0, |(_, ends)| ((ends - now) / 2.0).max(0.0));
                 let cost = random.around(world.snapshot, world.snapshot_sigma);

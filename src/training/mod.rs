@@ -9,4 +9,5 @@ pub mod progress;
 pub mod restarts;
 pub mod run;
 mod start;
+mod store_end;
 pub mod worker;

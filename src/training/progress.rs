@@ -13,6 +13,7 @@ use crate::daemon::report::{
 };
 use crate::daemon::service::ServiceFacts;
 use crate::session::clock::BootInstant;
+use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::rough_duration;
 
@@ -28,6 +29,15 @@ pub struct LastSnapshot {
     pub step: u64,
     pub at: Timestamp,
     pub state: SnapshotStage,
+}
+
+/// A snapshot that is in the store at the end of the session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptSnapshot {
+    pub id: SnapshotId,
+    pub step: u64,
+    pub is_verified: bool,
+    pub created_at: Timestamp,
 }
 
 /// The running account of a job.
@@ -46,6 +56,12 @@ pub struct JobProgress {
     pub restarts: u32,
     /// What went wrong last, in the words that the user was told, until a snapshot is verified again.
     pub problem: Option<String>,
+    /// The session that ends is followed by another one of this process.
+    pub goes_on: bool,
+    /// The store was looked at, at the end.
+    pub is_confirmed: bool,
+    /// Why what was saved is not there any more, or is not what it was.
+    pub lost: Option<String>,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
     speed: VecDeque<(BootInstant, u64)>,
@@ -66,6 +82,9 @@ impl JobProgress {
             worker_pid: None,
             restarts: 0,
             problem: None,
+            goes_on: false,
+            is_confirmed: false,
+            lost: None,
             stage: None,
             speed: VecDeque::new(),
             stalls_ms: VecDeque::new(),
@@ -114,6 +133,24 @@ impl JobProgress {
         // Results may arrive out of order; one on an older snapshot says nothing about the newest.
         if self.last_snapshot.as_ref().is_none_or(|newest| newest.step <= step) {
             self.last_snapshot = Some(last);
+        }
+    }
+
+    /// Takes over what the store holds at the end, in the place of what was read back before.
+    pub fn confirm(&mut self, kept: Result<Option<KeptSnapshot>>) {
+        self.is_confirmed = true;
+        let known = self.last_durable().map(|last| last.step);
+        let (kept, why) = match kept {
+            Ok(kept) => (kept, "it is not in the store any more".to_owned()),
+            Err(error) => (None, error.to_string()),
+        };
+        if let Some(step) = known.filter(|step| kept.as_ref().is_none_or(|kept| kept.step < *step)) {
+            self.lost = Some(format!("step {step} was saved, and {why}"));
+        }
+        self.forget_snapshots();
+        if let Some(KeptSnapshot { id, step, is_verified, created_at }) = kept {
+            let stage = if is_verified { SnapshotStage::Verified } else { SnapshotStage::Committed };
+            self.snapshot(&id, step, stage, created_at);
         }
     }
 
@@ -182,6 +219,7 @@ impl JobProgress {
     pub fn service_facts(&self) -> ServiceFacts {
         ServiceFacts {
             is_stopping: self.state == JobState::Stopping,
+            goes_on: self.goes_on,
             has_worker: self.worker_pid.is_some(),
             status: self.status_text(),
         }
@@ -305,7 +343,7 @@ mod tests {
         );
         assert_eq!(keys(&json["session"]), "deadline seconds_left source");
         assert_eq!(keys(&json["interval"]), "seconds why");
-        assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left");
+        assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left work_left_seconds");
         assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");
         assert_eq!(keys(&json["stall_ms"]), "p50 p99");
         assert_eq!(keys(&json["worker"]), "pid restarts");

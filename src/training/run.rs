@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::display::ProgressDisplay;
 use super::job::events::{JobAction, JobEvent, SessionOutcome};
-use super::job::machine::JobMachine;
+use super::job::machine::{JobMachine, JobSurroundings};
 use super::start::{self, Started};
+use super::store_end;
 use super::worker::WorkerProcess;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::job_file::JobFileWatcher;
@@ -21,7 +22,9 @@ use crate::daemon::printer::LogPrinter;
 use crate::daemon::recorder::{Recorder, RecorderNote};
 use crate::daemon::service::ServiceManager;
 use crate::daemon::signals;
+use crate::daemon::user_stop::UserStop;
 use crate::daemon::verifier::{Verifier, VerifierReport, VerifierTask};
+use crate::notices::notice_file::NoticeMemory;
 use crate::notices::source::NoticeSink;
 use crate::notices::sources::NoticeSources;
 use crate::session::clock::ClockReading;
@@ -46,8 +49,30 @@ pub struct RunOptions<'a> {
     pub accept_changes: bool,
     /// Snapshots hold a fingerprint of the model's logits, also where the job file does not ask for it.
     pub probe: bool,
+    pub series: SessionSeries,
     pub printer: &'a LogPrinter,
     pub set_log_level: &'a dyn Fn(LogLevel),
+}
+
+/// The sessions of one process.
+#[derive(Debug)]
+pub struct SessionSeries {
+    /// Where a session that its budget ends is followed by the next one: whether somebody has asked for an end.
+    pub user_stop: Option<UserStop>,
+    pub notices: NoticeMemory,
+    pub is_first: bool,
+}
+
+impl SessionSeries {
+    /// The first session.
+    pub fn new(user_stop: Option<UserStop>) -> SessionSeries {
+        SessionSeries { user_stop, notices: NoticeMemory::default(), is_first: true }
+    }
+
+    /// Whether somebody has asked for an end.
+    pub fn is_stopped(&self) -> bool {
+        self.user_stop.as_ref().is_some_and(UserStop::is_asked)
+    }
 }
 
 /// Runs the job in the foreground, from the lock to the end of the session.
@@ -63,23 +88,31 @@ pub fn run(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcome> {
 }
 
 async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcome> {
-    let began = start::began(&config)?;
+    let series = &options.series;
+    let began = start::began(&config, series.is_first)?;
     let (inputs, mut inbox) = Inbox::new();
     signals::listen(&inputs, JobEvent::Signal)?;
     let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
-    let _sources = NoticeSources::start(&config.session, &notices_to(&inputs));
+    let sources = NoticeSources::start(&config.session, &notices_to(&inputs), &series.notices);
     let Some(started) = start::start(&config, began, &inputs, &mut inbox).await? else {
         // To leave before it is up would be a failure.
         manager.ready();
         return Ok(SessionOutcome::Resume);
     };
+    if !series.is_first && series.is_stopped() {
+        // It came between the two sessions.
+        return Ok(SessionOutcome::Resume);
+    }
     info!("{}: {} in {}", config.job.name, describe_model(&config), started.store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
     let Started { store, lock, run_id, records, status_server } = started;
+    let store_path = store.path().to_owned();
     let helpers = Helpers::start(store, &lock, options, &inputs)?;
     let (job, actions) = JobMachine::new(config, run_id, options.accept_changes, records, began);
-    let mut daemon = TrainingDaemon { job, helpers, inputs, worker: None, options, manager };
+    let surroundings = JobSurroundings { slurm: sources.has_slurm(), until_done: series.user_stop.is_some() };
+    let job = job.within(surroundings);
+    let mut daemon = TrainingDaemon { job, helpers, inputs, worker: None, options, manager, sources, store_path };
     let outcome = daemon.run(actions, &mut inbox).await;
     daemon.manager.finish(&daemon.job.progress().service_facts());
     lock.record_end(outcome.as_ref().err().map(Error::to_string));
@@ -147,6 +180,8 @@ struct TrainingDaemon<'a> {
     worker: Option<WorkerProcess>,
     options: &'a RunOptions<'a>,
     manager: ServiceManager,
+    sources: NoticeSources,
+    store_path: PathBuf,
 }
 
 impl TrainingDaemon<'_> {
@@ -229,6 +264,12 @@ impl TrainingDaemon<'_> {
             }
             JobAction::Record(records) => self.helpers.recorder.give(RecorderNote::Sessions(records)),
             JobAction::Remember(config) => self.helpers.recorder.give(RecorderNote::Job(config)),
+            JobAction::LookAtStore => self.look_at_store(),
+            JobAction::AskSources => self.sources.look(),
+            JobAction::StandStill => match &self.worker {
+                Some(worker) => worker.stand_still(),
+                None => signals::stand_still(),
+            },
             JobAction::Reload => {
                 self.manager.reloading();
                 self.helpers.job_file.ask();
@@ -237,6 +278,18 @@ impl TrainingDaemon<'_> {
             JobAction::End(outcome) => return Some(outcome),
         }
         None
+    }
+
+    /// Has a thread of its own say what the store holds, since the verifier may be busy with older snapshots.
+    fn look_at_store(&self) {
+        let (path, inputs) = (self.store_path.clone(), self.inputs.clone());
+        let look = move || {
+            // It may be over already.
+            let _ = inputs.send_from_thread(JobEvent::Kept(store_end::kept(&path)));
+        };
+        if let Err(e) = std::thread::Builder::new().name("store".into()).spawn(look) {
+            warn!("the store is not looked at: no thread could be started: {e}");
+        }
     }
 
     /// Ends the worker and lets the threads complete what they have begun, in the time that is left.

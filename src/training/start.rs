@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::job::events::JobEvent;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
-use crate::daemon::signals::DaemonSignal;
+use crate::daemon::signals::{self, DaemonSignal};
 use crate::daemon::status::StatusSocket;
 use crate::once_flag::OnceFlag;
 use crate::session::clock::{BootInstant, ClockReading};
@@ -43,13 +43,13 @@ pub(super) struct Started {
     pub status_server: JoinHandle<()>,
 }
 
-/// When the session began: with the process, since that is what a budget is counted from.
-pub(super) fn began(config: &Config) -> Result<ClockReading> {
+/// When the session began: the first one of a process with the process, since that is what a budget is counted from.
+pub(super) fn began(config: &Config, is_first: bool) -> Result<ClockReading> {
     let now = ClockReading::now();
     if let Some(deadline) = config.session.deadline.filter(|deadline| deadline.0 <= now.wall) {
         return Err(Error::Config(format!("[session] deadline: {} is past", deadline.0)));
     }
-    let started = started_since_boot().map(BootInstant::since_boot);
+    let started = started_since_boot().map(BootInstant::since_boot).filter(|_| is_first);
     // Nonsense, in a namespace with a clock of its own for example, is not believed.
     let at = started.filter(|at| *at <= now.at && now.at - *at < MAX_STARTUP).unwrap_or(now.at);
     Ok(ClockReading { at, wall: now.wall_at(at) })
@@ -115,6 +115,7 @@ async fn take_lock(
             Some(DaemonInput::Event(JobEvent::Signal(
                 DaemonSignal::Interrupt | DaemonSignal::Terminate | DaemonSignal::Finish,
             ))) => return Ok(None),
+            Some(DaemonInput::Event(JobEvent::Signal(DaemonSignal::Suspend))) => signals::stand_still(),
             Some(DaemonInput::Event(JobEvent::Notice(_))) => held.extend(input),
             _ if budget_ends.is_some_and(|end| BootInstant::now() >= end) => return Ok(None),
             _ => {}

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ use tracing::debug;
 
 use super::job::events::{JobEvent, WorkerExit};
 use crate::daemon::inbox::{DaemonInput, InboxSender};
+use crate::daemon::signals;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::protocol::{self, AgentCommand};
 
@@ -29,11 +30,19 @@ const STDERR_TAIL: usize = 20;
 /// What is in the pipes of a dead worker is read at once; only a grandchild that holds them open makes this wait.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What its watcher is to do with a worker, as long as it is there.
+enum WorkerOrder {
+    /// SIGKILL to the worker and what it has started.
+    Kill,
+    /// Stop it, then this process; when that goes on, let the worker go on.
+    StandStill,
+}
+
 /// A running worker.
 pub struct WorkerProcess {
     pub pid: u32,
     commands: mpsc::UnboundedSender<AgentCommand>,
-    kills: mpsc::UnboundedSender<()>,
+    orders: mpsc::UnboundedSender<WorkerOrder>,
     watcher: JoinHandle<()>,
 }
 
@@ -60,12 +69,12 @@ impl WorkerProcess {
             .map_err(|e| Error::Other(format!("starting the worker {}: {e}; see [worker] command", command[0])))?;
         let pid = child.id().unwrap_or_default();
         let (commands, queue) = mpsc::unbounded_channel();
-        let (kills, orders) = mpsc::unbounded_channel();
+        let (orders, queued) = mpsc::unbounded_channel();
         if let Some(stdin) = child.stdin.take() {
             tokio::spawn(write_commands(stdin, queue));
         }
-        let watcher = tokio::spawn(watch(child, orders, inputs));
-        Ok(WorkerProcess { pid, commands, kills, watcher })
+        let watcher = tokio::spawn(watch(child, queued, inputs));
+        Ok(WorkerProcess { pid, commands, orders, watcher })
     }
 
     /// Queues a command; a worker that reads nothing does not hold up the daemon.
@@ -75,7 +84,12 @@ impl WorkerProcess {
 
     /// SIGKILL to the worker and what it has started.
     pub fn kill(&self) {
-        let _ = self.kills.send(());
+        let _ = self.orders.send(WorkerOrder::Kill);
+    }
+
+    /// Ctrl-Z: the worker, which has a process group of its own, stands still with this process, and goes on with it.
+    pub fn stand_still(&self) {
+        let _ = self.orders.send(WorkerOrder::StandStill);
     }
 
     /// Waits until it is gone and everything that it said is on its way.
@@ -125,7 +139,7 @@ async fn write_commands(mut stdin: ChildStdin, mut queue: mpsc::UnboundedReceive
     }
 }
 
-async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs: InboxSender<JobEvent>) {
+async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<WorkerOrder>, inputs: InboxSender<JobEvent>) {
     let kills_before = out_of_memory_kills();
     let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
     let stderr_tail = Arc::new(Mutex::new(VecDeque::new()));
@@ -150,8 +164,15 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<()>, inputs
         tokio::select! {
             status = child.wait() => break status.ok(),
             // The child is not reaped yet, so that its group is still its own.
-            Some(()) = orders.recv() => if let Some(pid) = pid {
-                let _ = kill_process_group(pid, rustix::process::Signal::KILL);
+            Some(order) = orders.recv() => if let Some(pid) = pid {
+                match order {
+                    WorkerOrder::Kill => drop(kill_process_group(pid, Signal::KILL)),
+                    WorkerOrder::StandStill => {
+                        let _ = kill_process_group(pid, Signal::STOP);
+                        signals::stand_still();
+                        let _ = kill_process_group(pid, Signal::CONT);
+                    }
+                }
             },
         }
     };

@@ -156,11 +156,72 @@ fn program(path: &Path, script: &str) {
 
 /// A squeue that does what `script` says, first in PATH.
 fn with_squeue(job: &AgentJob, script: &str) -> RunningAgent {
+    with_squeue_and(job, script, &[("SLURM_JOB_ID", "4711")])
+}
+
+/// The same with more in the environment.
+fn with_squeue_and(job: &AgentJob, script: &str, more: &[(&str, &str)]) -> RunningAgent {
     let folder = job.script().join("bin");
     std::fs::create_dir_all(&folder).unwrap();
     program(&folder.join("squeue"), script);
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-    job.start_with(&[("SLURM_JOB_ID", "4711"), ("PATH", &path)])
+    job.start_with(&[more, &[("PATH", path.as_str())]].concat())
+}
+
+#[test]
+fn a_task_of_an_array_asks_by_its_own_id_and_without_the_users_settings_for_squeue() {
+    let job = long_job("");
+    let end = in_seconds(5).as_second();
+    // What squeue says of the whole array is a line for each task, the others' ends included.
+    let script = format!(
+        "[ \"$*\" = '-h -j 4700_3 -o %e' ] || {{ printf '{}\\n{end}\\n' ; exit; }}\nenv | grep -q ^SQUEUE_ || echo {end}",
+        end - 3600
+    );
+    let array = [("SLURM_JOB_ID", "4700"), ("SLURM_ARRAY_JOB_ID", "4700"), ("SLURM_ARRAY_TASK_ID", "3")];
+    let users = [("SQUEUE_STATES", "PENDING"), ("SQUEUE_USERS", "nobody")];
+    let ended = ends_well(with_squeue_and(&job, &script, &[&array[..], &users[..]].concat()), "Slurm");
+    assert!(!ended.log.contains(TROUBLE), "{}", ended.log);
+}
+
+#[test]
+fn an_allocation_that_is_over_is_told_and_not_obeyed() {
+    let past = (Timestamp::now() - Duration::from_secs(3600)).as_second().to_string();
+    let soon = in_seconds(600).as_second().to_string();
+    // What the environment says of its end, and how squeue says that it knows no such job.
+    for (end, script) in [
+        (&past, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"),
+        (&past, "exit 0"),
+        (&soon, "exit 0"),
+    ] {
+        let job = long_job("");
+        let environment = [("SLURM_JOB_ID", "4711"), ("SLURM_JOB_END_TIME", end.as_str())];
+        let mut run = with_squeue_and(&job, script, &environment);
+        if end == &soon {
+            // The first word counts until squeue has the last one; SIGCONT has it asked at once.
+            run.wait_for("Slurm: the session ends in");
+            trains(&mut run);
+            run.signal(Signal::CONT);
+        }
+        run.wait_for("the environment speaks of job 4711, which is over: its end is not obeyed");
+        trains(&mut run);
+        let ended = goes_on_until_told(run);
+        assert!(ended.log.contains("session over (SIGTERM)"), "{}", ended.log);
+    }
+}
+
+#[test]
+fn a_limit_that_was_extended_is_heard_of_after_sigcont() {
+    let job = long_job("");
+    let file = job.script().join("end");
+    std::fs::write(&file, in_seconds(30).as_second().to_string()).unwrap();
+    let mut run = with_squeue(&job, &format!("cat {}", file.display()));
+    run.wait_for("Slurm: the session ends in");
+    trains(&mut run);
+    std::fs::write(&file, in_seconds(3600).as_second().to_string()).unwrap();
+    run.signal(Signal::CONT);
+    run.wait_for("Slurm: the session ends in 5");
+    assert!(seconds_left(&job) > 3000.0);
+    goes_on_until_told(run);
 }
 
 #[test]

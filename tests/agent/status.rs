@@ -38,7 +38,7 @@ fn assert_shape(status: &Value) {
     );
     assert_eq!(keys(&status["session"]), ["deadline", "seconds_left", "source"]);
     assert_eq!(keys(&status["interval"]), ["seconds", "why"]);
-    assert_eq!(keys(&status["history"]), ["ends_at", "latest", "sessions", "sessions_left"]);
+    assert_eq!(keys(&status["history"]), ["ends_at", "latest", "sessions", "sessions_left", "work_left_seconds"]);
     assert_eq!(keys(&status["last_snapshot"]), ["age_seconds", "id", "state"]);
     assert_eq!(keys(&status["snapshots"]), ["committed", "failed", "quarantined", "skipped", "verified"]);
     assert_eq!(keys(&status["stall_ms"]), ["p50", "p99"]);

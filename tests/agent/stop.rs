@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::harness::AgentJob;
+use crate::harness::{AgentJob, RunningAgent};
 
 #[test]
 fn sigterm_saves_and_verifies_the_newest_state_and_the_next_run_completes() {
@@ -146,6 +146,106 @@ fn a_log_that_is_never_read_neither_ends_nor_stalls_a_run() {
             assert!(left.len() > PIPE_BYTES / 2, "the pipe was never full: {} bytes", left.len());
         }
     }
+}
+
+#[test]
+fn a_store_that_was_deleted_is_not_said_to_hold_what_was_verified() {
+    // All of it, or its snapshots, or it lies elsewhere now.
+    for take_away in ["rm -r \"$1\"", "rm \"$1\"/snapshots/*", "mv \"$1\" \"$1.elsewhere\""] {
+        let job = AgentJob::new(100_000, "");
+        // Nothing new is saved before the end, and what the end saves goes where the store is open.
+        let config = std::fs::read_to_string(job.config()).unwrap();
+        std::fs::write(job.config(), config.replace("every_steps = 5", "every_steps = 50")).unwrap();
+        let mut run = job.start();
+        run.wait_for("verified step 50:");
+        let store = job.store();
+        let shell = std::process::Command::new("sh").args(["-c", take_away, "sh"]).arg(&store).status().unwrap();
+        assert!(shell.success());
+        run.signal(Signal::TERM);
+        let ended = run.wait();
+        let left = std::fs::read_dir(store.join("snapshots")).map_or(0, Iterator::count);
+        let said = ended.log.lines().rev().find(|line| line.contains("session over")).unwrap_or_default();
+        assert!(left > 0 || !said.contains("is saved"), "{take_away}: {}", ended.log);
+        assert_eq!(ended.code, Some(if left > 0 { 75 } else { 1 }), "{take_away}: {}", ended.log);
+    }
+}
+
+/// What `/proc` says a process does: "T" is stopped.
+fn process_state(pid: u32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").map_or(String::new(), |(_, rest)| rest.chars().take(1).collect())
+}
+
+#[test]
+fn ctrl_z_stops_the_agent_and_its_worker_and_both_go_on_together() {
+    let job = AgentJob::new(100_000, "");
+    let mut run = job.start();
+    run.wait_for("verified step 5:");
+    let pids = [run.pid(), run.worker().unwrap()];
+    let until = |state: &dyn Fn(&str) -> bool| {
+        let is_so = || pids.iter().all(|pid| state(&process_state(*pid)));
+        (0..500).any(|_| is_so() || (std::thread::sleep(std::time::Duration::from_millis(20)), false).1)
+    };
+    run.signal(Signal::TSTP);
+    assert!(until(&|state| state == "T"), "{:?}", pids.map(process_state));
+    run.signal(Signal::CONT);
+    assert!(until(&|state| state != "T"), "{:?}", pids.map(process_state));
+    run.wait_for("verified step");
+    run.signal(Signal::TERM);
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("saved and verified"), "{}", ended.log);
+}
+
+/// `ckptd run --until-done`.
+fn until_done(job: &AgentJob) -> RunningAgent {
+    RunningAgent::start(job.command(&["run", "--until-done", "--log-format", "json", &job.config().to_string_lossy()]))
+}
+
+#[test]
+fn until_done_begins_session_after_session_until_the_training_is_complete() {
+    // As many steps as three sessions of this length take, however fast this machine is.
+    let probe = AgentJob::new(100_000, "[session]\nbudget = \"3s\"");
+    probe.run();
+    let steps = probe.json("list")[0]["step"].as_u64().unwrap() * 5 / 2;
+    let job = AgentJob::new(steps, "[session]\nbudget = \"3s\"");
+    let ended = until_done(&job).wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    let sessions = ended.log.matches("session over (the session's budget ends)").count();
+    assert!(sessions >= 1 && ended.log.contains("finished: all"), "{sessions} {}", ended.log);
+    assert_eq!(job.json("status")["history"]["sessions"], sessions + 1);
+    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(steps));
+}
+
+#[test]
+fn a_user_ends_all_sessions_of_until_done_in_whichever_it_is_asked() {
+    let endings: [(&str, &dyn Fn(&AgentJob, &RunningAgent)); 3] = [
+        ("session over (SIGINT)", &|_, run| run.signal(Signal::INT)),
+        ("session over (SIGUSR2)", &|_, run| run.signal(Signal::USR2)),
+        ("session over (notice file)", &|job, _| std::fs::write(job.config().with_file_name("stop"), "").unwrap()),
+    ];
+    for (said, end) in endings {
+        let job = AgentJob::new(1_000_000, "[session]\nbudget = \"2s\"\nnotice_file = \"stop\"");
+        let mut run = until_done(&job);
+        run.wait_for("session over (the session's budget ends)");
+        run.wait_for("verified step");
+        end(&job, &run);
+        let ended = run.wait();
+        assert_eq!(ended.code, Some(75), "{}", ended.log);
+        // It may fall into the moment in which a budget ends, or between two sessions.
+        let over: Vec<&str> = ended.log.lines().filter(|line| line.contains("session over")).collect();
+        let is_last = over.last().is_some_and(|line| line.contains(said) || line.contains("budget ends"));
+        assert!(is_last && over.len() <= 4, "{said}: {}", ended.log);
+    }
+}
+
+#[test]
+fn a_deadline_ends_the_sessions_of_until_done() {
+    let end = jiff::Timestamp::now() + std::time::Duration::from_secs(6);
+    let job = AgentJob::new(1_000_000, &format!("[session]\nbudget = \"1h\"\ndeadline = \"{end}\""));
+    let ended = until_done(&job).wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains("session over (the session's deadline is near)"), "{}", ended.log);
 }
 
 const PIPE_BYTES: usize = 4096;

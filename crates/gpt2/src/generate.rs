@@ -8,6 +8,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ckptd_core::store::{PassedOver, SnapshotChoice};
 use ckptd_core::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use indicatif::ProgressBar;
@@ -28,6 +29,9 @@ pub struct GenerateArguments {
     /// latest, best, a step number or a file.
     #[arg(long, default_value = "latest")]
     snapshot: String,
+    /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
+    #[arg(long)]
+    strict: bool,
     /// Instead of a store's snapshot: a model folder, a .pt or safetensors file, a bundle, a snapshot file.
     #[arg(long, value_name = "PATH", conflicts_with = "store")]
     model: Option<PathBuf>,
@@ -69,7 +73,7 @@ struct SamplingSettings {
 pub fn generate(arguments: &GenerateArguments) -> Result<()> {
     let threads = process::set_threads(arguments.threads)?;
     let path = match (&arguments.store, &arguments.model) {
-        (Some(store), _) => weights::find(store, &arguments.snapshot)?,
+        (Some(store), _) => chosen(store, arguments)?,
         (None, model) => model.clone().unwrap_or_default(),
     };
     let bar = spinner(format!("reading {}", path.display()));
@@ -100,6 +104,20 @@ pub fn generate(arguments: &GenerateArguments) -> Result<()> {
     show(&format!("{}\n", text.rest()?))?;
     tell_speed(text.ids.len(), writer.model.step, began.elapsed());
     Ok(())
+}
+
+/// The file of the store's snapshot that is asked for; what that passes over is told.
+fn chosen(store: &Path, arguments: &GenerateArguments) -> Result<PathBuf> {
+    let spec = &arguments.snapshot;
+    let SnapshotChoice { entry, passed_over } = weights::choose(store, spec)?;
+    for PassedOver { entry: passed, reason } in passed_over {
+        if arguments.strict {
+            let what = format!("{spec} would pass over {}: {reason}; name the snapshot that you want", passed.id);
+            return Err(Error::Other(format!("{what}, or leave out --strict")));
+        }
+        eprintln!("warning: {spec} is {}; {} is passed over: {reason}", entry.id, passed.id);
+    }
+    Ok(entry.path)
 }
 
 /// On a terminal only: in a file it would be one line too many.

@@ -2,12 +2,12 @@
 //!
 //! Deliberately not here: the training state with its moments (`capture`, `job`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ckptd_core::config::Config;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::{CarriedFile, Role, TensorMeta};
-use ckptd_core::store::{SnapshotReader, Store};
+use ckptd_core::store::{SnapshotChoice, SnapshotReader, Store};
 use ckptd_core::{Error, Result};
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::{import, names};
@@ -31,10 +31,10 @@ pub struct ModelWeights {
     pub threads: Option<usize>,
 }
 
-/// The file of the snapshot `spec` in `store`, a store's folder or a job file.
-pub fn find(store: &Path, spec: &str) -> Result<PathBuf> {
+/// What `spec` means in `store`, a store's folder or a job file, and what it passes over.
+pub fn choose(store: &Path, spec: &str) -> Result<SnapshotChoice> {
     let folder = if store.is_dir() { store.to_path_buf() } else { Config::load(store)?.job.store };
-    Ok(Store::open(&folder)?.find(spec)?.path)
+    Store::open(&folder)?.choose(spec)
 }
 
 /// Opens the model at `path`: a snapshot, a model folder, a `.pt` or safetensors file, a bundle.

@@ -11,21 +11,24 @@ use crate::daemon::report::{JobState, SnapshotStage};
 use crate::daemon::signals::DaemonSignal;
 use crate::session::clock::{BootInstant, ClockReading};
 use crate::session::plan::EXIT_RESERVE;
+use crate::training::progress::KeptSnapshot;
 use crate::training::restarts::FailureCause;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::process::processors;
 use ckptd_core::protocol::AgentCommand;
 
-/// Signals this close together are one request: `timeout` signals a process and then its group, a terminal and a
-/// script may both pass on a Ctrl-C.
-const SAME_SIGNAL: Duration = Duration::from_millis(200);
+/// The same signal again within this time is the same request: `timeout` signals a process and then its group, a
+/// terminal and a script may both pass on a Ctrl-C.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+/// How long the store is looked at at most, before the end is told as it was last known.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Killing a worker takes time; it is done so long before the time to stop is over.
 const HARD_END: Duration = Duration::from_millis(100);
 
 impl JobMachine {
     pub(super) fn signalled(&mut self, signal: DaemonSignal, now: ClockReading) {
-        let by = now.at + self.config.session.grace.0;
+        let by = self.grace_ends(now);
         match signal {
             DaemonSignal::Snapshot if self.trains() => {
                 info!("SIGUSR1: snapshot now");
@@ -36,40 +39,65 @@ impl JobMachine {
                 info!("SIGHUP: reading the job file again; the training goes on");
                 self.act(JobAction::Reload);
             }
-            DaemonSignal::Interrupt | DaemonSignal::Terminate => match &self.stop {
-                Some(StopRequest { cause: StopCause::Signal, asked, .. }) if now.at < *asked + SAME_SIGNAL => {}
-                Some(StopRequest { cause: StopCause::Signal, .. }) => {
+            DaemonSignal::Suspend => self.act(JobAction::StandStill),
+            DaemonSignal::Continue => self.ask_sources(now),
+            DaemonSignal::Interrupt | DaemonSignal::Terminate | DaemonSignal::Finish => {
+                let first = *self.heard.entry(signal.name()).or_insert(now.at);
+                if now.at >= first + SAME_SIGNAL && self.is_impatience(signal) {
                     warn!("{} again: ending as it is", signal.name());
                     self.end_as_it_is(now);
+                } else {
+                    self.stop(signal.name(), by, StopCause::Signal, now);
                 }
-                _ => self.stop(signal.name(), by, StopCause::Signal, now),
-            },
-            DaemonSignal::Finish => self.stop(signal.name(), by, StopCause::Signal, now),
+            }
         }
+    }
+
+    /// Whether somebody means it who sends `signal` again. Slurm sends a second SIGTERM of its own, when a preempted
+    /// job's GraceTime is over, and its SIGKILL comes by itself.
+    fn is_impatience(&self, signal: DaemonSignal) -> bool {
+        match signal {
+            DaemonSignal::Interrupt => true,
+            DaemonSignal::Terminate => !self.surroundings.slurm,
+            _ => false,
+        }
+    }
+
+    /// When a session is over that is asked to end now. A deadline does not wait because a signal came first; one that
+    /// is past has ended nothing.
+    pub(super) fn grace_ends(&self, now: ClockReading) -> BootInstant {
+        let by = now.at + self.config.session.grace.0;
+        let ahead = self.deadline(now).filter(|deadline| deadline.at > now.at + HARD_END);
+        ahead.map_or(by, |deadline| deadline.at.min(by))
     }
 
     /// Ends the session with a last snapshot, by `by` at the latest.
     pub(super) fn stop(&mut self, why: &str, by: BootInstant, cause: StopCause, now: ClockReading) {
         let first = self.stop.is_none();
-        let is_first_signal = |stop: &&StopRequest| stop.cause == StopCause::Plan && cause == StopCause::Signal;
-        let asked = self.stop.as_ref().filter(|stop| !is_first_signal(stop)).map_or(now.at, |stop| stop.asked);
         // Leave HARD_END for killing the worker.
         let by = (by - HARD_END).max(now.at);
-        // A deadline does not wait because a signal came first, nor a signal because a deadline is near.
-        let by = self.deadline(now).map_or(by, |deadline| (deadline.at - HARD_END).max(now.at).min(by));
         let (by, began, saved) = match &self.stop {
             Some(stop) => (stop.by.min(by), stop.began, stop.saved),
             None => (by, now.at, false),
         };
-        self.stop = Some(StopRequest { by, why: why.to_owned(), cause, asked, began, saved });
+        self.stop = Some(StopRequest { by, why: why.to_owned(), cause, began, saved });
+        self.progress.goes_on = self.surroundings.until_done && cause == StopCause::Budget;
         if !first {
             return;
         }
         self.progress.state = JobState::Stopping;
         match &mut self.phase {
-            JobPhase::Choosing | JobPhase::BackingOff { .. } => {
+            JobPhase::Choosing => {
                 info!("stopping: {why}");
-                self.settle_when_idle(now);
+                // What it had committed before, it still reads back.
+                self.phase = JobPhase::Settling(TrainingEnd::Interrupted);
+                if self.unverified.is_empty() {
+                    self.end_as_it_is(now);
+                }
+            }
+            JobPhase::BackingOff { .. } => {
+                info!("stopping: {why}");
+                self.settle(TrainingEnd::Interrupted, now);
             }
             JobPhase::Running(run) => match run.phase {
                 WorkerPhase::Training { .. } => {
@@ -87,14 +115,7 @@ impl JobMachine {
                     self.act(JobAction::Kill);
                 }
             },
-            JobPhase::Settling(_) | JobPhase::Ended => info!("stopping: {why}"),
-        }
-    }
-
-    fn settle_when_idle(&mut self, now: ClockReading) {
-        self.phase = JobPhase::Settling(TrainingEnd::Interrupted);
-        if self.unverified.is_empty() {
-            self.end_as_it_is(now);
+            JobPhase::Settling(_) | JobPhase::Confirming { .. } | JobPhase::Ended => info!("stopping: {why}"),
         }
     }
 
@@ -107,8 +128,37 @@ impl JobMachine {
 
     pub(super) fn conclude_if_settled(&mut self, now: ClockReading) {
         let JobPhase::Settling(end) = self.phase else { return };
-        if !self.unverified.is_empty() {
-            return;
+        if self.unverified.is_empty() {
+            self.phase = JobPhase::Confirming { end, until: now.at + CONFIRM_TIMEOUT };
+            self.act(JobAction::LookAtStore);
+        }
+    }
+
+    /// What the store holds at this moment: that is what the session ends with, whatever was read back before.
+    pub(super) fn confirmed(&mut self, kept: Result<Option<KeptSnapshot>>, now: ClockReading) {
+        let JobPhase::Confirming { end, .. } = self.phase else { return };
+        self.progress.confirm(kept);
+        self.conclude(end, now);
+    }
+
+    /// The store does not answer.
+    pub(super) fn unconfirmed(&mut self, now: ClockReading) {
+        let JobPhase::Confirming { end, .. } = self.phase else { return };
+        warn!("the store does not say in time what it holds");
+        self.conclude(end, now);
+    }
+
+    fn conclude(&mut self, end: TrainingEnd, now: ClockReading) {
+        if let Some(reason) = self.gave_up.take() {
+            let saved = match (&self.progress.lost, self.progress.last_durable()) {
+                (Some(lost), _) => format!("nothing of it is left: {lost}"),
+                (None, Some(last)) if last.state == SnapshotStage::Verified => {
+                    format!("step {} is saved and verified", last.step)
+                }
+                (None, Some(last)) => format!("step {} is saved, not yet verified", last.step),
+                (None, None) => "no snapshot is saved".to_owned(),
+            };
+            return self.end(Err(Error::Other(format!("{reason}; {saved}"))), now);
         }
         let total = self.config.train.steps;
         let complete = self.progress.last_verified.as_ref().is_some_and(|last| last.step >= total);
@@ -116,7 +166,8 @@ impl JobMachine {
             info!(step = total, "finished: all {total} steps are done, the last one is saved and verified");
             self.end(Ok(SessionOutcome::Finished), now);
         } else if end == TrainingEnd::Complete && self.stop.is_none() {
-            let why = self.complaint.clone().unwrap_or_else(|| "it was not verified".to_owned());
+            let why = self.progress.lost.take().or_else(|| self.complaint.clone());
+            let why = why.unwrap_or_else(|| "it was not verified".to_owned());
             let silent = WorkerExit { code: None, signal: None, out_of_memory: false, stderr_tail: Vec::new() };
             self.crashed(FailureCause::LastSnapshot(why), Some(self.progress.step), &silent, now);
         } else {
@@ -129,33 +180,51 @@ impl JobMachine {
     pub(super) fn end_as_it_is(&mut self, now: ClockReading) {
         let (step, total) = (self.progress.step, self.config.train.steps);
         let why = self.stop.as_ref().map_or("stopped", |stop| stop.why.as_str());
-        let outcome = match self.progress.last_durable() {
-            None if step > 0 => Err(Error::Other(format!(
-                "the session ended ({why}) after step {step} of {total} and before any snapshot; \
-                 training restarts from step 0"
+        let outcome = match (&self.progress.lost, self.progress.last_durable()) {
+            (Some(lost), None) => Err(Error::Other(format!(
+                "the session ended ({why}) after step {step} of {total}, and nothing of it is left: {lost}; training \
+                 restarts from step 0"
             ))),
-            None => {
+            (None, None) if step > 0 => Err(Error::Other(format!(
+                "the session ended ({why}) after step {step} of {total} and before any snapshot; training restarts from \
+                 step 0"
+            ))),
+            (None, None) => {
                 info!("session over ({why}): nothing was trained yet");
                 Ok(SessionOutcome::Resume)
             }
-            Some(last) => {
+            (lost, Some(last)) => {
+                let is = if self.progress.is_confirmed { "is" } else { "was" };
                 let state = match last.state {
                     SnapshotStage::Verified => "saved and verified",
                     _ => "saved, not yet verified",
                 };
-                let lost = match step.saturating_sub(last.step) {
+                let later = match step.saturating_sub(last.step) {
                     0 => String::new(),
                     n => format!("; {n} later steps are lost"),
                 };
+                let lost = lost.as_ref().map_or_else(String::new, |lost| format!(" ({lost})"));
                 let saved = last.step;
                 info!(
                     step = saved,
-                    "session over ({why}): step {saved} of {total} is {state}{lost}; `ckptd run` goes on from it"
+                    "session over ({why}): step {saved} of {total} {is} {state}{later}{lost}; `ckptd run` goes on \
+                     from it"
                 );
-                Ok(SessionOutcome::Resume)
+                Ok(self.resume_when(saved))
             }
         };
         self.end(outcome, now);
+    }
+
+    /// Whether the next session may begin at once: nothing but the budget has ended this one, and it got on.
+    fn resume_when(&mut self, saved: u64) -> SessionOutcome {
+        let is_over = self.stop.as_ref().is_some_and(|stop| stop.cause == StopCause::Budget);
+        let got_on = self.records.current().is_some_and(|session| saved > session.from_step);
+        if is_over && !got_on && self.surroundings.until_done {
+            warn!("a session of this budget saves no step: another one would not either; raise [session] budget");
+        }
+        self.progress.goes_on &= got_on;
+        if is_over && got_on { SessionOutcome::BudgetOver } else { SessionOutcome::Resume }
     }
 
     /// What the final snapshot took, from the stop to its verification.
@@ -193,18 +262,19 @@ impl JobMachine {
                 (Ok(SessionOutcome::Finished), _) => "finished".to_owned(),
                 (Err(error), None) => format!("failed: {error}"),
                 (_, Some(stop)) => stop.why.clone(),
-                (Ok(SessionOutcome::Resume), None) => "stopped".to_owned(),
+                (Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver), None) => "stopped".to_owned(),
             },
             now,
         );
-        if let (Ok(SessionOutcome::Resume), Some(outlook)) =
-            (&outcome, self.records.outlook(self.config.train.steps, now.wall))
+        let budget = self.config.session.budget.map(|budget| budget.0);
+        if let (Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver), Some(outlook)) =
+            (&outcome, self.records.outlook(self.config.train.steps, budget, now.wall))
         {
             info!(sessions_left = outlook.sessions, "{}", outlook.text());
         }
         self.progress.state = match &outcome {
             Ok(SessionOutcome::Finished) => JobState::Finished,
-            Ok(SessionOutcome::Resume) => JobState::Stopped,
+            Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver) => JobState::Stopped,
             Err(error) => {
                 self.progress.problem = Some(error.to_string());
                 JobState::Failed

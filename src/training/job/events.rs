@@ -4,6 +4,7 @@ use crate::daemon::signals::DaemonSignal;
 use crate::daemon::verifier::{ReadBack, ResumeDecision};
 use crate::session::notice::SessionNotice;
 use crate::session::records::SessionRecords;
+use crate::training::progress::KeptSnapshot;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
@@ -33,6 +34,8 @@ pub enum JobEvent {
     Config(Result<Box<Config>>),
     /// A notice source has something to say.
     Notice(SessionNotice),
+    /// What the store holds at the end: the snapshot that the next session goes on from.
+    Kept(Result<Option<KeptSnapshot>>),
     /// The time that [`JobMachine::wake_at`](super::machine::JobMachine::wake_at) named has come.
     Tick,
 }
@@ -40,7 +43,10 @@ pub enum JobEvent {
 impl JobEvent {
     /// Whether it shows that the worker or the verifier lives: all that they say and do does.
     pub fn is_sign_of_life(&self) -> bool {
-        !matches!(self, JobEvent::Tick | JobEvent::Signal(_) | JobEvent::Notice(_) | JobEvent::Config(_))
+        !matches!(
+            self,
+            JobEvent::Tick | JobEvent::Signal(_) | JobEvent::Notice(_) | JobEvent::Config(_) | JobEvent::Kept(_)
+        )
     }
 }
 
@@ -63,6 +69,12 @@ pub enum JobAction {
     Record(Box<SessionRecords>),
     /// Read the job file again.
     Reload,
+    /// Look into the store: what does it hold now?
+    LookAtStore,
+    /// Ask every source of notices now, whenever it was asked last.
+    AskSources,
+    /// Stop the worker and this process until SIGCONT comes.
+    StandStill,
     /// Log from this level on.
     SetLogLevel(LogLevel),
     /// Remember the job in the store as it is now.
@@ -78,6 +90,8 @@ pub enum SessionOutcome {
     Finished,
     /// The session is over before the training is.
     Resume,
+    /// As `Resume`, and nothing but its budget has ended it: the next session may begin at once.
+    BudgetOver,
 }
 
 /// How the worker ended.

@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::events::{JobAction, JobEvent, SessionOutcome};
 use super::phase::{JobPhase, WorkerPhase, WorkerRun};
+use super::waking::SourceQuestion;
 use crate::daemon::report::{JobState, SnapshotStage};
 use crate::daemon::verifier::ResumeDecision;
 use crate::session::clock::{BootInstant, ClockReading};
@@ -29,7 +31,7 @@ pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a worker may take to exit after its last message.
 pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A wake-up so late means that the daemon itself stood still, so that the worker's silence proves nothing.
-const OVERSLEPT: Duration = Duration::from_secs(3);
+pub(super) const OVERSLEPT: Duration = Duration::from_secs(3);
 
 /// One job in one session.
 pub struct JobMachine {
@@ -47,6 +49,13 @@ pub struct JobMachine {
     pub(super) in_flight: Option<BootInstant>,
     /// What notice sources say of the session's end.
     pub(super) notices: BTreeMap<String, BootInstant>,
+    /// When the sources were asked, beside their own rhythm, since an end was past; and who has answered.
+    pub(super) question: Option<SourceQuestion>,
+    /// When the last event was taken in.
+    pub(super) awake_at: BootInstant,
+    /// When each kind of signal that ends the session came first.
+    pub(super) heard: BTreeMap<&'static str, BootInstant>,
+    pub(super) surroundings: JobSurroundings,
     pub(super) records: SessionRecords,
     pub(super) meter: CostMeter,
     /// When the records were given to be written last.
@@ -55,9 +64,20 @@ pub struct JobMachine {
     pub(super) unverified: Vec<CommittedSnapshot>,
     /// What the user was told last about snapshots that fail, so that it is told once.
     pub(super) complaint: Option<String>,
+    /// Why no worker is started any more; told with what the store holds then.
+    pub(super) gave_up: Option<String>,
     /// Snapshots in a row that were not what was written.
     pub(super) refuted_in_a_row: u32,
     pub(super) actions: Vec<JobAction>,
+}
+
+/// What a job is run in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JobSurroundings {
+    /// An allocation of Slurm, which sends SIGTERM more than once by itself.
+    pub slurm: bool,
+    /// A process that begins the next session when the budget has ended this one.
+    pub until_done: bool,
 }
 
 /// When the records are written.
@@ -72,16 +92,16 @@ pub(super) enum RecordTiming {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StopCause {
     Signal,
-    /// A deadline or a notice.
+    /// A time of day, or a notice.
     Plan,
+    /// The session's budget.
+    Budget,
 }
 
 pub(super) struct StopRequest {
     pub(super) by: BootInstant,
     pub(super) why: String,
     pub(super) cause: StopCause,
-    /// When it was asked for first, by a signal if there was one.
-    pub(super) asked: BootInstant,
     /// When the worker was told, and whether it has made anything durable since.
     pub(super) began: BootInstant,
     pub(super) saved: bool,
@@ -115,11 +135,16 @@ impl JobMachine {
             last_snapshot: now.at,
             in_flight: None,
             notices: BTreeMap::new(),
+            question: None,
+            awake_at: now.at,
+            heard: BTreeMap::new(),
+            surroundings: JobSurroundings::default(),
             records,
             meter: CostMeter::default(),
             recorded: None,
             unverified: Vec::new(),
             complaint: None,
+            gave_up: None,
             refuted_in_a_row: 0,
             actions: Vec::new(),
             config,
@@ -142,8 +167,16 @@ impl JobMachine {
         &self.config
     }
 
+    /// The same job in such `surroundings`.
+    #[must_use]
+    pub fn within(mut self, surroundings: JobSurroundings) -> JobMachine {
+        self.surroundings = surroundings;
+        self
+    }
+
     /// Takes note of `event` and says what is to be done.
     pub fn on(&mut self, event: JobEvent, now: ClockReading) -> Vec<JobAction> {
+        self.stay_awake(now);
         match event {
             JobEvent::Chosen(choice) => self.chosen(choice, now),
             JobEvent::NotStarted(error) => self.end(Err(error), now),
@@ -155,6 +188,7 @@ impl JobMachine {
             JobEvent::Signal(signal) => self.signalled(signal, now),
             JobEvent::Notice(notice) => self.noticed(notice, now),
             JobEvent::Config(config) => self.reconfigured(config, now),
+            JobEvent::Kept(kept) => self.confirmed(kept, now),
             JobEvent::Tick => self.ticked(now),
         }
         self.keep_to_plan(now);
@@ -167,11 +201,13 @@ impl JobMachine {
         let of_phase = match &self.phase {
             JobPhase::BackingOff { until } => Some(*until),
             JobPhase::Running(run) => Some(self.patience_ends(run)),
+            JobPhase::Confirming { until, .. } => Some(*until),
             JobPhase::Choosing | JobPhase::Settling(_) | JobPhase::Ended => None,
         };
         let of_plan = match (&self.stop, self.plan(now)) {
             (None, SessionPlan::GoOn { until }) => until,
-            (None, SessionPlan::Snapshot { .. } | SessionPlan::Stop { .. }) => Some(now.at),
+            (None, SessionPlan::Stop(deadline)) => Some(self.answer_awaited(&deadline, now).unwrap_or(now.at)),
+            (None, SessionPlan::Snapshot { .. }) => Some(now.at),
             (Some(stop), _) => Some(stop.by),
         };
         [of_phase, of_plan].into_iter().flatten().min()
@@ -212,6 +248,7 @@ impl JobMachine {
         };
         match &mut self.phase {
             JobPhase::BackingOff { until } if now.at >= *until => self.choose(None),
+            JobPhase::Confirming { until, .. } if now.at >= *until => self.unconfirmed(now),
             JobPhase::Running(run) if now.at >= patience_ends => match &mut run.phase {
                 WorkerPhase::Killed { by, .. } => {
                     warn!("the killed worker is not gone yet");
@@ -252,7 +289,7 @@ impl JobMachine {
         if let Some(resume) = &choice.resume {
             self.progress.snapshot(&resume.id, resume.step, SnapshotStage::Verified, resume.created_at);
         }
-        self.began_at(step);
+        self.began_at(step, choice.resume.as_ref().map(|resume| resume.created_at));
         self.progress.step = step;
         if choice.resume.as_ref().is_some_and(|resume| self.config.train.is_complete(&resume.train)) {
             info!(step, "the training is finished: step {step} of {total} is saved and verified");
@@ -268,13 +305,17 @@ impl JobMachine {
     }
 
     /// A worker is about to go on after `step` steps; what an earlier one did beyond them is lost.
-    fn began_at(&mut self, step: u64) {
+    fn began_at(&mut self, step: u64, saved_at: Option<Timestamp>) {
         let reached = self.progress.step;
         let Some(session) = self.records.current() else { return };
-        if session.from_step == session.saved_step && session.trained_seconds == 0.0 {
+        let is_first = session.from_step == session.saved_step && session.trained_seconds == 0.0;
+        if is_first {
             (session.from_step, session.saved_step, session.step) = (step, step, step);
         }
         session.lost_steps += reached.saturating_sub(step);
+        if is_first {
+            self.records.correct_killed(step, saved_at);
+        }
     }
 
     pub(super) fn act(&mut self, action: JobAction) {

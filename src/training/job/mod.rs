@@ -1,7 +1,8 @@
 //! What is done about what happens: a state machine without clock, process or disk.
 //!
 //! Reading order: [`events`] (what can happen, what can be wanted), [`machine`] (the way of an
-//! event), `phase` (what a job and its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `ending`.
+//! event), `phase` (what a job and its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `waking`,
+//! `ending`.
 
 mod ending;
 pub mod events;
@@ -14,4 +15,5 @@ mod session_tests;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod waking;
 mod worker;

@@ -16,6 +16,11 @@ pub(super) enum JobPhase {
     Running(Box<WorkerRun>),
     /// No worker is left; what it committed is being read back.
     Settling(TrainingEnd),
+    /// All that it committed is read back; the store is looked at once more, until then at most.
+    Confirming {
+        end: TrainingEnd,
+        until: BootInstant,
+    },
     Ended,
 }
 

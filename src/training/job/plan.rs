@@ -11,10 +11,15 @@ use crate::daemon::report::{HistoryReport, IntervalReport, StatusReport};
 use crate::session::clock::{BootInstant, ClockReading};
 use crate::session::interval::{self, IntervalChoice, IntervalInputs};
 use crate::session::notice::{NoticeKind, SessionNotice};
-use crate::session::plan::{self, PlanInputs, PlanPolicy, SessionDeadline, SessionPlan};
+use crate::session::plan::{self, DeadlineSource, PlanInputs, PlanPolicy, SessionDeadline, SessionPlan};
 use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::protocol::AgentCommand;
 use ckptd_core::text::{exact_duration, rough_duration};
+
+/// A last snapshot that begins so much later than it should have is late.
+const LATE: Duration = Duration::from_secs(1);
+/// Two moments that are no further apart are one end, heard of twice.
+const SAME_END: Duration = Duration::from_secs(2);
 
 /// Time between two records of how far the session is.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
@@ -72,8 +77,27 @@ impl JobMachine {
         match self.plan(now) {
             SessionPlan::GoOn { .. } => {}
             SessionPlan::Snapshot { why } => self.request_snapshot(why, now),
-            SessionPlan::Stop { by, why } => self.stop(&why, by, StopCause::Plan, now),
+            SessionPlan::Stop(deadline) if self.asks_first(&deadline, now) => {}
+            SessionPlan::Stop(deadline) => self.stop_by(&deadline, now),
         }
+    }
+
+    /// Ends the session by `deadline`. One that is past, or so near that the last snapshot may not fit, was heard of too
+    /// late: that snapshot is tried all the same, within `[session] grace`.
+    fn stop_by(&mut self, deadline: &SessionDeadline, now: ClockReading) {
+        let SessionDeadline { at, source, why } = deadline;
+        let grace = self.config.session.grace.0;
+        let reserve = plan::reserve(self.records.costs.final_cost(), self.config.session.margin, *at - self.began);
+        let is_late = *at - now.at + LATE < reserve;
+        let (by, cause) = match source {
+            DeadlineSource::Notice(_) if *at <= now.at => (now.at + grace, StopCause::Plan),
+            DeadlineSource::Notice(_) => (*at, StopCause::Plan),
+            DeadlineSource::TimeOfDay if is_late => ((*at).max(now.at + grace), StopCause::Plan),
+            DeadlineSource::TimeOfDay => (*at, StopCause::Plan),
+            DeadlineSource::Budget if is_late => ((*at).max(now.at + grace), StopCause::Budget),
+            DeadlineSource::Budget => (*at, StopCause::Budget),
+        };
+        self.stop(why, by, cause, now);
     }
 
     pub(super) fn request_snapshot(&mut self, reason: &str, now: ClockReading) {
@@ -85,9 +109,12 @@ impl JobMachine {
 
     pub(super) fn noticed(&mut self, notice: SessionNotice, now: ClockReading) {
         let SessionNotice { source, kind } = notice;
+        self.answered(&source);
         match kind {
             NoticeKind::EndsAt(at) => {
-                if self.notices.insert(source.clone(), at) != Some(at) {
+                let known = self.notices.insert(source.clone(), at);
+                let is_known = known.is_some_and(|known| (known - at).max(at - known) < SAME_END);
+                if !is_known && at > now.at {
                     info!("{source}: the session ends in {}", rough_duration(at - now.at));
                 }
             }
@@ -101,7 +128,7 @@ impl JobMachine {
                 self.request_snapshot(&source, now);
             }
             NoticeKind::Snapshot => info!("{source}: no worker trains now: there is nothing to save"),
-            NoticeKind::Finish => self.stop(&source, now.at + self.config.session.grace.0, StopCause::Plan, now),
+            NoticeKind::Finish => self.stop(&source, self.grace_ends(now), StopCause::Plan, now),
         }
     }
 
@@ -134,22 +161,29 @@ impl JobMachine {
         }
         self.recorded = Some(now.at);
         self.count_time(now);
-        let saved = self.progress.last_verified.as_ref().map_or(0, |last| last.step);
-        let step = self.progress.step;
-        if let Some(session) = self.records.current() {
-            (session.seen, session.step, session.saved_step) = (now.wall, step, saved);
-        }
+        self.note_progress(now);
         self.act(JobAction::Record(Box::new(self.records.clone())));
+    }
+
+    /// How far the session has come; before its first look into the store nothing is known of that.
+    fn note_progress(&mut self, now: ClockReading) {
+        let (saved, step) = (self.progress.last_verified.as_ref().map(|last| last.step), self.progress.step);
+        if let Some(session) = self.records.current() {
+            session.seen = now.wall;
+            session.saved_step = saved.unwrap_or(session.saved_step);
+            session.step = step.max(session.saved_step);
+        }
     }
 
     /// Closes the session's entry.
     pub(super) fn record_end(&mut self, cause: String, now: ClockReading) {
         self.count_time(now);
-        let saved = self.progress.last_durable().map_or(0, |last| last.step);
-        let step = self.progress.step;
+        self.note_progress(now);
+        let saved = self.progress.last_durable().map(|last| last.step);
+        let is_lost = self.progress.lost.is_some();
         if let Some(session) = self.records.current() {
-            (session.seen, session.step, session.saved_step) = (now.wall, step, saved);
-            session.lost_steps += step.saturating_sub(saved);
+            session.saved_step = if is_lost { 0 } else { saved.unwrap_or(session.saved_step) };
+            session.lost_steps += session.step.saturating_sub(session.saved_step);
             (session.ended, session.cause) = (Some(now.wall), cause);
         }
         self.act(JobAction::Record(Box::new(self.records.clone())));
@@ -158,7 +192,7 @@ impl JobMachine {
     /// Everything that `ckptd status` tells.
     pub fn report(&self, now: ClockReading) -> StatusReport {
         let mut report = self.progress.report(now.wall);
-        if let Some(SessionDeadline { at, why }) = self.deadline(now) {
+        if let Some(SessionDeadline { at, why, .. }) = self.deadline(now) {
             report.session.deadline = Some(now.wall_at(at));
             report.session.seconds_left = Some(((at - now.at).as_secs_f64() * 10.0).round() / 10.0);
             report.session.source = Some(why);
@@ -171,11 +205,14 @@ impl JobMachine {
             }
         };
         let mut records = self.records.clone();
-        let saved = self.progress.last_verified.as_ref().map_or(0, |last| last.step);
+        let saved = self.progress.last_verified.as_ref().map(|last| last.step);
         if let Some(session) = records.current() {
-            (session.seen, session.step, session.saved_step) = (now.wall, self.progress.step, saved);
+            session.seen = now.wall;
+            session.saved_step = saved.unwrap_or(session.saved_step);
+            session.step = self.progress.step.max(session.saved_step);
         }
-        report.history = HistoryReport::of(&records, Some(self.config.train.steps), now.wall);
+        let budget = self.config.session.budget.map(|budget| budget.0);
+        report.history = HistoryReport::of(&records, Some(self.config.train.steps), budget, now.wall);
         report
     }
 }

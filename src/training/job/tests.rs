@@ -8,10 +8,12 @@ use proptest::prelude::*;
 
 use super::events::{JobAction, JobEvent, SessionOutcome, WorkerExit};
 use super::machine::{HELLO_TIMEOUT, JobMachine};
+use crate::daemon::report::SnapshotStage;
 use crate::daemon::signals::DaemonSignal;
 use crate::daemon::verifier::{ReadBack, ResumeDecision, ResumePoint};
 use crate::session::clock::{BootInstant, ClockReading};
 use crate::session::records::SessionRecords;
+use crate::training::progress::KeptSnapshot;
 use ckptd_core::config::Config;
 use ckptd_core::protocol::{self, AgentCommand, WorkerEvent, WorkerFailure};
 use ckptd_core::snapshot::TrainState;
@@ -48,17 +50,40 @@ impl Bench {
     }
 
     pub(super) fn on(&mut self, event: JobEvent) -> &[JobAction] {
-        self.actions = self.job.on(event, self.now);
+        self.actions = self.drive(event);
         // The records are written beside everything else.
         self.actions.retain(|action| !matches!(action, JobAction::Record(_)));
         &self.actions
+    }
+
+    /// All that is to be done about `event`. A look into the store finds what was saved last.
+    pub(super) fn drive(&mut self, event: JobEvent) -> Vec<JobAction> {
+        let mut actions = self.job.on(event, self.now);
+        if let Some(at) = actions.iter().position(|action| matches!(action, JobAction::LookAtStore)) {
+            actions.remove(at);
+            let kept = self.job.progress().last_durable().map(|last| KeptSnapshot {
+                id: last.id.clone(),
+                step: last.step,
+                is_verified: last.state == SnapshotStage::Verified,
+                created_at: last.at,
+            });
+            actions.extend(self.job.on(JobEvent::Kept(Ok(kept)), self.now));
+        }
+        actions
     }
 
     pub(super) fn say(&mut self, message: WorkerEvent) -> &[JobAction] {
         self.on(JobEvent::Said(Box::new(message)))
     }
 
+    /// Lets time pass, in which the loop looks at the clock every second.
     pub(super) fn pass(&mut self, duration: Duration) {
+        self.sleep(duration);
+        self.job.awake_at = self.now.at;
+    }
+
+    /// Lets time pass in which nothing runs: the machine sleeps, or the process is stopped.
+    pub(super) fn sleep(&mut self, duration: Duration) {
         self.now.at += duration;
         self.now.wall = self.now.wall.checked_add(jiff::SignedDuration::try_from(duration).unwrap()).unwrap();
     }
@@ -159,7 +184,7 @@ fn silence_counts_from_the_last_sign_of_life_of_any_kind() {
 #[test]
 fn an_agent_that_slept_itself_does_not_take_the_workers_silence_for_a_hang() {
     let mut bench = Bench::training("[worker]\nhang_timeout = \"10s\"\n", 0);
-    bench.pass(Duration::from_secs(3600));
+    bench.sleep(Duration::from_secs(3600));
     assert!(!is_kill(bench.on(JobEvent::Tick)));
     bench.say(step(1));
     assert!(is_kill({
@@ -364,6 +389,7 @@ proptest! {
                     JobAction::Reload => {}
                     JobAction::Record(_) | JobAction::Remember(_) | JobAction::SetLogLevel(_) => {}
                     JobAction::Kill | JobAction::Verify { .. } => {}
+                    JobAction::LookAtStore | JobAction::AskSources | JobAction::StandStill => {}
                 }
             }
             if let Some(by) = stop_by {

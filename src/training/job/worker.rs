@@ -222,11 +222,8 @@ impl JobMachine {
         self.record(RecordTiming::AtOnce, now);
         match self.restarts.failed(&cause, place, self.config.worker.max_restarts) {
             RestartDecision::GiveUp(reason) => {
-                let saved = match &self.progress.last_verified {
-                    Some(last) => format!("step {} is saved and verified", last.step),
-                    None => "no snapshot is saved".to_owned(),
-                };
-                self.end(Err(Error::Other(format!("{reason}; {saved}"))), now);
+                self.gave_up = Some(reason);
+                self.settle(TrainingEnd::Interrupted, now);
             }
             RestartDecision::After(wait) => {
                 self.progress.restarts += 1;

@@ -1,7 +1,7 @@
-//! The catalogue: the snapshots of a store, and which one a name means.
+//! The catalogue: the snapshots of a store.
 //!
 //! Invariant: listings are read from the disk each time. One that races a rotation is repeated, so that it never shows
-//! half of one. Deliberately not here: files in quarantine (quarantine).
+//! half of one. Deliberately not here: which one a name means (choice), files in quarantine (quarantine).
 
 use std::path::{Path, PathBuf};
 
@@ -125,55 +125,6 @@ impl Store {
             }
         }
     }
-
-    /// `latest` (healthy, of the store's run, verified before committed), `best`, a step, an id, or a file's path.
-    pub fn find(&self, spec: impl AsRef<str>) -> Result<SnapshotEntry> {
-        let spec = spec.as_ref();
-        let entries = self.entries()?;
-        let none = |what: &str| Error::NotFound(format!("the store {} has no {what}", self.path().display()));
-        let good = || entries.iter().filter(|e| e.own && e.healthy());
-        match spec {
-            "latest" => {
-                let verified = good().find(|e| e.state == SnapshotState::Verified);
-                let latest = verified.or_else(|| good().next()).ok_or_else(|| none("healthy snapshot yet"))?;
-                self.require_readable_since(latest, &entries)?;
-                Ok(latest.clone())
-            }
-            "best" => good()
-                .filter_map(|e| Some((e.val_loss().filter(|l| l.is_finite())?, e)))
-                .min_by(|a, b| a.0.total_cmp(&b.0))
-                .map(|(_, e)| e.clone())
-                .ok_or_else(|| none("snapshot with a validation loss; see [train] eval_every")),
-            _ => {
-                let step = spec.parse::<u64>().ok();
-                let named = |e: &&SnapshotEntry| {
-                    e.id == spec || (step.is_some() && e.manifest.is_some() && step == Some(e.step()))
-                };
-                if let Some(entry) = entries.iter().find(named) {
-                    return Ok(entry.clone());
-                }
-                match Path::new(spec) {
-                    path if step.is_none() && path.is_file() => entry_at(path),
-                    _ => Err(none(&format!("snapshot {spec:?}; `ckptd list` shows what is there"))),
-                }
-            }
-        }
-    }
-
-    /// An older snapshot must not pass for the latest because the disk does not answer for a newer one.
-    fn require_readable_since(&self, latest: &SnapshotEntry, entries: &[SnapshotEntry]) -> Result<()> {
-        let newer = |e: &&SnapshotEntry| layout::step_of(&e.id).is_some_and(|step| step > latest.step());
-        match entries.iter().filter(newer).find_map(|e| match &e.state {
-            SnapshotState::Unreadable(reason) => Some((e, reason)),
-            _ => None,
-        }) {
-            Some((entry, reason)) => Err(Error::Other(format!(
-                "{} may be newer than {} and cannot be read now ({reason}); see to the disk, or name the snapshot",
-                entry.id, latest.id
-            ))),
-            None => Ok(()),
-        }
-    }
 }
 
 fn entry(path: PathBuf, id: SnapshotId, stat: &rustix::fs::Stat, receipts: Option<&Dir>) -> SnapshotEntry {
@@ -192,7 +143,7 @@ fn entry(path: PathBuf, id: SnapshotId, stat: &rustix::fs::Stat, receipts: Optio
 }
 
 /// A snapshot that lies anywhere, by its path.
-fn entry_at(path: &Path) -> Result<SnapshotEntry> {
+pub(super) fn entry_at(path: &Path) -> Result<SnapshotEntry> {
     let path = std::path::absolute(path).map_err(|e| Error::io("resolving", path, e))?;
     let (manifest, _) = peek(&path)?;
     let bytes = fs::length(&fs::open_path(&path)?, &path)?;

@@ -95,6 +95,12 @@ pub fn step_of(id: &SnapshotId) -> Option<u64> {
     step.split_once('.').map_or(step, |(step, _)| step).parse().ok()
 }
 
+/// The step and the sequence number in the id of a snapshot, 0 where there is none: the later of two names is greater.
+pub fn order_of(id: &SnapshotId) -> (u64, u64) {
+    let seq = id.as_str().split_once('.').and_then(|(_, seq)| seq.parse().ok());
+    (step_of(id).unwrap_or(0), seq.unwrap_or(0))
+}
+
 /// The file in `receipts/` that says that a snapshot was read back.
 pub fn receipt_file(id: &SnapshotId) -> String {
     format!("{id}.json")

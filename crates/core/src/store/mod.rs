@@ -1,13 +1,14 @@
 //! The store: one folder per job, and in it whole, durable, verified snapshots.
 //!
 //! Reading order: [`layout`] (names), [`format`] (the file), [`trailer`], [`peek`], [`read`], [`receipt`], [`lock`],
-//! [`handle`] (an open store), [`commit`](mod@commit), [`catalogue`], [`verify`], [`quarantine`], [`resume`],
-//! [`retain`], [`rotate`], [`clean`], [`records`], [`session`].
+//! [`handle`] (an open store), [`commit`](mod@commit), [`catalogue`], [`choice`] (what a name means), [`verify`],
+//! [`quarantine`], [`resume`], [`retain`], [`rotate`], [`clean`], [`records`], [`session`].
 //!
 //! Invariant: every answer is read from the disk at the time of the question. Order comes from (run, sequence number)
 //! in the manifests. Damaged files are moved aside, not deleted; only [`rotate`] deletes snapshots.
 
 pub mod catalogue;
+pub mod choice;
 pub mod clean;
 pub mod commit;
 pub mod format;
@@ -27,6 +28,7 @@ pub mod trailer;
 pub mod verify;
 
 pub use catalogue::{SnapshotEntry, SnapshotState};
+pub use choice::{PassedOver, SnapshotChoice};
 pub use commit::{CommitHandle, CommitOptions, CommitPace, Committed, commit};
 pub use format::Manifest;
 pub use handle::Store;

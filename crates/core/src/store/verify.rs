@@ -3,6 +3,7 @@
 //! Invariant: only a file that was read whole, matched its hashes and did not change meanwhile gets a receipt.
 //! Deliberately not here: what becomes of a file that fails (quarantine).
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::catalogue::SnapshotEntry;
@@ -40,12 +41,17 @@ impl Store {
         }
         if let Some(receipts) = self.dir.open_dir(Folder::Receipts.name())? {
             match receipt.write(&receipts, &entry.id) {
-                // On a read-only or full disk the verification stands and is not remembered.
+                // On a read-only or full disk, and by a reader, the verification stands and is not remembered.
                 Err(Error::NoSpace { .. }) => {}
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {}
+                Err(Error::Io { source, .. }) if is_read_only(&source) => {}
                 other => other?,
             }
         }
         Ok(receipt)
     }
+}
+
+/// Whether nothing may be written there by this process.
+fn is_read_only(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied)
 }
