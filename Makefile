@@ -11,6 +11,9 @@
 #
 # make terms          200 SIGTERMs at random moments, and how long it took until the state was durable
 # make fuzz           every reader of strangers' files, FUZZ_SECONDS (60) per reader
+# make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
+# make slurm          examples/slurm.sbatch under a real Slurm of one node, a quarter of an hour (needs root and Debian's
+#                     packages slurmctld slurmd slurm-client munge)
 # make systemd-check  the unit under a real systemd in namespaces of its own, one line per check (needs root)
 # make faults-short   a share of each part of the fault campaign (docs/reliability.md)
 # make faults         all of it: under 20 minutes on 2 cores; needs root, FUSE and loop devices for every part
@@ -23,7 +26,7 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run help test bench build lint interval terms systemd-check faults faults-short soak programs setup setup-full setup-bench \
+.PHONY: run help test bench build lint interval terms damages slurm systemd-check faults faults-short soak programs setup setup-full setup-bench \
 	text fuzz bench-formats docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
@@ -60,6 +63,12 @@ lint: setup-full
 		! echo "$$tree" | grep -E '^(tokio|ureq|notify) '
 	@tree=$$(cargo tree --locked -e normal --prefix none -p ckptd-core -p ckptd-interop) && \
 		! echo "$$tree" | grep -E '^(clap|indicatif) '
+
+damages: build
+	CKPTD_DAMAGES=$${CKPTD_DAMAGES:-1000} cargo test --release --locked -p ckptd --test latest
+
+slurm: build
+	@scripts/slurm_check.py target/release
 
 systemd-check: build
 	@scripts/systemd_check.sh target/release

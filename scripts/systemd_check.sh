@@ -67,12 +67,18 @@ job broken 0 ''
 job limited 1000000 ''
 job slow 1000000 '[worker]
 command = ["/bin/sh", "/var/lib/ckptd/slow/worker.sh"]'
-# Hears only after four seconds that it is to stop.
+job rows 1000000 ''
+# Hears only after four seconds that it is to stop. The worker is this process; what passes the lines on ends when nobody
+# takes them any more.
 cat >"$state/slow/worker.sh" <<'EOF'
-while IFS= read -r line; do
+exec 3<&0
+pipe=$(mktemp -u /tmp/slow.XXXXXX)
+mkfifo "$pipe"
+while IFS= read -r line <&3; do
   case $line in *'"command":"stop"'*) sleep 4 ;; esac
-  printf '%s\n' "$line"
-done | /usr/local/bin/ckptd-gpt2
+  printf '%s\n' "$line" || exit
+done 2>/dev/null >"$pipe" &
+exec /usr/local/bin/ckptd-gpt2 <"$pipe" 3<&-
 EOF
 
 # Runs inside, in the new namespaces: lays the file systems out and becomes systemd.
@@ -102,9 +108,11 @@ mkdir -p "$root/opt/ckptd/packages" "$root/var/lib/ckptd" "$root/usr/local/bin"
 mount --bind "$packages" "$root/opt/ckptd/packages"
 mount --bind "$work/state" "$root/var/lib/ckptd"
 install "$programs/ckptd" "$programs/ckptd-gpt2" "$root/usr/local/bin/"
-mkdir -p "$root/run/systemd/system" "$root/run/sysusers.d"
+mkdir -p "$root/run/systemd/system"
 cp -r "$work/units/." "$root/run/systemd/system/"
-cp "$work/ckptd.conf" "$root/run/sysusers.d/"
+# What a user has: a checkout, and in /etc nothing of ours.
+cp -r "$work/checkout" "$root/opt/ckptd/systemd"
+rm -rf "${root:?}/etc/sysusers.d"
 # What a machine of its own would have to do is none of this one's business.
 for other in systemd-udevd systemd-udev-trigger systemd-networkd systemd-resolved systemd-timesyncd systemd-logind \
   systemd-binfmt systemd-modules-load systemd-sysctl systemd-random-seed systemd-pstore systemd-remount-fs; do
@@ -121,9 +129,10 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=unshare \
   "$systemd" --system --unit=basic.target --log-level=warning --log-target=console --show-status=0
 EOF
 
-mkdir -p "$work/units/ckptd@.service.d" "$work/units/ckptd@limited.service.d" "$work/units/ckptd@slow.service.d"
+mkdir -p "$work/units"/ckptd@.service.d "$work/units"/ckptd@{limited,slow,rows}.service.d
 cp 'systemd/ckptd@.service' "$work/units/"
-cp systemd/sysusers.d/ckptd.conf "$work/ckptd.conf"
+cp -r systemd "$work/checkout"
+cp systemd/drop-ins/go-on.conf "$work/units/ckptd@rows.service.d/go-on.conf"
 # What makes the check short, and where its log and its libtorch are. Nothing of it loosens the unit.
 cat >"$work/units/ckptd@.service.d/check.conf" <<'EOF'
 [Unit]
@@ -137,6 +146,9 @@ WatchdogSec=8s
 EOF
 printf '[Service]\nRuntimeMaxSec=20s\n' >"$work/units/ckptd@limited.service.d/limit.conf"
 printf '[Service]\nTimeoutStopSec=2s\n' >"$work/units/ckptd@slow.service.d/stop.conf"
+# Short sessions in a row, under the unit's own start limit, with the journal as their log.
+printf '[Unit]\nStartLimitBurst=5\n[Service]\nRuntimeMaxSec=6s\nStandardError=journal\n' \
+  >"$work/units/ckptd@rows.service.d/zz-rows.conf"
 
 mkdir "$group"
 (
@@ -246,6 +258,37 @@ finishes() {
     [ "$(ends short)" = 2 ] && says short 'the training is finished: step 30 of 30' &&
     echo "exit 0, not restarted; started again: exit 0 at once"
 }
+# The lines of systemd/README.md that install something, as they stand there.
+installs() {
+  local lines
+  lines=$(grep -E '^install -D ' systemd/README.md)
+  [ "$(grep -c . <<<"$lines")" = 3 ] || { echo "not three install lines: $lines"; return 1; }
+  inside sh -euc "cd /opt/ckptd
+    $lines
+    id -u ckptd
+    systemctl cat ckptd@x | grep '^# /etc/systemd/system/ckptd@.service'
+    rm -r /etc/systemd/system/ckptd@.service /etc/systemd/system/ckptd@.service.d
+    systemctl daemon-reload" && echo "user ckptd and the unit are there, on a machine that had no folder for them"
+}
+# More sessions than StartLimitBurst allows starts, each of them good.
+counts_failures_only() {
+  inside systemctl start ckptd@rows || return 1
+  await eval '[ "$(show NRestarts rows)" -ge 6 ] || is ActiveState rows failed' || return 1
+  if is ActiveState rows failed; then show Result rows; return 1; fi
+  echo "StartLimitBurst=5, $(show NRestarts rows) restarts after exit 75, none counted"
+}
+tells_the_journal() {
+  local worker said
+  await eval '[ -n "$(worker_of rows | grep "^[0-9]")" ]' || return 1
+  worker=$(worker_of rows)
+  inside kill -KILL "$worker"
+  await eval 'inside journalctl -q -o cat -p warning -u ckptd@rows | grep -q "warning: the worker failed"' || return 1
+  said=$(inside journalctl -q -o cat -p warning -u ckptd@rows)
+  inside journalctl -q -o cat -u ckptd@rows | grep -q 'training .* parameters' || { echo "no log in the journal"; return 1; }
+  ! grep -q 'training .* parameters' <<<"$said" || { echo "all lines are warnings"; return 1; }
+  inside systemctl stop ckptd@rows
+  echo "journalctl -p warning: $(grep -m1 -o 'warning: the worker failed.*' <<<"$said" | cut -c1-60)"
+}
 powers_off() {
   local over
   over=$(count long 'session over (SIGTERM)')
@@ -261,8 +304,9 @@ if ! await eval 'inside systemctl is-system-running | grep -qE "running|degraded
   tail -20 "$work/console"
   not_run "systemd does not boot here"
 fi
-inside systemd-sysusers /run/sysusers.d/ckptd.conf
+check "the install lines" installs
 inside systemctl start dbus.service 2>/dev/null || true
+inside systemctl start systemd-journald.service 2>/dev/null || true
 row ok "boots" "$(inside systemctl --version | head -1)"
 check "the unit is valid" verifies
 check "the unit is hardened" is_hardened
@@ -279,5 +323,7 @@ check "a slow stop is given its time" takes_its_time
 check "a wrong job file: failed, not restarted" refuses
 check "RuntimeMaxSec: ended before it" ends_before_its_limit
 check "a finished training stays finished" finishes
+check "good sessions do not count towards the start limit" counts_failures_only
+check "warnings have their priority in the journal" tells_the_journal
 check "poweroff: final snapshot" powers_off
 exit $failed

@@ -12,8 +12,8 @@ use ckptd_core::error::Result;
 /// Train, snapshot, verify, rotate and resume, in the foreground.
 ///
 /// Exits with 0 when the training is complete and its last snapshot verified, with 75 when the session is over and the
-/// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, the same one again at once; SIGUSR1 takes a
-/// snapshot, SIGHUP reads the job file again (as a change of it does).
+/// next run goes on. SIGINT and SIGTERM end the session with a last snapshot, the same one again at once; SIGUSR1 takes
+/// a snapshot, SIGHUP reads the job file again (as a change of it does).
 #[derive(clap::Args)]
 pub(super) struct RunArgs {
     /// The job file; `ckptd init` writes one to start from.

@@ -1,7 +1,8 @@
 //! What any foreground service needs.
 //!
-//! Reading order: [`inbox`] (the one queue), [`signals`], [`user_stop`], [`verifier`], [`recorder`], [`job_file`] (threads that feed
-//! it), [`report`] and [`status`] (what clients are told), [`service`] (to the service manager), [`printer`].
+//! Reading order: [`inbox`] (the one queue), [`signals`], [`user_stop`], [`verifier`], [`recorder`], [`job_file`]
+//! (threads that feed it), [`report`] and [`status`] (what clients are told), [`service`] (to the service manager),
+//! [`printer`].
 //! Deliberately not here: training.
 
 pub mod inbox;

@@ -15,8 +15,8 @@ const MAX_OUTPUT: u64 = 64 << 10;
 /// Variables that are set for a program, or taken away from it.
 pub type Environment<'a> = [(&'a str, Option<&'a str>)];
 
-/// What `program` writes on stdout, with `environment` in the place of ours; `Err` says in a clause what went wrong, with
-/// the first line that it wrote on stderr.
+/// What `program` writes on stdout, with `environment` in the place of ours; `Err` says in a clause what went wrong,
+/// with the first line that it wrote on stderr.
 pub fn output(program: &str, arguments: &[&str], environment: &Environment<'_>) -> Result<String, String> {
     output_within(TIMEOUT, program, arguments, environment)
 }

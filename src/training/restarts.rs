@@ -22,8 +22,8 @@ pub enum FailureCause {
     Exited(i32),
     /// A signal ended it that ckptd did not send.
     Killed(i32),
-    /// The kernel killed it because memory ran out.
-    OutOfMemory,
+    /// The kernel killed it because memory ran out; what to do.
+    OutOfMemory(&'static str),
     /// It said nothing for this long.
     Hung(Duration),
     /// It said something that is no message.
@@ -51,9 +51,7 @@ impl fmt::Display for FailureCause {
         match self {
             FailureCause::Exited(code) => write!(f, "it exited with code {code}"),
             FailureCause::Killed(signal) => write!(f, "it was killed by {}", signal_name(*signal)),
-            FailureCause::OutOfMemory => f.write_str(
-                "the kernel killed it for lack of memory; lower [train] batch_size and raise grad_accumulation",
-            ),
+            FailureCause::OutOfMemory(advice) => write!(f, "the kernel killed it for lack of memory; {advice}"),
             FailureCause::Hung(silence) => write!(f, "it said nothing for {:.0} s", silence.as_secs_f64()),
             FailureCause::ProtocolError(what) => write!(f, "it does not speak the protocol: {what}"),
             FailureCause::Failed(what) => f.write_str(what),
@@ -192,9 +190,12 @@ mod tests {
             RestartDecision::GiveUp(_)
         ));
         let mut restarts = RestartPolicy::default();
-        restarts.failed(&FailureCause::OutOfMemory, Some(3), 10);
-        restarts.failed(&FailureCause::OutOfMemory, Some(3), 10);
-        assert!(matches!(restarts.failed(&FailureCause::OutOfMemory, Some(3), 10), RestartDecision::GiveUp(_)));
+        restarts.failed(&FailureCause::OutOfMemory("advice"), Some(3), 10);
+        restarts.failed(&FailureCause::OutOfMemory("advice"), Some(3), 10);
+        assert!(matches!(
+            restarts.failed(&FailureCause::OutOfMemory("advice"), Some(3), 10),
+            RestartDecision::GiveUp(_)
+        ));
     }
 
     #[test]

@@ -174,7 +174,8 @@ fn a_task_of_an_array_asks_by_its_own_id_and_without_the_users_settings_for_sque
     let end = in_seconds(5).as_second();
     // What squeue says of the whole array is a line for each task, the others' ends included.
     let script = format!(
-        "[ \"$*\" = '-h -j 4700_3 -o %e' ] || {{ printf '{}\\n{end}\\n' ; exit; }}\nenv | grep -q ^SQUEUE_ || echo {end}",
+        "[ \"$*\" = '-h -j 4700_3 -o %e' ] || {{ printf '{}\\n{end}\\n' ; exit; }}\n\
+         env | grep -q ^SQUEUE_ || echo {end}",
         end - 3600
     );
     let array = [("SLURM_JOB_ID", "4700"), ("SLURM_ARRAY_JOB_ID", "4700"), ("SLURM_ARRAY_TASK_ID", "3")];

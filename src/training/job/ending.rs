@@ -186,8 +186,8 @@ impl JobMachine {
                  restarts from step 0"
             ))),
             (None, None) if step > 0 => Err(Error::Other(format!(
-                "the session ended ({why}) after step {step} of {total} and before any snapshot; training restarts from \
-                 step 0"
+                "the session ended ({why}) after step {step} of {total} and before any snapshot; training restarts \
+                 from step 0"
             ))),
             (None, None) => {
                 info!("session over ({why}): nothing was trained yet");

@@ -13,7 +13,6 @@ use tracing::{info, warn};
 
 use super::events::{JobAction, JobEvent, SessionOutcome};
 use super::phase::{JobPhase, WorkerPhase, WorkerRun};
-use super::waking::SourceQuestion;
 use crate::daemon::report::{JobState, SnapshotStage};
 use crate::daemon::verifier::ResumeDecision;
 use crate::session::clock::{BootInstant, ClockReading};
@@ -51,8 +50,8 @@ pub struct JobMachine {
     pub(super) notices: BTreeMap<String, BootInstant>,
     /// When the sources were asked, beside their own rhythm, since an end was past; and who has answered.
     pub(super) question: Option<SourceQuestion>,
-    /// When the last event was taken in.
-    pub(super) awake_at: BootInstant,
+    /// When the last event was taken in; the session begins before the loop does.
+    pub(super) awake_at: Option<BootInstant>,
     /// When each kind of signal that ends the session came first.
     pub(super) heard: BTreeMap<&'static str, BootInstant>,
     pub(super) surroundings: JobSurroundings,
@@ -86,6 +85,14 @@ pub(super) enum RecordTiming {
     AtOnce,
     /// Unless they just were.
     WhenDue,
+}
+
+/// That the sources of notices were asked again.
+pub(super) struct SourceQuestion {
+    pub(super) asked: BootInstant,
+    pub(super) answered: Vec<String>,
+    /// That an end waits for the answer was told.
+    pub(super) is_told: bool,
 }
 
 /// What asks for an end of the session.
@@ -136,7 +143,7 @@ impl JobMachine {
             in_flight: None,
             notices: BTreeMap::new(),
             question: None,
-            awake_at: now.at,
+            awake_at: None,
             heard: BTreeMap::new(),
             surroundings: JobSurroundings::default(),
             records,

@@ -82,8 +82,8 @@ impl JobMachine {
         }
     }
 
-    /// Ends the session by `deadline`. One that is past, or so near that the last snapshot may not fit, was heard of too
-    /// late: that snapshot is tried all the same, within `[session] grace`.
+    /// Ends the session by `deadline`. One that is past, or so near that the last snapshot may not fit, was heard of
+    /// too late: that snapshot is tried all the same, within `[session] grace`.
     fn stop_by(&mut self, deadline: &SessionDeadline, now: ClockReading) {
         let SessionDeadline { at, source, why } = deadline;
         let grace = self.config.session.grace.0;

@@ -79,7 +79,7 @@ impl Bench {
     /// Lets time pass, in which the loop looks at the clock every second.
     pub(super) fn pass(&mut self, duration: Duration) {
         self.sleep(duration);
-        self.job.awake_at = self.now.at;
+        self.job.awake_at = Some(self.now.at);
     }
 
     /// Lets time pass in which nothing runs: the machine sleeps, or the process is stopped.

@@ -1,4 +1,4 @@
-//! After a sleep, and at an end that is past when it is first heard of: the sources are asked again, nothing is given up.
+//! After a sleep, and at an end that is past when first heard of: the sources are asked again, nothing is given up.
 //!
 //! Invariant: an end that a source of notices gave before the machine slept, or this process was stopped, ends nothing
 //! until the source was asked again; where it stays past, the last snapshot is tried within `[session] grace`, since
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::events::JobAction;
-use super::machine::{JobMachine, OVERSLEPT};
+use super::machine::{JobMachine, OVERSLEPT, SourceQuestion};
 use super::phase::JobPhase;
 use crate::session::clock::{BootInstant, ClockReading};
 use crate::session::plan::{DeadlineSource, SessionDeadline};
@@ -20,19 +20,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
 /// Sources are not asked more often than that, whatever happens.
 const QUESTION_INTERVAL: Duration = Duration::from_secs(10);
 
-/// That the sources were asked again.
-pub(super) struct SourceQuestion {
-    asked: BootInstant,
-    answered: Vec<String>,
-    /// That an end waits for the answer was told.
-    is_told: bool,
-}
-
 impl JobMachine {
     /// Takes note of the time: where much more of it has passed than a sleep of the loop takes, all stood still.
     pub(super) fn stay_awake(&mut self, now: ClockReading) {
-        let slept = now.at - self.awake_at;
-        self.awake_at = now.at;
+        let slept = self.awake_at.replace(now.at).map_or(Duration::ZERO, |awake_at| now.at - awake_at);
         if slept < OVERSLEPT || matches!(self.phase, JobPhase::Ended) {
             return;
         }
@@ -64,8 +55,8 @@ impl JobMachine {
         }
     }
 
-    /// Until when `deadline`, which asks for an end now, is not obeyed since its source is being asked again. Where there
-    /// is time left, half of it may pass so.
+    /// Until when `deadline`, which asks for an end now, is not obeyed since its source is being asked again. Where
+    /// there is time left, half of it may pass so.
     pub(super) fn answer_awaited(&self, deadline: &SessionDeadline, now: ClockReading) -> Option<BootInstant> {
         let DeadlineSource::Notice(source) = &deadline.source else { return None };
         let question = self.question.as_ref().filter(|question| !question.answered.contains(source))?;

@@ -169,7 +169,7 @@ impl JobMachine {
                 }
                 None => {
                     if was_ready {
-                        warn!("the worker was gone before its last snapshot: {}", cause_of(&exit));
+                        warn!("the worker was gone before its last snapshot: {}", self.cause_of(&exit));
                     }
                     TrainingEnd::Interrupted
                 }
@@ -185,7 +185,7 @@ impl JobMachine {
             (Some(LastWord::Done(TrainingEnd::Interrupted)), None) => {
                 self.crashed(FailureCause::Failed("it exited without being told to".into()), place, &exit, now);
             }
-            (None, None) => self.crashed(cause_of(&exit), place, &exit, now),
+            (None, None) => self.crashed(self.cause_of(&exit), place, &exit, now),
         }
     }
 
@@ -242,12 +242,27 @@ impl JobMachine {
             }
         }
     }
-}
 
-fn cause_of(exit: &WorkerExit) -> FailureCause {
-    match (exit.code, exit.signal) {
-        (_, Some(signal)) if exit.out_of_memory && signal == Signal::KILL.as_raw() => FailureCause::OutOfMemory,
-        (_, Some(signal)) => FailureCause::Killed(signal),
-        (code, None) => FailureCause::Exited(code.unwrap_or(0)),
+    /// Why a worker is gone that said nothing about it.
+    fn cause_of(&self, exit: &WorkerExit) -> FailureCause {
+        match (exit.code, exit.signal) {
+            (_, Some(signal)) if exit.out_of_memory && signal == Signal::KILL.as_raw() => {
+                FailureCause::OutOfMemory(self.memory_advice())
+            }
+            (_, Some(signal)) => FailureCause::Killed(signal),
+            (code, None) => FailureCause::Exited(code.unwrap_or(0)),
+        }
+    }
+
+    /// What to do where memory runs out.
+    fn memory_advice(&self) -> &'static str {
+        match (self.config.train.batch_size, self.surroundings.slurm) {
+            (0..=1, true) => "ask Slurm for more with --mem ([train] batch_size is 1 already)",
+            (0..=1, false) => {
+                "[train] batch_size is 1 already: lower sequence_length, or raise the memory limit of what it runs in"
+            }
+            (_, true) => "lower [train] batch_size and raise grad_accumulation, or ask Slurm for more with --mem",
+            (_, false) => "lower [train] batch_size and raise grad_accumulation",
+        }
     }
 }
