@@ -14,6 +14,7 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
             &["error", "text", "arithmetic", "dtype", "settings"],
             &["ids", "progress", "pipeline", "os", "snapshot"],
             &["codec", "token_cache"],
+            &["token_file"],
             &["store"],
             &["config"],
             &["protocol", "schedule"],

@@ -23,5 +23,6 @@ pub mod snapshot;
 pub mod store;
 pub mod text;
 pub mod token_cache;
+pub mod token_file;
 
 pub use error::{Error, Result};

@@ -19,6 +19,10 @@ pub enum TokenWidth {
     U16,
     /// 4 bytes.
     U32,
+    /// 4 bytes, signed; in files from elsewhere only.
+    I32,
+    /// 8 bytes, signed; in files from elsewhere only.
+    I64,
 }
 
 impl TokenWidth {
@@ -31,7 +35,18 @@ impl TokenWidth {
     pub const fn bytes(self) -> usize {
         match self {
             TokenWidth::U16 => 2,
-            TokenWidth::U32 => 4,
+            TokenWidth::U32 | TokenWidth::I32 => 4,
+            TokenWidth::I64 => 8,
+        }
+    }
+
+    /// By numpy's name, as `[data] tokens_dtype` has it.
+    pub const fn numpy(self) -> &'static str {
+        match self {
+            TokenWidth::U16 => "uint16",
+            TokenWidth::U32 => "uint32",
+            TokenWidth::I32 => "int32",
+            TokenWidth::I64 => "int64",
         }
     }
 }
@@ -49,6 +64,22 @@ pub struct TokenFacts {
     pub max_at: u64,
 }
 
+/// The texts that tokens were made of, for messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextSummary {
+    /// Number of files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Name and BLAKE3 of the first of them, at most [`TextSummary::MOST_NAMES`].
+    pub names: Vec<(String, String)>,
+}
+
+impl TextSummary {
+    /// So that the document stays small.
+    pub const MOST_NAMES: usize = 500;
+}
+
 /// What is remembered of a token file, as a JSON document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
@@ -58,6 +89,9 @@ pub struct TokenRecord {
     pub stamp: Option<FileStamp>,
     /// What was found in the file with that stamp.
     pub facts: TokenFacts,
+    /// What the tokens were made of, where they were made here; earlier releases did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<TextSummary>,
 }
 
 /// What is remembered of one text file, as a JSON document with its list's other files.

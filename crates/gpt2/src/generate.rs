@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 
 use ckptd_core::store::{PassedOver, SnapshotChoice};
 use ckptd_core::{Error, Result};
+use ckptd_interop::names;
 use clap::builder::RangedU64ValueParser;
 use indicatif::ProgressBar;
 use tch::{Device, Tensor};
 
-use crate::data::tokenizer::{self, TextEncoder};
+use crate::data;
+use crate::data::tokenizer::TextEncoder;
+use crate::data::tokenizer_files::TokenizerFiles;
 use crate::gpt2::Gpt2Model;
 use crate::process;
 use crate::rng;
@@ -81,7 +84,8 @@ pub fn generate(arguments: &GenerateArguments) -> Result<()> {
     let encoder = encoder(&model, arguments.tokenizer.as_deref(), &path)?;
     bar.finish_and_clear();
 
-    let prompt = prompt_ids(&encoder, &arguments.prompt)?;
+    let end = end_of_text(&encoder, &model);
+    let prompt = prompt_ids(&encoder, &arguments.prompt, end)?;
     let sampling =
         SamplingSettings { temperature: arguments.temperature, top_k: arguments.top_k, top_p: arguments.top_p };
     let began = Instant::now();
@@ -93,7 +97,7 @@ pub fn generate(arguments: &GenerateArguments) -> Result<()> {
     for index in 0..arguments.tokens {
         let [word] = rng::words("generate", [arguments.seed, index]);
         let id = choose(&writer.next_logits()?, sampling, (word >> 11) as f64 / (1u64 << 53) as f64)?;
-        if Some(id) == encoder.end_of_text() {
+        if Some(id) == end {
             break;
         }
         writer.context.push(i64::from(id));
@@ -138,31 +142,28 @@ fn spinner(message: String) -> ProgressBar {
 /// The tokenizer that was named, or the one that came with the model.
 fn encoder(model: &ModelWeights, named: Option<&Path>, origin: &Path) -> Result<TextEncoder> {
     if let Some(path) = named {
-        let location = tokenizer::locate(path)
+        let files = TokenizerFiles::at(path)?
             .ok_or_else(|| Error::Config(format!("--tokenizer: {} holds no tokenizer.json", path.display())))?;
-        return TextEncoder::load(&location);
+        return Ok(files.read()?.encoder);
     }
-    let file = |name: &str| model.files.iter().find(|file| file.name == name).map(|file| file.bytes.as_slice());
-    if let Some(json) = file("tokenizer.json") {
-        return TextEncoder::from_json(json.to_vec())
-            .map_err(|e| Error::mismatch(origin, format!("its tokenizer.json cannot be used: {e}; give --tokenizer")));
-    }
-    if let (Some(vocab), Some(merges)) = (file("vocab.json"), file("merges.txt")) {
-        let folder = tempfile::tempdir().map_err(|e| Error::io("making", std::env::temp_dir(), e))?;
-        for (name, bytes) in [("vocab.json", vocab), ("merges.txt", merges)] {
-            let path = folder.path().join(name);
-            std::fs::write(&path, bytes).map_err(|e| Error::io("writing", path, e))?;
-        }
-        if let Some(location) = tokenizer::locate(folder.path()) {
-            return TextEncoder::load(&location);
-        }
-    }
-    Err(Error::mismatch(origin, "it has no tokenizer with it; give --tokenizer, a tokenizer.json or a folder with one"))
+    let files = TokenizerFiles::carried(&model.files, origin).ok_or_else(|| {
+        Error::mismatch(origin, "it has no tokenizer with it; give --tokenizer, a tokenizer.json or a folder with one")
+    })?;
+    let read = files.read().map_err(|e| Error::mismatch(origin, format!("{e}; give --tokenizer")))?;
+    Ok(read.encoder)
 }
 
-fn prompt_ids(encoder: &TextEncoder, prompt: &str) -> Result<Vec<i64>> {
+/// The token that ends a text, and that one begins behind.
+fn end_of_text(encoder: &TextEncoder, model: &ModelWeights) -> Option<u32> {
+    let configs = [names::CONFIG, names::GENERATION];
+    let configs =
+        configs.map(|name| model.files.iter().find(|file| file.name == name).map(|file| file.bytes.as_slice()));
+    data::end_of_text(encoder, configs, model.config.vocab_size as u64).0
+}
+
+fn prompt_ids(encoder: &TextEncoder, prompt: &str, end_of_text: Option<u32>) -> Result<Vec<i64>> {
     let ids = encoder.encode_text(prompt).map_err(|e| Error::Other(format!("tokenizing the prompt: {e}")))?;
-    match (ids.as_slice(), encoder.end_of_text()) {
+    match (ids.as_slice(), end_of_text) {
         // Documents are separated by this token, so one begins behind it.
         ([], Some(id)) => Ok(vec![i64::from(id)]),
         ([], None) => Err(Error::Config("the tokenizer has no token that begins a text; give a --prompt".into())),

@@ -1,6 +1,7 @@
 //! From a config to a training that is ready to run: device, model, data, state, and where to go on.
 //!
-//! Reading order: `open` (the steps), `machine` (device, threads, arithmetic), `restore` (from a snapshot), `carried`
+//! Reading order: `open` (the steps), `machine` (device, threads, arithmetic), `model`
+//! (shape and small files), `restore` (from a snapshot), `carried`
 //! (the small files that every snapshot takes along).
 //!
 //! Invariant: a resume either restores every tensor and the train state exactly, or is refused with the tensor or the
@@ -8,6 +9,7 @@
 
 mod carried;
 mod machine;
+mod model;
 mod open;
 mod restore;
 

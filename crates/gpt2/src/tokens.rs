@@ -1,4 +1,5 @@
-//! Token files: little-endian u16 or u32 ids and nothing else, memory-mapped to read, whole or absent when written.
+//! Token files: little-endian ids, memory-mapped to read, whole or absent when written. Those of the cache hold u16 or
+//! u32 ids and nothing else; those from elsewhere may have a header and wider ids.
 //!
 //! Invariant: what is known about a file ([`TokenFacts`]) was read from exactly these bytes. It is remembered beside
 //! the cache and believed without another look only while the file's [`FileStamp`] is the same. Deliberately not here:
@@ -16,6 +17,7 @@ use ckptd_core::os::publish::{Existing, publish};
 use ckptd_core::os::stamp::FileStamp;
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::token_cache::{TokenFacts, TokenWidth};
+use ckptd_core::token_file::TokenLayout;
 use ckptd_core::{Error, Result};
 use memmap2::Mmap;
 use serde::{Serialize, de::DeserializeOwned};
@@ -30,32 +32,53 @@ const TEMPORARY: &str = ".tmp-";
 pub struct TokenView {
     map: Arc<Mmap>,
     width: TokenWidth,
+    /// Bytes before the file's first id.
+    offset: usize,
     start: usize,
     len: usize,
 }
 
-impl TokenView {
-    /// The whole of `path`, and the stamp of the file that was opened.
-    pub fn open(path: &Path, width: TokenWidth) -> Result<(TokenView, FileStamp)> {
+/// A token file that is open, and is not yet known to hold anything.
+pub struct TokenFile {
+    map: Arc<Mmap>,
+    /// Of the file that was opened.
+    pub stamp: FileStamp,
+}
+
+impl TokenFile {
+    /// Opens `path`, which must be a plain file.
+    pub fn open(path: &Path) -> Result<TokenFile> {
         let file = File::open(path).map_err(|e| Error::io("opening token file", path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io("reading", path, e))?;
         if !metadata.is_file() {
             return Err(Error::Config(format!("token file {}: it is not a plain file", path.display())));
         }
-        let bytes = metadata.len();
-        if bytes % width.bytes() as u64 != 0 {
-            return Err(Error::Config(format!(
-                "token file {}: {bytes} bytes are no whole number of {}-byte ids; the model's vocabulary decides \
-                 the width: little-endian uint16 up to 65,536 entries, else uint32",
-                path.display(),
-                width.bytes(),
-            )));
-        }
         // SAFETY: the mapping is read only. Bytes that another process changes underneath are read as other ids,
         // which are checked where they matter; a file shortened underneath raises SIGBUS, as documented above.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping token file", path, e))?;
-        let len = map.len() / width.bytes();
-        Ok((TokenView { map: Arc::new(map), width, start: 0, len }, FileStamp::from(&metadata)))
+        Ok(TokenFile { map: Arc::new(map), stamp: FileStamp::from(&metadata) })
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// The ids of the file, which are where `layout` says that they are.
+    pub fn view(&self, layout: &TokenLayout) -> TokenView {
+        let (offset, len) = (layout.offset as usize, layout.tokens as usize);
+        assert!(offset + len * layout.width.bytes() <= self.map.len(), "{layout:?} of {} bytes", self.map.len());
+        TokenView { map: Arc::clone(&self.map), width: layout.width, offset, start: 0, len }
+    }
+}
+
+impl TokenView {
+    /// The whole of `path`, which holds nothing but ids, and the stamp of the file that was opened.
+    pub fn open(path: &Path, width: TokenWidth) -> Result<(TokenView, FileStamp)> {
+        let file = TokenFile::open(path)?;
+        let layout = TokenLayout::plain(width, file.bytes().len() as u64)
+            .map_err(|what| Error::Config(format!("token file {}: {what}", path.display())))?;
+        Ok((file.view(&layout), file.stamp))
     }
 
     /// Number of tokens.
@@ -73,25 +96,41 @@ impl TokenView {
         TokenView { start: self.start + range.start, len: range.len(), ..self.clone() }
     }
 
-    /// The ids in `range`, which lies within [`TokenView::len`].
+    /// The ids in `range`, which lies within [`TokenView::len`]. What is no id ([`TokenView::scan`] refuses it) is
+    /// some number.
     pub fn ids(&self, range: Range<usize>) -> impl Iterator<Item = u32> + '_ {
-        let size = self.width.bytes();
+        self.numbers(range).map(|number| number as u32)
+    }
+
+    fn numbers(&self, range: Range<usize>) -> impl Iterator<Item = i64> + '_ {
+        let (size, width) = (self.width.bytes(), self.width);
         self.bytes(range).chunks_exact(size).map(move |id| match *id {
-            [a, b] => u32::from(u16::from_le_bytes([a, b])),
-            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
-            _ => unreachable!("an id has 2 or 4 bytes"),
+            [a, b] => i64::from(u16::from_le_bytes([a, b])),
+            [a, b, c, d] if width == TokenWidth::I32 => i64::from(i32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d] => i64::from(u32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            _ => unreachable!("an id has 2, 4 or 8 bytes"),
         })
     }
 
-    /// Reads every token of the view.
+    /// Reads every token of the view, and hashes the whole file.
+    ///
+    /// # Errors
+    /// [`Error::Config`], as a clause with its position, for a number that is no id of any vocabulary.
     pub fn scan(&self, progress: &dyn ProgressSink) -> Result<TokenFacts> {
         const CHUNK: usize = 4 << 20;
         progress.begin("checking tokens", (self.len * self.width.bytes()) as u64);
         let mut survey = TokenSurvey::default();
+        survey.hasher.update(&self.map[..self.offset]);
         for start in (0..self.len).step_by(CHUNK) {
             let range = start..(start + CHUNK).min(self.len);
             let bytes = self.bytes(range.clone());
             survey.hasher.update(bytes);
+            let is_id = |number: &i64| u32::try_from(*number).is_ok();
+            if let Some(at) = self.numbers(range.clone()).position(|number| !is_id(&number)) {
+                let number = self.numbers(start + at..start + at + 1).next().unwrap_or_default();
+                return Err(Error::Config(format!("token id {number} at position {} is no id", start + at)));
+            }
             survey.count(self.ids(range));
             progress.advance(bytes.len() as u64)?;
         }
@@ -101,7 +140,8 @@ impl TokenView {
     fn bytes(&self, range: Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} tokens", self.len);
         let size = self.width.bytes();
-        &self.map[(self.start + range.start) * size..(self.start + range.end) * size]
+        let from = |at: usize| self.offset + (self.start + at) * size;
+        &self.map[from(range.start)..from(range.end)]
     }
 }
 
@@ -148,9 +188,10 @@ impl TokenWriter {
         self.bytes.clear();
         match self.width {
             TokenWidth::U16 => self.bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
-            TokenWidth::U32 => self.bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+            TokenWidth::U32 | TokenWidth::I32 => self.bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+            TokenWidth::I64 => self.bytes.extend(ids.iter().flat_map(|&id| i64::from(id).to_le_bytes())),
         }
-        debug_assert!(self.width == TokenWidth::U32 || ids.iter().all(|&id| id <= u32::from(u16::MAX)));
+        debug_assert!(self.width != TokenWidth::U16 || ids.iter().all(|&id| id <= u32::from(u16::MAX)));
         self.survey.hasher.update(&self.bytes);
         self.survey.count(ids.iter().copied());
         self.file.write_all(&self.bytes).map_err(|e| Error::io("writing", self.file.get_ref().path(), e))

@@ -32,6 +32,14 @@ impl Config {
             data.text.is_empty() == data.tokens.is_some(),
             "[data]: give either text = [\"globs\"] or tokens = \"file.bin\"",
         )?;
+        check(
+            data.tokens_dtype.is_none() || data.tokens.is_some(),
+            "[data] tokens_dtype: it is the type of the ids in tokens = \"file.bin\", which is not given",
+        )?;
+        check(
+            data.field.is_none() || !data.text.is_empty(),
+            "[data] field: it is a field of the records in text = [\"data/*.jsonl\"], which is not given",
+        )?;
         check((0.0..=0.5).contains(&data.validation), "[data] validation: must be from 0 to 0.5")
     }
 

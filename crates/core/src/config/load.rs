@@ -76,7 +76,11 @@ impl Config {
 }
 
 /// `path` as seen from `folder`, which holds no links: leading `.` and `..` are resolved, so that messages are short.
+/// A leading `~` is the user's home, as a shell has it; where there is none it stays a name.
 fn below(folder: &Path, path: &Path) -> PathBuf {
+    if let (Ok(rest), Some(home)) = (path.strip_prefix("~"), std::env::var_os("HOME")) {
+        return Path::new(&home).join(rest);
+    }
     let mut folder = folder.to_path_buf();
     let mut components = path.components();
     loop {
@@ -142,7 +146,7 @@ mod tests {
         let all: toml::Table = toml::from_str(&uncommented).unwrap();
         let known: toml::Table = toml::from_str(
             r#"model = ["from", "dropout"]
-               data = ["tokens", "tokenizer"]
+               data = ["field", "tokens", "tokens_dtype", "tokenizer"]
                snapshot = ["every_steps", "mtbf"]
                retention = ["keep_every_steps", "max_bytes"]
                session = ["budget", "deadline", "notice_file"]"#,
@@ -178,6 +182,18 @@ mod tests {
         assert_eq!(config.retention.max_bytes, Some(TextValue(2 << 30)));
         assert_eq!(config.snapshot.every, SnapshotEvery::Auto);
         assert_eq!(config.status.socket, Path::new("/run/s.sock"));
+    }
+
+    #[test]
+    fn a_leading_tilde_is_the_home_folder_and_any_other_is_a_name() {
+        let home = std::env::var("HOME").unwrap();
+        let config = parse(
+            "[model]\nfrom = \"~/gpt\"\n[data]\ntext = [\"~/t/*.txt\", \"a/~/b\", \"~x/c\"]\ntokenizer = \"~/t\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.model.from.unwrap(), Path::new(&home).join("gpt"));
+        assert_eq!(config.data.text, [format!("{home}/t/*.txt"), "/jobs/a/~/b".into(), "/jobs/~x/c".into()]);
+        assert_eq!(config.data.tokenizer.unwrap(), Path::new(&home).join("t"));
     }
 
     #[test]

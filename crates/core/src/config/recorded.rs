@@ -26,7 +26,9 @@ impl Config {
     pub fn train_settings(&self, resolved: &ResolvedJob<'_>) -> TrainSettings {
         // What `device`, `threads` and the data come to on this machine stands in `resolved`.
         let JobSection { name: _, store: _, seed, device: _, threads: _ } = &self.job;
-        let DataSection { text: _, tokens: _, tokenizer: _, validation, cache: _ } = &self.data;
+        // What texts, tokens and tokenizer come to stands for them all.
+        let DataSection { text: _, field: _, tokens: _, tokens_dtype: _, tokenizer: _, validation, cache: _ } =
+            &self.data;
         let mut settings = TrainSettings::default();
         self.train.record(&mut settings);
         settings.set_key(SettingKey::Seed, seed);

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::snapshot::TrainState;
 use crate::store::RetentionPolicy;
 use crate::text::{TextValue, parse_duration};
+use crate::token_file::TokensDtype;
 
 /// A job, as its file says, section by section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,8 +75,12 @@ pub struct ModelSection {
 pub struct DataSection {
     /// Text files, folders and globs.
     pub text: Vec<String>,
+    /// Where records hold their text: a field of JSONL; `None`: "text".
+    pub field: Option<String>,
     /// A file of little-endian token ids.
     pub tokens: Option<PathBuf>,
+    /// The type of its ids, where the file does not say it.
+    pub tokens_dtype: Option<TokensDtype>,
     /// A tokenizer.json or a folder with a tokenizer; `None`: the model folder's, else one is trained on the text.
     pub tokenizer: Option<PathBuf>,
     /// Share of the tokens held back for validation, 0 to 0.5.
@@ -256,7 +261,15 @@ impl Default for JobSection {
 
 impl Default for DataSection {
     fn default() -> DataSection {
-        DataSection { text: Vec::new(), tokens: None, tokenizer: None, validation: 0.05, cache: PathBuf::new() }
+        DataSection {
+            text: Vec::new(),
+            field: None,
+            tokens: None,
+            tokens_dtype: None,
+            tokenizer: None,
+            validation: 0.05,
+            cache: PathBuf::new(),
+        }
     }
 }
 

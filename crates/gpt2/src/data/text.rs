@@ -1,161 +1,170 @@
-//! Files as a stream of text blocks of bounded size that can be tokenized independently of each other.
+//! Files as a stream of text blocks that can be tokenized independently of each other.
 //!
-//! Invariant: the blocks are a function of the contents alone, and together they are the text. Deliberately not here:
-//! tokens.
+//! Invariant: the blocks are a function of the contents and of the tokenizer's [`CutRule`] alone, and together they are
+//! the text. A block is as small as [`BLOCK_BYTES`] where the rule has a border there, else it reaches to the next one.
+//! Deliberately not here: tokens.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::Path;
 
-use ckptd_core::{Error, Result};
+use ckptd_core::Result;
 
-use super::files::{TextFile, changed};
+use super::cut::CutRule;
+use super::files::TextFile;
+use super::text_reader::TextReader;
 
-/// Largest block, in bytes of text. Small enough that the tokenizer's working memory (about 200 times as much) stays
+/// A block's size in bytes of text. Small enough that the tokenizer's working memory (about 200 times as much) stays
 /// small, large enough that the work per block outweighs the hand-over.
 pub(super) const BLOCK_BYTES: usize = 64 << 10;
 
-const READ_BYTES: usize = 256 << 10;
+/// What is read, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TextInput<'a> {
+    pub(super) files: &'a [TextFile],
+    /// `[data] field`.
+    pub(super) field: Option<&'a str>,
+    /// Every file is one document of UTF-8, whatever it looks like.
+    pub(super) first_release: bool,
+}
 
-/// A piece of document `document` (0-based).
-pub struct TextBlock {
-    pub document: usize,
-    pub text: String,
+/// A piece of a document.
+pub(super) struct TextBlock {
+    /// Counted over all files.
+    pub(super) document: u64,
+    /// The file that it comes from, by its place in the input.
+    pub(super) file: usize,
+    pub(super) text: String,
+}
+
+/// What was lost on the way.
+#[derive(Debug, Default)]
+pub(super) struct TextLosses<'a> {
+    /// Bytes that were no text and were replaced, and the first file that had such.
+    pub(super) replaced: u64,
+    pub(super) first_replaced: Option<&'a Path>,
+    /// Records without a text.
+    pub(super) empty: u64,
 }
 
 /// The blocks of all documents, in order.
 pub(super) struct TextBlocks<'a> {
-    sources: &'a [TextFile],
-    document: usize,
-    reader: Option<TextReader>,
+    input: TextInput<'a>,
+    rule: CutRule,
+    file: usize,
+    document: u64,
+    reader: Option<TextReader<'a>>,
+    pending: PendingText,
     /// Bytes of the files that were read to their end.
     read_bytes: u64,
-    /// Bytes that were no UTF-8 and were replaced, and the first file that had such.
-    pub replaced: u64,
-    pub first_replaced: Option<&'a Path>,
+    pub(super) losses: TextLosses<'a>,
 }
 
 impl<'a> TextBlocks<'a> {
-    pub(super) fn new(sources: &'a [TextFile]) -> TextBlocks<'a> {
-        TextBlocks { sources, document: 0, reader: None, read_bytes: 0, replaced: 0, first_replaced: None }
+    pub(super) fn new(input: TextInput<'a>, rule: CutRule) -> TextBlocks<'a> {
+        TextBlocks {
+            input,
+            rule,
+            file: 0,
+            document: 0,
+            reader: None,
+            pending: PendingText::default(),
+            read_bytes: 0,
+            losses: TextLosses::default(),
+        }
     }
 
     /// Bytes of all files.
     pub(super) fn total_bytes(&self) -> u64 {
-        self.sources.iter().map(|source| source.bytes).sum()
+        self.input.files.iter().map(|file| file.bytes).sum()
     }
 
     /// Bytes that were read so far.
     pub(super) fn bytes_done(&self) -> u64 {
-        self.read_bytes + self.reader.as_ref().map_or(0, |reader| reader.hasher.count())
+        self.read_bytes + self.reader.as_ref().map_or(0, TextReader::bytes_done)
     }
 
-    /// The next block, or `None` after the last. An error where a file is no longer what was hashed.
+    /// The next block, or `None` after the last. An error where a file is no longer what was hashed, or is no text.
     pub(super) fn next(&mut self) -> Result<Option<TextBlock>> {
-        while let Some(source) = self.sources.get(self.document) {
-            let fail = |e| Error::io("reading", &source.path, e);
+        loop {
+            if let Some(text) = self.pending.next_block(self.rule) {
+                return Ok(Some(TextBlock { document: self.document, file: self.file, text }));
+            }
+            if self.pending.has_ended {
+                self.pending = PendingText::default();
+                self.document += 1;
+            }
+            let Some(file) = self.input.files.get(self.file) else { return Ok(None) };
             let reader = match &mut self.reader {
                 Some(reader) => reader,
-                none => none.insert(TextReader::new(File::open(&source.path).map_err(fail)?)),
+                none => none.insert(TextReader::open(file, self.input.field, self.input.first_release)?),
             };
-            if let Some(text) = reader.next_block().map_err(fail)? {
-                return Ok(Some(TextBlock { document: self.document, text }));
+            match reader.next()? {
+                Some(piece) => self.pending.push(&piece.text, piece.is_last),
+                None => self.finish_file(file),
             }
-            if reader.hasher.finalize() != source.hash {
-                return Err(changed(&source.path));
-            }
-            if reader.replaced > 0 {
-                self.first_replaced.get_or_insert(&source.path);
-                self.replaced += reader.replaced;
-            }
-            self.read_bytes += source.bytes;
-            self.document += 1;
-            self.reader = None;
         }
-        Ok(None)
+    }
+
+    fn finish_file(&mut self, file: &'a TextFile) {
+        let (replaced, empty) = self.reader.as_ref().map_or((0, 0), TextReader::losses);
+        if replaced > 0 {
+            self.losses.first_replaced.get_or_insert(&file.path);
+            self.losses.replaced += replaced;
+        }
+        self.losses.empty += empty;
+        self.read_bytes += file.bytes;
+        self.file += 1;
+        self.reader = None;
     }
 }
 
-/// One file's text.
-struct TextReader {
-    file: Box<dyn Read + Send>,
-    hasher: blake3::Hasher,
-    buffer: Vec<u8>,
-    /// The beginning of a character whose end is not read yet.
-    partial: Vec<u8>,
+/// The text of a document that is not yet cut into blocks.
+#[derive(Default)]
+struct PendingText {
     text: String,
-    is_start: bool,
+    /// Bytes of it that are in blocks already.
+    done: usize,
+    /// Bytes behind `done` in which no border was found.
+    searched: usize,
     has_ended: bool,
-    replaced: u64,
 }
 
-impl TextReader {
-    fn new(file: impl Read + Send + 'static) -> TextReader {
-        TextReader {
-            file: Box::new(file),
-            hasher: blake3::Hasher::new(),
-            buffer: vec![0; READ_BYTES],
-            partial: Vec::new(),
-            text: String::new(),
-            is_start: true,
-            has_ended: false,
-            replaced: 0,
+impl PendingText {
+    fn push(&mut self, text: &str, is_last: bool) {
+        if self.done > self.text.len() / 2 {
+            self.text.drain(..self.done);
+            self.done = 0;
         }
+        self.text.push_str(text);
+        self.has_ended = is_last;
     }
 
-    fn next_block(&mut self) -> std::io::Result<Option<String>> {
-        while self.text.len() <= BLOCK_BYTES && !self.has_ended {
-            self.read()?;
-        }
-        if self.text.is_empty() {
-            return Ok(None);
-        }
-        let end = if self.text.len() <= BLOCK_BYTES { self.text.len() } else { cut(&self.text, BLOCK_BYTES) };
-        let rest = self.text.split_off(end);
-        Ok(Some(std::mem::replace(&mut self.text, rest)))
-    }
-
-    fn read(&mut self) -> std::io::Result<()> {
-        let n = loop {
-            match self.file.read(&mut self.buffer) {
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                result => break result?,
+    fn next_block(&mut self, rule: CutRule) -> Option<String> {
+        let rest = &self.text[self.done..];
+        let end = if rest.len() <= BLOCK_BYTES { None } else { self.border(rest, rule) };
+        let end = match end {
+            Some(end) => end,
+            None if self.has_ended && !rest.is_empty() => rest.len(),
+            None => {
+                self.searched = rest.len();
+                return None;
             }
         };
-        self.hasher.update(&self.buffer[..n]);
-        self.has_ended = n == 0;
-        let mut bytes = std::mem::take(&mut self.partial);
-        bytes.extend_from_slice(&self.buffer[..n]);
-        self.decode(&bytes);
-        if self.is_start && !self.text.is_empty() {
-            self.is_start = false;
-            // A byte order mark is no text.
-            if self.text.starts_with('\u{feff}') {
-                self.text.remove(0);
-            }
-        }
-        Ok(())
+        let block = rest[..end].to_owned();
+        self.done += end;
+        self.searched = 0;
+        Some(block)
     }
 
-    /// Appends `bytes` to the text. What is no UTF-8 becomes U+FFFD, as Unicode recommends it; a character that may
-    /// go on in the next read is kept for it.
-    fn decode(&mut self, mut bytes: &[u8]) {
-        loop {
-            match std::str::from_utf8(bytes) {
-                Ok(text) => return self.text.push_str(text),
-                Err(e) => {
-                    let (valid, rest) = bytes.split_at(e.valid_up_to());
-                    // The valid part is valid.
-                    self.text.push_str(&String::from_utf8_lossy(valid));
-                    let bad = match e.error_len() {
-                        Some(bad) => bad,
-                        None if self.has_ended => rest.len(),
-                        None => return self.partial = rest.to_vec(),
-                    };
-                    self.text.push(char::REPLACEMENT_CHARACTER);
-                    self.replaced += bad as u64;
-                    bytes = &rest[bad..];
-                }
+    /// The last border within a block's size, else the first one behind it.
+    fn border(&self, rest: &str, rule: CutRule) -> Option<usize> {
+        match rule {
+            CutRule::FirstRelease => Some(first_release_cut(rest, BLOCK_BYTES)),
+            CutRule::Whole => None,
+            CutRule::Words | CutRule::Spaces => {
+                let is_border = |&at: &usize| rule.is_border(rest, at);
+                let within = || (1..=BLOCK_BYTES).rev().find(is_border);
+                let behind = || (self.searched.max(BLOCK_BYTES + 1)..rest.len()).find(is_border);
+                if self.searched > BLOCK_BYTES { behind() } else { within().or_else(behind) }
             }
         }
     }
@@ -171,7 +180,7 @@ fn is_word_border(text: &[u8], at: usize) -> bool {
 /// Where to end a block in `text`, which is longer than `limit`: at the last word border within the limit, else at
 /// the last change to whitespace from a letter or digit, else from anything, else (no whitespace at all) at the
 /// limit. The last of these alone can change tokens.
-fn cut(text: &str, limit: usize) -> usize {
+fn first_release_cut(text: &str, limit: usize) -> usize {
     if let Some(at) = (1..=limit).rev().find(|&at| is_word_border(text.as_bytes(), at)) {
         return at;
     }
@@ -195,70 +204,54 @@ fn cut(text: &str, limit: usize) -> usize {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    /// Hands out its bytes in pieces of the given sizes, over and over.
-    struct Trickle(Vec<u8>, Vec<usize>);
-
-    impl Read for Trickle {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let n = self.1[0].min(self.0.len()).min(buffer.len());
-            self.1.rotate_left(1);
-            buffer[..n].copy_from_slice(&self.0[..n]);
-            self.0.drain(..n);
-            Ok(n)
+    fn blocks(text: &str, rule: CutRule, sizes: &[usize]) -> Vec<String> {
+        let (mut pending, mut rest, mut found) = (PendingText::default(), text, Vec::new());
+        for size in sizes.iter().cycle() {
+            let at = (*size..=rest.len()).find(|&at| rest.is_char_boundary(at)).unwrap_or(rest.len());
+            let (piece, after) = rest.split_at(at);
+            pending.push(piece, after.is_empty());
+            rest = after;
+            while let Some(block) = pending.next_block(rule) {
+                found.push(block);
+            }
+            if rest.is_empty() {
+                return found;
+            }
         }
-    }
-
-    fn blocks(bytes: &[u8], sizes: &[usize]) -> (Vec<String>, u64) {
-        let mut reader = TextReader::new(Trickle(bytes.to_vec(), sizes.to_vec()));
-        let mut blocks = Vec::new();
-        while let Some(block) = reader.next_block().unwrap() {
-            blocks.push(block);
-        }
-        (blocks, reader.replaced)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn blocks_are_the_whole_text_however_the_reads_fall(
-            bytes in prop::collection::vec(any::<u8>(), 0..300), sizes in prop::collection::vec(1usize..9, 1..5),
-        ) {
-            let (blocks, _) = blocks(&bytes, &sizes);
-            let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
-            prop_assert_eq!(blocks.concat(), String::from_utf8_lossy(bytes));
-        }
+        found
     }
 
     #[test]
     fn blocks_do_not_depend_on_how_the_reads_fall_and_keep_to_the_limit() {
         let text: String =
             (0..60_000).map(|i| if i % 7 == 0 { "\n\n  été,".into() } else { format!(" word{i}") }).collect();
-        let (one, _) = blocks(text.as_bytes(), &[usize::MAX]);
-        let (other, _) = blocks(text.as_bytes(), &[1000, 70_001, 3]);
-        assert_eq!(one, other);
-        assert_eq!(one.concat(), text);
-        assert!(one.len() > 5 && one.iter().all(|block| block.len() <= BLOCK_BYTES));
-        assert!(one[1..].iter().all(|block| block.starts_with(' ')));
+        for rule in [CutRule::Words, CutRule::Spaces, CutRule::FirstRelease] {
+            let one = blocks(&text, rule, &[usize::MAX]);
+            assert_eq!(one, blocks(&text, rule, &[1000, 70_001, 3]));
+            assert_eq!(one.concat(), text);
+            assert!(one.len() > 5 && one.iter().all(|block| block.len() <= BLOCK_BYTES));
+        }
+        assert_eq!(blocks(&text, CutRule::Whole, &[5000]), [text]);
     }
 
     #[test]
-    fn a_block_ends_at_the_best_border_there_is() {
+    fn a_text_without_borders_is_one_block_up_to_the_next_border() {
+        let run = "語".repeat(100_000);
+        let text = format!("{run} {run}\n{run}");
+        let found = blocks(&text, CutRule::Words, &[100_003]);
+        assert_eq!(found, [run.clone(), format!(" {run}"), format!("\n{run}")]);
+        assert_eq!(blocks(&text, CutRule::Spaces, &[100_003]).len(), 2);
+    }
+
+    #[test]
+    fn a_block_of_the_first_release_ends_at_the_best_border_there_is() {
+        let cut = first_release_cut;
         assert_eq!(cut("one two, three\nfour", 16), 3);
         assert_eq!(cut("one\ntwo, three-four", 16), 3);
         assert_eq!(cut("été\u{3000}! x-four-five", 18), 5, "a letter before any whitespace");
         assert_eq!(cut("-, ;  four-five-six", 16), 4);
         assert_eq!(cut("ééééé", 5), 4);
-    }
-
-    #[test]
-    fn a_byte_order_mark_is_dropped_and_bytes_that_are_no_text_are_replaced_and_counted() {
-        let (text, replaced) = blocks(b"\xef\xbb\xbfcaf\xe9 \xe2\x82", &[1]);
-        assert_eq!((text.concat().as_str(), replaced), ("caf\u{fffd} \u{fffd}", 3));
-        let (text, replaced) = blocks("\u{feff}é".as_bytes(), &[4]);
-        assert_eq!((text.concat().as_str(), replaced), ("é", 0));
     }
 }

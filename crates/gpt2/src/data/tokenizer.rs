@@ -1,34 +1,22 @@
-//! The tokenizer of a job: loaded, or trained on the text; and its use on blocks of text.
+//! A tokenizer in use: from text to ids, in parallel and word by word where that changes nothing.
 //!
 //! Invariant: the ids of a text follow from the tokenizer's JSON and the text alone, whatever the number of threads.
-//! Deliberately not here: where texts come from, where ids go.
+//! Deliberately not here: where tokenizers and texts come from, where ids go.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
-use std::sync::mpsc;
-use std::time::Duration;
 
-use ckptd_core::progress::ProgressSink;
-use ckptd_core::{Error, Result};
 use rayon::prelude::*;
-use tokenizers::decoders::DecoderWrapper;
-use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::models::{ModelWrapper, TrainerWrapper};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::processors::PostProcessorWrapper;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizer, Tokenizer};
 
-use super::files::TextFile;
-use super::text::{BLOCK_BYTES, TextBlock, TextBlocks};
+use super::cut::CutRule;
+use super::gpt2_tokenizer::{self, END_OF_TEXT};
+use super::text::TextBlock;
 
 /// GPT-2's end-of-text token, and what others call theirs.
-const END_OF_TEXT: &str = "<|endoftext|>";
 const ENDS_OF_TEXT: [&str; 3] = [END_OF_TEXT, "<|end_of_text|>", "</s>"];
-
-/// Bytes of text that a tokenizer is trained on at most, taken evenly from everything.
-const TRAINING_BYTES: u64 = 64 << 20;
 
 /// Entries of one word cache, and its longest word in bytes.
 const CACHE_WORDS: usize = 1 << 17;
@@ -38,56 +26,44 @@ const CACHE_WORD_BYTES: usize = 48;
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     json: Vec<u8>,
-    /// Words may be tokenized one by one, which lets most of them come from a cache.
-    by_word: bool,
+    /// The end-of-text token that its own documents name.
+    end_of_text: Option<String>,
+    cuts: CutRule,
+    /// A line feed alone between two words is a word, which no added token takes along.
+    line_feeds_alone: bool,
+    /// What it knows, where it drops the rest.
+    known: Option<KnownLetters>,
     /// As many as threads have needed at once.
     caches: Mutex<Vec<HashMap<String, Box<[u32]>>>>,
 }
 
-/// The tokenizer's file or files in `path`: a tokenizer.json, or a folder with one or with vocab.json and merges.txt.
-pub fn locate(path: &Path) -> Option<TokenizerLocation> {
-    if path.is_file() {
-        return Some(TokenizerLocation::Json(path.to_path_buf()));
-    }
-    let [json, vocab, merges] = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| path.join(name));
-    if json.is_file() {
-        return Some(TokenizerLocation::Json(json));
-    }
-    (vocab.is_file() && merges.is_file()).then_some(TokenizerLocation::VocabAndMerges(vocab, merges))
+/// The letters of a model that has no token for unknown ones.
+struct KnownLetters {
+    tokens: HashSet<String>,
+    prefix: String,
+    suffix: String,
+    /// A whole word that is a token is not taken apart.
+    ignore_merges: bool,
 }
 
-/// The files of a tokenizer.
-pub enum TokenizerLocation {
-    Json(PathBuf),
-    VocabAndMerges(PathBuf, PathBuf),
+/// What of a text a tokenizer has no ids for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DroppedLetters {
+    /// Letters that were dropped: characters, or bytes where the tokenizer is byte-level.
+    pub dropped: u64,
+    /// All letters.
+    pub total: u64,
+    /// The first word with a dropped one.
+    pub first: Option<String>,
 }
 
 impl TextEncoder {
-    pub fn load(location: &TokenizerLocation) -> Result<TextEncoder> {
-        match location {
-            TokenizerLocation::Json(path) => {
-                let json = std::fs::read(path).map_err(|e| Error::io("reading tokenizer", path, e))?;
-                TextEncoder::from_json(json)
-                    .map_err(|e| Error::Config(format!("tokenizer {}: not a tokenizer.json: {e}", path.display())))
-            }
-            TokenizerLocation::VocabAndMerges(vocab, merges) => {
-                let invalid =
-                    |e| Error::Config(format!("tokenizer {} with {}: {e}", vocab.display(), merges.display()));
-                let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
-                let mut tokenizer = byte_level(bpe.build().map_err(invalid)?);
-                if tokenizer.token_to_id(END_OF_TEXT).is_some() {
-                    tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]).map_err(invalid)?;
-                }
-                TextEncoder::from_json(to_json(&tokenizer).map_err(invalid)?).map_err(invalid)
-            }
-        }
-    }
-
-    /// From the text of a tokenizer.json. What makes batches of texts even (padding, truncation) or training random
-    /// (dropout) is switched off.
-    pub fn from_json(json: Vec<u8>) -> tokenizers::Result<TextEncoder> {
-        let mut tokenizer = Tokenizer::from_bytes(&json)?;
-        tokenizer.with_truncation(None)?.with_padding(None);
+    /// From a tokenizer and the JSON that stands for it. What makes batches of texts even (padding, truncation) or
+    /// training random (dropout) is switched off.
+    pub(super) fn new(mut tokenizer: Tokenizer, json: Vec<u8>, end_of_text: Option<String>) -> TextEncoder {
+        // Truncation fails only where it is asked for.
+        let _ = tokenizer.with_truncation(None);
+        tokenizer.with_padding(None);
         if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
             && bpe.dropout.is_some()
         {
@@ -95,8 +71,38 @@ impl TextEncoder {
             bpe.dropout = None;
             tokenizer.with_model(bpe);
         }
-        let by_word = is_by_word(&tokenizer);
-        Ok(TextEncoder { tokenizer, json, by_word, caches: Mutex::default() })
+        let cuts = CutRule::of(&tokenizer);
+        let line_feeds_alone = !tokenizer.get_added_tokens_decoder().values().any(|token| token.lstrip);
+        let known = KnownLetters::of(&tokenizer);
+        TextEncoder { tokenizer, json, end_of_text, cuts, line_feeds_alone, known, caches: Mutex::default() }
+    }
+
+    /// From the text of a tokenizer.json, as it stands.
+    pub fn from_json(json: Vec<u8>) -> tokenizers::Result<TextEncoder> {
+        Ok(TextEncoder::new(Tokenizer::from_bytes(&json)?, json, None))
+    }
+
+    /// As the first release read `json`: its cuts, and its way with added tokens that take whitespace before them.
+    pub(super) fn first_release(json: Vec<u8>) -> tokenizers::Result<TextEncoder> {
+        let mut encoder = TextEncoder::from_json(json)?;
+        let is_gpt2 = encoder.cuts == CutRule::Words;
+        (encoder.cuts, encoder.line_feeds_alone) = (CutRule::FirstRelease, is_gpt2);
+        Ok(encoder)
+    }
+
+    pub(super) fn with_end_of_text(mut self, end_of_text: Option<String>) -> TextEncoder {
+        self.end_of_text = end_of_text;
+        self
+    }
+
+    /// Special tokens in a text are text.
+    pub(super) fn split_special_tokens(&mut self) {
+        self.tokenizer.set_encode_special_tokens(true);
+    }
+
+    /// Whether special tokens in a text are text.
+    pub(super) fn splits_special_tokens(&self) -> bool {
+        self.tokenizer.get_encode_special_tokens()
     }
 
     /// The tokenizer.json.
@@ -104,19 +110,66 @@ impl TextEncoder {
         &self.json
     }
 
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    pub(super) fn cuts(&self) -> CutRule {
+        self.cuts
+    }
+
+    /// Whether both give the same ids and end texts with the same token.
+    pub(super) fn is_same(&self, other: &TextEncoder) -> bool {
+        self.gives_ids_of(other) && self.end_of_text == other.end_of_text
+    }
+
+    /// Whether both give the same ids.
+    pub(super) fn gives_ids_of(&self, other: &TextEncoder) -> bool {
+        let is_same_json = self.json == other.json;
+        self.splits_special_tokens() == other.splits_special_tokens()
+            && (is_same_json || gpt2_tokenizer::differences(&self.tokenizer, &other.tokenizer).is_empty())
+    }
+
     /// One more than the largest id.
     pub fn vocab_size(&self) -> u64 {
         self.tokenizer.get_vocab(true).values().max().map_or(0, |&id| u64::from(id) + 1)
     }
 
-    /// The id of the end-of-text token.
-    pub fn end_of_text(&self) -> Option<u32> {
+    /// The end-of-text token that its own documents name.
+    pub fn named_end_of_text(&self) -> Option<&str> {
+        self.end_of_text.as_deref()
+    }
+
+    /// The id of `token`.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The token with `id`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// The id of the end-of-text token, as far as its name tells it.
+    pub fn usual_end_of_text(&self) -> Option<u32> {
         ENDS_OF_TEXT.iter().find_map(|token| self.tokenizer.token_to_id(token))
     }
 
-    /// The ids of each block, computed by the current rayon pool.
-    pub fn encode(&self, blocks: &[TextBlock]) -> tokenizers::Result<Vec<Vec<u32>>> {
-        blocks.par_iter().map(|block| self.encode_text(&block.text)).collect()
+    /// The ids of each block, computed by the current rayon pool; with an error, the index of its block.
+    pub(super) fn encode(&self, blocks: &[TextBlock]) -> Result<Vec<Vec<u32>>, (usize, tokenizers::Error)> {
+        let encode = |(index, block): (usize, &TextBlock)| self.encode_text(&block.text).map_err(|e| (index, e));
+        blocks.par_iter().enumerate().map(encode).collect()
+    }
+
+    /// What of the blocks the tokenizer drops; `None` where it drops nothing of any text.
+    pub(super) fn dropped(&self, blocks: &[TextBlock]) -> Option<Vec<DroppedLetters>> {
+        let known = self.known.as_ref()?;
+        Some(blocks.par_iter().map(|block| known.survey(&self.tokenizer, &block.text)).collect())
+    }
+
+    /// Whether a letter of the tokenizer is a byte.
+    pub(super) fn is_byte_level(&self) -> bool {
+        is_byte_level(&self.tokenizer)
     }
 
     /// The text of `ids`; what is no whole character is U+FFFD.
@@ -126,14 +179,15 @@ impl TextEncoder {
 
     /// The ids of one text.
     pub fn encode_text(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
-        if !self.by_word {
+        let by_word = self.cuts == CutRule::Words || self.cuts == CutRule::FirstRelease && self.line_feeds_alone;
+        if !by_word {
             return Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec());
         }
         // A lock is poisoned only by a panic, which ends the work of all threads.
         let mut cache = self.caches.lock().ok().and_then(|mut caches| caches.pop()).unwrap_or_default();
         let mut ids = Vec::with_capacity(text.len() / 3);
         let mut start = 0;
-        let borders = (1..text.len()).filter(|&at| is_border(text.as_bytes(), at));
+        let borders = (1..text.len()).filter(|&at| is_border(text.as_bytes(), at, self.line_feeds_alone));
         for end in borders.chain([text.len()]) {
             let word = &text[start..end];
             start = end;
@@ -154,148 +208,76 @@ impl TextEncoder {
     }
 }
 
-/// Whether dividing a text at [`is_border`] cannot change its tokens: GPT-2's own split into words, nothing done to
-/// the text before it, and no added token that reaches over a border.
-fn is_by_word(tokenizer: &Tokenizer) -> bool {
-    let reaches = |token: &AddedToken| token.rstrip || token.content.contains(char::is_whitespace);
-    let is_gpt2 = |split: &PreTokenizerWrapper| match split {
-        PreTokenizerWrapper::ByteLevel(split) => split.use_regex && !split.add_prefix_space,
-        _ => false,
-    };
-    tokenizer.get_normalizer().is_none()
-        && tokenizer.get_pre_tokenizer().is_some_and(is_gpt2)
-        && !tokenizer.get_added_tokens_decoder().values().any(reaches)
+impl KnownLetters {
+    /// Those of a BPE without a token for unknown letters; `None` where nothing is dropped.
+    fn of(tokenizer: &Tokenizer) -> Option<KnownLetters> {
+        let ModelWrapper::BPE(bpe) = tokenizer.get_model() else { return None };
+        if bpe.get_unk_token().is_some() || bpe.byte_fallback {
+            return None;
+        }
+        let tokens: HashSet<String> = bpe.get_vocab().into_keys().collect();
+        let prefix = bpe.get_continuing_subword_prefix().clone().unwrap_or_default();
+        let suffix = bpe.end_of_word_suffix.clone().unwrap_or_default();
+        let is_plain = prefix.is_empty() && suffix.is_empty();
+        let has_all = || ByteLevel::alphabet().iter().all(|letter| tokens.contains(&letter.to_string()));
+        if is_plain && is_byte_level(tokenizer) && has_all() {
+            return None;
+        }
+        Some(KnownLetters { tokens, prefix, suffix, ignore_merges: bpe.ignore_merges })
+    }
+
+    fn survey(&self, tokenizer: &Tokenizer, text: &str) -> DroppedLetters {
+        let mut words = tokenizer.get_added_vocabulary().extract_and_normalize(tokenizer.get_normalizer(), text);
+        let split = tokenizer.get_pre_tokenizer().map_or(Ok(()), |split| split.pre_tokenize(&mut words));
+        let mut found = DroppedLetters::default();
+        if split.is_err() {
+            return found;
+        }
+        for (word, (start, end), tokens) in words.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            if tokens.is_some() {
+                continue;
+            }
+            let dropped = if self.ignore_merges && self.tokens.contains(word) { 0 } else { self.unknown(word) };
+            found.dropped += dropped;
+            found.total += word.chars().count() as u64;
+            if dropped > 0 && found.first.is_none() {
+                let word = text.get(start..end).unwrap_or(word);
+                found.first = Some(word.trim().chars().take(40).collect());
+            }
+        }
+        found
+    }
+
+    fn unknown(&self, word: &str) -> u64 {
+        let mut letters = word.char_indices().peekable();
+        let mut unknown = 0;
+        let mut letter = String::new();
+        while let Some((at, c)) = letters.next() {
+            letter.clear();
+            letter.push_str(if at > 0 { &self.prefix } else { "" });
+            letter.push(c);
+            letter.push_str(if letters.peek().is_none() { &self.suffix } else { "" });
+            unknown += u64::from(!self.tokens.contains(&letter));
+        }
+        unknown
+    }
+}
+
+fn is_byte_level(tokenizer: &Tokenizer) -> bool {
+    let json = |part: Option<serde_json::Value>| part.unwrap_or_default().to_string();
+    let split = json(tokenizer.get_pre_tokenizer().and_then(|split| serde_json::to_value(split).ok()));
+    let normalizer = json(tokenizer.get_normalizer().and_then(|normalizer| serde_json::to_value(normalizer).ok()));
+    split.contains("\"ByteLevel\"") || normalizer.contains("\"ByteLevel\"")
 }
 
 /// Whether GPT-2's pattern, `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, has a word
 /// end before byte `at`, whatever stands further away: no word has whitespace after anything else, and a line feed
 /// alone between two others is a word.
-fn is_border(text: &[u8], at: usize) -> bool {
+fn is_border(text: &[u8], at: usize, line_feeds_alone: bool) -> bool {
     let is_visible = |at: usize| text[at].is_ascii_graphic();
     match text[at] {
         b' ' | b'\n' => is_visible(at - 1),
-        _ => text[at - 1] == b'\n' && at >= 2 && is_visible(at - 2) && is_visible(at),
-    }
-}
-
-/// GPT-2's byte-level tokenizer over `bpe`.
-fn byte_level(bpe: BPE) -> Tokenizer {
-    let mut tokenizer = Tokenizer::new(bpe);
-    tokenizer
-        .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true))))
-        .with_post_processor(Some(PostProcessorWrapper::ByteLevel(ByteLevel::new(true, false, true))))
-        .with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::new(true, true, true))));
-    tokenizer
-}
-
-fn to_json(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u8>> {
-    Ok(tokenizer.to_string(false)?.into_bytes())
-}
-
-/// Trains a byte-level BPE of at most `vocab_size` tokens, <|endoftext|> the first of them, on `sources`, in `pool`.
-///
-/// The crate's trainer counts in any order and breaks ties by token ids, so that the result depends on neither the
-/// number of threads nor the order of its hash maps; a test compares several processes.
-pub fn train(
-    sources: &[TextFile],
-    vocab_size: u64,
-    pool: &rayon::ThreadPool,
-    progress: &dyn ProgressSink,
-) -> Result<TextEncoder> {
-    let alphabet = ByteLevel::alphabet();
-    if vocab_size <= alphabet.len() as u64 {
-        return Err(Error::Config(format!(
-            "a tokenizer trained on the text needs a vocabulary of at least {}, the model has {vocab_size}; name a \
-             tokenizer in [data] tokenizer",
-            alphabet.len() + 1
-        )));
-    }
-    let trainer = BpeTrainer::builder()
-        .show_progress(false)
-        .vocab_size(vocab_size as usize)
-        .min_frequency(2)
-        .initial_alphabet(alphabet.into_iter().collect())
-        .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
-        .build();
-    let (read_to, read_from) = mpsc::channel();
-    let mut sample = TokenizerSample::new(sources, TRAINING_BYTES, read_to);
-    progress.begin("training a tokenizer", sample.total);
-
-    // The training runs beside this thread, which goes on showing that there is progress.
-
-    std::thread::scope(|scope| {
-        let work = scope.spawn(move || {
-            let mut tokenizer = byte_level(BPE::default());
-            let mut trainer = TrainerWrapper::BpeTrainer(trainer);
-            let trained = pool.install(|| tokenizer.train(&mut trainer, &mut sample).map(|_| ()));
-            match sample.error.take() {
-                Some(error) => Err(error),
-                None => trained.and_then(|()| to_json(&tokenizer)).and_then(TextEncoder::from_json).map_err(unexpected),
-            }
-        });
-        let told = loop {
-            let told = match read_from.recv_timeout(Duration::from_secs(1)) {
-                Ok(bytes) => progress.advance(bytes),
-                Err(mpsc::RecvTimeoutError::Timeout) => progress.advance(0),
-                Err(mpsc::RecvTimeoutError::Disconnected) => break Ok(()),
-            };
-            if told.is_err() {
-                break told;
-            }
-        };
-        told.and(work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
-}
-
-fn unexpected(error: tokenizers::Error) -> Error {
-    Error::Other(format!("training a tokenizer: {error}; name one in [data] tokenizer"))
-}
-
-/// The blocks that a tokenizer is trained on: all, or about `limit` bytes of them, evenly spread. An error ends them
-/// and is kept.
-struct TokenizerSample<'a> {
-    blocks: TextBlocks<'a>,
-    read_to: mpsc::Sender<u64>,
-    limit: u64,
-    total: u64,
-    read: u64,
-    told_bytes: u64,
-    error: Option<Error>,
-}
-
-impl<'a> TokenizerSample<'a> {
-    fn new(sources: &'a [TextFile], limit: u64, read_to: mpsc::Sender<u64>) -> TokenizerSample<'a> {
-        let total = sources.iter().map(|source| source.bytes).sum();
-        TokenizerSample { blocks: TextBlocks::new(sources), read_to, limit, total, read: 0, told_bytes: 0, error: None }
-    }
-
-    /// How many blocks should have been taken after `read` bytes.
-    fn quota(&self, read: u64) -> u128 {
-        u128::from(read) * u128::from(self.limit) / (u128::from(self.total.max(1)) * BLOCK_BYTES as u128)
-    }
-}
-
-impl Iterator for TokenizerSample<'_> {
-    type Item = String;
-
-    fn next(&mut self) -> Option<String> {
-        loop {
-            let text = match self.blocks.next() {
-                Ok(block) => block?.text,
-                Err(error) => {
-                    self.error = Some(error);
-                    return None;
-                }
-            };
-            // The receiver is gone only where the result is not waited for.
-            let _ = self.read_to.send(self.blocks.bytes_done() - self.told_bytes);
-            self.told_bytes = self.blocks.bytes_done();
-            let before = self.read;
-            self.read += text.len() as u64;
-            if self.total <= self.limit || self.quota(before) != self.quota(self.read) {
-                return Some(text);
-            }
-        }
+        _ => line_feeds_alone && text[at - 1] == b'\n' && at >= 2 && is_visible(at - 2) && is_visible(at),
     }
 }
 
@@ -304,6 +286,11 @@ impl Iterator for TokenizerSample<'_> {
 mod tests {
     use proptest::prelude::*;
 
+    use tokenizers::AddedToken;
+    use tokenizers::models::TrainerWrapper;
+    use tokenizers::models::bpe::{BPE, BpeTrainer};
+
+    use super::super::gpt2_tokenizer::byte_level;
     use super::*;
 
     fn trained() -> TextEncoder {
@@ -315,15 +302,15 @@ mod tests {
             .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
             .build()
             .into();
-        let mut tokenizer = byte_level(BPE::default());
+        let mut tokenizer = byte_level(BPE::default(), false);
         tokenizer.train(&mut trainer, [text].iter()).unwrap();
-        TextEncoder::from_json(to_json(&tokenizer).unwrap()).unwrap()
+        TextEncoder::from_json(tokenizer.to_string(false).unwrap().into_bytes()).unwrap()
     }
 
     #[test]
     fn tokens_found_word_by_word_are_those_of_the_whole_text() {
         let encoder = trained();
-        assert!(encoder.by_word);
+        assert_eq!(encoder.cuts, CutRule::Words);
         let parts =
             ["the", "é", " ", "\n", "\t", "\r\n", "'", "'s", "'ll", "12", ",", "--", "\u{a0}", "\u{3000}", END_OF_TEXT];
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(3000));
@@ -346,7 +333,8 @@ mod tests {
             ("\"rstrip\":false", "\"rstrip\":true"),
         ] {
             assert!(json.contains(from));
-            assert!(!TextEncoder::from_json(json.replacen(from, to, 1).into_bytes()).unwrap().by_word, "{to}");
+            let other = TextEncoder::from_json(json.replacen(from, to, 1).into_bytes()).unwrap();
+            assert_ne!(other.cuts, CutRule::Words, "{to}");
         }
     }
 
@@ -363,18 +351,28 @@ mod tests {
     }
 
     #[test]
-    fn a_large_text_is_sampled_evenly() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.txt");
-        let text: String = (0..BLOCK_BYTES * 5).map(|i| format!(" {i:07}")).collect();
-        std::fs::write(&path, &text).unwrap();
-        let bytes = text.len() as u64;
-        let sources = [TextFile { path, bytes, hash: blake3::hash(text.as_bytes()) }];
-        let (read_to, _shares) = mpsc::channel();
-        let blocks: Vec<String> = TokenizerSample::new(&sources, bytes / 4, read_to.clone()).collect();
-        assert!((9..=11).contains(&blocks.len()), "{} of 40 blocks", blocks.len());
-        let starts: Vec<usize> = blocks.iter().map(|block| text.find(&block[..8]).unwrap()).collect();
-        assert!(starts.windows(2).all(|pair| (3..=5).contains(&((pair[1] - pair[0]) / BLOCK_BYTES + 1))), "{starts:?}");
-        assert_eq!(TokenizerSample::new(&sources, bytes, read_to).collect::<String>(), text);
+    fn tokens_that_take_whitespace_before_them_take_it_over_a_line_feed() {
+        let json = String::from_utf8(trained().json).unwrap().replacen("\"lstrip\":false", "\"lstrip\":true", 1);
+        let encoder = TextEncoder::from_json(json.into_bytes()).unwrap();
+        for text in ["the\n<|endoftext|>the", "the \n  <|endoftext|>", "cat\nthe"] {
+            let whole = encoder.tokenizer.encode_fast(text, false).unwrap();
+            assert_eq!(encoder.encode_text(text).unwrap(), whole.get_ids(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn letters_that_a_tokenizer_does_not_know_are_counted_and_those_of_a_byte_level_one_are_all_known() {
+        let block = |text: &str| [TextBlock { document: 0, file: 0, text: text.into() }];
+        assert_eq!(trained().dropped(&block("где 語")), None);
+        let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": null, "decoder": null,
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}"#;
+        let encoder = TextEncoder::from_json(json.into()).unwrap();
+        let text = "ab xa где b";
+        let found = encoder.dropped(&block(text)).unwrap().remove(0);
+        assert_eq!(found, DroppedLetters { dropped: 4, total: 8, first: Some("xa".into()) });
+        assert_eq!(encoder.encode_text(text).unwrap(), [2, 0, 1], "8 letters, 4 of them in ids");
+        let unknown = json.replace("\"type\": \"BPE\"", "\"type\": \"BPE\", \"unk_token\": \"a\"");
+        assert_eq!(TextEncoder::from_json(unknown.into()).unwrap().dropped(&block(text)), None);
     }
 }

@@ -2,17 +2,12 @@
 //!
 //! Deliberately not here: writing them (the store).
 
-use ckptd_core::config::Config;
 use ckptd_core::snapshot::CarriedFile;
-use ckptd_core::{Error, Result};
 use ckptd_interop::names;
 use serde_json::{Map, Value};
 
-use crate::data::TokenDataset;
+use crate::data::{TokenDataset, tokenizer_files};
 use crate::gpt2::Gpt2Config;
-
-/// Largest companion file of a model folder that travels in snapshots, in bytes.
-const MAX_CARRIED_BYTES: u64 = 32 << 20;
 
 /// The config.json that snapshots carry: the model folder's own, as the model is trained, and with the special tokens
 /// of the tokenizer where it names none; GPT-2's would lie outside a smaller vocabulary.
@@ -26,20 +21,15 @@ pub(super) fn config_json(shape: &Gpt2Config, theirs: Option<&[u8]>, end_of_text
     format!("{:#}\n", Value::Object(config))
 }
 
-/// Config, tokenizer and the model folder's other small files, so that a snapshot can become such a folder again.
-pub(super) fn carried_files(config: &Config, config_json: String, data: &TokenDataset) -> Result<Vec<CarriedFile>> {
-    let mut files = vec![CarriedFile { name: "config.json".into(), bytes: config_json.into_bytes().into() }];
-    if let Some(json) = &data.tokenizer_json {
-        files.push(CarriedFile { name: "tokenizer.json".into(), bytes: json.clone().into() });
-    }
-    let Some(folder) = &config.model.from else { return Ok(files) };
-    for name in names::COMPANIONS {
-        let path = folder.join(name);
-        let small = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_CARRIED_BYTES);
-        if small && !files.iter().any(|f| f.name == name) {
-            let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, e))?;
-            files.push(CarriedFile { name: name.into(), bytes: bytes.into() });
-        }
-    }
-    Ok(files)
+/// Config, tokenizer and `companions`, the model folder's or the snapshot's other small files, so that a snapshot can
+/// become such a folder again. All files of a tokenizer come from one place.
+pub(super) fn carried_files(config_json: String, data: &TokenDataset, companions: &[CarriedFile]) -> Vec<CarriedFile> {
+    let mut files = vec![CarriedFile { name: names::CONFIG.into(), bytes: config_json.into_bytes().into() }];
+    files.extend(data.tokenizer_files.iter().cloned());
+    let has_tokenizer = !data.tokenizer_files.is_empty();
+    let is_other = |file: &&CarriedFile| {
+        file.name != names::CONFIG && !(has_tokenizer && tokenizer_files::is_tokenizer_file(&file.name))
+    };
+    files.extend(companions.iter().filter(is_other).cloned());
+    files
 }

@@ -4,19 +4,20 @@
 
 use std::path::Path;
 
+use ckptd_core::Result;
 use ckptd_core::config::{Config, ResolvedJob};
 use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent};
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Provenance, TrainState};
 use ckptd_core::store::SnapshotReader;
-use ckptd_core::{Error, Result};
-use ckptd_interop::hf::{self, HfFolder};
-use ckptd_interop::limits::ReadLimits;
+use ckptd_interop::hf::HfFolder;
+use ckptd_interop::names;
 use tch::Device;
 
 use super::carried::{carried_files, config_json};
 use super::machine::TrainingMachine;
-use super::restore::{ChangedSettings, ResumedFrom, check_fingerprint, restore};
+use super::model::OpenedModel;
+use super::restore::{ChangedSettings, ResumedFrom, check_fingerprint, check_settings, restore};
 use crate::capture::TrainingState;
 use crate::data::{self, TokenDataset};
 use crate::events::{EventProgress, EventSender};
@@ -54,16 +55,17 @@ impl TrainingSetup {
         let snapshot = resume.as_deref().map(SnapshotReader::open_past_cache).transpose()?;
 
         let machine = TrainingMachine::choose(&config, snapshot.as_ref(), changed, events)?;
-        let (shape, folder) = open_model(&config)?;
-        let data = open_data(&config, &shape, machine.threads, events)?;
-        let theirs = folder.as_ref().map(|folder| folder.config_json.as_slice());
-        let files = carried_files(&config, config_json(&shape, theirs, data.eot), &data)?;
+        let model = OpenedModel::open(&config, snapshot.as_ref(), events)?;
+        let data = open_data(&config, &machine, &model, snapshot.as_ref(), changed, events)?;
+        let OpenedModel { shape, folder, files: companions } = model;
+        let theirs = companions.iter().find(|file| file.name == names::CONFIG).map(|file| file.bytes.as_slice());
+        let files = carried_files(config_json(&shape, theirs, data.eot), &data, &companions);
         let optimizer = ModelOptimizer::new(&config.train, machine.threads)?;
-        let mut state = empty_state(&config, &machine, &shape, &data, &optimizer)?;
+        let mut state = empty_state(&config, &machine, &shape, &data.content_hash, &optimizer)?;
 
         events.send(WorkerEvent::Progress { stage: "loading the weights".into(), fraction: None });
         let resumed = match &snapshot {
-            Some(snapshot) => Some(restore(snapshot, &mut state, changed, machine.threads, events)?),
+            Some(snapshot) => Some(restore(snapshot, &mut state, machine.threads)?),
             None => {
                 begin(&config, &shape, folder.as_ref(), &mut state)?;
                 None
@@ -84,38 +86,41 @@ impl TrainingSetup {
     }
 }
 
-/// The model's shape, and the folder that it comes from where the job names one.
-fn open_model(config: &Config) -> Result<(Gpt2Config, Option<HfFolder>)> {
-    let folder = config.model.from.as_deref().map(|dir| hf::open(dir, &ReadLimits::default())).transpose()?;
-    let mut shape = match (&folder, &config.model.preset) {
-        (Some(folder), _) => {
-            let origin = config.model.from.clone().unwrap_or_default().join("config.json");
-            Gpt2Config::from_json(&String::from_utf8_lossy(&folder.config_json), &origin.display().to_string())?
-        }
-        (None, preset) => Gpt2Config::preset(preset.as_deref().unwrap_or_default())?,
-    };
-    if let Some(p) = config.model.dropout {
-        shape = shape.with_dropout(p);
-    }
-    if config.train.sequence_length > shape.n_positions as u64 {
-        let (asked, has) = (config.train.sequence_length, shape.n_positions);
-        return Err(Error::Config(format!(
-            "[train] sequence_length: {asked} is more than the model's {has} positions"
-        )));
-    }
-    Ok((shape, folder))
-}
-
 /// The tokens of the job, whose notes go to `events`.
-fn open_data(config: &Config, shape: &Gpt2Config, threads: usize, events: &EventSender) -> Result<TokenDataset> {
+///
+/// # Errors
+/// [`Error::Mismatch`] where the snapshot came about under other settings, or with other data, and that is not accepted.
+fn open_data(
+    config: &Config,
+    machine: &TrainingMachine,
+    model: &OpenedModel,
+    snapshot: Option<&SnapshotReader>,
+    changed: ChangedSettings,
+    events: &EventSender,
+) -> Result<TokenDataset> {
+    let file = |name: &str| model.files.iter().find(|file| file.name == name).map(|file| file.bytes.as_slice());
+    let before = snapshot.map(|snapshot| data::DataBefore {
+        path: snapshot.path(),
+        files: &model.files,
+        content: snapshot.manifest().train.settings.data_content(),
+        accepts_changes: changed == ChangedSettings::Accept,
+    });
     let request = data::DataRequest {
         data: &config.data,
         train: &config.train,
         model_folder: config.model.from.as_deref(),
-        vocab_size: shape.vocab_size as u64,
-        threads,
+        model_configs: [file(names::CONFIG), file(names::GENERATION)],
+        vocab_size: model.shape.vocab_size as u64,
+        threads: machine.threads,
+        before,
     };
-    let data = data::open(&request, &EventProgress::new(events))?;
+    let progress = EventProgress::new(events);
+    let plan = data::plan(&request, &progress)?;
+    if let Some(snapshot) = snapshot {
+        let now = train_settings(config, machine, &model.shape, plan.content_hash());
+        check_settings(snapshot, &now, plan.changes(), changed, events)?;
+    }
+    let data = plan.open(&progress)?;
     data.notes.iter().for_each(|note| events.log(MessageLevel::Warn, note));
     Ok(data)
 }
@@ -125,23 +130,18 @@ fn empty_state(
     config: &Config,
     machine: &TrainingMachine,
     shape: &Gpt2Config,
-    data: &TokenDataset,
+    data_content: &str,
     optimizer: &ModelOptimizer,
 ) -> Result<TrainingState> {
-    let settings = train_settings(config, machine, shape, data);
+    let settings = train_settings(config, machine, shape, data_content);
     let train = TrainState { settings, arithmetic: machine.arithmetic, ..TrainState::default() };
     TrainingState::new(&shape.parameters(), optimizer.roles(), machine.device, train)
 }
 
 /// Everything that changes the arithmetic, by name.
-fn train_settings(
-    config: &Config,
-    machine: &TrainingMachine,
-    shape: &Gpt2Config,
-    data: &TokenDataset,
-) -> TrainSettings {
+fn train_settings(config: &Config, machine: &TrainingMachine, shape: &Gpt2Config, data_content: &str) -> TrainSettings {
     let device = if matches!(machine.device, Device::Cpu) { "cpu" } else { "cuda" };
-    let resolved = ResolvedJob { device, threads: machine.threads, data_content: &data.content_hash };
+    let resolved = ResolvedJob { device, threads: machine.threads, data_content };
     let mut settings = config.train_settings(&resolved);
     shape.record(&mut settings);
     settings

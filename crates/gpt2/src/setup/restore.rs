@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use ckptd_core::ids::StateRoot;
 use ckptd_core::protocol::MessageLevel;
-use ckptd_core::settings::TrainSettings;
+use ckptd_core::settings::{SettingKey, TrainSettings};
 use ckptd_core::snapshot::{Metrics, TrainState};
 use ckptd_core::store::{Manifest, SnapshotReader};
 use ckptd_core::{Error, Result};
 
 use crate::capture::{TensorDestination, TrainingState};
+use crate::data::DataChange;
 use crate::events::EventSender;
 use crate::gpt2::Gpt2Model;
 use crate::probe::LogitsFingerprint;
@@ -37,17 +38,9 @@ pub struct ResumedFrom {
 /// Fills `state` from `snapshot`, reading on twice as many threads as compute.
 ///
 /// # Errors
-/// [`Error::Mismatch`] that names every setting or tensor that differs; those of reading.
-pub(super) fn restore(
-    snapshot: &SnapshotReader,
-    state: &mut TrainingState,
-    changed: ChangedSettings,
-    threads: usize,
-    events: &EventSender,
-) -> Result<ResumedFrom> {
+/// [`Error::Mismatch`] that names every tensor that differs; those of reading.
+pub(super) fn restore(snapshot: &SnapshotReader, state: &mut TrainingState, threads: usize) -> Result<ResumedFrom> {
     let manifest = snapshot.manifest();
-    let (now, _) = state.train();
-    check_settings(snapshot, &now.settings, changed, events)?;
     state.fill(|destinations| {
         let wanted = match_tensors(manifest, destinations)
             .map_err(|what| Error::mismatch(snapshot.path(), format!("does not fit this training: {what}")))?;
@@ -63,25 +56,57 @@ pub(super) fn restore(
     Ok(ResumedFrom { train: manifest.train.clone(), root: manifest.root.clone() })
 }
 
-fn check_settings(
+/// Refuses to go on under other settings than the snapshot's, or with other data, unless that is accepted.
+///
+/// # Errors
+/// [`Error::Mismatch`] that names every difference, those that spoil the model and those that do no harm apart.
+pub(super) fn check_settings(
     snapshot: &SnapshotReader,
     now: &TrainSettings,
+    data: &[DataChange],
     changed: ChangedSettings,
     events: &EventSender,
 ) -> Result<()> {
     let then = &snapshot.manifest().train.settings;
+    let mut differences = Vec::new();
     // A state imported from other programs does not say under which settings it came about.
-    let differences = if then.is_empty() { Vec::new() } else { then.differences(now) };
-    if differences.is_empty() {
+    if !then.is_empty() {
+        // What stands for the data tells a reader nothing; `data` says it in words.
+        let mut now = now.clone();
+        now.set_key(SettingKey::DataContent, then.data_content().unwrap_or_default());
+        differences = then.differences(&now);
+    }
+    let (harmless, mut others): (Vec<String>, Vec<String>) =
+        differences.into_iter().partition(|difference| is_harmless(difference));
+    let mut harmful = Vec::new();
+    for change in data {
+        match change {
+            DataChange::Tokenizer(what) => harmful.push(what.clone()),
+            DataChange::Data(what) => others.push(what.clone()),
+        }
+    }
+    let list = [("", others), ("no harm: ", harmless), ("this spoils what the model has learned: ", harmful)];
+    let list: Vec<String> = list
+        .iter()
+        .filter(|(_, differences)| !differences.is_empty())
+        .map(|(label, differences)| format!("{label}{}", differences.join("; ")))
+        .collect();
+    if list.is_empty() {
         return Ok(());
     }
-    let list = differences.join("; ");
+    let list = list.join("; ");
     if changed == ChangedSettings::Refuse {
         let what = format!("was trained with other settings ({list}); put them back, or go on with --accept-changes");
         return Err(Error::mismatch(snapshot.path(), what));
     }
     events.log(MessageLevel::Warn, format!("going on with other settings: {list}"));
     Ok(())
+}
+
+/// Whether the setting that a difference names changes the evaluations or the last bits alone.
+fn is_harmless(difference: &str) -> bool {
+    const HARMLESS: [&str; 4] = ["train.eval_every:", "train.eval_batches:", "threads:", "device:"];
+    HARMLESS.iter().any(|key| difference.starts_with(key))
 }
 
 /// The manifest's index and the memory of each tensor, or what does not fit, as a list.

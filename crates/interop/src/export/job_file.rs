@@ -15,7 +15,8 @@ use crate::names::{JOB, TOKENS, TOKENS_ORIGIN};
 use ckptd_core::config::{Config, ModelSection};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
-use ckptd_core::token_cache::{TokenCache, TokenOrigin, TokenRecord};
+use ckptd_core::token_cache::{TokenCache, TokenOrigin, TokenRecord, TokenWidth};
+use ckptd_core::token_file::{self, TokenLayout};
 
 const HEAD: &str = "\
 # The job of the state in this folder, as `ckptd export` has found it. To go on with it:
@@ -75,21 +76,28 @@ fn tokens(
         return Err(Error::mismatch(source.path(), "the snapshot does not say what it was trained on"));
     };
     if let Some(path) = &data.tokens {
-        return copy(path, content, folder, progress).map(drop);
+        return copy(path, Some(content), folder, progress).map(drop);
     }
     let cache = TokenCache::new(&data.cache);
     let record = cache.tokens_record(content);
+    if let Some(gone) = [cache.tokens(content), record.clone()].into_iter().find(|path| !path.exists()) {
+        return Err(Error::NotFound(format!(
+            "{} is gone, in which the snapshot's tokens were kept; `ckptd run` with the job file makes it again from the \
+             same text",
+            gone.display()
+        )));
+    }
     let TokenRecord { width, .. } = serde_json::from_slice(&read_small(&record, MAX_RECORD_BYTES)?)
         .map_err(|e| Error::malformed(&record, format!("not what the worker writes there: {e}")))?;
-    let blake3 = copy(&cache.tokens(content), "", folder, progress)?;
+    let blake3 = copy(&cache.tokens(content), None, folder, progress)?;
     let origin = TokenOrigin { blake3, content: content.to_owned(), width };
     let json =
         serde_json::to_string_pretty(&origin).map_err(|e| Error::Other(format!("writing {TOKENS_ORIGIN}: {e}")))?;
     folder.file(TOKENS_ORIGIN, format!("{json}\n").as_bytes())
 }
 
-/// Copies the token file at `path`, whose hash must be `expected` unless that is empty; returns its hash.
-fn copy(path: &Path, expected: &str, folder: &mut ExportFolder, progress: &dyn ProgressSink) -> Result<String> {
+/// Copies the token file at `path`, which must stand for `content` where that is given; returns its hash.
+fn copy(path: &Path, content: Option<&str>, folder: &mut ExportFolder, progress: &dyn ProgressSink) -> Result<String> {
     let mapped = MappedFile::open(path)?;
     progress.begin("tokens", mapped.len());
     let mut hasher = blake3::Hasher::new();
@@ -102,11 +110,18 @@ fn copy(path: &Path, expected: &str, folder: &mut ExportFolder, progress: &dyn P
         Ok(())
     })?;
     let hash = hasher.finalize().to_hex().to_string();
-    if expected.is_empty() || hash == expected {
+    if content.is_none_or(|content| stands_for(mapped.bytes(), &hash, content)) {
         Ok(hash)
     } else {
         Err(Error::mismatch(path, "these are not the tokens that the snapshot was trained on"))
     }
+}
+
+/// Whether a token file with this hash stands for `content`, in the layout that its header says or in any other.
+fn stands_for(file: &[u8], hash: &str, content: &str) -> bool {
+    let offset = token_file::from_header(file).ok().flatten().map_or(0, |layout| layout.offset);
+    let widths = [TokenWidth::U16, TokenWidth::U32, TokenWidth::I32, TokenWidth::I64];
+    widths.into_iter().any(|width| TokenLayout { width, offset, tokens: 0 }.content(hash) == content)
 }
 
 #[cfg(test)]

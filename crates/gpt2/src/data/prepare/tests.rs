@@ -6,9 +6,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use ckptd_core::config::{DataSection, TrainSection};
+use ckptd_core::token_file::TokensDtype;
 
+use super::super::request::DataBefore;
 use super::*;
 use crate::data::order::{DataCursor, EvalBatches, TrainBatches};
+use crate::tokens::recall;
 
 /// A folder with a text, a cache and the settings to read one into the other.
 struct Job {
@@ -72,8 +75,10 @@ impl Job {
             data: &self.data,
             train: &self.train,
             model_folder: None,
+            model_configs: [None, None],
             vocab_size: self.vocab_size,
             threads: self.threads,
+            before: None,
         }
     }
 
@@ -127,7 +132,7 @@ fn gpt2_files_give_gpt2_ids_and_documents_are_joined_with_the_end_of_text() {
     let (dataset, _) = job.open().unwrap();
     assert_eq!((dataset.eot, dataset.vocab_size), (Some(259), 260));
 
-    std::fs::write(job.path("carried.json"), dataset.tokenizer_json.unwrap()).unwrap();
+    std::fs::write(job.path("carried.json"), dataset.tokenizer_json().unwrap()).unwrap();
     job.data.tokenizer = Some(job.path("carried.json"));
     assert_eq!(job.open().unwrap().0.content_hash, dataset.content_hash, "the carried tokenizer is the same one");
 }
@@ -139,7 +144,7 @@ fn text_in_blocks_and_by_words_has_the_ids_of_the_whole_text_with_any_number_of_
     let one = job.ids();
     (job.threads, job.data.cache) = (5, job.path("other cache"));
     assert_eq!(job.ids(), one);
-    let json = job.open().unwrap().0.tokenizer_json.unwrap();
+    let json = job.open().unwrap().0.tokenizer_json().unwrap().to_vec();
     let whole = tokenizers::Tokenizer::from_bytes(json).unwrap().encode_fast(text.as_str(), false).unwrap();
     assert!(text.len() > 5 * crate::data::text::BLOCK_BYTES);
     assert_eq!(whole.get_ids(), one);
@@ -185,7 +190,7 @@ fn a_tokenizer_is_trained_to_the_vocabulary_and_the_same_in_every_process() {
     job.vocab_size = 400;
     job.threads = 4;
     let (dataset, _) = job.open().unwrap();
-    let hash = blake3::hash(dataset.tokenizer_json.as_ref().unwrap()).to_hex().to_string();
+    let hash = blake3::hash(dataset.tokenizer_json().unwrap()).to_hex().to_string();
     if std::env::var_os(PRINT).is_some() {
         println!("tokenizer {hash}");
         return;
@@ -267,12 +272,15 @@ fn a_token_file_is_used_as_it_is_and_its_hash_is_its_identity() {
     assert_eq!(dataset.content_hash, blake3::hash(&bytes).to_hex().as_str());
     assert_eq!((dataset.train.len(), dataset.val.len()), (360, 40));
     assert_eq!(dataset.val.ids(0..2).collect::<Vec<_>>(), [60, 61]);
-    assert_eq!((dataset.eot, dataset.tokenizer_json, dataset.vocab_size), (None, None, 300));
+    assert_eq!((dataset.eot, dataset.tokenizer_files.len(), dataset.vocab_size), (None, 0, 300));
 
     job.vocab_size = 299;
     assert!(job.error().contains("token id 299 at position 299 is beyond the model's vocabulary (vocab_size 299)"));
     job.vocab_size = 70_000;
-    assert_eq!(job.open().map(|(d, _)| d.train.len()).ok(), None, "as uint32 the ids are too large");
+    assert!(job.error().contains("[data] tokens_dtype"), "as uint32 the ids are too large");
+    job.data.tokens_dtype = Some(TokensDtype::Uint16);
+    assert_eq!(job.open().unwrap().0.train.len(), 360);
+    job.data.tokens_dtype = None;
     std::fs::write(&path, &bytes[..799]).unwrap();
     assert!(job.error().contains("799 bytes are no whole number of 4-byte ids"));
     job.data.tokens = Some(job.path("missing.bin"));
@@ -307,6 +315,229 @@ fn a_tokenizer_that_is_missing_or_invalid_is_refused_by_name() {
     let mut job = Job::new(&story()).with_gpt2_files();
     job.vocab_size = 100;
     assert!(job.error().contains("is beyond the model's vocabulary (vocab_size 100)"));
+}
+
+#[test]
+fn ids_of_every_type_are_taken_as_they_are_where_file_or_job_says_the_type() {
+    let mut job = Job::new("");
+    job.data.text = Vec::new();
+    job.vocab_size = 50_257;
+    let ids: Vec<u32> = (0..400).map(|i| i * 7919 % 50_257).collect();
+    let bytes = |width: usize| -> Vec<u8> {
+        ids.iter().flat_map(|&id| u64::from(id).to_le_bytes()[..width].to_vec()).collect()
+    };
+    let npy = |descr: &str, width: usize| {
+        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (400,), }}\n");
+        [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), &bytes(width)].concat()
+    };
+    let header: Vec<u8> = [20_240_520u32, 1, 400].iter().flat_map(|number| number.to_le_bytes()).collect();
+    let llm_c = [&header[..], &[0; 1012], &bytes(2)].concat();
+    let mut contents = std::collections::BTreeSet::new();
+    for (name, file, dtype) in [
+        ("u2.npy", npy("<u2", 2), None),
+        ("i8.npy", npy("<i8", 8), None),
+        ("llm.bin", llm_c, None),
+        ("u2.bin", bytes(2), None),
+        ("u4.bin", bytes(4), Some(TokensDtype::Uint32)),
+        ("i4.bin", bytes(4), Some(TokensDtype::Int32)),
+        ("i8.bin", bytes(8), Some(TokensDtype::Int64)),
+    ] {
+        std::fs::write(job.path(name), file).unwrap();
+        (job.data.tokens, job.data.tokens_dtype) = (Some(job.path(name)), dtype);
+        assert_eq!(job.ids(), ids, "{name}");
+        assert!(contents.insert(job.open().unwrap().0.content_hash), "{name}");
+    }
+}
+
+#[test]
+fn a_type_that_nobody_says_is_not_guessed_and_what_is_no_id_is_named_with_its_place() {
+    let mut job = Job::new("");
+    (job.data.text, job.data.tokens) = (Vec::new(), Some(job.path("t.bin")));
+    let write = |numbers: &[i64], width: usize| {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()[..width].to_vec()).collect();
+        std::fs::write(job.folder.path().join("t.bin"), bytes).unwrap();
+    };
+    let mut ids: Vec<i64> = (0..400).map(|i| i * 7 % 299 + 1).collect();
+    for width in [4, 8] {
+        write(&ids, width);
+        let error = job.error();
+        assert!(error.contains("t.bin") && error.contains("say it: [data] tokens_dtype = \"int32\""), "{error}");
+    }
+    ids[17] = -100;
+    write(&ids, 8);
+    job.data.tokens_dtype = Some(TokensDtype::Int64);
+    assert!(job.error().contains("t.bin: token id -100 at position 17 is no id"), "{}", job.error());
+    std::fs::write(job.path("t.bin"), b"PK\x03\x04and so on").unwrap();
+    job.data.tokens_dtype = None;
+    assert!(job.error().contains("it is a zip archive"), "{}", job.error());
+    let npy = b"\x93NUMPY\x01\x00\x36\x00{'descr': '<i4', 'fortran_order': False, 'shape': (1,)}\n\0\0\0\0";
+    std::fs::write(job.path("t.bin"), npy).unwrap();
+    job.data.tokens_dtype = Some(TokensDtype::Uint16);
+    assert!(job.error().contains("says int32, and [data] tokens_dtype says uint16"), "{}", job.error());
+}
+
+/// The job's files as a snapshot would carry them, with a GPT-2's config.
+fn carried(dataset: &TokenDataset) -> Vec<CarriedFile> {
+    let config = br#"{"model_type": "gpt2"}"#.to_vec();
+    let config = CarriedFile { name: "config.json".into(), bytes: config.into() };
+    std::iter::once(config).chain(dataset.tokenizer_files.iter().cloned()).collect()
+}
+
+fn before<'a>(files: &'a [CarriedFile], content: Option<&'a str>, accepts_changes: bool) -> Option<DataBefore<'a>> {
+    Some(DataBefore { path: std::path::Path::new("/s/step-1.ckpt"), files, content, accepts_changes })
+}
+
+#[test]
+fn more_text_keeps_the_snapshots_tokenizer_and_is_told_in_words() {
+    let mut job = Job::new(&story());
+    let (first, _) = job.open().unwrap();
+    let files = carried(&first);
+    std::fs::write(job.path("more.txt"), "quite other words, xylophone and zebra\n".repeat(400)).unwrap();
+    job.data.text.push(job.path("more.txt").to_string_lossy().into_owned());
+    let request = DataRequest { before: before(&files, Some(&first.content_hash), true), ..job.request() };
+    let plan = plan(&request, &Stages::default()).unwrap();
+    let expected = "the texts differ: 1 file then, 2 files now (new: more.txt)";
+    assert_eq!(plan.changes(), [DataChange::Data(expected.into())]);
+    assert_eq!(plan.open(&Stages::default()).unwrap().tokenizer_json(), first.tokenizer_json());
+    std::fs::remove_dir_all(&job.data.cache).unwrap();
+    let plan = super::plan(&request, &Stages::default()).unwrap();
+    assert!(matches!(plan.changes(), [DataChange::Data(what)] if what.contains("not known any more")));
+}
+
+#[test]
+fn another_tokenizer_than_the_snapshots_is_a_change_and_the_same_one_is_none() {
+    let mut job = Job::new(&story()).with_gpt2_files();
+    let (first, _) = job.open().unwrap();
+    let files = carried(&first);
+    let changes = |job: &Job, accepts| {
+        let request = DataRequest { before: before(&files, Some(&first.content_hash), accepts), ..job.request() };
+        let plan = plan(&request, &Stages::default()).unwrap();
+        let changes = plan.changes().to_vec();
+        (changes, plan.open(&Stages::default()).unwrap().tokenizer_json().unwrap().to_vec())
+    };
+    assert_eq!(changes(&job, false).0, [], "vocab.json and merges.txt are the tokenizer.json that is carried");
+    let vocab = std::fs::read_to_string(job.path("gpt2/vocab.json")).unwrap();
+    let swapped = vocab.replace(r#""a":64"#, r#""a":0"#).replace(r#""!":0"#, r#""!":64"#);
+    assert_ne!(swapped, vocab);
+    std::fs::write(job.path("gpt2/vocab.json"), swapped).unwrap();
+    let (found, json) = changes(&job, false);
+    let [DataChange::Tokenizer(what), ..] = &found[..] else { panic!("{found:?}") };
+    assert!(what.contains("2 of 260 tokens have another id") && what.contains("take [data] tokenizer out"), "{what}");
+    assert_eq!(json, first.tokenizer_json().unwrap(), "not accepted, it is not used");
+    assert_ne!(changes(&job, true).1, first.tokenizer_json().unwrap());
+    job.data.tokenizer = None;
+    assert_eq!(changes(&job, true).0, [], "the snapshot's own");
+}
+
+#[test]
+fn what_the_first_release_made_of_a_text_goes_on_as_it_was() {
+    let mut job = Job::new(&(story() + &"é".repeat(80_000))).with_gpt2_files();
+    let (now, _) = job.open().unwrap();
+    let json = now.tokenizer_json().unwrap();
+    let text = std::fs::read(job.path("a.txt")).unwrap();
+    let mut key = blake3::Hasher::new();
+    key.update(b"ckptd tokens v1").update(blake3::hash(json).as_bytes()).update(blake3::hash(&text).as_bytes());
+    let then = key.finalize().to_hex().to_string();
+    let files = carried(&now);
+    job.data.tokenizer = None;
+    let request = DataRequest { before: before(&files, Some(&then), false), ..job.request() };
+    let old = open(&request, &Stages::default()).unwrap();
+    assert_eq!(old.content_hash, then);
+    assert_ne!(now.content_hash, then);
+    let ids = |dataset: &TokenDataset| dataset.train.ids(0..dataset.train.len()).collect::<Vec<_>>();
+    assert_eq!(ids(&old)[..1000], ids(&now)[..1000]);
+}
+
+#[test]
+fn documents_end_with_the_token_that_the_model_or_the_tokenizer_names() {
+    let mut job = Job::new("the").with_gpt2_files();
+    job.train = TrainSection { batch_size: 1, sequence_length: 2, eval_every: 0, ..TrainSection::default() };
+    job.data.validation = 0.0;
+    std::fs::write(job.path("b.txt"), "the th").unwrap();
+    job.data.text.push(job.path("b.txt").to_string_lossy().into_owned());
+    let vocab: std::collections::BTreeMap<String, u32> = recall(&job.path("gpt2/vocab.json")).unwrap();
+    let end = |job: &Job, configs| {
+        let request = DataRequest { model_configs: configs, ..job.request() };
+        let dataset = open(&request, &Stages::default()).unwrap();
+        (dataset.train.ids(1..2).next().unwrap(), dataset.notes)
+    };
+    assert_eq!(end(&job, [None, None]), (vocab["<|endoftext|>"], Vec::new()));
+    std::fs::write(job.path("gpt2/tokenizer_config.json"), r#"{"eos_token": "th"}"#).unwrap();
+    let generation = format!(r#"{{"eos_token_id": [{}, 5]}}"#, vocab["the"]);
+    let (id, notes) = end(&job, [Some(b"{}"), Some(generation.as_bytes())]);
+    assert_eq!(id, vocab["th"]);
+    assert!(notes[0].contains("\"th\"") && notes[0].contains("\"the\""), "{notes:?}");
+    std::fs::write(
+        job.path("gpt2/tokenizer_config.json"),
+        r#"{"eos_token": null, "bos_token": null, "unk_token": null}"#,
+    )
+    .unwrap();
+    assert_eq!(end(&job, [Some(b"{}"), Some(generation.as_bytes())]).0, vocab["the"]);
+}
+
+#[test]
+fn packed_and_marked_texts_and_records_give_the_ids_of_the_plain_text() {
+    let job = Job::new(&story()).with_gpt2_files();
+    let plain = job.ids();
+    let units: Vec<u8> = ("\u{feff}".to_owned() + &story()).encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let gz = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let halves = story().as_bytes().split_at(5000).0.to_vec();
+    let members = [gz(&halves), gz(&story().as_bytes()[5000..])].concat();
+    let zst = zstd::encode_all(story().as_bytes(), 3).unwrap();
+    let record = serde_json::json!({"id": 1, "text": story(), "score": 0.5}).to_string();
+    for (name, bytes) in [
+        ("u16.txt", units),
+        ("a.txt.gz", members),
+        ("a.zst", zst),
+        ("a.jsonl", record.clone().into_bytes()),
+        ("b.jsonl.gz", gz(record.as_bytes())),
+    ] {
+        let mut other = Job::new("").with_gpt2_files();
+        std::fs::write(other.path(name), bytes).unwrap();
+        other.data.text = vec![other.path(name).to_string_lossy().into_owned()];
+        assert_eq!(other.ids(), plain, "{name}");
+    }
+}
+
+#[test]
+fn each_record_is_a_document_of_its_own() {
+    let mut job = Job::new("").with_gpt2_files();
+    job.train = TrainSection { batch_size: 1, sequence_length: 2, eval_every: 0, ..TrainSection::default() };
+    job.data.validation = 0.0;
+    let lines = "{\"body\": \"the\"}\n{\"body\": null}\n{\"body\": \"the\"}\n{\"body\": \"th\"}\n";
+    std::fs::write(job.path("a.jsonl"), lines).unwrap();
+    job.data.text = vec![job.path("a.jsonl").to_string_lossy().into_owned()];
+    assert!(job.error().contains("a.jsonl, line 1: it has no \"text\"; it has body"), "{}", job.error());
+    job.data.field = Some("body".into());
+    let vocab: std::collections::BTreeMap<String, u32> = recall(&job.path("gpt2/vocab.json")).unwrap();
+    let (dataset, _) = job.open().unwrap();
+    assert!(dataset.notes[0].starts_with("1 records without a text"), "{:?}", dataset.notes);
+    let end = vocab["<|endoftext|>"];
+    assert_eq!(job.ids(), [vocab["the"], end, vocab["the"], end, vocab["th"]]);
+}
+
+#[test]
+fn files_that_are_no_text_are_refused_by_name() {
+    let refused = |name: &str, bytes: &[u8]| {
+        let mut job = Job::new("").with_gpt2_files();
+        std::fs::write(job.path(name), bytes).unwrap();
+        job.data.text = vec![job.path(name).to_string_lossy().into_owned()];
+        let error = job.error();
+        assert!(error.contains(name), "{error}");
+        error
+    };
+    let latin: Vec<u8> = "une \u{e9}t\u{e9} \u{e0} la mer\n".repeat(200).chars().map(|c| c as u8).collect();
+    assert!(refused("latin.txt", &latin).contains("iconv -f LATIN1"));
+    assert!(refused("wide.txt", &story().bytes().flat_map(|b| [b, 0]).collect::<Vec<u8>>()).contains("NUL"));
+    assert!(refused("a.zip.txt", b"PK\x03\x04....").contains("zip archive"));
+    assert!(refused("a.pdf", b"%PDF-1.7").contains("pdftotext"));
+    assert!(refused("a.gz", b"\x1f\x8b\x08\x00 not gzip at all").contains("cannot be unpacked"));
+    let zst = zstd::encode_all(story().as_bytes(), 3).unwrap();
+    assert!(refused("a.zst", &zst[..zst.len() / 2]).contains("cannot be unpacked"));
 }
 
 #[test]
