@@ -85,7 +85,7 @@ const OTHERS: [(&[u8], &str); 7] = [
     (b"\x1f\x8b", "compressed with gzip; unpack it with gunzip"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it with unzstd"),
     (b"\xfd7zXZ\0", "compressed with xz; unpack it with unxz"),
-    (b"PAR1", "Parquet; name it in [data] text, with [data] field, where it holds text"),
+    (b"PAR1", "Parquet; save its ids with numpy.save"),
     (b"\x89HDF\r\n", "HDF5; save the ids alone with numpy.save"),
     (b"MMIDIDX\0", "the index of Megatron's tokens; name the .bin beside it, with [data] tokens_dtype"),
 ];
@@ -93,15 +93,14 @@ const OTHERS: [(&[u8], &str); 7] = [
 /// The layout that the header of `file` gives; `None` where it has none.
 ///
 /// # Errors
-/// As a clause: a header that does not fit its file, a type that is no id's, another kind of file.
+/// As a clause: a header that does not fit its file, a type that is no id's.
 pub fn from_header(file: &[u8]) -> Result<Option<TokenLayout>, String> {
-    if file.starts_with(NPY_MAGIC) {
-        return npy(file).map(Some);
-    }
-    if let Some((_, what)) = OTHERS.iter().find(|(magic, _)| file.starts_with(magic)) {
-        return Err(format!("it is {what}"));
-    }
-    llm_c(file)
+    if file.starts_with(NPY_MAGIC) { npy(file).map(Some) } else { llm_c(file) }
+}
+
+/// Which other kind of file it seems to be, and what to do with it. Ids may begin so by chance.
+pub fn other_kind(file: &[u8]) -> Option<&'static str> {
+    OTHERS.iter().find(|(magic, _)| file.starts_with(magic)).map(|(_, what)| *what)
 }
 
 fn llm_c(file: &[u8]) -> Result<Option<TokenLayout>, String> {
@@ -237,12 +236,13 @@ mod tests {
             (b"\x93NUMPY\x01\x00\xff\xff{".to_vec(), "cannot be read"),
             (llm_c_file(20_240_520, 1, 4, &[0; 6]), "says 4 ids"),
             (llm_c_file(20_240_520, 9, 3, &[0; 6]), "version 9"),
-            (b"PK\x03\x04....".to_vec(), "zip archive"),
-            (b"PAR1....".to_vec(), "Parquet"),
         ] {
             let error = from_header(&file).unwrap_err();
             assert!(error.contains(reason), "{error}");
         }
+        assert!(other_kind(b"PK\x03\x04....").unwrap().contains("zip archive"));
+        assert!(other_kind(b"PAR1....").unwrap().contains("Parquet"));
+        assert_eq!(other_kind(&[7; 9]), None);
     }
 
     #[test]

@@ -15,7 +15,12 @@ use super::request::{DataRequest, OpenedTokens};
 use crate::tokens::{TokenFile, prepare_cache, recall, remember};
 
 /// Opens and checks the token file at `path`.
-pub(super) fn open(request: &DataRequest, path: &Path, progress: &dyn ProgressSink) -> Result<OpenedTokens> {
+pub(super) fn open(
+    request: &DataRequest,
+    path: &Path,
+    notes: &mut Vec<String>,
+    progress: &dyn ProgressSink,
+) -> Result<OpenedTokens> {
     if !path.exists() {
         return Err(Error::Config(format!("[data] tokens: {} does not exist", path.display())));
     }
@@ -27,6 +32,10 @@ pub(super) fn open(request: &DataRequest, path: &Path, progress: &dyn ProgressSi
     let now = SystemTime::now();
     let file = TokenFile::open(path)?;
     let layout = layout(request, &file, origin.as_ref()).map_err(|what| Error::Config(format!("{name}: {what}")))?;
+    if layout.offset > 0 {
+        let (tokens, kind) = (layout.tokens, layout.width.numpy());
+        notes.push(format!("{name}: it has a header, by which it holds {tokens} ids of {kind}"));
+    }
     let view = file.view(&layout);
     let known =
         recall(&record).filter(|k: &TokenRecord| k.width == layout.width && k.stamp.as_ref() == Some(&file.stamp));
@@ -77,9 +86,11 @@ fn layout(request: &DataRequest, file: &TokenFile, origin: Option<&TokenOrigin>)
             ));
         }
         (Ok(Some(layout)), _) => return Ok(layout),
-        (Err(what), None) => return Err(what),
-        // Ids that happen to look like a header; the job says that they are ids.
-        (Err(_), Some(_)) | (Ok(None), _) => {}
+        (Err(what), _) => return Err(what),
+        (Ok(None), _) => {}
+    }
+    if let (Some(what), None) = (token_file::other_kind(bytes), said) {
+        return Err(format!("it is {what}"));
     }
     let known = said.or(origin.map(|origin| origin.width));
     let width = known.unwrap_or(TokenWidth::for_vocab(request.vocab_size));

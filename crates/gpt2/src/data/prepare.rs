@@ -69,7 +69,7 @@ pub fn plan<'a>(request: &'a DataRequest<'a>, progress: &dyn ProgressSink) -> Re
     let mut notes = Vec::new();
     let chosen = ChosenTokenizer::of(request, &mut changes, &mut notes)?;
     let (source, tokenizer) = match &request.data.tokens {
-        Some(path) => (DataSource::Tokens(from_tokens::open(request, path, progress)?), chosen),
+        Some(path) => (DataSource::Tokens(from_tokens::open(request, path, &mut notes, progress)?), chosen),
         None => {
             let (plan, tokenizer) = TextPlan::of(request, chosen, &mut notes, progress)?;
             (DataSource::Text(Box::new(plan)), Some(tokenizer))

@@ -17,7 +17,10 @@ const READ_BYTES: usize = 256 << 10;
 
 /// What no text begins with, and what to do about it.
 const OTHERS: [(&[u8], &str); 11] = [
-    (b"PAR1", "Parquet; write its column as JSONL: pandas.read_parquet(FILE).to_json(OUT, orient='records', lines=True)"),
+    (
+        b"PAR1",
+        "Parquet; write its column as JSONL: pandas.read_parquet(FILE).to_json(OUT, orient='records', lines=True)",
+    ),
     (b"PK\x03\x04", "a zip archive; unpack it"),
     (b"\xfd7zXZ\0", "compressed with xz; unpack it with unxz"),
     (b"BZh", "compressed with bzip2; unpack it with bunzip2"),

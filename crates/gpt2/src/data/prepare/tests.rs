@@ -370,7 +370,8 @@ fn a_type_that_nobody_says_is_not_guessed_and_what_is_no_id_is_named_with_its_pl
     std::fs::write(job.path("t.bin"), b"PK\x03\x04and so on").unwrap();
     job.data.tokens_dtype = None;
     assert!(job.error().contains("it is a zip archive"), "{}", job.error());
-    let npy = b"\x93NUMPY\x01\x00\x36\x00{'descr': '<i4', 'fortran_order': False, 'shape': (1,)}\n\0\0\0\0";
+    let header = "{'descr': '<i4', 'fortran_order': False, 'shape': (1,)}\n";
+    let npy = [b"\x93NUMPY\x01\x00", &[header.len() as u8, 0][..], header.as_bytes(), &[0; 4]].concat();
     std::fs::write(job.path("t.bin"), npy).unwrap();
     job.data.tokens_dtype = Some(TokensDtype::Uint16);
     assert!(job.error().contains("says int32, and [data] tokens_dtype says uint16"), "{}", job.error());
@@ -462,17 +463,17 @@ fn documents_end_with_the_token_that_the_model_or_the_tokenizer_names() {
         (dataset.train.ids(1..2).next().unwrap(), dataset.notes)
     };
     assert_eq!(end(&job, [None, None]), (vocab["<|endoftext|>"], Vec::new()));
-    std::fs::write(job.path("gpt2/tokenizer_config.json"), r#"{"eos_token": "th"}"#).unwrap();
-    let generation = format!(r#"{{"eos_token_id": [{}, 5]}}"#, vocab["the"]);
+    std::fs::write(job.path("gpt2/tokenizer_config.json"), r#"{"eos_token": "!"}"#).unwrap();
+    let generation = format!(r#"{{"eos_token_id": [{}, 5]}}"#, vocab["?"]);
     let (id, notes) = end(&job, [Some(b"{}"), Some(generation.as_bytes())]);
-    assert_eq!(id, vocab["th"]);
-    assert!(notes[0].contains("\"th\"") && notes[0].contains("\"the\""), "{notes:?}");
+    assert_eq!(id, vocab["!"]);
+    assert!(notes[0].contains("\"!\"") && notes[0].contains("\"?\""), "{notes:?}");
     std::fs::write(
         job.path("gpt2/tokenizer_config.json"),
         r#"{"eos_token": null, "bos_token": null, "unk_token": null}"#,
     )
     .unwrap();
-    assert_eq!(end(&job, [Some(b"{}"), Some(generation.as_bytes())]).0, vocab["the"]);
+    assert_eq!(end(&job, [Some(b"{}"), Some(generation.as_bytes())]).0, vocab["?"]);
 }
 
 #[test]
