@@ -128,7 +128,8 @@ fn sized(file: &[u8], width: TokenWidth, offset: u64, tokens: u64) -> Result<Tok
         return Ok(TokenLayout { width, offset, tokens });
     }
     Err(format!(
-        "its header says {tokens} ids of {}, which takes {} bytes, and the file has {}; is it cut, or not complete yet?",
+        "its header says {tokens} ids of {}, which takes {} bytes, and the file has {}; is it cut, or not \
+         complete yet?",
         width.numpy(),
         expected.map_or("too many".to_owned(), |bytes| bytes.to_string()),
         file.len()

@@ -14,7 +14,10 @@ use tokenizers::{AddedToken, NormalizedString, Normalizer, Tokenizer};
 /// and Qwen 2, by their text.
 const KNOWN_PATTERNS: [&str; 3] = [
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
@@ -77,7 +80,8 @@ fn is_visible(c: char) -> bool {
 
 /// A letter or a digit of scripts in which none of them joins what follows.
 fn is_common_letter(c: char) -> bool {
-    let is_common = matches!(c, '\0'..='\u{2ff}' | '\u{370}'..='\u{58f}' | '\u{1e00}'..='\u{1fff}' | '\u{3041}'..='\u{9fff}'
+    let is_common = matches!(c, '\0'..='\u{2ff}' | '\u{370}'..='\u{58f}' | '\u{1e00}'..='\u{1fff}'
+        | '\u{3041}'..='\u{9fff}'
         | '\u{ac00}'..='\u{d7a3}');
     is_common && c.is_alphanumeric()
 }

@@ -60,8 +60,8 @@ impl FoundFiles {
             let list: Vec<String> =
                 self.others.iter().take(3).map(|(ending, count)| format!("{count} *{ending}")).collect();
             why = format!(
-                "matches no file: a folder is searched for *.txt and *.md, and there are {}; name them with a glob that \
-                 ends with /**/*{ending}",
+                "matches no file: a folder is searched for *.txt and *.md, and there are {}; name them with a glob \
+                 that ends with /**/*{ending}",
                 list.join(", ")
             );
         }

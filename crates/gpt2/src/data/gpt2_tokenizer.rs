@@ -80,14 +80,23 @@ pub(super) fn from_json(json: &[u8], add_prefix_space: bool) -> tokenizers::Resu
     ] {
         document["model"][key] = value;
     }
-    let byte_level = |prefix: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true});
     document["normalizer"] = Value::Null;
-    document["pre_tokenizer"] = byte_level(add_prefix_space);
-    document["decoder"] = byte_level(true);
+    document["pre_tokenizer"] = byte_level_part(add_prefix_space);
+    document["decoder"] = byte_level_part(true);
     document["added_tokens"] = json!([]);
     document["truncation"] = Value::Null;
     document["padding"] = Value::Null;
     Tokenizer::from_bytes(serde_json::to_vec(&document)?).map(Some)
+}
+
+/// GPT-2's split into words, or its decoder.
+fn byte_level_part(add_prefix_space: bool) -> Value {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": add_prefix_space,
+        "trim_offsets": true,
+        "use_regex": true,
+    })
 }
 
 /// Whether the document is byte-level and nothing more, so that a GPT2Tokenizer loses nothing that it has.

@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn each_line_is_a_document_however_the_pieces_fall() {
-        let pieces = ["{\"text\": \"on", "e\\ntwo\"}\r\n\n{\"id\": 3, \"te", "xt\": \"\u{e9}\"}\n{\"text\":\"last\"}"];
+        let pieces = ["{\"text\": \"on", "e\\ntwo\"}\r\n\n{\"id\": 3, \"t", "ext\": \"\u{e9}\"}\n{\"text\":\"last\"}"];
         assert_eq!(all(&pieces, None).unwrap(), ["one\ntwo", "\u{e9}", "last"]);
         assert_eq!(all(&["{\"a\": \"x\", \"text\": 1}\n"], Some("a")).unwrap(), ["x"]);
     }

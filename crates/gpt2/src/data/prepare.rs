@@ -63,7 +63,7 @@ pub fn open(request: &DataRequest, progress: &dyn ProgressSink) -> Result<TokenD
     plan(request, progress)?.open(progress)
 }
 
-/// Finds out what `request` comes to. Texts are hashed, token files checked; a tokenizer is trained where there is none.
+/// Finds out what `request` comes to. Texts are hashed, token files checked; a tokenizer is trained where none is.
 pub fn plan<'a>(request: &'a DataRequest<'a>, progress: &dyn ProgressSink) -> Result<DataPlan<'a>> {
     let mut changes = Vec::new();
     let mut notes = Vec::new();

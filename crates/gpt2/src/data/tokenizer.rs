@@ -364,7 +364,8 @@ mod tests {
     fn letters_that_a_tokenizer_does_not_know_are_counted_and_those_of_a_byte_level_one_are_all_known() {
         let block = |text: &str| [TextBlock { document: 0, file: 0, text: text.into() }];
         assert_eq!(trained().dropped(&block("где 語")), None);
-        let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+        let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
             "post_processor": null, "decoder": null,
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}"#;
         let encoder = TextEncoder::from_json(json.into()).unwrap();

@@ -261,8 +261,8 @@ impl TokenizerFiles {
     /// Where a GPT2Tokenizer and the tokenizer.json are not the same.
     fn explain(&self, what: &str, used: &str) -> String {
         format!(
-            "{}: transformers takes it for a GPT2Tokenizer; the {JSON} {what}, and {used}. To use it as it stands, write \
-             {{\"tokenizer_class\": \"PreTrainedTokenizerFast\"}} into {CONFIG}, or name the file itself: [data] \
+            "{}: transformers takes it for a GPT2Tokenizer; the {JSON} {what}, and {used}. To use it as it stands, \
+             write {{\"tokenizer_class\": \"PreTrainedTokenizerFast\"}} into {CONFIG}, or name the file itself: [data] \
              tokenizer = \"{}\"",
             self.origin.display(),
             self.path(JSON).display()

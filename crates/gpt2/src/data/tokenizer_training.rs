@@ -20,7 +20,8 @@ use super::tokenizer::TextEncoder;
 /// Bytes of text that a tokenizer is trained on at most, taken evenly from everything.
 const TRAINING_BYTES: u64 = 64 << 20;
 
-/// Trains a byte-level BPE of at most `vocab_size` tokens, <|endoftext|> the first of them, on the texts of `input`, in `pool`.
+/// Trains a byte-level BPE of at most `vocab_size` tokens, <|endoftext|> the first of them, on the texts of `input`,
+/// in `pool`.
 ///
 /// The crate's trainer counts in any order and breaks ties by token ids, so that the result depends on neither the
 /// number of threads nor the order of its hash maps; a test compares several processes.

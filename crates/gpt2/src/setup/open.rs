@@ -89,7 +89,7 @@ impl TrainingSetup {
 /// The tokens of the job, whose notes go to `events`.
 ///
 /// # Errors
-/// [`Error::Mismatch`] where the snapshot came about under other settings, or with other data, and that is not accepted.
+/// A mismatch where the snapshot came about under other settings, or with other data, and that is not accepted.
 fn open_data(
     config: &Config,
     machine: &TrainingMachine,

@@ -82,8 +82,8 @@ fn tokens(
     let record = cache.tokens_record(content);
     if let Some(gone) = [cache.tokens(content), record.clone()].into_iter().find(|path| !path.exists()) {
         return Err(Error::NotFound(format!(
-            "{} is gone, in which the snapshot's tokens were kept; `ckptd run` with the job file makes it again from the \
-             same text",
+            "{} is gone, in which the snapshot's tokens were kept; `ckptd run` with the job file makes it again from \
+             the same text",
             gone.display()
         )));
     }
