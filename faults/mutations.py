@@ -78,9 +78,9 @@ MUTATIONS = [
     Mutation("a snapshot that could not be made durable stays", SWEEP, (
         ("store/commit.rs", *without("let _ = snapshots.remove(&name);")),)),
     Mutation("the bytes of a chunk are not held against their hashes", DAMAGE, (
-        ("store/read.rs", "if *blake3::hash(encoded).as_bytes() != record.encoded_hash {",
+        ("store/outline.rs", "if *blake3::hash(encoded).as_bytes() != record.encoded_hash {",
          "if !ON && *blake3::hash(encoded).as_bytes() != record.encoded_hash {"),
-        ("store/read.rs", "Ok(()) if hash != record.raw_hash =>", "Ok(()) if !ON && hash != record.raw_hash =>"))),
+        ("store/outline.rs", "Ok(()) if hash != record.raw_hash =>", "Ok(()) if !ON && hash != record.raw_hash =>"))),
     Mutation("the manifest is not held against its hash", DAMAGE, (
         ("store/peek.rs", "if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {",
          "if !ON && *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {"),)),

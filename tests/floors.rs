@@ -52,6 +52,7 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
             &["errors", "layout"],
             &["objects", "records"],
             &["confirmed", "memory", "protocol"],
+            &["job"],
         ],
     ),
 ];

@@ -13,6 +13,7 @@ pub mod confirmed;
 pub mod errors;
 pub mod fence;
 pub mod holder;
+pub mod job;
 pub mod layout;
 pub mod memory;
 pub mod names;

@@ -145,6 +145,8 @@ pub struct TrashRecord {
     pub marker: Marker,
     /// Which ownership did that.
     pub by_epoch: u64,
+    /// When, on the clock of its machine.
+    pub at: Timestamp,
 }
 
 /// `uploads/`: what has to be aborted where its process does not come back.

@@ -167,7 +167,7 @@ pub fn commit(store: &Store, _lock: &StoreLock, snapshot: Snapshot, options: &Co
 }
 
 /// Renames the finished file into place and makes that durable: the last step that can fail. Returns its id and path.
-fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(SnapshotId, PathBuf)> {
+pub(super) fn publish(store: &Store, staging: &Dir, part: &str, manifest: &Manifest) -> Result<(SnapshotId, PathBuf)> {
     let snapshots = store.folder(layout::Folder::Snapshots)?;
     let mut id = layout::snapshot_id(manifest.train.step, None);
     // The plain name can be taken, by an unhealthy snapshot of the same step for example: that one is not touched.

@@ -43,6 +43,10 @@ pub const LOCK: &str = "ckptd.lock";
 pub const RUN: &str = "run.json";
 /// The config of the job that ran in the store last.
 pub const JOB: &str = "job.json";
+/// What the store remembers of its remote: under which ownership its snapshots were taken.
+pub const REMOTE: &str = "remote.json";
+/// How far the upload of a snapshot is.
+pub const UPLOAD: &str = "upload.json";
 /// The sessions of the store, and what they taught.
 pub const SESSIONS: &str = "sessions.json";
 

@@ -1,8 +1,8 @@
 //! The store: one folder per job, and in it whole, durable, verified snapshots.
 //!
-//! Reading order: [`layout`] (names), [`format`] (the file), [`trailer`], [`peek`], [`read`], [`receipt`], [`lock`],
-//! [`handle`] (an open store), [`commit`](mod@commit), [`catalogue`], [`choice`] (what a name means), [`verify`],
-//! [`quarantine`], [`resume`], [`retain`], [`rotate`], [`clean`], [`records`], [`session`].
+//! Reading order: [`layout`] (names), [`format`] (the file), [`trailer`], [`outline`], [`peek`], [`read`], [`receipt`],
+//! [`lock`], [`handle`] (an open store), [`commit`](mod@commit), [`receive`], [`catalogue`], [`choice`] (what a name
+//! means), [`verify`], [`quarantine`], [`resume`], [`retain`], [`rotate`], [`clean`], [`records`], [`session`].
 //!
 //! Invariant: every answer is read from the disk at the time of the question. Order comes from (run, sequence number)
 //! in the manifests. Damaged files are moved aside, not deleted; only [`rotate`] deletes snapshots.
@@ -15,10 +15,12 @@ pub mod format;
 pub mod handle;
 pub mod layout;
 pub mod lock;
+pub mod outline;
 pub mod peek;
 pub mod quarantine;
 pub mod read;
 pub mod receipt;
+pub mod receive;
 pub mod records;
 pub mod resume;
 pub mod retain;

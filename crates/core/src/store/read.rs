@@ -5,15 +5,15 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::MmapMut;
 
-use super::format::{self, ChunkPlace, ChunkRecord, HEAD_BYTES, Manifest, RECORD_BYTES};
+use super::format::{self, Manifest};
+use super::outline::SnapshotOutline;
 use super::peek::read_manifest;
-use super::trailer::Trailer;
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Error, Result};
 use crate::os::fs::{self, SECTOR, Transfer};
@@ -28,15 +28,9 @@ const RUN_CHUNKS: usize = 2;
 /// An open snapshot whose trailer, manifest and chunk table are whole and agree.
 #[derive(Debug)]
 pub struct SnapshotReader {
-    path: PathBuf,
     file: File,
     transfer: Transfer,
-    trailer: Trailer,
-    manifest: Manifest,
-    records: Vec<ChunkRecord>,
-    places: Vec<ChunkPlace>,
-    /// Where each chunk begins in the file.
-    starts: Vec<u64>,
+    outline: SnapshotOutline,
 }
 
 /// How a chunk is stored, for `inspect`.
@@ -88,56 +82,48 @@ impl SnapshotReader {
         let (manifest, trailer) = read_manifest(&file, path)?;
         let mut table = vec![0; (trailer.table.end - trailer.table.start) as usize];
         fs::read_exact_at(&file, &mut table, trailer.table.start, path)?;
-        if *blake3::hash(&table).as_bytes() != trailer.table_hash {
-            return Err(Error::damaged(path, "the chunk table does not match its hash"));
-        }
-        debug_assert_eq!(table.len() % RECORD_BYTES, 0);
-        let records = format::parse_table(&table);
-        let places = format::check_table(&manifest, &records, trailer.table.start, path)?;
-        let mut at = HEAD_BYTES as u64;
-        let starts = records
-            .iter()
-            .map(|record| {
-                let start = at;
-                at += record.encoded;
-                start
-            })
-            .collect();
-        let path = path.to_path_buf();
-        Ok(SnapshotReader { path, file, transfer: Transfer::Cached, trailer, manifest, records, places, starts })
+        let outline = SnapshotOutline::of(manifest, trailer, &table, path)?;
+        Ok(SnapshotReader { file, transfer: Transfer::Cached, outline })
+    }
+
+    /// Everything about the file but its chunks.
+    pub fn outline(&self) -> &SnapshotOutline {
+        &self.outline
     }
 
     /// Where the file is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.outline.path
     }
 
     /// Everything about the snapshot but its bytes.
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.outline.manifest
     }
 
     /// Size of the file.
     pub fn file_bytes(&self) -> u64 {
-        self.trailer.file_bytes
+        self.outline.file_bytes()
     }
 
     /// The hash that stands for the whole file: that of its trailer, which hashes all the rest.
     pub fn file_hash(&self) -> format::Hash {
-        *blake3::hash(&self.trailer.to_bytes()).as_bytes()
+        self.outline.file_hash()
     }
 
     /// The raw bytes of tensor `index` of the manifest.
     pub fn read_tensor(&self, index: usize) -> Result<Vec<u8>> {
-        let record = self.manifest.tensors.get(index);
+        let record = self.outline.manifest.tensors.get(index);
         let bytes = record.and_then(|t| t.meta.bytes()).ok_or_else(|| self.no_item(index))?;
         self.read_item(index, bytes)
     }
 
     /// A carried file by its name.
     pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        match self.manifest.files.iter().position(|f| f.name == name) {
-            Some(i) => self.read_item(self.manifest.tensors.len() + i, self.manifest.files[i].bytes).map(Some),
+        match self.outline.manifest.files.iter().position(|f| f.name == name) {
+            Some(i) => {
+                self.read_item(self.outline.manifest.tensors.len() + i, self.outline.manifest.files[i].bytes).map(Some)
+            }
             None => Ok(None),
         }
     }
@@ -152,13 +138,13 @@ impl SnapshotReader {
     /// items' own, on `threads` threads. On an error the memory holds no defined content.
     pub fn read_into(&self, wanted: Vec<(usize, &mut [u8])>, threads: usize) -> Result<()> {
         let mut targets: Vec<Option<&mut [u8]>> = Vec::new();
-        targets.resize_with(self.places.len(), || None);
+        targets.resize_with(self.outline.places.len(), || None);
         for (item, memory) in wanted {
             let range = self.places_of(item);
-            let total: u64 = self.places[range.clone()].iter().map(|u| u.bytes as u64).sum();
+            let total: u64 = self.outline.places[range.clone()].iter().map(|u| u.bytes as u64).sum();
             if total != memory.len() as u64 {
                 return Err(Error::mismatch(
-                    &self.path,
+                    &self.outline.path,
                     format!("item {item} has {total} bytes, not {}", memory.len()),
                 ));
             }
@@ -175,14 +161,14 @@ impl SnapshotReader {
         let places = self.places_of(item);
         let run = |first: usize| {
             let chunks = first..places.end.min(first + RUN_CHUNKS);
-            let bytes = self.places[chunks.clone()].iter().map(|u| u.bytes).sum();
+            let bytes = self.outline.places[chunks.clone()].iter().map(|u| u.bytes).sum();
             ChunkRun { chunks, bytes }
         };
         places.clone().step_by(RUN_CHUNKS).map(run).collect()
     }
 
     fn places_of(&self, item: usize) -> Range<usize> {
-        let until = |item: usize| self.places.partition_point(|u| u.item < item);
+        let until = |item: usize| self.outline.places.partition_point(|u| u.item < item);
         until(item)..until(item + 1)
     }
 
@@ -197,15 +183,15 @@ impl SnapshotReader {
 
     /// Reads and checks every chunk; `progress` advances by encoded bytes.
     pub fn check_all(&self, threads: usize, progress: &dyn ProgressSink) -> Result<()> {
-        let all = (0..self.places.len()).map(|i| (i, None)).collect();
+        let all = (0..self.outline.places.len()).map(|i| (i, None)).collect();
         self.scan(self.batches(all), threads, progress)
     }
 
     /// Everything, in memory.
     pub fn read_snapshot(&self) -> Result<Snapshot> {
-        let Manifest { tensors, files, .. } = &self.manifest;
+        let Manifest { tensors, files, .. } = &self.outline.manifest;
         let items = 0..tensors.len() + files.len();
-        let mut raw: Vec<Vec<u8>> = items.map(|item| vec![0; self.item_bytes(item) as usize]).collect();
+        let mut raw: Vec<Vec<u8>> = items.map(|item| vec![0; self.outline.item_bytes(item) as usize]).collect();
         self.read_into(raw.iter_mut().map(Vec::as_mut_slice).enumerate().collect(), 1)?;
         let mut raw = raw.into_iter();
         let tensors = tensors.iter().zip(&mut raw).map(|(t, raw)| Tensor::new(t.meta.clone(), raw)).collect();
@@ -213,9 +199,9 @@ impl SnapshotReader {
         Ok(Snapshot {
             tensors,
             files: files.collect(),
-            train: self.manifest.train.clone(),
-            metrics: self.manifest.metrics.clone(),
-            provenance: self.manifest.provenance.clone(),
+            train: self.outline.manifest.train.clone(),
+            metrics: self.outline.manifest.metrics.clone(),
+            provenance: self.outline.manifest.provenance.clone(),
         })
     }
 
@@ -223,12 +209,12 @@ impl SnapshotReader {
     pub fn chunk_stats(&self) -> Result<Vec<ChunkStat>> {
         let stat = |i: usize| {
             let mut first = [0];
-            fs::read_exact_at(&self.file, &mut first, self.starts[i], &self.path)?;
+            fs::read_exact_at(&self.file, &mut first, self.outline.starts[i], &self.outline.path)?;
             let coding = codec::coding_of(&first).unwrap_or("unknown");
-            let (place, record) = (&self.places[i], &self.records[i]);
+            let (place, record) = (&self.outline.places[i], &self.outline.records[i]);
             Ok(ChunkStat { item: place.item, coding, raw: place.bytes as u64, encoded: record.encoded })
         };
-        (0..self.places.len()).map(stat).collect()
+        (0..self.outline.places.len()).map(stat).collect()
     }
 
     /// Joins chunks that follow one another in the file into reads of about [`BATCH_BYTES`].
@@ -236,7 +222,7 @@ impl SnapshotReader {
         let mut batches: Vec<ReadBatch> = Vec::new();
         let mut bytes = 0;
         for (index, target) in wanted {
-            let encoded = self.records[index].encoded;
+            let encoded = self.outline.records[index].encoded;
             match batches.last_mut().filter(|b| b.last().is_some_and(|(last, _)| last + 1 == index)) {
                 Some(batch) if bytes + encoded <= BATCH_BYTES => {
                     batch.push((index, target));
@@ -261,7 +247,7 @@ impl SnapshotReader {
                 // A poisoned queue is still a queue: the thread that panicked took only its own batch.
                 let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
                 let Some(batch) = next else { break };
-                let bytes: u64 = batch.iter().map(|(i, _)| self.records[*i].encoded).sum();
+                let bytes: u64 = batch.iter().map(|(i, _)| self.outline.records[*i].encoded).sum();
                 scan.batch(batch).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
                 progress.advance(bytes).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             }
@@ -276,7 +262,7 @@ impl SnapshotReader {
             let results: Vec<Result<()>> = handles
                 .into_iter()
                 .map(|h| {
-                    let died = |_| Err(Error::Other(format!("reading {}: a thread died", self.path.display())));
+                    let died = |_| Err(Error::Other(format!("reading {}: a thread died", self.outline.path.display())));
                     h.join().unwrap_or_else(died)
                 })
                 .collect();
@@ -285,7 +271,7 @@ impl SnapshotReader {
     }
 
     fn no_item(&self, index: usize) -> Error {
-        Error::mismatch(&self.path, format!("has no tensor number {index}"))
+        Error::mismatch(&self.outline.path, format!("has no tensor number {index}"))
     }
 }
 
@@ -312,8 +298,8 @@ impl ChunkScan<'_> {
     fn batch(&mut self, batch: ReadBatch<'_>) -> Result<()> {
         let reader = self.reader;
         let (Some(first), Some(last)) = (batch.first().map(|b| b.0), batch.last().map(|b| b.0)) else { return Ok(()) };
-        let from = reader.starts[first];
-        let until = reader.starts[last] + reader.records[last].encoded;
+        let from = reader.outline.starts[first];
+        let until = reader.outline.starts[last] + reader.outline.records[last].encoded;
         let sector = SECTOR as u64;
         let (read_from, read_until) = match reader.transfer {
             Transfer::Direct => (from / sector * sector, until.next_multiple_of(sector)),
@@ -322,15 +308,18 @@ impl ChunkScan<'_> {
         let length = (read_until - read_from) as usize;
         let mut buffer = match self.buffer.take().filter(|b| b.len() >= length) {
             Some(buffer) => buffer,
-            None => fs::transfer_memory(length.next_multiple_of(SECTOR).max(SECTOR), &reader.path)?,
+            None => fs::transfer_memory(length.next_multiple_of(SECTOR).max(SECTOR), &reader.outline.path)?,
         };
-        let got = fs::read_at(&reader.file, &mut buffer[..length], read_from, reader.transfer, &reader.path)?;
+        let got = fs::read_at(&reader.file, &mut buffer[..length], read_from, reader.transfer, &reader.outline.path)?;
         if (got as u64) < until - read_from {
-            return Err(Error::damaged(&reader.path, format!("the file ends within its data after byte {read_from}")));
+            return Err(Error::damaged(
+                &reader.outline.path,
+                format!("the file ends within its data after byte {read_from}"),
+            ));
         }
         for (index, target) in batch {
-            let start = (reader.starts[index] - read_from) as usize;
-            let encoded = &buffer[start..start + reader.records[index].encoded as usize];
+            let start = (reader.outline.starts[index] - read_from) as usize;
+            let encoded = &buffer[start..start + reader.outline.records[index].encoded as usize];
             self.chunk(index, encoded, target)?;
         }
         self.buffer = Some(buffer);
@@ -338,49 +327,14 @@ impl ChunkScan<'_> {
     }
 
     fn chunk(&mut self, index: usize, encoded: &[u8], target: Option<&mut [u8]>) -> Result<()> {
-        let (place, record) = (&self.reader.places[index], &self.reader.records[index]);
-        if *blake3::hash(encoded).as_bytes() != record.encoded_hash {
-            return Err(self.damaged(index, "does not match its hash"));
-        }
+        let outline = &self.reader.outline;
         let raw = match target {
             Some(target) => target,
             None => {
-                self.scratch.resize(place.bytes, 0);
+                self.scratch.resize(outline.places[index].bytes, 0);
                 &mut self.scratch[..]
             }
         };
-        let outcome = self.decoder.decode(place.context, encoded, raw);
-        let whole = self.reader.item_bytes(place.item) == place.bytes as u64;
-        let hash = format::chunk_hash(raw, place.offset, whole);
-        match outcome {
-            Err(e) => Err(self.damaged(index, &format!("does not decode: {e}"))),
-            Ok(()) if hash != record.raw_hash => Err(self.damaged(index, "decodes to other bytes than were saved")),
-            Ok(()) => Ok(()),
-        }
-    }
-
-    fn damaged(&self, index: usize, what: &str) -> Error {
-        let place = &self.reader.places[index];
-        let name = self.reader.item_name(place.item);
-        let at = self.reader.starts[index];
-        Error::damaged(&self.reader.path, format!("the chunk of {name} at byte {at} {what}"))
-    }
-}
-
-impl SnapshotReader {
-    fn item_bytes(&self, item: usize) -> u64 {
-        let tensors = &self.manifest.tensors;
-        match tensors.get(item) {
-            Some(tensor) => tensor.meta.bytes().unwrap_or(0),
-            None => self.manifest.files[item - tensors.len()].bytes,
-        }
-    }
-
-    fn item_name(&self, item: usize) -> String {
-        let tensors = &self.manifest.tensors;
-        match tensors.get(item) {
-            Some(tensor) => tensor.meta.label(),
-            None => format!("file {}", self.manifest.files[item - tensors.len()].name),
-        }
+        outline.decode(index, encoded, raw, &mut self.decoder)
     }
 }

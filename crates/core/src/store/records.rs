@@ -19,6 +19,10 @@ pub enum Record {
     Job,
     /// The sessions so far, and what they taught about costs.
     Sessions,
+    /// The store's place in the history of a training that several machines may run.
+    Remote,
+    /// How far the upload of a snapshot is, so that it can be gone on with.
+    Upload,
 }
 
 impl Record {
@@ -26,6 +30,8 @@ impl Record {
         match self {
             Record::Job => layout::JOB,
             Record::Sessions => layout::SESSIONS,
+            Record::Remote => layout::REMOTE,
+            Record::Upload => layout::UPLOAD,
         }
     }
 
@@ -33,7 +39,7 @@ impl Record {
     const fn max_bytes(self) -> u64 {
         match self {
             Record::Job => 1 << 20,
-            Record::Sessions => 4 << 20,
+            Record::Sessions | Record::Remote | Record::Upload => 4 << 20,
         }
     }
 }
@@ -51,7 +57,7 @@ impl Store {
         let json = match record {
             // People read the job; the sessions are many.
             Record::Job => serde_json::to_vec_pretty(value),
-            Record::Sessions => serde_json::to_vec(value),
+            Record::Sessions | Record::Remote | Record::Upload => serde_json::to_vec(value),
         };
         let json = json.map_err(|e| Error::Other(format!("writing {}: {e}", record.file())))?;
         self.dir.write_durably(record.file(), &json)

@@ -102,3 +102,11 @@ pub enum LeaseNews {
     /// The job is left to others.
     Left,
 }
+
+/// A marker on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Committing {
+    pub(super) marker: MarkerName,
+    /// Not to be tried before; `None`: an answer is waited for.
+    pub(super) again: Option<Duration>,
+}

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::events::{LeaseAction, LeaseEvent, LeaseNews, SeenLease, WriteOutcome};
+use super::events::{Committing, LeaseAction, LeaseEvent, LeaseNews, SeenLease, WriteOutcome};
 use crate::holder::Holder;
 use crate::layout::MarkerName;
 use crate::records::{LeaseRecord, Nonce};
@@ -32,27 +32,19 @@ pub struct LeaseSettings {
 /// The state of one process beside one job. `V` is what names a content of the lease in a swap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseMachine<V> {
-    settings: LeaseSettings,
-    phase: LeasePhase<V>,
+    pub(super) settings: LeaseSettings,
+    pub(super) phase: LeasePhase<V>,
     /// Snapshots that are checked and not committed.
-    checked: BTreeSet<MarkerName>,
+    pub(super) checked: BTreeSet<MarkerName>,
     /// The one whose marker is being written or read back.
-    committing: Option<Committing>,
+    pub(super) committing: Option<Committing>,
     /// The newest epoch that was seen anywhere.
     newest_epoch: u64,
     leaving: bool,
 }
 
-/// A marker on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Committing {
-    marker: MarkerName,
-    /// Not to be tried before; `None`: an answer is waited for.
-    again: Option<Duration>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum LeasePhase<V> {
+pub(super) enum LeasePhase<V> {
     /// Another process owns the job, or did; or nobody.
     Watching(Watch<V>),
     /// The claim is on its way, or its outcome is being read back.
@@ -67,7 +59,7 @@ enum LeasePhase<V> {
 
 /// What a challenger has seen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Watch<V> {
+pub(super) struct Watch<V> {
     /// The lease, and since when it has not changed. `None`: there is none, or it was not read yet.
     seen: Option<(SeenLease<V>, Duration)>,
     /// When the read under way was sent.
@@ -82,8 +74,8 @@ struct Watch<V> {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Ownership<V> {
-    record: LeaseRecord,
+pub(super) struct Ownership<V> {
+    pub(super) record: LeaseRecord,
     version: V,
     /// When the last sign of life that arrived was sent.
     confirmed: Duration,
@@ -120,17 +112,33 @@ impl<V: Clone + PartialEq> LeaseMachine<V> {
 
     /// The epoch that this process owns, as far as it knows.
     pub fn epoch(&self) -> Option<u64> {
-        match &self.phase {
-            LeasePhase::Owning(own) => Some(own.record.epoch),
-            _ => None,
-        }
+        self.owned().map(|own| own.record.epoch)
     }
 
     /// Whether it owns the job, and showed it within half the time: markers may be written, and what retention wants.
     pub fn may_write(&self, now: Duration) -> bool {
+        self.write_until().is_some_and(|until| now < until)
+    }
+
+    /// Until when it may, as far as is known now.
+    pub fn write_until(&self) -> Option<Duration> {
+        self.owned().map(|own| own.confirmed + self.settings.ttl / 2)
+    }
+
+    /// What this process wrote of its ownership last.
+    pub fn record(&self) -> Option<&LeaseRecord> {
+        self.owned().map(|own| &own.record)
+    }
+
+    /// Whether a marker waits to be written, or is on its way.
+    pub fn is_committing(&self) -> bool {
+        self.committing.is_some() || !self.checked.is_empty()
+    }
+
+    fn owned(&self) -> Option<&Ownership<V>> {
         match &self.phase {
-            LeasePhase::Owning(own) => own.is_fresh(self.settings.ttl, now),
-            _ => false,
+            LeasePhase::Owning(own) => Some(own),
+            _ => None,
         }
     }
 
@@ -223,12 +231,6 @@ impl<V: Clone + PartialEq> LeaseMachine<V> {
         actions.push(LeaseAction::Tell(LeaseNews::Left));
     }
 
-    fn give_up_checked(&mut self, actions: &mut Vec<LeaseAction<V>>) {
-        let waiting = std::mem::take(&mut self.checked).into_iter();
-        let waiting = waiting.chain(self.committing.take().map(|committing| committing.marker));
-        actions.extend(waiting.map(|marker| LeaseAction::Tell(LeaseNews::NotCommitted(marker))));
-    }
-
     fn read(&mut self, found: Option<SeenLease<V>>, now: Duration, actions: &mut Vec<LeaseAction<V>>) {
         self.newest_epoch = found.as_ref().map_or(0, |seen| seen.record.epoch).max(self.newest_epoch);
         let is_mine = |record: &LeaseRecord| {
@@ -285,7 +287,7 @@ impl<V: Clone + PartialEq> LeaseMachine<V> {
     fn not_read(&mut self, now: Duration) {
         let pause = self.settings.ttl / 16;
         match &mut self.phase {
-            LeasePhase::Watching(watch) => (watch.asked, watch.due) = (None, now + pause),
+            LeasePhase::Watching(watch) => (watch.asked, watch.preparing, watch.due) = (None, false, now + pause),
             // Not known to be ours: look again.
             LeasePhase::Claiming { is_read_back: true, .. } => {
                 self.phase = LeasePhase::Watching(Watch { due: now + pause, ..Watch::at(now) });
@@ -392,83 +394,6 @@ impl<V: Clone + PartialEq> LeaseMachine<V> {
                 actions.push(LeaseAction::Read);
             }
             _ => {}
-        }
-    }
-}
-
-impl<V: Clone + PartialEq> LeaseMachine<V> {
-    /// Wants the next marker, where one may be written.
-    fn commit_next(&mut self, now: Duration, actions: &mut Vec<LeaseAction<V>>) {
-        if !self.may_write(now) {
-            return;
-        }
-        let LeasePhase::Owning(own) = &self.phase else { return };
-        match &mut self.committing {
-            Some(Committing { again: None, .. }) => {}
-            Some(Committing { again: Some(at), .. }) if now < *at => {}
-            Some(committing) if committing.marker.epoch == own.record.epoch => {
-                committing.again = None;
-                actions.push(LeaseAction::Commit(committing.marker.clone()));
-            }
-            Some(_) => {
-                let old = self.committing.take().map(|committing| committing.marker);
-                actions.extend(old.map(|marker| LeaseAction::Tell(LeaseNews::NotCommitted(marker))));
-            }
-            None => {
-                let Some(marker) = self.checked.pop_first() else { return };
-                if marker.epoch != own.record.epoch {
-                    // It was checked under an ownership that is over: its name would say what is not so.
-                    actions.push(LeaseAction::Tell(LeaseNews::NotCommitted(marker)));
-                    return;
-                }
-                self.committing = Some(Committing { marker: marker.clone(), again: None });
-                actions.push(LeaseAction::Commit(marker));
-            }
-        }
-    }
-
-    fn is_committing(&self, marker: &MarkerName) -> bool {
-        self.committing.as_ref().is_some_and(|committing| committing.marker == *marker && committing.again.is_none())
-    }
-
-    fn marker_written(&mut self, marker: MarkerName, outcome: &WriteOutcome<()>, actions: &mut Vec<LeaseAction<V>>) {
-        if !self.is_committing(&marker) {
-            return;
-        }
-        match outcome {
-            WriteOutcome::Done(()) => {
-                self.committing = None;
-                actions.push(LeaseAction::Tell(LeaseNews::Committed(marker)));
-            }
-            WriteOutcome::Refused | WriteOutcome::Unknown => actions.push(LeaseAction::ReadMarker(marker)),
-        }
-    }
-
-    fn marker_read(
-        &mut self,
-        marker: MarkerName,
-        found: Option<&Nonce>,
-        now: Duration,
-        actions: &mut Vec<LeaseAction<V>>,
-    ) {
-        if !self.is_committing(&marker) {
-            return;
-        }
-        match found {
-            None => self.try_again(&marker, now),
-            Some(nonce) => {
-                self.committing = None;
-                let is_mine = *nonce == self.settings.nonce;
-                let news = if is_mine { LeaseNews::Committed(marker) } else { LeaseNews::NotCommitted(marker) };
-                actions.push(LeaseAction::Tell(news));
-            }
-        }
-    }
-
-    fn try_again(&mut self, marker: &MarkerName, now: Duration) {
-        if self.is_committing(marker) {
-            let again = Some(now + self.settings.ttl / 16);
-            self.committing = Some(Committing { marker: marker.clone(), again });
         }
     }
 }

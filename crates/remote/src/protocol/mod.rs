@@ -8,6 +8,7 @@
 
 pub mod events;
 pub mod machine;
+mod markers;
 
 #[cfg(test)]
 mod exhaustive;

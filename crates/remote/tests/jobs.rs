@@ -1,0 +1,279 @@
+//! A store's snapshots at a remote, on an object store in memory: sent, checked, fetched, given up, owned by one.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use ckptd_core::progress::NoProgress;
+use ckptd_core::store::{RetentionPolicy, Store, StoreLock};
+use ckptd_remote::job::fetch::fetch_newest;
+use ckptd_remote::job::local::agree;
+use ckptd_remote::job::owner::OwnerSettings;
+use ckptd_remote::job::prepare::marker;
+use ckptd_remote::job::rate::RateLimit;
+use ckptd_remote::job::replicator::{ReplicaNews, ReplicaTask, Replicator, ReplicatorSettings};
+use ckptd_remote::job::send::{CheckDepth, KeepNothing, SendOptions, send};
+use ckptd_remote::job::{JobError, RemoteJob, Survey, retention};
+use ckptd_remote::layout::{ContentHash, JobObject, Prefix};
+use ckptd_remote::records::{Checked, LeaseRecord, Marker, Nonce};
+use ckptd_remote::{MemoryStorage, ObjectStorage};
+use ckptd_testkit::small;
+
+fn job(storage: &MemoryStorage) -> RemoteJob {
+    RemoteJob::new(Arc::new(storage.clone()))
+}
+
+fn lock() -> StoreLock {
+    StoreLock::inherited()
+}
+
+async fn send_as(job: &RemoteJob, path: &Path, epoch: u64, depth: CheckDepth) -> Result<Marker, JobError> {
+    let rate = RateLimit::new(None);
+    let options = SendOptions { rate: &rate, keeper: &KeepNothing, depth, sent: &|_| {} };
+    let checked = send(job, path, &options).await?;
+    let (manifest, hash) = ckptd_core::store::peek::peek(path)?;
+    let nonce = Nonce("n".into());
+    let marker = marker(&manifest, ContentHash::from(hash), path, (epoch, nonce, checked))?;
+    job.create(&JobObject::Commit(marker.name()), &marker).await?;
+    Ok(marker)
+}
+
+async fn note_epoch(job: &RemoteJob, epoch: u64, base: u64) {
+    let record = LeaseRecord {
+        epoch,
+        nonce: Nonce("n".into()),
+        counter: 0,
+        base,
+        released: true,
+        ttl_ms: 1000,
+        holder: ckptd_remote::holder::Holder::default(),
+    };
+    job.put(&JobObject::Epoch(epoch), &record).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_sent_is_fetched_the_same_and_counts_as_verified_only_after_it_was_read_back() {
+    let (_folder, here) = small::store();
+    let saved = small::save_verified(&here, 10, 1);
+    let job = job(&MemoryStorage::new());
+    let sent = send_as(&job, &saved.path, 1, CheckDepth::Whole).await.unwrap();
+    assert_eq!((sent.checked, sent.step, &sent.root), (Checked::Whole, 10, &saved.root));
+    let (_folder, there) = small::store();
+    let survey = Survey::of(&job).await.unwrap();
+    let fetched = fetch_newest(&job, &survey, (&there, &lock()), |_| true, &NoProgress, &mut |_| {}).await;
+    let fetched = fetched.unwrap().unwrap();
+    assert_eq!(std::fs::read(&fetched.committed.path).unwrap(), std::fs::read(&saved.path).unwrap());
+    let entry = there.find("10").unwrap();
+    assert_eq!(entry.state, ckptd_core::store::SnapshotState::Committed);
+    there.verify(&entry, 1, &NoProgress).unwrap();
+    assert!(std::fs::read_dir(there.path().join("staging")).unwrap().next().is_none());
+}
+
+#[tokio::test]
+async fn a_damaged_file_at_the_remote_is_found_before_its_marker_and_at_a_fetch_the_next_older_one_is_taken() {
+    let (_folder, here) = small::store();
+    let (older, newer) = (small::save_verified(&here, 10, 1), small::save_verified(&here, 20, 2));
+    let storage = MemoryStorage::new();
+    let job = job(&storage);
+    send_as(&job, &older.path, 1, CheckDepth::Whole).await.unwrap();
+    let marker = send_as(&job, &newer.path, 1, CheckDepth::Whole).await.unwrap();
+    // Every place in the file: head, chunks, table, manifest, trailer.
+    let whole = std::fs::read(&newer.path).unwrap();
+    let data = JobObject::Data(marker.file_hash.clone()).name();
+    for at in (0..whole.len()).step_by(whole.len() / 23) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 4;
+        storage.put(&data, damaged.into()).await.unwrap();
+        let error = send_as(&job, &newer.path, 1, CheckDepth::Whole).await.unwrap_err();
+        assert!(error.is_of_the_file() && error.to_string().contains("data/"), "byte {at}: {error}");
+        let (_folder, there) = small::store();
+        let survey = Survey::of(&job).await.unwrap();
+        let mut told = Vec::new();
+        let mut tell = |line| told.push(line);
+        let fetched = fetch_newest(&job, &survey, (&there, &lock()), |_| true, &NoProgress, &mut tell).await.unwrap();
+        assert_eq!(fetched.unwrap().marker.step, 10);
+        assert!(told.len() == 1 && told[0].contains("passed over"), "{told:?}");
+        assert!(there.find("20").is_err());
+    }
+    storage.delete(&data).await.unwrap();
+    let (_folder, there) = small::store();
+    let survey = Survey::of(&job).await.unwrap();
+    let fetched = fetch_newest(&job, &survey, (&there, &lock()), |_| true, &NoProgress, &mut |_| {}).await.unwrap();
+    assert_eq!(fetched.unwrap().marker.step, 10);
+}
+
+#[tokio::test]
+async fn the_newer_of_store_and_remote_is_gone_on_from_and_an_abandoned_branch_is_set_aside() {
+    let (_folder, one) = small::store();
+    let (_folder, other) = small::store();
+    let job = job(&MemoryStorage::new());
+    note_epoch(&job, 1, 0).await;
+    for (step, seq) in [(10, 1), (20, 2)] {
+        send_as(&job, &small::save_verified(&one, step, seq).path, 1, CheckDepth::Whole).await.unwrap();
+    }
+    ckptd_remote::job::local::LocalHistory { owned: vec![(1, 0)], fetched: vec![] }.write(&one, &lock()).unwrap();
+    // What is here is newer than what is there.
+    small::save_verified(&one, 30, 3);
+    small::save_verified(&one, 40, 4);
+    let agreed = agree(&job, (&one, &lock()), 1, &NoProgress, &mut |_| {}).await.unwrap();
+    assert!(agreed.base == 4 && agreed.fetched.is_none(), "{agreed:?}");
+    // Another machine has nothing, and goes on from step 20 under epoch 2.
+    let agreed = agree(&job, (&other, &lock()), 1, &NoProgress, &mut |_| {}).await.unwrap();
+    assert!(agreed.base == 2 && agreed.newest_epoch == 1, "{agreed:?}");
+    note_epoch(&job, 2, 2).await;
+    send_as(&job, &small::save_verified(&other, 25, 3).path, 2, CheckDepth::Whole).await.unwrap();
+    // The first one comes back: its steps 30 and 40 are another history now.
+    let mut told = Vec::new();
+    let agreed = agree(&job, (&one, &lock()), 1, &NoProgress, &mut |line| told.push(line)).await.unwrap();
+    assert!(agreed.base == 3 && agreed.fetched.unwrap().marker.step == 25, "{told:?}");
+    let aside: Vec<String> = one.quarantined().unwrap().into_iter().map(|file| file.name).collect();
+    assert_eq!(aside, ["step-000000000040.ckpt", "step-000000000030.ckpt"]);
+    assert_eq!(one.next_seq().unwrap(), 5, "numbers are never used twice");
+    let again = agree(&job, (&one, &lock()), 1, &NoProgress, &mut |_| {}).await.unwrap();
+    assert!(again.base == 3 && again.fetched.is_none());
+}
+
+#[tokio::test]
+async fn retention_takes_the_marker_first_and_the_data_an_hour_later_and_a_late_marker_keeps_its_data() {
+    let (_folder, here) = small::store();
+    let job = job(&MemoryStorage::new());
+    note_epoch(&job, 1, 0).await;
+    for seq in 1..=6 {
+        // Sampled ones do not count.
+        let depth = if seq == 5 { CheckDepth::Share(0.5) } else { CheckDepth::Whole };
+        send_as(&job, &small::save_verified(&here, seq * 10, seq).path, 1, depth).await.unwrap();
+    }
+    let policy = RetentionPolicy { keep_last: 2, keep_best: 0, ..RetentionPolicy::default() };
+    let now = jiff::Timestamp::now();
+    let survey = Survey::of(&job).await.unwrap();
+    let markers = retention::read_markers(&job, &survey, &BTreeMap::new()).await.unwrap();
+    let verdicts = retention::plan(&survey, &markers, &BTreeSet::new(), &policy, now);
+    let kept: Vec<u64> = verdicts.iter().filter(|v| v.keeps()).map(|v| v.marker.seq).collect();
+    assert_eq!(kept, [6, 5, 4], "two verified ones stay, and the sampled one is none of them");
+    assert_eq!(retention::take_away(&job, &verdicts, 1, || false).await.unwrap(), 0, "not without the lease");
+    assert_eq!(retention::take_away(&job, &verdicts, 1, || true).await.unwrap(), 3);
+    let job = &job;
+    let count_of = |prefix| async move { job.list(prefix).await.unwrap().len() };
+    assert_eq!((count_of(Prefix::Commits).await, count_of(Prefix::Data).await), (3, 6));
+    assert_eq!(retention::remove_data(job, now, || true).await.unwrap(), 0, "not within the hour");
+    // A marker that was given up lands now, and is taken away again before its data.
+    let late = verdicts.iter().find(|v| v.marker.seq == 2).unwrap().marker.clone();
+    job.create(&JobObject::Commit(late.name()), &late).await.unwrap();
+    let later = now + jiff::SignedDuration::from_hours(2);
+    assert!(retention::remove_data(job, later, || true).await.unwrap() > 0);
+    assert_eq!((count_of(Prefix::Commits).await, count_of(Prefix::Data).await), (4, 4));
+    assert_eq!(count_of(Prefix::Trash).await, 0);
+    let survey = Survey::of(job).await.unwrap();
+    for name in &survey.markers {
+        let marker = job.marker(name).await.unwrap().unwrap();
+        let data = JobObject::Data(marker.file_hash).name();
+        assert!(job.storage().head(&data).await.unwrap().is_some(), "{name} has no data");
+    }
+}
+
+fn settings(who: &str) -> ReplicatorSettings {
+    let owner = OwnerSettings { ttl: Duration::from_secs(2), fenced: true, take_over: false, who: who.into() };
+    ReplicatorSettings { owner, depth: CheckDepth::Whole, max_rate: None, retention: RetentionPolicy::default() }
+}
+
+/// Starts a replicator; its news come out of the channel.
+fn replicate(storage: &MemoryStorage, store: &Arc<Store>, who: &str) -> (Replicator, mpsc::Receiver<ReplicaNews>) {
+    let (to, news) = mpsc::channel();
+    let (to, job) = (Mutex::new(to), job(storage));
+    let report = move |news| {
+        let _ = to.lock().unwrap().send(news);
+        std::ops::ControlFlow::Continue(())
+    };
+    let open = async move { Ok(job) };
+    let replicator = Replicator::start(open, (store.clone(), Arc::new(lock())), settings(who), report).unwrap();
+    (replicator, news)
+}
+
+fn wait<T>(news: &mpsc::Receiver<ReplicaNews>, wanted: impl Fn(ReplicaNews) -> Option<T>) -> T {
+    loop {
+        let what = news.recv_timeout(Duration::from_secs(60)).unwrap();
+        if let Some(found) = wanted(what) {
+            return found;
+        }
+    }
+}
+
+fn began(news: ReplicaNews) -> Option<()> {
+    match news {
+        ReplicaNews::Began(began) => Some(assert!(began.unwrap().is_none())),
+        _ => None,
+    }
+}
+
+fn committed(news: ReplicaNews) -> Option<Marker> {
+    match news {
+        ReplicaNews::Committed { marker, .. } => Some(*marker),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_session_replicates_and_another_machine_goes_on_when_it_has_left() {
+    for storage in [MemoryStorage::new(), MemoryStorage::without_swap()] {
+        let (_folder, one) = small::store();
+        let one = Arc::new(one);
+        let (replicator, news) = replicate(&storage, &one, "one");
+        wait(&news, began);
+        replicator.give(ReplicaTask::Send(small::save_verified(&one, 10, 1).path));
+        assert_eq!(wait(&news, committed).step, 10);
+        let second = small::save_verified(&one, 20, 2);
+        replicator.give(ReplicaTask::Send(second.path));
+        replicator.give(ReplicaTask::Finish);
+        replicator.join(Duration::from_secs(60));
+        let marker = wait(&news, committed);
+        assert_eq!((marker.step, marker.epoch, &marker.root), (20, 1, &second.root));
+        // An empty store, with nothing but the remote.
+        let folder = tempfile::tempdir().unwrap();
+        let other = Arc::new(Store::create(&folder.path().join("store")).unwrap());
+        let (replicator, news) = replicate(&storage, &other, "other");
+        wait(&news, began);
+        assert_eq!(other.run_id().unwrap(), one.run_id().unwrap());
+        assert_eq!(other.find("20").unwrap().manifest.unwrap().root, second.root);
+        replicator.give(ReplicaTask::Send(small::save_verified(&other, 30, 3).path));
+        assert_eq!(wait(&news, committed).epoch, 2);
+        drop(replicator);
+    }
+}
+
+#[test]
+fn an_owner_that_is_cut_off_loses_the_job_and_is_told() {
+    for storage in [MemoryStorage::new(), MemoryStorage::without_swap()] {
+        let (_folder, one) = small::store();
+        let one = Arc::new(one);
+        let (replicator, news) = replicate(&storage, &one, "one");
+        wait(&news, began);
+        replicator.give(ReplicaTask::Send(small::save_verified(&one, 10, 1).path));
+        wait(&news, committed);
+        // Somebody takes the job over by hand.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let job = job(&storage);
+            let mut settings = settings("other").owner;
+            settings.take_over = true;
+            let mut owner = ckptd_remote::job::owner::JobOwner::new(job, settings).unwrap();
+            assert_eq!(owner.acquire(&mut From(1), &mut |_| Ok(())).await.unwrap(), 2);
+        });
+        let told = wait(&news, |news| match news {
+            ReplicaNews::Lost(told) => Some(told),
+            _ => None,
+        });
+        assert!(told.contains("(other) owns memory://test now"), "{told}");
+        replicator.join(Duration::from_secs(60));
+    }
+}
+
+struct From(u64);
+
+#[async_trait::async_trait]
+impl ckptd_remote::job::owner::Prepare for From {
+    async fn prepare(&mut self, _job: &RemoteJob) -> ckptd_remote::job::Result<(u64, u64)> {
+        Ok((self.0, 1))
+    }
+}
