@@ -12,7 +12,7 @@
 # make terms          200 SIGTERMs at random moments, and how long it took until the state was durable
 # make fuzz           every reader of strangers' files, FUZZ_SECONDS (60) per reader
 # make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
-# make slurm          examples/slurm.sbatch under a real Slurm of one node, a quarter of an hour (needs root and Debian's
+# make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
 #                     packages slurmctld slurmd slurm-client munge)
 # make systemd-check  the unit under a real systemd in namespaces of its own, one line per check (needs root)
 # make faults-short   a share of each part of the fault campaign (docs/reliability.md)

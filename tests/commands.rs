@@ -110,6 +110,18 @@ fn list_shows_every_snapshot_newest_first_and_why_it_is_kept() {
 }
 
 #[test]
+fn an_output_that_takes_nothing_is_not_said_to_be_the_stores_disk() {
+    let (_folder, store, _) = job_store();
+    save_verified(&store, 10, 1);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ckptd"));
+    let output = command.args(["list", path(&store)]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("writing to standard output") && !said.contains("retention"), "{said}");
+}
+
+#[test]
 fn verify_exits_with_1_and_the_reason_when_any_snapshot_is_damaged() {
     let (_folder, store, _) = job_store();
     save(&store, 10, 1);

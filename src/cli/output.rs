@@ -12,7 +12,8 @@ use ckptd_core::error::{Error, Result};
 pub(super) fn text(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("writing", "stdout", e)),
+        // A full disk is not the store's here.
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::Other(format!("writing to standard output: {e}"))),
         _ => Ok(()),
     }
 }

@@ -299,7 +299,15 @@ impl JobMachine {
         self.began_at(step, choice.resume.as_ref().map(|resume| resume.created_at));
         self.progress.step = step;
         if choice.resume.as_ref().is_some_and(|resume| self.config.train.is_complete(&resume.train)) {
-            info!(step, "the training is finished: step {step} of {total} is saved and verified");
+            match step {
+                _ if step > total => {
+                    info!(
+                        step,
+                        "the training is finished: step {step} is saved and verified, [train] steps is {total}"
+                    );
+                }
+                _ => info!(step, "the training is finished: step {step} of {total} is saved and verified"),
+            }
             return self.end(Ok(SessionOutcome::Finished), now);
         }
         match &choice.resume {

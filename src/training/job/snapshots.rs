@@ -119,6 +119,10 @@ impl JobMachine {
                 self.progress.problem = Some(told);
                 self.refuted(now);
             }
+            // Rotation may have taken it after a newer one was verified: that asks nothing of anybody.
+            ReadBack::Gone if self.progress.last_verified.as_ref().is_some_and(|last| last.step > step) => {
+                debug!(step, %id, "step {step} was rotated out before it was read back");
+            }
             ReadBack::Gone => warn!(step, %id, "step {step} is not in the store any more"),
         }
         self.conclude_if_settled(now);
