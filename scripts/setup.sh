@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lays libtorch in .cache/ (git-ignored): the PyPI wheel of torch without its CUDA dependencies, about 540 MB to download.
-# `setup.sh full` adds what the interop tests need: the whole of torch, transformers and friends (about 5 GB on disk),
+# `setup.sh full` adds what the tests need: the whole of torch, transformers and friends (about 5 GB on disk), servers;
 # `setup.sh bench` the codecs of the benchmark, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,6 +48,28 @@ add() { # what for, a list of packages, its name in the cache
 }
 case "${1:-}" in
   full | bench) add "interop tests (5 GB on disk, once)" tests/python/requirements.txt python.ok ;;
+esac
+# Servers that the tests of remotes talk to. One that cannot be had is named, and its tests are left out.
+server() { # name, where it is, how it is installed
+  [ -e "$2" ] || { echo "setup: installing $1 into $cache" >&2; eval "$3" ||
+    { rm -rf "$2"; echo "setup: $1 could not be installed; its tests are left out" >&2; }; }
+}
+case "${1:-}" in
+  full | bench)
+    if command -v npm >/dev/null; then
+      server azurite "$cache/azurite/node_modules/azurite/dist/src/blob/main.js" \
+        "npm install --silent --no-fund --no-audit --omit=dev --prefix '$cache/azurite' azurite@3.37.0"
+    else
+      echo "setup: npm is missing, without which azurite is not installed; apt-get install npm" >&2
+    fi
+    server moto "$cache/moto/bin/moto_server" \
+      "python3 -m venv '$cache/moto' && '$cache/moto/bin/pip' install --quiet --disable-pip-version-check 'moto[server]==5.2.5'"
+    if [ ! -e /usr/lib/openssh/sftp-server ] && command -v apt-get >/dev/null; then
+      server sftp-server "$cache/openssh/usr/lib/openssh/sftp-server" \
+        "mkdir -p '$cache/openssh' && (cd '$cache/openssh' && apt-get download -qq openssh-sftp-server 2>/dev/null &&
+         dpkg-deb -x openssh-sftp-server_*.deb . && rm openssh-sftp-server_*.deb)"
+    fi
+    ;;
 esac
 case "${1:-}" in
   bench) add "benchmark" bench/requirements.txt bench.ok ;;

@@ -48,11 +48,11 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
     (
         "crates/remote/src",
         &[
-            &["names", "holder", "fence"],
-            &["errors", "layout"],
+            &["names", "nonce", "secrets", "holder", "fence"],
+            &["address", "errors", "settings", "layout"],
             &["objects", "records"],
-            &["confirmed", "memory", "protocol"],
-            &["job"],
+            &["cloud", "confirmed", "folder", "memory", "protocol", "sftp"],
+            &["job", "open"],
         ],
     ),
 ];

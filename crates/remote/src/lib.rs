@@ -9,18 +9,27 @@
 //! Invariant: no credential is in a URL, a log line, an error or a `{:?}`. Deliberately not here: what is in a
 //! snapshot.
 
+pub mod address;
+mod cloud;
 pub mod confirmed;
 pub mod errors;
 pub mod fence;
+pub mod folder;
 pub mod holder;
 pub mod job;
 pub mod layout;
 pub mod memory;
 pub mod names;
+pub mod nonce;
 pub mod objects;
+pub mod open;
 pub mod protocol;
 pub mod records;
+pub mod secrets;
+pub mod settings;
+mod sftp;
 
+pub use address::RemoteUrl;
 pub use confirmed::{ConfirmedStorage, Outcome};
 pub use errors::{ErrorKind, ObjectError, Operation, Result};
 pub use memory::MemoryStorage;
@@ -28,3 +37,5 @@ pub use names::ObjectName;
 pub use objects::{
     Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped, UploadId,
 };
+pub use open::open;
+pub use settings::RemoteSettings;

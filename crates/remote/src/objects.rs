@@ -107,6 +107,12 @@ pub trait ObjectStorage: Send + Sync + fmt::Debug {
     /// This is what [`Abilities::digests`] cannot promise: that the server at the other end really compares.
     async fn checks_digests(&self, scratch: &ObjectName) -> Result<bool>;
 
+    /// How many seconds this machine's clock is ahead of the store's, as its newest answer says; none where it does
+    /// not say.
+    fn clock_offset_s(&self) -> Option<i64> {
+        None
+    }
+
     /// The bytes of `range`.
     ///
     /// # Errors

@@ -1,0 +1,96 @@
+//! Azure Blob Storage.
+
+use std::sync::Arc;
+
+use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
+use object_store::path::Path;
+
+use super::answers::Reader;
+use super::http::Transport;
+use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
+use crate::errors::{ErrorKind, ObjectError, Operation, Result};
+use crate::objects::Abilities;
+use crate::secrets::Redactor;
+use crate::settings::{RemoteSettings, Retries};
+
+const MAX_PARTS: u32 = 50_000;
+/// Azure's command line calls them so.
+const ALIASES: [(&str, &str); 3] = [
+    ("AZURE_STORAGE_ACCOUNT", "azure_storage_account_name"),
+    ("AZURE_STORAGE_KEY", "azure_storage_account_key"),
+    ("AZURE_STORAGE_SAS_TOKEN", "azure_storage_sas_token"),
+];
+
+/// The container `container`, below `prefix`. Makes no request.
+///
+/// # Errors
+/// [`ErrorKind::Config`] where settings or credentials are malformed, or of a kind that cannot be read.
+pub fn open(place: String, container: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
+    let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
+    let transport = Transport::new(settings).map_err(fail)?;
+    let mut redactor = Redactor::default();
+    let builder = configured(container, settings, &mut redactor).map_err(fail)?;
+    let reader = Reader { redactor, clock: transport.clock() };
+    let build = |builder: MicrosoftAzureBuilder, transport: Transport, retries: Retries| {
+        let options = transport.options();
+        let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
+        builder.with_http_connector(transport).build()
+    };
+    let clients = || -> object_store::Result<Clients> {
+        let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
+        let data: MicrosoftAzure = build(builder.clone(), transport.clone(), settings.data_retries)?;
+        let control: Arc<MicrosoftAzure> = Arc::new(control);
+        Ok(Clients { control: control.clone(), data: Arc::new(data), tampering: control })
+    };
+    let clients = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
+    let abilities = Abilities {
+        swap: true,
+        digests: false,
+        whole_creates: true,
+        sweeps: false,
+        max_parts: MAX_PARTS,
+        min_part_bytes: 1,
+    };
+    let prefix = Path::from(prefix);
+    Ok(CloudStorage { place: place.clone(), prefix, clients, reader, version_by: VersionBy::ETag, abilities })
+}
+
+fn configured(
+    container: &str,
+    settings: &RemoteSettings,
+    redactor: &mut Redactor,
+) -> Result<MicrosoftAzureBuilder, (ErrorKind, String)> {
+    let environment = &settings.environment;
+    if environment.get("AZURE_STORAGE_CONNECTION_STRING").is_some()
+        && environment.first(&["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"]).is_none()
+    {
+        let what = "AZURE_STORAGE_CONNECTION_STRING cannot be read; set AZURE_STORAGE_ACCOUNT_NAME and \
+                    AZURE_STORAGE_ACCOUNT_KEY to its AccountName and AccountKey";
+        return Err((ErrorKind::Config, what.into()));
+    }
+    let mut builder = MicrosoftAzureBuilder::new().with_container_name(container);
+    for (name, value) in environment.beginning(&["AZURE_", "IDENTITY_", "MSI_"]) {
+        if ["SECRET", "TOKEN", "KEY", "SAS", "CONNECTION"].iter().any(|part| name.contains(part)) {
+            redactor.hide(value);
+            hide_signature(value, redactor);
+        }
+        let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, key)| (*key).to_owned());
+        match alias.unwrap_or_else(|| name.to_ascii_lowercase()).parse() {
+            Ok(AzureConfigKey::Client(_) | AzureConfigKey::ContainerName) | Err(_) => {}
+            Ok(key) => builder = builder.with_config(key, value),
+        }
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
+    }
+    Ok(builder)
+}
+
+/// The signature of a shared access token, alone.
+fn hide_signature(token: &str, redactor: &mut Redactor) {
+    if let Some((_, signature)) = token.split_once("sig=") {
+        let signature = signature.split('&').next().unwrap_or_default();
+        redactor.hide(signature);
+        redactor.hide(&percent_encoding::percent_decode_str(signature).decode_utf8_lossy());
+    }
+}

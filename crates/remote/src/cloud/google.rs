@@ -1,0 +1,104 @@
+//! Google Cloud Storage.
+
+use std::sync::Arc;
+
+use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
+use object_store::path::Path;
+
+use super::answers::Reader;
+use super::http::Transport;
+use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
+use crate::errors::{ErrorKind, ObjectError, Operation, Result};
+use crate::objects::Abilities;
+use crate::secrets::Redactor;
+use crate::settings::{RemoteSettings, Retries};
+
+const MAX_PARTS: u32 = 10_000;
+const MIN_PART_BYTES: u64 = 5 << 20;
+/// Where `gcloud auth application-default login` writes.
+const DEFAULT_CREDENTIALS: &str = ".config/gcloud/application_default_credentials.json";
+/// Larger files are no credentials.
+const MAX_CREDENTIALS_BYTES: u64 = 1 << 20;
+
+/// The bucket `bucket`, below `prefix`. Makes no request.
+///
+/// # Errors
+/// [`ErrorKind::Config`] where settings or credentials are malformed, or of a kind that cannot be read.
+pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
+    let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
+    let transport = Transport::new(settings).map_err(fail)?;
+    let mut redactor = Redactor::default();
+    let builder = configured(bucket, settings, &mut redactor).map_err(fail)?;
+    let reader = Reader { redactor, clock: transport.clock() };
+    let build = |builder: GoogleCloudStorageBuilder, transport: Transport, retries: Retries| {
+        let options = transport.options();
+        let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
+        builder.with_http_connector(transport).build()
+    };
+    let clients = || -> object_store::Result<Clients> {
+        let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
+        let data: GoogleCloudStorage = build(builder.clone(), transport.clone(), settings.data_retries)?;
+        let control: Arc<GoogleCloudStorage> = Arc::new(control);
+        Ok(Clients { control: control.clone(), data: Arc::new(data), tampering: control })
+    };
+    let clients = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
+    let abilities = Abilities {
+        swap: true,
+        digests: false,
+        whole_creates: true,
+        sweeps: false,
+        max_parts: MAX_PARTS,
+        min_part_bytes: MIN_PART_BYTES,
+    };
+    let prefix = Path::from(prefix);
+    Ok(CloudStorage { place: place.clone(), prefix, clients, reader, version_by: VersionBy::Generation, abilities })
+}
+
+fn configured(
+    bucket: &str,
+    settings: &RemoteSettings,
+    redactor: &mut Redactor,
+) -> Result<GoogleCloudStorageBuilder, (ErrorKind, String)> {
+    let environment = &settings.environment;
+    let mut builder = GoogleCloudStorageBuilder::new().with_bucket_name(bucket);
+    if let Some(endpoint) = settings.endpoint.as_deref().or_else(|| environment.get("STORAGE_EMULATOR_HOST")) {
+        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
+    }
+    if let Some(token) = environment.first(&["GOOGLE_OAUTH_ACCESS_TOKEN", "CLOUDSDK_AUTH_ACCESS_TOKEN"]) {
+        redactor.hide(token);
+        return Ok(builder.with_bearer_token(token));
+    }
+    if let Some(key) = environment.first(&["GOOGLE_SERVICE_ACCOUNT_KEY"]) {
+        hide_fields(key, redactor);
+        return Ok(builder.with_service_account_key(key));
+    }
+    let named = environment.first(&["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"]).map(Into::into);
+    let found = environment.home(DEFAULT_CREDENTIALS).filter(|path| path.exists());
+    let Some(path) = named.or(found) else { return Ok(builder) };
+    let fail = |what: String| (ErrorKind::Config, format!("the credentials in {}: {what}", path.display()));
+    let length = std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?.len();
+    if length > MAX_CREDENTIALS_BYTES {
+        return Err(fail(format!("{length} bytes are no key file")));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
+    let kind = hide_fields(&text, redactor).ok_or_else(|| fail("they are not JSON with a \"type\"".into()))?;
+    match kind.as_str() {
+        "service_account" | "authorized_user" => Ok(builder.with_application_credentials(path.to_string_lossy())),
+        other => Err(fail(format!(
+            "their type {other:?} cannot be read; use a service account's key, gcloud auth application-default login, a \
+             machine with a service account, or GOOGLE_OAUTH_ACCESS_TOKEN=$(gcloud auth print-access-token)"
+        ))),
+    }
+}
+
+/// Hides every text of a key file that is a secret; its type.
+fn hide_fields(text: &str, redactor: &mut Redactor) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    for field in ["private_key", "private_key_id", "client_secret", "refresh_token"] {
+        if let Some(secret) = value.get(field).and_then(|secret| secret.as_str()) {
+            redactor.hide(secret);
+            secret.lines().for_each(|line| redactor.hide(line));
+        }
+    }
+    Some(value.get("type")?.as_str()?.to_owned())
+}

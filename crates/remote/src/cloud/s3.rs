@@ -1,0 +1,131 @@
+//! S3, and what speaks like it: R2, MinIO, Backblaze.
+
+use std::sync::Arc;
+
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum};
+use object_store::path::Path;
+
+use super::answers::Reader;
+use super::http::Transport;
+use super::profile;
+use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
+use crate::errors::{ErrorKind, ObjectError, Operation, Result};
+use crate::objects::Abilities;
+use crate::secrets::Redactor;
+use crate::settings::{Digest, RemoteSettings, Retries};
+
+/// S3 takes so many parts of an upload, of at least so many bytes.
+const MAX_PARTS: u32 = 10_000;
+const MIN_PART_BYTES: u64 = 5 << 20;
+/// Other services that are given credentials by these variables, which must not be taken for those of the store.
+const PREFIX: [&str; 1] = ["AWS_"];
+
+/// The bucket `bucket`, below `prefix`. Makes no request.
+///
+/// # Errors
+/// [`ErrorKind::Config`] where settings or credentials are malformed, or of a kind that cannot be read.
+pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
+    let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
+    let transport = Transport::new(settings).map_err(fail)?;
+    let mut redactor = Redactor::default();
+    let builder = configured(bucket, settings, &mut redactor).map_err(fail)?;
+    let reader = Reader { redactor, clock: transport.clock() };
+    let build = |builder: AmazonS3Builder, transport: Transport, retries: Retries| {
+        let options = transport.options();
+        let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
+        builder.with_http_connector(transport).build()
+    };
+    let clients = || -> object_store::Result<Clients> {
+        let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
+        // Fetched once for all.
+        let builder = builder.with_credentials(Arc::clone(control.credentials()));
+        let data: AmazonS3 = build(builder.clone(), transport.clone(), settings.data_retries)?;
+        let tampering = build(builder, transport.tampering(), Retries { max: 0, ..settings.control_retries })?;
+        Ok(Clients { control: Arc::new(control), data: Arc::new(data), tampering: Arc::new(tampering) })
+    };
+    let clients = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
+    let abilities = Abilities {
+        swap: true,
+        digests: true,
+        whole_creates: true,
+        sweeps: false,
+        max_parts: MAX_PARTS,
+        min_part_bytes: MIN_PART_BYTES,
+    };
+    let prefix = Path::from(prefix);
+    Ok(CloudStorage { place: place.clone(), prefix, clients, reader, version_by: VersionBy::ETag, abilities })
+}
+
+fn configured(
+    bucket: &str,
+    settings: &RemoteSettings,
+    redactor: &mut Redactor,
+) -> Result<AmazonS3Builder, (ErrorKind, String)> {
+    let environment = &settings.environment;
+    let mut builder = AmazonS3Builder::new().with_bucket_name(bucket).with_disable_bulk_delete(true);
+    for (name, value) in environment.beginning(&PREFIX) {
+        if ["SECRET", "TOKEN", "KEY"].iter().any(|part| name.contains(part)) && !name.ends_with("_FILE") {
+            redactor.hide(value);
+        }
+        match name.to_ascii_lowercase().parse() {
+            Ok(AmazonS3ConfigKey::Client(_) | AmazonS3ConfigKey::Bucket) | Err(_) => {}
+            Ok(key) => builder = builder.with_config(key, value),
+        }
+    }
+    if !has_credentials(settings) {
+        let profile = profile::read(environment).map_err(|what| (ErrorKind::Config, what))?;
+        if let Some(profile) = profile {
+            redactor.hide(&profile.secret_key);
+            builder = builder.with_access_key_id(profile.key_id).with_secret_access_key(profile.secret_key);
+            if let Some(token) = profile.token {
+                redactor.hide(&token);
+                builder = builder.with_token(token);
+            }
+        }
+    }
+    if let Some(region) = region(settings) {
+        builder = builder.with_region(region);
+    }
+    let endpoint =
+        settings.endpoint.as_deref().or_else(|| environment.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
+    let digest = settings.digest.unwrap_or(match endpoint {
+        Some(endpoint) if !endpoint.contains(".amazonaws.com") => Digest::Sha256,
+        _ => Digest::Crc64Nvme,
+    });
+    if digest == Digest::Crc64Nvme {
+        builder = builder.with_unsigned_payload(true).with_checksum_algorithm(Checksum::CRC64NVME);
+    }
+    // A certificate for *.host does not cover a bucket's name with dots.
+    let is_path_style = settings.path_style.unwrap_or(endpoint.is_some()) || bucket.contains('.');
+    match endpoint {
+        Some(endpoint) if is_path_style => builder = builder.with_endpoint(endpoint.trim_end_matches('/')),
+        Some(endpoint) => builder = builder.with_endpoint(before_host(endpoint, bucket)?),
+        None => {}
+    }
+    Ok(builder.with_virtual_hosted_style_request(!is_path_style))
+}
+
+/// `https://host` as `https://bucket.host`.
+fn before_host(endpoint: &str, bucket: &str) -> Result<String, (ErrorKind, String)> {
+    let bad = || (ErrorKind::Config, "the endpoint has no scheme; write https://host".to_owned());
+    let (scheme, host) = endpoint.trim_end_matches('/').split_once("://").ok_or_else(bad)?;
+    Ok(format!("{scheme}://{bucket}.{host}"))
+}
+
+/// Whether the environment itself has credentials, or says where they are had without the user's files.
+fn has_credentials(settings: &RemoteSettings) -> bool {
+    let any = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_SKIP_SIGNATURE",
+    ];
+    settings.environment.first(&any).is_some()
+}
+
+fn region(settings: &RemoteSettings) -> Option<String> {
+    let set = settings.region.as_deref().or_else(|| settings.environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
+    set.map(str::to_owned).or_else(|| profile::region(&settings.environment))
+}

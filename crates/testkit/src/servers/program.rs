@@ -1,0 +1,139 @@
+//! Servers that other people wrote: azurite (npm), moto (PyPI), OpenSSH's sftp-server.
+//!
+//! Invariant: what is started here is ended by its process id. A program that is not installed is named, with how it is
+//! installed, and its tests are left out.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::date::http_date;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running program.
+pub struct Program {
+    child: Child,
+    port: u16,
+}
+
+impl Program {
+    /// `http://127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Makes a bucket (moto).
+    pub fn make_bucket(&self, name: &str) {
+        self.ask(&format!("PUT /{name} HTTP/1.1\r\n"));
+    }
+
+    /// Makes a container of the emulated account (azurite), whose key is given.
+    pub fn make_container(&self, name: &str, key: &str) {
+        let date = http_date(jiff::Timestamp::now());
+        let named = format!("x-ms-date:{date}\nx-ms-version:2021-08-06\n");
+        let account = "devstoreaccount1";
+        let signed = format!("PUT\n\n\n\n\n\n\n\n\n\n\n\n{named}/{account}/{account}/{name}\nrestype:container");
+        let key = BASE64_STANDARD.decode(key).expect("the key is base64");
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key);
+        let signature = BASE64_STANDARD.encode(ring::hmac::sign(&key, signed.as_bytes()));
+        self.ask(&format!(
+            "PUT /{account}/{name}?restype=container HTTP/1.1\r\nx-ms-date: {date}\r\nx-ms-version: 2021-08-06\r\n\
+             Authorization: SharedKey {account}:{signature}\r\n"
+        ));
+    }
+
+    /// Makes a request without a body, which must succeed.
+    fn ask(&self, head: &str) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the program listens");
+        let rest = format!("Host: 127.0.0.1:{}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", self.port);
+        stream.write_all(format!("{head}{rest}").as_bytes()).expect("the program takes a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the program answers");
+        assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // The group was made for it: what it started ends with it.
+        if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// The project's cache of downloads.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache")
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|program| program.is_file())
+}
+
+fn found(program: &str, in_cache: &str, install: &str) -> Option<PathBuf> {
+    let cached = cache().join(in_cache);
+    let found = cached.is_file().then_some(cached).or_else(|| in_path(program));
+    if found.is_none() {
+        eprintln!("{program} is not installed, and its tests are left out; install it with: {install}");
+    }
+    found
+}
+
+/// OpenSSH's server of files, which speaks on its standard input and output; none where it is not installed.
+pub fn sftp_server() -> Option<PathBuf> {
+    let usual = ["/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server"];
+    let usual = usual.iter().map(PathBuf::from).find(|path| path.is_file());
+    usual.or_else(|| found("sftp-server", "openssh/usr/lib/openssh/sftp-server", "apt-get install openssh-sftp-server"))
+}
+
+/// Azurite with its files in `folder`; none where it is not installed.
+pub fn azurite(folder: &Path) -> Option<Program> {
+    let script = "azurite/node_modules/azurite/dist/src/blob/main.js";
+    let program = found("azurite-blob", script, "scripts/setup.sh full")?;
+    let is_script = program.extension().is_some_and(|extension| extension == "js");
+    let mut command = if is_script { Command::new("node") } else { Command::new(&program) };
+    if is_script {
+        command.arg(&program);
+    }
+    let port = free_port();
+    command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(folder);
+    command.args(["--silent", "--skipApiVersionCheck"]);
+    start(command, port)
+}
+
+/// Moto's S3; none where it is not installed.
+pub fn moto() -> Option<Program> {
+    let program = found("moto_server", "moto/bin/moto_server", "scripts/setup.sh full")?;
+    let port = free_port();
+    let mut command = Command::new(program);
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    start(command, port)
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Starts it and waits until it listens.
+fn start(mut command: Command, port: u16) -> Option<Program> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    let mut program = Program { child: command.spawn().expect("the program can be started"), port };
+    let begun = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let ended = program.child.try_wait().expect("a child can be asked");
+        assert!(ended.is_none() && begun.elapsed() < START_LIMIT, "{command:?} does not listen: {ended:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Some(program)
+}
