@@ -118,7 +118,7 @@ async fn a_swap_whose_answer_is_lost_or_turned_is_confirmed_mine() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_was_given_up_may_land_later() {
     let faulty = faulty().await;
-    faulty.proxy.set([Rule::once("PUT", "e/5", Fault::Late(STALL * 2))]);
+    faulty.proxy.set([Rule::once("PUT", "e/5", Fault::Late(STALL * 5))]);
     let outcome = faulty.confirmed.create(&name("e/5"), body("mine")).await;
     assert!(matches!(outcome, Outcome::NotThere), "{outcome:?}");
     while faulty.truth("e/5").is_none() {
@@ -269,7 +269,10 @@ async fn half_a_list_is_an_error() {
     for number in 0..30 {
         faulty.storage.put(&name(&format!("commits/{number:02}")), body("x")).await.unwrap();
     }
-    for fault in [Fault::Cut(300), Fault::Status(403, ""), Fault::Status(200, ERROR_IN_200)] {
+    let endless = "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>";
+    let answers = [(403, ""), (200, ERROR_IN_200), (200, ""), (200, endless)];
+    let answers = answers.into_iter().map(|(status, text)| Fault::Status(status, text));
+    for fault in answers.chain([Fault::Cut(300)]) {
         faulty.proxy.set([Rule { after: 1, ..Rule::always("GET", "list-type", fault.clone()) }]);
         let told = faulty.storage.list("commits/").await;
         assert!(told.is_err(), "{fault:?}: {told:?}");

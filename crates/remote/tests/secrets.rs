@@ -54,13 +54,17 @@ async fn shows_nothing(url: &str, settings: &RemoteSettings) {
 async fn planted_secrets_are_in_no_text_of_any_store() {
     let server = ObjectServer::start();
     let proxy = FaultProxy::start(&server.url());
-    let quoting = "<Error><Code>AccessDenied</Code><Message>planted/secret/of/s3 AKIAPLANTEDKEYID \
-                   planted-session-token planted-token-of-gs cGxhbnRlZC1rZXktb2YtYXp1cmU= planted%2Fsig</Message></Error>";
-    proxy.set([Rule::always("", "", Fault::Status(403, quoting))]);
+    let quotes = |quoting: &'static str| proxy.set([Rule::always("", "", Fault::Status(403, quoting))]);
     let endpoint = Some(proxy.url());
+    quotes(
+        "<Error><Code>AccessDenied</Code>\
+         <Message>planted/secret/of/s3 AKIAPLANTEDKEYID planted-session-token</Message></Error>",
+    );
     shows_nothing("s3://bucket/job", &stores::s3_settings(&proxy.url())).await;
+    quotes("planted-token-of-gs");
     shows_nothing("gs://bucket/job", &stores::google_settings(&proxy.url())).await;
     let sas = "sv=2024-01-01&sp=rw&sig=planted%2Fsig%2Blong";
+    quotes("<Error><Code>No</Code><Message>cGxhbnRlZC1rZXktb2YtYXp1cmU= planted%2Fsig%2Blong</Message></Error>");
     for credentials in [("AZURE_STORAGE_SAS_TOKEN", sas), ("AZURE_STORAGE_KEY", "cGxhbnRlZC1rZXktb2YtYXp1cmU=")] {
         let environment = Environment::of([("AZURE_STORAGE_ACCOUNT", "account"), credentials]);
         let settings = RemoteSettings { endpoint: endpoint.clone(), ..settings(environment) };

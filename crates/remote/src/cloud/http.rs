@@ -118,6 +118,7 @@ impl HttpConnector for Transport {
 impl HttpService for Transport {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (parts, body) = request.into_parts();
+        let is_list = is_list(&parts.uri);
         let url = parts.uri.to_string().parse().map_err(|e| HttpError::new(HttpErrorKind::Unknown, Malformed(e)))?;
         let mut request = reqwest::Request::new(parts.method, url);
         *request.headers_mut() = parts.headers;
@@ -129,9 +130,31 @@ impl HttpService for Transport {
         let response = progress.watch(self.stall, answer).await?.map_err(http_error)?;
         let response: ::http::Response<reqwest::Body> = response.into();
         self.clock.note(response.headers());
-        let (parts, body) = response.into_parts();
-        Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(ReceivedBody::new(body, self.stall))))
+        let (mut parts, body) = response.into_parts();
+        let body = HttpResponseBody::new(ReceivedBody::new(body, self.stall));
+        if !is_list || !parts.status.is_success() {
+            return Ok(HttpResponse::from_parts(parts, body));
+        }
+        let page = body.bytes().await?;
+        if !is_whole_page(&page) {
+            parts.status = ::http::StatusCode::SERVICE_UNAVAILABLE;
+        }
+        Ok(HttpResponse::from_parts(parts, page.into()))
     }
+}
+
+/// Whether a page of a list is asked for, of a bucket or a container.
+fn is_list(uri: &::http::Uri) -> bool {
+    uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "list-type=2" || pair == "comp=list"))
+}
+
+/// Whether an answer is a page of a list that says how it goes on. The client library takes any other document, such as
+/// an error with the status 200, for an empty last page.
+fn is_whole_page(page: &[u8]) -> bool {
+    let has = |text: &[u8]| page.windows(text.len()).any(|window| window == text);
+    let is_bucket = has(b"<ListBucketResult") && has(b"</ListBucketResult>");
+    let goes_on = !has(b"<IsTruncated>true<") || has(b"<NextContinuationToken>");
+    is_bucket && goes_on || has(b"<EnumerationResults") && has(b"</EnumerationResults>")
 }
 
 #[derive(Debug, thiserror::Error)]
