@@ -1,6 +1,6 @@
 //! The address of a remote: which store, which bucket or host, and the prefix below which all its objects are.
 //!
-//! Invariant: a [`RemoteUrl`] holds no credential. Deliberately not here: where credentials come from ([`crate::settings`]).
+//! Invariant: a [`RemoteUrl`] holds no credential. Deliberately not here: where credentials come from.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,8 @@ fn bucket(url: &Url, scheme: &str) -> Result<RemoteUrl, BadUrl> {
     };
     if !prefix.is_empty() && !prefix.split('/').all(is_plain) {
         return Err(BadUrl(format!(
-            "the prefix {prefix:?} of the remote's URL may only have letters, digits, '-', '_', '.' and '=' between its slashes"
+            "the prefix {prefix:?} of the remote's URL may only have letters, digits, '-', '_', '.' and '=' between \
+             its slashes"
         )));
     }
     Ok(match scheme {

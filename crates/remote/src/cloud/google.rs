@@ -85,8 +85,8 @@ fn configured(
     match kind.as_str() {
         "service_account" | "authorized_user" => Ok(builder.with_application_credentials(path.to_string_lossy())),
         other => Err(fail(format!(
-            "their type {other:?} cannot be read; use a service account's key, gcloud auth application-default login, a \
-             machine with a service account, or GOOGLE_OAUTH_ACCESS_TOKEN=$(gcloud auth print-access-token)"
+            "their type {other:?} cannot be read; use a service account's key, gcloud auth application-default login, \
+             a machine with a service account, or GOOGLE_OAUTH_ACCESS_TOKEN=$(gcloud auth print-access-token)"
         ))),
     }
 }

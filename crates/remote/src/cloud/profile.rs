@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn static_profiles_are_read_from_both_files() {
-        let config = "[default]\nregion = eu-west-1\ns3 =\n  max_concurrent_requests = 20\n[profile lab]\nregion=us-east-2 # here\n";
+        let config = "[default]\nregion = eu-west-1\ns3 =\n  max_concurrent_requests = 20\n\
+                      [profile lab]\nregion=us-east-2 # here\n";
         let credentials = "# mine\n[default]\naws_access_key_id = one\naws_secret_access_key = two\n\n\
                            [lab]\naws_access_key_id=three\naws_secret_access_key=four=\naws_session_token=five\n";
         let (_home, path) = home(config, credentials);

@@ -1,5 +1,5 @@
-//! What is done with files over a session: written aside, made durable where the server offers that, and only then given
-//! their name.
+//! What is done with files over a session: written aside, made durable where the server offers that, and only then
+//! given their name.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The object store of the tests as a process of its own, for measurements: its processor time counts apart. It says its
-//! address on standard output, and ends when standard input does.
+//! The object store of the tests as a process of its own, for measurements: its processor time counts apart. It says
+//! its address on standard output, and ends when standard input does.
 
 use ckptd_testkit::servers::ObjectServer;
 
