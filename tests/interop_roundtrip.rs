@@ -97,6 +97,12 @@ fn a_trainer_checkpoint_is_imported_whole_and_every_export_of_it_loads() {
     export(&imported.path, &at("model_bf16.pt"), half(ExportFormat::Pt, DType::BF16));
     export(&imported.path, &at("full.pt"), full(ExportFormat::Pt));
     export(&imported.path, &at("model.safetensors"), plain(ExportFormat::Safetensors));
+    export(&imported.path, &at("deep/dcp"), full(ExportFormat::Dcp));
+    export(&imported.path, &at("dcp_model"), plain(ExportFormat::Dcp));
+    export(&imported.path, &at("ckpt.pt"), full(ExportFormat::Nanogpt));
+    let exported = export(&imported.path, &at("trainer"), full(ExportFormat::Trainer));
+    assert_eq!(exported.path, at("trainer").join("checkpoint-3"));
+    assert_eq!(contents(&exported.path), contents(&at("hf_full")));
     for (format, file, folder) in
         [(ExportFormat::Zip, "b.zip", "unpacked_zip"), (ExportFormat::TarZst, "b.tar.zst", "unpacked_tar")]
     {
@@ -111,7 +117,7 @@ fn a_trainer_checkpoint_is_imported_whole_and_every_export_of_it_loads() {
     let report = python::run("verify_exports.py", &[run, &out]);
     assert_eq!(
         report.lines().filter(|line| line.starts_with("loads") || line.starts_with("optimizer")).count(),
-        11,
+        14,
         "{report}"
     );
     assert_eq!(report.lines().filter(|line| line.starts_with("step ")).count(), 3, "{report}");

@@ -2,6 +2,7 @@
 //! and what is there already is replaced only when that is asked for.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -85,22 +86,88 @@ fn a_killed_export_is_no_export_and_the_next_one_clears_it_away() {
 }
 
 #[test]
-fn what_is_there_is_replaced_only_when_that_is_asked_for() {
+fn what_is_there_is_replaced_only_when_that_is_asked_for_and_an_export_has_written_it() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    std::fs::write(&out, "precious").unwrap();
-    let refused = export("safetensors", &out, &[]).output().unwrap();
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"));
-    assert_eq!(std::fs::read(&out).unwrap(), b"precious");
+    let refused = |format: &str, out: &Path, more: &[&str]| {
+        let refused = export(format, out, more).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{format} {}", out.display());
+        String::from_utf8_lossy(&refused.stderr).into_owned()
+    };
+    assert!(export("pt", &out, &[]).status().unwrap().success());
+    assert!(refused("safetensors", &out, &[]).contains("--force"));
     assert!(export("safetensors", &out, &["--force"]).status().unwrap().success());
     assert!(std::fs::metadata(&out).unwrap().len() > 1 << 20);
 
-    // A folder of other things is nobody's export.
+    // A file of another kind, a folder, a link: nothing of it is touched.
+    let (text, link) = (dir.path().join("thesis.tex"), dir.path().join("link"));
+    std::fs::write(&text, "precious").unwrap();
+    std::os::unix::fs::symlink(&out, &link).unwrap();
+    assert!(refused("pt", &text, &["--force"]).contains("thesis.tex"));
+    assert_eq!(std::fs::read(&text).unwrap(), b"precious");
+    assert!(refused("pt", dir.path(), &["--force"]).contains("is a folder"));
+    assert!(refused("hf", &text, &["--force"]).contains("is a file"));
+    assert!(refused("pt", &link, &["--force"]).contains("is a link to"));
+
+    // A model folder of others with work of one's own in it.
     let folder = dir.path().join("folder");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::write(folder.join("thesis.txt"), "precious").unwrap();
-    let refused = export("hf", &folder, &["--force"]).output().unwrap();
-    assert_eq!(refused.status.code(), Some(1));
-    assert_eq!(names(&folder), [folder.join("thesis.txt")]);
+    for name in ["config.json", "notes.md"] {
+        std::fs::write(folder.join(name), "{}").unwrap();
+    }
+    let said = refused("hf", &folder, &["--force"]);
+    assert!(said.contains("config.json, notes.md"), "{said}");
+    assert_eq!(names(&folder).len(), 2);
+}
+
+#[test]
+fn an_exported_folder_is_replaced_until_somebody_works_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("below/one/model");
+    for options in [&["--dtype", "bf16"][..], &["--force"], &["--force", "--dtype", "f16"]] {
+        assert!(export("hf", &folder, options).status().unwrap().success(), "{options:?}");
+    }
+    let refused = || {
+        let refused = export("hf", &folder, &["--force"]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        String::from_utf8_lossy(&refused.stderr).into_owned()
+    };
+    std::fs::write(folder.join("README.md"), "mine").unwrap();
+    assert!(refused().contains("README.md"), "{}", refused());
+    std::fs::remove_file(folder.join("README.md")).unwrap();
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    std::fs::write(folder.join("config.json"), config.replace("gpt2", "gpt3")).unwrap();
+    assert!(refused().contains("config.json (changed since the export)"), "{}", refused());
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    std::fs::create_dir(folder.join("runs")).unwrap();
+    assert!(refused().contains("runs"), "{}", refused());
+    std::fs::remove_dir(folder.join("runs")).unwrap();
+    assert!(export("hf", &folder, &["--force"]).status().unwrap().success());
+}
+
+#[test]
+fn a_checkpoint_of_an_earlier_step_is_older_than_those_that_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let trainer = dir.path().join("trainer");
+    for step in [0, 1_000_000] {
+        std::fs::create_dir_all(trainer.join(format!("checkpoint-{step}"))).unwrap();
+    }
+    assert!(export("trainer", &trainer, &[]).status().unwrap().success());
+    let mut made: Vec<PathBuf> = names(&trainer);
+    let step = |path: &PathBuf| path.to_str().unwrap().rsplit('-').next().unwrap().parse::<u64>().unwrap();
+    made.sort_by_key(|path| std::fs::metadata(path).unwrap().modified().unwrap());
+    let steps: Vec<u64> = made.iter().map(step).collect();
+    assert!(steps.len() == 3 && steps.last() == Some(&1_000_000), "{steps:?}");
+    let odd = export("trainer", &trainer.join("checkpoint-77"), &[]).output().unwrap();
+    assert_eq!(odd.status.code(), Some(78), "another step's name");
+}
+
+#[test]
+fn a_name_that_is_no_text_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    let refused = export("hf", &out, &[]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("UTF-8"));
+    assert_eq!(names(dir.path()), [] as [PathBuf; 0]);
 }

@@ -13,7 +13,7 @@ use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::ByteSize;
 use ckptd_interop::export::{self, ExportFormat, ExportOptions, ExportReport};
 
-/// Write a snapshot as what others load: a Hugging Face folder, a .pt or safetensors file, or a bundle to move it.
+/// Write a snapshot as what others load: a folder or file of another program, or a bundle to move it.
 #[derive(clap::Args)]
 pub(super) struct ExportArgs {
     /// The store's folder, or the job file.
@@ -23,13 +23,13 @@ pub(super) struct ExportArgs {
     snapshot: String,
     #[arg(long, value_enum)]
     format: FormatArg,
-    /// The folder (hf) or file to write.
+    /// The folder (hf, trainer, dcp) or file to write. Folders on the way to it are made.
     out: PathBuf,
-    /// The optimiser's state too: Trainer and torch.optim resume from it. Bundles always have it.
+    /// The optimiser's state too: Trainer and torch.optim resume from it. Bundles, trainer and nanogpt always have it.
     #[arg(long)]
     with_optimizer: bool,
     /// The tokens that the job trains on too, for a machine that does not have its texts. Goes with
-    /// bundles, and with hf and --with-optimizer.
+    /// bundles, with trainer, and with hf and --with-optimizer.
     #[arg(long)]
     with_data: bool,
     /// Round the model's tensors to another float type.
@@ -38,7 +38,7 @@ pub(super) struct ExportArgs {
     /// hf: largest weights file, such as 5GB; larger models are written in shards.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_shard_size: Option<ByteSize>,
-    /// Replace what is there.
+    /// Replace what is there, where an export has written all of it.
     #[arg(long)]
     force: bool,
     /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
@@ -53,6 +53,13 @@ enum FormatArg {
     Hf,
     Pt,
     Safetensors,
+    /// A checkpoint folder that transformers' Trainer resumes from; OUT is its output folder.
+    Trainer,
+    /// A folder of torch.distributed.checkpoint.
+    Dcp,
+    Gguf,
+    /// nanoGPT's ckpt.pt.
+    Nanogpt,
     Zip,
     #[value(name = "tar.zst")]
     TarZst,
@@ -72,6 +79,10 @@ pub(super) fn execute(args: &ExportArgs) -> Result<u8> {
         FormatArg::Hf => ExportFormat::Hf,
         FormatArg::Pt => ExportFormat::Pt,
         FormatArg::Safetensors => ExportFormat::Safetensors,
+        FormatArg::Trainer => ExportFormat::Trainer,
+        FormatArg::Dcp => ExportFormat::Dcp,
+        FormatArg::Gguf => ExportFormat::Gguf,
+        FormatArg::Nanogpt => ExportFormat::Nanogpt,
         FormatArg::Zip => ExportFormat::Zip,
         FormatArg::TarZst => ExportFormat::TarZst,
     };

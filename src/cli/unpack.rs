@@ -7,7 +7,7 @@ use super::{exit_code, output};
 use ckptd_core::error::Result;
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::output::OverwriteRule;
-use ckptd_interop::{bundle, names};
+use ckptd_interop::{bundle, export_record};
 
 /// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
 #[derive(clap::Args)]
@@ -15,7 +15,7 @@ pub(super) struct UnpackArgs {
     bundle: PathBuf,
     /// The folder to make.
     out: PathBuf,
-    /// Replace what is there.
+    /// Replace what is there, where an export or unpack has written all of it.
     #[arg(long)]
     force: bool,
     #[arg(long)]
@@ -23,7 +23,7 @@ pub(super) struct UnpackArgs {
 }
 
 pub(super) fn execute(args: &UnpackArgs) -> Result<u8> {
-    let overwrite = OverwriteRule::forced(args.force, names::marks_model_folder);
+    let overwrite = OverwriteRule::forced(args.force, export_record::foreign);
     let console = Console::start()?;
     let unpacked = bundle::unpack(&args.bundle, &args.out, overwrite, &ReadLimits::default(), &console)?;
     drop(console);

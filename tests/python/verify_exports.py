@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers.trainer_utils import get_last_checkpoint
 
 import resume_trainer
 
@@ -94,6 +97,42 @@ for name, optimizer in (("full.pt", full["optimizer"]), ("hf_full", torch.load(e
     print("optimizer of", name)
 assert full["step"] == 3 and json.loads(full["config"])["model_type"] == "gpt2"
 assert "step 3\n" in (exports / "hf/version.txt").read_text()
+
+# torch.distributed warns that it is not initialised.
+warnings.simplefilter("ignore")
+adamw = torch.optim.AdamW(groups(fresh), lr=1.0)
+fresh(tokens, labels=tokens).loss.backward()
+adamw.step()
+model_state, optimizer_state = get_state_dict(fresh, adamw)
+dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=exports / "deep/dcp", no_dist=True)
+equal(model_state, "dcp")
+names = [name for name, _ in fresh.named_parameters()]
+order = sorted(range(len(names)), key=lambda i: truth[names[i]].dim() < 2)
+for index, name in enumerate(names[i] for i in order):
+    for key, tensor in saved["state"][index].items():
+        assert torch.equal(tensor, optimizer_state["state"][name][key]), ("dcp", name, key)
+alone = {"model": GPT2LMHeadModel(reference.config).state_dict()}
+dcp.load(alone, checkpoint_id=exports / "dcp_model", no_dist=True)
+equal(alone["model"], "dcp_model")
+print("loads dcp")
+
+# What nanoGPT's train.py and model.py take from it, with matrices as nn.Linear has them.
+nano = torch.load(exports / "ckpt.pt", weights_only=True)
+linear = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+assert set(nano) == {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"}, set(nano)
+assert {key: nano["model_args"][key] for key in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")} == {
+    "n_layer": 3, "n_head": 3, "n_embd": 24, "block_size": 32, "bias": True, "vocab_size": 97}
+assert nano["iter_num"] == 3 and nano["best_val_loss"] == 1e9
+equal({name: t.t() if name.endswith(linear) else t for name, t in nano["model"].items()}, "nanogpt")
+for index, name in enumerate(names[i] for i in order):
+    for key in ("exp_avg", "exp_avg_sq"):
+        tensor = nano["optimizer"]["state"][index][key]
+        expected_moment = saved["state"][index][key]
+        assert torch.equal(tensor, expected_moment.t() if name.endswith(linear) else expected_moment), (name, key)
+print("loads nanogpt")
+
+assert get_last_checkpoint(str(exports / "trainer")) == str(exports / "trainer/checkpoint-3")
+print("loads trainer")
 
 # Trainer warns of what is none of an export's business.
 warnings.resetwarnings()

@@ -4,7 +4,7 @@
 //! is held against the file's size before anything is allocated or mapped; nothing is written but under the target
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
-//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`names`], [`hf`] (reading and
+//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`dcp`], [`gguf`], [`names`], [`hf`] (reading and
 //! writing files); [`gpt2_names`], [`output`]; [`export_record`], [`export`], [`bundle`],
 //! [`import`], [`compare`], [`check`].
 
@@ -14,8 +14,10 @@ pub mod archive;
 pub mod bundle;
 pub mod check;
 pub mod compare;
+pub mod dcp;
 pub mod export;
 pub mod export_record;
+pub mod gguf;
 pub mod gpt2_names;
 pub mod hf;
 pub mod import;

@@ -15,7 +15,9 @@ use ckptd_core::snapshot::TensorBytes;
 
 pub struct MappedFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
+    /// The bytes of `map` that this is about: all of them, or those of a file within the file.
+    window: Range<usize>,
 }
 
 impl MappedFile {
@@ -26,7 +28,14 @@ impl MappedFile {
         // SAFETY: the mapping is read-only. As with every reader of mapped weights, the file must not be cut short
         // while it is in use; ckptd itself never changes a file in place, it renames new ones over old ones.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, e))?;
-        Ok(Arc::new(MappedFile { path: path.to_path_buf(), map }))
+        let window = 0..map.len();
+        Ok(Arc::new(MappedFile { path: path.to_path_buf(), map: Arc::new(map), window }))
+    }
+
+    /// The file that lies at `range` within this one; `None` where that leaves it.
+    pub fn part(&self, range: Range<u64>) -> Option<Arc<MappedFile>> {
+        let window = self.within(range)?;
+        Some(Arc::new(MappedFile { path: self.path.clone(), map: Arc::clone(&self.map), window }))
     }
 
     pub fn path(&self) -> &Path {
@@ -34,34 +43,41 @@ impl MappedFile {
     }
 
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        // `open` and `part` have checked the window, and a mapping does not change its length.
+        self.map.get(self.window.clone()).unwrap_or_default()
     }
 
     pub fn len(&self) -> u64 {
-        self.map.len() as u64
+        self.window.len() as u64
     }
 
     pub fn is_empty(&self) -> bool {
-        self.map.is_empty()
+        self.window.is_empty()
     }
 
     /// The bytes of `range`, which keep the mapping alive; `None` where it leaves the file.
-    pub fn region(self: &Arc<MappedFile>, range: Range<u64>) -> Option<TensorBytes> {
+    pub fn region(&self, range: Range<u64>) -> Option<TensorBytes> {
+        let range = self.within(range)?;
+        Some(Arc::new(MappedRegion { map: Arc::clone(&self.map), range }))
+    }
+
+    /// A range of this file as one of the mapping; `None` where it leaves the file.
+    fn within(&self, range: Range<u64>) -> Option<Range<usize>> {
         let range = usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
-        self.map.get(range.clone())?;
-        Some(Arc::new(MappedRegion { mapped: Arc::clone(self), range }))
+        self.bytes().get(range.clone())?;
+        Some(self.window.start + range.start..self.window.start + range.end)
     }
 }
 
 struct MappedRegion {
-    mapped: Arc<MappedFile>,
+    map: Arc<Mmap>,
     range: Range<usize>,
 }
 
 impl AsRef<[u8]> for MappedRegion {
     fn as_ref(&self) -> &[u8] {
         // `region` has checked the range, and a mapping does not change its length.
-        self.mapped.map.get(self.range.clone()).unwrap_or_default()
+        self.map.get(self.range.clone()).unwrap_or_default()
     }
 }
 

@@ -49,6 +49,8 @@ pub const TOKENS_ORIGIN: &str = "tokens.bin.json";
 
 /// What a folder cannot say of a training otherwise; see `export_record`.
 pub const RECORD: &str = "ckptd.json";
+/// The files of an exported folder that has no export record: rounded weights, other formats.
+pub const FILES_RECORD: &str = "ckptd-files.json";
 /// Which release wrote the folder, and of which snapshot.
 pub const VERSION: &str = "version.txt";
 
@@ -76,14 +78,9 @@ pub fn is_safetensors(name: &str) -> bool {
 
 /// Whether an export writes a file of this name itself, so that no snapshot can carry one.
 pub fn is_reserved(name: &str) -> bool {
-    const WRITTEN: [&str; 9] =
-        [WEIGHTS_INDEX, VERSION, RECORD, OPTIMIZER, SCHEDULER, TRAINER_STATE, JOB, TOKENS, TOKENS_ORIGIN];
+    const WRITTEN: [&str; 10] =
+        [WEIGHTS_INDEX, VERSION, RECORD, FILES_RECORD, OPTIMIZER, SCHEDULER, TRAINER_STATE, JOB, TOKENS, TOKENS_ORIGIN];
     is_safetensors(name) || WRITTEN.contains(&name)
-}
-
-/// Whether a file of this name says that its folder holds a model.
-pub fn marks_model_folder(name: &str) -> bool {
-    [CONFIG, RECORD].contains(&name)
 }
 
 /// Under which name a safetensors file holds a moment of a parameter.

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::options::{ExportFormat, ExportOptions};
+use super::options::ExportOptions;
 use super::source::{ExportPart, ExportSource, exported_dtype};
 use super::target::ExportFolder;
 use super::{job_file, torch};
 use crate::export_record::{self, ExportRecord};
+use crate::names;
+use crate::output::{self, OutputKind};
 use crate::safetensors::{self, TensorSpec};
-use crate::{names, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
@@ -46,22 +47,24 @@ pub(super) fn write(
         .as_bytes(),
     )?;
     // What a bundle is made of goes again.
-    let stays = options.format == ExportFormat::Hf;
+    let stays = options.format.kind() == OutputKind::Folder;
     // Rounded weights are another state: nothing may claim that they are this one.
     let exact = source.is_exact_as(options.dtype);
     let records = std::thread::scope(|scope| {
         // The disk has to do while the files are hashed.
         let syncing = stays.then(|| scope.spawn(|| output::sync(dir, folder.names())));
-        let records = if exact { records(dir, &folder, progress) } else { Ok(Vec::new()) };
+        let records = records(dir, &folder, progress);
         let synced = syncing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
         synced.and(records)
     })?;
     if exact {
         let record = ExportRecord { carried, files: records, ..ExportRecord::new(manifest) };
         folder.file(names::RECORD, &record.to_json()?)?;
-        if stays {
-            output::sync(dir, &[names::RECORD.to_owned()])?;
-        }
+    } else {
+        folder.file(names::FILES_RECORD, &export_record::files_json(records)?)?;
+    }
+    if stays {
+        output::sync(dir, &folder.names()[folder.names().len() - 1..])?;
     }
     Ok((tensor_bytes, folder.bytes()?))
 }

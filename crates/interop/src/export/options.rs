@@ -8,8 +8,8 @@ use ckptd_core::error::{Error, Result};
 use ckptd_core::os::process::processors;
 
 use crate::bundle::BundleKind;
-use crate::names;
-use crate::output::OverwriteRule;
+use crate::export_record;
+use crate::output::{OutputKind, OverwriteRule};
 
 /// What a snapshot becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +21,14 @@ pub enum ExportFormat {
     Pt,
     /// A safetensors file.
     Safetensors,
+    /// A checkpoint folder of transformers' Trainer, with the optimiser's state.
+    Trainer,
+    /// A folder of `torch.distributed.checkpoint`.
+    Dcp,
+    /// A GGUF file: the weights and the tokenizer.
+    Gguf,
+    /// `ckpt.pt` as nanoGPT saves it, with the optimiser's state.
+    Nanogpt,
     /// The folder with the optimiser's state, as a zip archive.
     Zip,
     /// The folder with the optimiser's state, as a tar archive under zstd.
@@ -34,8 +42,21 @@ impl ExportFormat {
         match self {
             ExportFormat::Zip => Some(BundleKind::Zip),
             ExportFormat::TarZst => Some(BundleKind::TarZst),
-            ExportFormat::Hf | ExportFormat::Pt | ExportFormat::Safetensors => None,
+            _ => None,
         }
+    }
+
+    /// Whether it is one file or a folder.
+    pub fn kind(self) -> OutputKind {
+        match self {
+            ExportFormat::Hf | ExportFormat::Trainer | ExportFormat::Dcp => OutputKind::Folder,
+            _ => OutputKind::File,
+        }
+    }
+
+    /// Whether it always has the optimiser's state.
+    pub fn has_optimizer(self) -> bool {
+        self.bundle().is_some() || matches!(self, ExportFormat::Trainer | ExportFormat::Nanogpt)
     }
 }
 
@@ -81,20 +102,28 @@ impl ExportOptions {
 
     /// Whether and where something at the target is replaced.
     pub fn overwrite(&self) -> OverwriteRule {
-        OverwriteRule::forced(self.force, names::marks_model_folder)
+        OverwriteRule::forced(self.force, export_record::foreign)
     }
 
     /// # Errors
     /// [`Error::Config`] where options do not go together.
     pub fn check(&self) -> Result<()> {
-        let bundle = self.format.bundle().is_some();
-        if bundle && self.dtype.is_some_and(|dtype| dtype != DType::F32) {
+        let (format, bundle) = (self.format, self.format.bundle().is_some());
+        if format.has_optimizer() && self.dtype.is_some_and(|dtype| dtype != DType::F32) {
             return Err(Error::Config(
-                "a bundle holds the exact state; --dtype goes with hf, pt and safetensors".into(),
+                "a bundle, a Trainer checkpoint and nanoGPT's ckpt.pt hold the exact state; --dtype goes with hf, pt, \
+                 safetensors, dcp and gguf"
+                    .into(),
             ));
         }
-        if self.with_data && !bundle && !(self.with_optimizer && self.format == ExportFormat::Hf) {
-            return Err(Error::Config("--with-data goes with bundles, and with --format hf --with-optimizer".into()));
+        if self.with_optimizer && format == ExportFormat::Gguf {
+            return Err(Error::Config("GGUF holds weights alone; --with-optimizer goes with the other formats".into()));
+        }
+        let folder = format == ExportFormat::Trainer || self.with_optimizer && format == ExportFormat::Hf;
+        if self.with_data && !bundle && !folder {
+            return Err(Error::Config(
+                "--with-data goes with bundles, with --format trainer, and with --format hf --with-optimizer".into(),
+            ));
         }
         if self.max_shard_bytes == 0 {
             return Err(Error::Config("--max-shard-size must be positive".into()));

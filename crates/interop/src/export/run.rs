@@ -6,13 +6,14 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::options::{ExportFormat, ExportOptions};
-use super::source::ExportSource;
-use super::{folder, safetensors, torch};
+use super::source::{ExportSource, exported_dtype};
+use super::{dcp, folder, gguf, nanogpt, safetensors, torch, trainer};
 use crate::bundle::{self, BundleKind};
 use crate::output;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::StateRoot;
 use ckptd_core::progress::ProgressSink;
+use ckptd_core::snapshot::TensorMeta;
 
 /// What was written.
 #[derive(Clone, Debug, Serialize)]
@@ -50,9 +51,15 @@ pub fn export(
 ) -> Result<ExportReport> {
     let began = Instant::now();
     let overwrite = options.overwrite();
-    output::check(out, overwrite)?;
     options.check()?;
+    output::check_name(out)?;
     let source = ExportSource::open(snapshot, options.threads)?;
+    let in_trainers_folder = (options.format == ExportFormat::Trainer)
+        .then(|| trainer::checkpoint_folder(out, source.manifest().train.step))
+        .transpose()?;
+    let out = in_trainers_folder.as_deref().unwrap_or(out);
+    output::check(out, options.format.kind(), overwrite)?;
+    output::check_room(out, least_bytes(&source, options))?;
     let (tensor_bytes, raw_bytes) = match options.format {
         ExportFormat::Hf => output::folder(out, overwrite, |dir| folder::write(&source, dir, options, progress))?,
         ExportFormat::Pt => {
@@ -60,6 +67,19 @@ pub fn export(
         }
         ExportFormat::Safetensors => {
             (output::file(out, overwrite, |file| safetensors::write(&source, file, out, options, progress))?, 0)
+        }
+        ExportFormat::Trainer => {
+            let options = ExportOptions { with_optimizer: true, ..options.clone() };
+            let sizes = output::folder(out, overwrite, |dir| folder::write(&source, dir, &options, progress))?;
+            trainer::order_times(out)?;
+            sizes
+        }
+        ExportFormat::Dcp => output::folder(out, overwrite, |dir| dcp::write(&source, dir, options, progress))?,
+        ExportFormat::Gguf => {
+            (output::file(out, overwrite, |file| gguf::write(&source, file, out, options, progress))?, 0)
+        }
+        ExportFormat::Nanogpt => {
+            (output::file(out, overwrite, |file| nanogpt::write(&source, file, out, options, progress))?, 0)
         }
         ExportFormat::Zip => bundle(&source, out, BundleKind::Zip, options, progress)?,
         ExportFormat::TarZst => bundle(&source, out, BundleKind::TarZst, options, progress)?,
@@ -78,6 +98,16 @@ pub fn export(
         r: bytes as f64 / raw_bytes.max(1) as f64,
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+/// Bytes that the export takes in any case: those of its tensors, before a bundle is packed.
+fn least_bytes(source: &ExportSource, options: &ExportOptions) -> u64 {
+    let model = source.model().into_iter();
+    let model = model.map(|meta| meta.elements().unwrap_or(0) * exported_dtype(meta, options.dtype).size() as u64);
+    let with_optimizer = options.with_optimizer || options.format.has_optimizer();
+    let moments = if with_optimizer { source.moments().len() as u64 } else { 0 };
+    let params: u64 = source.params().into_iter().filter_map(TensorMeta::bytes).sum();
+    model.sum::<u64>() + moments * params
 }
 
 /// The folder with the optimiser, written beside the target, packed, and removed again. Returns the bytes of its

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::gpt2_names;
+use crate::gpt2_names::{self, BlockParameter, Gpt2Parameter};
 use crate::names::{self, MOMENTS};
 use ckptd_core::dtype::{self, DType};
 use ckptd_core::error::{Error, Result};
@@ -22,7 +22,27 @@ pub(super) struct ExportSource {
 pub(super) enum ExportPart {
     /// A tensor of the snapshot, as this type where that is another float type than its own.
     Tensor(TensorMeta, DType),
+    /// The same with its two dimensions changed round: a weight of `Conv1D` as one of `nn.Linear`.
+    Transposed(TensorMeta, DType),
     Bytes(Vec<u8>),
+}
+
+impl ExportPart {
+    /// The tensor and its type, where it is one.
+    fn tensor(&self) -> Option<(&TensorMeta, DType)> {
+        match self {
+            ExportPart::Tensor(meta, dtype) | ExportPart::Transposed(meta, dtype) => Some((meta, *dtype)),
+            ExportPart::Bytes(_) => None,
+        }
+    }
+
+    /// How many bytes it is.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            ExportPart::Bytes(bytes) => bytes.len() as u64,
+            part => part.tensor().map_or(0, |(meta, dtype)| meta.elements().unwrap_or(0) * dtype.size() as u64),
+        }
+    }
 }
 
 impl ExportSource {
@@ -86,11 +106,23 @@ impl ExportSource {
     /// Hands the bytes of `parts` to `take` in their order, each in one piece or more, with the part's index. What
     /// comes next is read and decoded meanwhile.
     pub(super) fn stream(&self, parts: &[ExportPart], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        let mut whole = Vec::new();
+        let mut take = |index: usize, piece: &[u8]| match &parts[index] {
+            // Its rows are spread over all of it, so it is put together first.
+            ExportPart::Transposed(meta, dtype) => {
+                whole.extend_from_slice(piece);
+                if (whole.len() as u64) < parts[index].bytes() {
+                    return Ok(());
+                }
+                take(index, &transposed(&std::mem::take(&mut whole), &meta.shape, dtype.size()))
+            }
+            _ => take(index, piece),
+        };
         let mut orders = Vec::new();
         for (index, part) in parts.iter().enumerate() {
-            let pieces = match part {
-                ExportPart::Tensor(meta, _) => self.reader.runs(self.find(meta)?),
-                ExportPart::Bytes(_) => Vec::new(),
+            let pieces = match part.tensor() {
+                Some((meta, _)) => self.reader.runs(self.find(meta)?),
+                None => Vec::new(),
             };
             if pieces.is_empty() {
                 orders.push((index, None))
@@ -101,12 +133,12 @@ impl ExportSource {
         let make = |reader: &mut ChunkRunReader, (index, piece): &(usize, Option<ChunkRun>), mut memory: Vec<u8>| {
             memory.resize(piece.as_ref().map_or(0, |piece| piece.bytes), 0);
             match (&parts[*index], piece) {
-                (ExportPart::Tensor(meta, dtype), Some(piece)) => {
+                (ExportPart::Tensor(meta, dtype) | ExportPart::Transposed(meta, dtype), Some(piece)) => {
                     reader.read(piece, &mut memory)?;
                     self.convert(memory, meta, *dtype)
                 }
                 (ExportPart::Bytes(bytes), _) => Ok(bytes.clone()),
-                (ExportPart::Tensor(..), None) => Ok(memory),
+                (_, None) => Ok(memory),
             }
         };
         // Each thread waits for the device half of the time.
@@ -141,10 +173,42 @@ impl ExportSource {
     }
 }
 
+/// The row-major matrix `bytes` of this shape with rows and columns changed round.
+fn transposed(bytes: &[u8], shape: &[u64], size: usize) -> Vec<u8> {
+    let [rows, columns] = [0, 1].map(|i| shape.get(i).map_or(1, |&length| length as usize));
+    let mut out = vec![0; bytes.len()];
+    for (place, element) in out.chunks_exact_mut(size).enumerate() {
+        let from = ((place % rows) * columns + place / rows) * size;
+        element.copy_from_slice(&bytes[from..from + size]);
+    }
+    out
+}
+
+/// Whether `Conv1D` keeps the tensor as [in, out], where `nn.Linear` has [out, in].
+pub(super) fn is_linear(meta: &TensorMeta) -> bool {
+    use BlockParameter::{AttentionProjectionWeight, AttentionWeight, InnerProjectionWeight, InnerWeight};
+    let linear = [AttentionWeight, AttentionProjectionWeight, InnerWeight, InnerProjectionWeight];
+    match Gpt2Parameter::parse(&meta.name) {
+        Some(Gpt2Parameter::Block { part, .. }) => linear.contains(&part) && meta.shape.len() == 2,
+        _ => false,
+    }
+}
+
 /// What a tensor becomes where floats are asked for as `dtype`: other types stay what they are.
 pub(super) fn exported_dtype(meta: &TensorMeta, dtype: Option<DType>) -> DType {
     match dtype {
         Some(dtype) if matches!(meta.dtype, DType::F32 | DType::F16 | DType::BF16) => dtype,
         _ => meta.dtype,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_columns() {
+        assert_eq!(transposed(&[1, 2, 3, 4, 5, 6], &[2, 3], 1), [1, 4, 2, 5, 3, 6]);
+        assert_eq!(transposed(&[1, 1, 2, 2, 3, 3, 4, 4], &[4, 1], 2), [1, 1, 2, 2, 3, 3, 4, 4]);
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::hyper::HyperParameters;
 use super::options::ExportOptions;
-use super::source::{ExportPart, ExportSource, exported_dtype};
+use super::source::{ExportPart, ExportSource, exported_dtype, is_linear};
 use super::target::ExportFolder;
 use crate::export_record::ExportRecord;
 use crate::torch_pt::pickler::{PtObject, TensorSlot};
@@ -37,7 +37,7 @@ pub(super) fn write(
 }
 
 /// The model's state dict with the optimiser's state and what else is needed to go on.
-fn checkpoint(
+pub(super) fn checkpoint(
     source: &ExportSource,
     model: PtObject,
     options: &ExportOptions,
@@ -78,14 +78,23 @@ pub(super) fn write_trainer_files(
 
 /// What each storage of an archive holds.
 #[derive(Default)]
-struct PtStorages {
-    contents: Vec<ExportPart>,
+pub(super) struct PtStorages {
+    /// In the order of the storages' numbers.
+    pub(super) contents: Vec<ExportPart>,
+    /// Weights of linear layers lie as `nn.Linear` keeps them.
+    pub(super) linear: bool,
 }
 
 impl PtStorages {
     fn tensor(&mut self, meta: &TensorMeta, dtype: DType) -> PtObject {
-        self.contents.push(ExportPart::Tensor(meta.clone(), dtype));
-        PtObject::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype, shape: meta.shape.clone() })
+        let mut shape = meta.shape.clone();
+        self.contents.push(if self.linear && is_linear(meta) {
+            shape.reverse();
+            ExportPart::Transposed(meta.clone(), dtype)
+        } else {
+            ExportPart::Tensor(meta.clone(), dtype)
+        });
+        PtObject::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype, shape })
     }
 
     /// The step counter that AdamW keeps beside each parameter's moments.
@@ -94,7 +103,7 @@ impl PtStorages {
         PtObject::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype: DType::F32, shape: Vec::new() })
     }
 
-    fn write(
+    pub(super) fn write(
         self,
         source: &ExportSource,
         file: &mut File,
@@ -102,11 +111,7 @@ impl PtStorages {
         object: &PtObject,
         progress: &dyn ProgressSink,
     ) -> Result<u64> {
-        let bytes = |content: &ExportPart| match content {
-            ExportPart::Tensor(meta, dtype) => meta.elements().unwrap_or(0) * dtype.size() as u64,
-            ExportPart::Bytes(bytes) => bytes.len() as u64,
-        };
-        let sizes: Vec<u64> = self.contents.iter().map(bytes).collect();
+        let sizes: Vec<u64> = self.contents.iter().map(ExportPart::bytes).collect();
         let total = sizes.iter().sum();
         if total > 1 << 20 {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -118,7 +123,7 @@ impl PtStorages {
 }
 
 /// `GPT2LMHeadModel.state_dict()`: with the head under its own name where it is tied, in the embedding's storage.
-fn state_dict(source: &ExportSource, dtype: Option<DType>, storages: &mut PtStorages) -> PtObject {
+pub(super) fn state_dict(source: &ExportSource, dtype: Option<DType>, storages: &mut PtStorages) -> PtObject {
     let mut items = Vec::new();
     let mut embedding = None;
     for meta in source.model() {
@@ -135,7 +140,7 @@ fn state_dict(source: &ExportSource, dtype: Option<DType>, storages: &mut PtStor
 }
 
 /// `Optimizer.state_dict()`
-fn optimizer(source: &ExportSource, hyper: &HyperParameters, storages: &mut PtStorages) -> PtObject {
+pub(super) fn optimizer(source: &ExportSource, hyper: &HyperParameters, storages: &mut PtStorages) -> PtObject {
     let params = source.params();
     let moments = source.moments();
     let step = source.manifest().train.step;

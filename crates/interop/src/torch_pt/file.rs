@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,21 +18,45 @@ use crate::mapped::MappedFile;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{Role, Tensor, TensorBytes, TensorMeta};
 
-/// An opened file: its object as plain values, and the bytes of its tensors.
+/// An opened file: its object as plain values, and the bytes of its tensors. What other containers hold in the same
+/// way (a folder of torch.distributed.checkpoint) is brought into this form, too.
 pub struct PtFile {
-    mapped: Arc<MappedFile>,
+    path: PathBuf,
     value: PtValue,
-    storages: HashMap<String, Range<u64>>,
+    storages: HashMap<Arc<str>, TensorBytes>,
     taken_bytes: AtomicU64,
     max_taken_bytes: u64,
 }
 
 impl PtFile {
     pub fn open(path: &Path, limits: &ReadLimits) -> Result<PtFile> {
-        let mapped = MappedFile::open(path)?;
+        PtFile::open_mapped(&MappedFile::open(path)?, limits)
+    }
+
+    /// What `torch.save` has written to `mapped`, which may lie within another file.
+    pub fn open_mapped(mapped: &Arc<MappedFile>, limits: &ReadLimits) -> Result<PtFile> {
+        let path = mapped.path();
         check_kind(mapped.bytes()).map_err(|reason| Error::malformed(path, reason))?;
-        let entries = archive::entries(&mapped, limits)?;
-        read(&mapped, &entries, limits).map_err(|reason| Error::malformed(path, reason))
+        let entries = archive::entries(mapped, limits)?;
+        read(mapped, &entries, limits).map_err(|reason| Error::malformed(path, reason))
+    }
+
+    /// What lies at `path` in another container: an object whose tensors are views of `storages`, each as long as its
+    /// storage says. `bytes` are those of the container.
+    pub fn of_storages(
+        path: &Path,
+        value: PtValue,
+        storages: HashMap<Arc<str>, TensorBytes>,
+        bytes: u64,
+        limits: &ReadLimits,
+    ) -> PtFile {
+        let max_taken_bytes = bytes.saturating_mul(limits.sharing);
+        PtFile { path: path.to_path_buf(), value, storages, taken_bytes: AtomicU64::new(0), max_taken_bytes }
+    }
+
+    /// The object that was saved, and the bytes of the storages that its tensors are views of.
+    pub fn into_parts(self) -> (PtValue, HashMap<Arc<str>, TensorBytes>) {
+        (self.value, self.storages)
     }
 
     /// The object that was saved.
@@ -41,7 +65,7 @@ impl PtFile {
     }
 
     pub fn path(&self) -> &Path {
-        self.mapped.path()
+        &self.path
     }
 
     /// A tensor under a name and a role, with its bytes in row-major order: in place where they are, else copied.
@@ -54,27 +78,22 @@ impl PtFile {
         if taken > self.max_taken_bytes {
             return Err(refuse("the tensors take many times the file's own size; the file is made up"));
         }
-        let bytes = if tensor.is_contiguous() {
-            self.range(tensor, bytes).and_then(|range| self.mapped.region(range))
-        } else {
-            self.gather(tensor)
-        };
+        let bytes = if tensor.is_contiguous() { self.range(tensor, bytes) } else { self.gather(tensor) };
         Ok(Tensor { meta, bytes: bytes.ok_or_else(|| refuse("it lies outside the file"))? })
     }
 
-    /// Where a contiguous tensor lies in the file.
-    fn range(&self, tensor: &TensorRef, bytes: u64) -> Option<Range<u64>> {
+    /// The bytes of a contiguous tensor in place.
+    fn range(&self, tensor: &TensorRef, bytes: u64) -> Option<TensorBytes> {
         let storage = self.storages.get(&*tensor.storage.key)?;
-        let start = storage.start.checked_add(tensor.offset.checked_mul(tensor.storage.dtype.size() as u64)?)?;
-        let end = start.checked_add(bytes)?;
-        (end <= storage.end).then_some(start..end)
+        let start = tensor.offset.checked_mul(tensor.storage.dtype.size() as u64)?;
+        let range = usize::try_from(start).ok()?..usize::try_from(start.checked_add(bytes)?).ok()?;
+        (**storage).as_ref().get(range.clone())?;
+        Some(Arc::new(StorageRange { storage: Arc::clone(storage), range }))
     }
 
     /// A row-major copy of a tensor with gaps or another order of dimensions.
     fn gather(&self, tensor: &TensorRef) -> Option<TensorBytes> {
-        let storage = self.storages.get(&*tensor.storage.key)?;
-        let storage =
-            self.mapped.bytes().get(usize::try_from(storage.start).ok()?..usize::try_from(storage.end).ok()?)?;
+        let storage: &[u8] = (**self.storages.get(&*tensor.storage.key)?).as_ref();
         let size = tensor.storage.dtype.size();
         let elements = usize::try_from(tensor.elements()).ok()?;
         let mut copy = Vec::with_capacity(elements.checked_mul(size)?);
@@ -92,6 +111,19 @@ impl PtFile {
             }
         }
         Some(Arc::new(copy))
+    }
+}
+
+/// A run of a storage's bytes.
+struct StorageRange {
+    storage: TensorBytes,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for StorageRange {
+    fn as_ref(&self) -> &[u8] {
+        // `range` has been checked, and a storage does not change its length.
+        (*self.storage).as_ref().get(self.range.clone()).unwrap_or_default()
     }
 }
 
@@ -142,16 +174,28 @@ fn read(mapped: &Arc<MappedFile>, entries: &[ArchiveEntry], limits: &ReadLimits)
         return Err(format!("data.pkl has {} bytes; at most {} are read", pickle.bytes, limits.pickle_bytes));
     }
     let data = format!("{folder}data/");
-    let storages: HashMap<String, Range<u64>> = entries
+    let storages: HashMap<Arc<str>, TensorBytes> = entries
         .iter()
-        .filter_map(|entry| Some((entry.name.strip_prefix(&data)?.to_owned(), entry.data.clone())))
+        .filter_map(|entry| Some((entry.name.strip_prefix(&data)?.into(), mapped.region(entry.data.clone())?)))
         .collect();
-    let storage_bytes = |key: &str| storages.get(key).map(|range| range.end - range.start);
+    let storage_bytes = |key: &str| storages.get(key).map(|bytes| (**bytes).as_ref().len() as u64);
     let value = machine::run(bytes(&pickle.data), &storage_bytes, limits)
         .and_then(|(nodes, root)| tree::build(&nodes, root, limits))
         .map_err(|what| format!("{}: {what}", pickle.name))?;
     let max_taken_bytes = mapped.len().saturating_mul(limits.sharing);
-    Ok(PtFile { mapped: Arc::clone(mapped), value, storages, taken_bytes: AtomicU64::new(0), max_taken_bytes })
+    let path = mapped.path().to_path_buf();
+    Ok(PtFile { path, value, storages, taken_bytes: AtomicU64::new(0), max_taken_bytes })
+}
+
+/// The value of a pickle that stands alone and refers to no storages.
+///
+/// # Errors
+/// Text that says which op-code or global is refused, and where.
+pub fn plain_pickle(bytes: &[u8], limits: &ReadLimits) -> Result<PtValue, String> {
+    if bytes.len() as u64 > limits.pickle_bytes {
+        return Err(format!("{} bytes of pickle; at most {} are read", bytes.len(), limits.pickle_bytes));
+    }
+    machine::run(bytes, &|_| None, limits).and_then(|(nodes, root)| tree::build(&nodes, root, limits))
 }
 
 /// `data.pkl` lies in one folder, whose name is of no interest.

@@ -21,6 +21,8 @@ pub enum PickleGlobal {
     Size,
     /// `set`, `frozenset`, `list`, `tuple` of one iterable.
     Collection,
+    /// A data class of `torch.distributed.checkpoint`: the dict of its fields.
+    Record,
     /// A class that only marks a type (`torch.Tensor`, `torch.nn.Parameter`).
     Class,
     /// Something without meaning for a state (bytes, a device, a complex number).
@@ -54,6 +56,17 @@ pub fn lookup(module: &str, name: &str) -> Option<PickleGlobal> {
         },
         "torch._tensor" => (name == "_rebuild_from_type_v2").then_some(PickleGlobal::RebuildFromType),
         "torch.nn.parameter" => (name == "Parameter").then_some(PickleGlobal::Class),
+        "torch.distributed.checkpoint.metadata" => match name {
+            "Metadata" | "MetadataIndex" | "StorageMeta" | "TensorProperties" => Some(PickleGlobal::Record),
+            "TensorStorageMetadata" | "ChunkStorageMetadata" | "BytesStorageMetadata" => Some(PickleGlobal::Record),
+            "_MEM_FORMAT_ENCODING" => Some(PickleGlobal::Opaque("a memory format")),
+            _ => None,
+        },
+        "torch.distributed.checkpoint.filesystem" => (name == "_StorageInfo").then_some(PickleGlobal::Record),
+        "torch.serialization" => (name == "_get_layout").then_some(PickleGlobal::Opaque("a layout")),
+        "pathlib" | "pathlib._local" => {
+            matches!(name, "PosixPath" | "PurePosixPath").then_some(PickleGlobal::Opaque("a path"))
+        }
         "torch" => torch(name),
         _ => None,
     }

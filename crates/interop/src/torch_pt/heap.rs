@@ -24,6 +24,8 @@ pub(super) enum HeapNode {
     List(Vec<NodeId>),
     Tuple(Vec<NodeId>),
     Dict(Vec<(NodeId, NodeId)>),
+    /// An instance of a data class: what its attributes were set to, a dict or a tuple.
+    Record(Option<NodeId>),
     Global(PickleGlobal),
     Storage(Arc<PtStorage>),
     Tensor(Arc<TensorRef>),

@@ -171,10 +171,15 @@ impl PickleMachine<'_> {
                 Ok(())
             }
             b'b' => {
-                self.pop()?;
+                let state = self.pop()?;
+                let target = self.top()?;
                 // Attributes of a state dict (`_metadata`) or of a parameter carry no state.
-                match self.heap.node(self.top()?) {
-                    HeapNode::Dict(_) | HeapNode::Tensor(_) => Ok(()),
+                match self.heap.node_mut(target) {
+                    Some(HeapNode::Dict(_) | HeapNode::Tensor(_)) => Ok(()),
+                    Some(HeapNode::Record(attributes)) => {
+                        *attributes = Some(state);
+                        Ok(())
+                    }
                     _ => Err("refusing to set attributes of something that is no dict and no tensor".into()),
                 }
             }

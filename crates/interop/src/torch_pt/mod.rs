@@ -17,5 +17,5 @@ mod tree;
 pub mod value;
 pub mod writer;
 
-pub use file::PtFile;
+pub use file::{PtFile, plain_pickle};
 pub use value::{PtStorage, PtValue, TensorRef};

@@ -46,6 +46,7 @@ fn construct(heap: &mut PickleHeap, global: PickleGlobal, arguments: &[NodeId]) 
             _ => Err("a collection made of something that is no list".into()),
         },
         (PickleGlobal::Collection | PickleGlobal::Size, []) => Ok(heap.add(HeapNode::List(Vec::new()))),
+        (PickleGlobal::Record, []) => Ok(heap.add(HeapNode::Record(None))),
         (PickleGlobal::Opaque(kind), _) => Ok(heap.add(HeapNode::Other(kind))),
         (
             PickleGlobal::Class | PickleGlobal::Storage(_) | PickleGlobal::DType(_) | PickleGlobal::RebuildFromType,

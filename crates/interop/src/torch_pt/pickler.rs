@@ -17,6 +17,12 @@ pub enum PtObject {
     /// A `collections.OrderedDict`, as `Module.state_dict()` is one.
     OrderedDict(Vec<(PtObject, PtObject)>),
     Tensor(TensorSlot),
+    /// `module.name`
+    Global(&'static str, &'static str),
+    /// `module.name(*arguments)`
+    Call(&'static str, &'static str, Vec<PtObject>),
+    /// An instance of the class `module.name` with this state, as `__getstate__` gives it.
+    Instance(&'static str, &'static str, Box<PtObject>),
 }
 
 /// A contiguous tensor that fills storage number `storage`. Two slots of one storage are tied tensors.
@@ -39,7 +45,7 @@ impl PtObject {
 }
 
 /// The whole pickle of `object`.
-pub(super) fn pickle(object: &PtObject) -> Vec<u8> {
+pub fn pickle(object: &PtObject) -> Vec<u8> {
     let mut out = vec![0x80, 2];
     write(&mut out, object);
     out.push(b'.');
@@ -72,7 +78,23 @@ fn write(out: &mut Vec<u8>, object: &PtObject) {
             pairs(out, items);
         }
         PtObject::Tensor(slot) => tensor(out, slot),
+        PtObject::Global(module, name) => global(out, module, name),
+        PtObject::Call(module, name, arguments) => {
+            global(out, module, name);
+            tuple(out, arguments.iter(), write);
+            out.push(b'R');
+        }
+        PtObject::Instance(module, name, state) => {
+            global(out, module, name);
+            out.extend(b")\x81");
+            write(out, state);
+            out.push(b'b');
+        }
     }
+}
+
+fn global(out: &mut Vec<u8>, module: &str, name: &str) {
+    out.extend(format!("c{module}\n{name}\n").as_bytes());
 }
 
 fn pairs(out: &mut Vec<u8>, items: &[(PtObject, PtObject)]) {

@@ -41,6 +41,8 @@ impl TreeBuilder<'_> {
             HeapNode::List(items) => PtValue::List(self.items(items, depth)?),
             HeapNode::Tuple(items) => PtValue::Tuple(self.items(items, depth)?),
             HeapNode::Dict(items) => PtValue::Dict(self.dict(items, depth)?),
+            HeapNode::Record(Some(state)) => self.value(*state, depth + 1)?,
+            HeapNode::Record(None) => PtValue::Dict(Vec::new()),
             HeapNode::Tensor(tensor) => PtValue::Tensor(Arc::clone(tensor)),
             HeapNode::Global(PickleGlobal::DType(dtype)) => PtValue::DType(*dtype),
             HeapNode::Global(_) => PtValue::Other("a type"),

@@ -42,6 +42,15 @@ pub struct PtStorage {
 }
 
 impl TensorRef {
+    /// The row-major tensor of this shape that fills a storage.
+    pub fn contiguous(storage: Arc<PtStorage>, shape: Vec<u64>) -> TensorRef {
+        let mut stride = vec![1u64; shape.len()];
+        for i in (1..shape.len()).rev() {
+            stride[i - 1] = stride[i].saturating_mul(shape[i].max(1));
+        }
+        TensorRef { storage, offset: 0, shape, stride }
+    }
+
     /// Number of elements. It fits: `open` has held it against the storage.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
@@ -111,6 +120,16 @@ impl PtValue {
         match self {
             PtValue::Tensor(tensor) => Some(tensor),
             _ => None,
+        }
+    }
+
+    /// Whether a tensor is in it, however deep.
+    pub fn has_tensors(&self) -> bool {
+        match self {
+            PtValue::Tensor(_) => true,
+            PtValue::List(items) | PtValue::Tuple(items) => items.iter().any(PtValue::has_tensors),
+            PtValue::Dict(items) => items.iter().any(|(key, value)| key.has_tensors() || value.has_tensors()),
+            _ => false,
         }
     }
 
