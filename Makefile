@@ -9,6 +9,8 @@
 # make bench-formats  what exports of GPT-2 cost, beside transformers
 # make interval       the automatic snapshot interval against the best fixed one, simulated
 #
+# make formats        files of other programs through ckptd, with pinned packages, into docs/formats-matrix.md
+#
 # make terms          200 SIGTERMs at random moments, and how long it took until the state was durable
 # make fuzz           every reader of strangers' files, FUZZ_SECONDS (60) per reader
 # make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
@@ -26,7 +28,7 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run help test bench build lint interval terms damages slurm systemd-check faults faults-short soak programs setup setup-full setup-bench \
+.PHONY: run formats help test bench build lint interval terms damages slurm systemd-check faults faults-short soak programs setup setup-full setup-bench \
 	text fuzz bench-formats docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
@@ -105,6 +107,9 @@ fuzz: setup
 
 bench-formats: build setup-full
 	@.cache/python/bin/python bench/formats.py
+
+formats: build setup-full
+	@scripts/formats.sh
 
 docs: setup
 	CKPTD_WRITE_DOCS=1 cargo test --release --locked -p ckptd --test docs made_of

@@ -25,7 +25,8 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
         &[
             &["limits", "mapped", "names", "gpt2_names"],
             &["archive", "safetensors", "output", "export_record"],
-            &["torch_pt", "bundle", "gguf"],
+            &["foreign", "bundle", "gguf", "npz", "llmc"],
+            &["torch_pt"],
             &["dcp"],
             &["hf", "export"],
             &["import"],

@@ -28,6 +28,15 @@ pub struct HfFolder {
     pub files: Vec<PathBuf>,
 }
 
+/// Reads the folder `dir`, whose config may come from elsewhere: `config_json` is empty where it has none.
+pub fn open_without_config(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> {
+    if dir.join(CONFIG).is_file() {
+        return open(dir, limits);
+    }
+    let files = COMPANIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
+    Ok(HfFolder { config_json: Vec::new(), tensors: weights(dir, limits)?, files })
+}
+
 /// Reads the folder `dir`. Its weights are checked and mapped, not copied.
 pub fn open(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> {
     let config = dir.join(CONFIG);
@@ -46,6 +55,28 @@ pub fn open(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> {
     Ok(HfFolder { config_json, tensors, files })
 }
 
+/// Whether the folder holds weights, under their usual names or as a variant.
+pub fn has_weights(dir: &Path) -> bool {
+    let usual = [WEIGHTS, WEIGHTS_INDEX, TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX];
+    usual.iter().any(|name| dir.join(name).exists()) || !variants(dir).is_empty()
+}
+
+/// The weights of variants, as `save_pretrained(variant="fp16")` names them: `model.fp16.safetensors`.
+fn variants(dir: &Path) -> Vec<PathBuf> {
+    let is_variant = |name: &str| {
+        let between = |start: &str, end: &str| name.strip_prefix(start).and_then(|rest| rest.strip_suffix(end));
+        let (weights, index) = (between("model.", ".safetensors"), between("model.safetensors.index.", ".json"));
+        let (torch, torch_index) = (between("pytorch_model.", ".bin"), between("pytorch_model.bin.index.", ".json"));
+        let named = |variant: &str| !variant.is_empty() && !variant.contains('.') && !variant.contains("-of-");
+        [weights, index, torch, torch_index].into_iter().flatten().any(named)
+    };
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        entries.filter(|entry| entry.file_name().to_str().is_some_and(is_variant)).map(|entry| entry.path()).collect();
+    found.sort();
+    found
+}
+
 /// The folder's weights, from the first of the four usual places that is there.
 pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     let there = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
@@ -58,14 +89,33 @@ pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     } else if let Some(path) = there(TORCH_WEIGHTS_INDEX) {
         shards(dir, &path, limits)?
     } else {
-        return Err(Error::NotFound(format!(
-            "{} holds no weights: neither {WEIGHTS} nor {TORCH_WEIGHTS}, nor an index of shards; \
-             save the model with save_pretrained",
-            dir.display()
-        )));
+        variant(dir, limits)?
     };
     tensors.sort_by(|a, b| a.meta.name.cmp(&b.meta.name));
     Ok(tensors)
+}
+
+/// The weights of the only variant that is there.
+fn variant(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
+    match variants(dir).as_slice() {
+        [path] if is_safetensors(&path.to_string_lossy()) => Ok(safetensors::open(path, limits)?.tensors),
+        [path] if path.extension().is_some_and(|extension| extension == "json") => shards(dir, path, limits),
+        [path] => state_dict(path, limits),
+        [first, second, ..] => Err(Error::malformed(
+            dir,
+            format!(
+                "it holds the weights in several variants, {} and {}; copy one of them under the name {WEIGHTS} or \
+                 {TORCH_WEIGHTS}",
+                first.file_name().unwrap_or_default().display(),
+                second.file_name().unwrap_or_default().display()
+            ),
+        )),
+        [] => Err(Error::NotFound(format!(
+            "{} holds no weights: neither {WEIGHTS} nor {TORCH_WEIGHTS}, nor an index of shards; \
+             save the model with save_pretrained",
+            dir.display()
+        ))),
+    }
 }
 
 #[derive(Deserialize)]

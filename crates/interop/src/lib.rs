@@ -4,7 +4,7 @@
 //! is held against the file's size before anything is allocated or mapped; nothing is written but under the target
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
-//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`dcp`], [`gguf`], [`names`], [`hf`] (reading and
+//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`dcp`], [`gguf`], [`npz`], [`llmc`], [`foreign`], [`names`], [`hf`] (reading and
 //! writing files); [`gpt2_names`], [`output`]; [`export_record`], [`export`], [`bundle`],
 //! [`import`], [`compare`], [`check`].
 
@@ -17,13 +17,16 @@ pub mod compare;
 pub mod dcp;
 pub mod export;
 pub mod export_record;
+pub mod foreign;
 pub mod gguf;
 pub mod gpt2_names;
 pub mod hf;
 pub mod import;
 pub mod limits;
+pub mod llmc;
 pub mod mapped;
 pub mod names;
+pub mod npz;
 pub mod output;
 pub mod safetensors;
 pub mod torch_pt;

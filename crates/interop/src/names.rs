@@ -3,6 +3,8 @@
 //! Invariant: each is spelled here and nowhere else; names with a number or another name in them are built and parsed
 //! here. Deliberately not here: the names of a model's tensors (`gpt2_names`).
 
+use std::path::Path;
+
 use ckptd_core::snapshot::Role;
 
 /// The model's config, as transformers writes it.
@@ -35,6 +37,10 @@ pub const COMPANIONS: [&str; 9] = [
 
 /// The optimiser's state, as transformers' Trainer saves it.
 pub const OPTIMIZER: &str = "optimizer.pt";
+/// The optimiser's state, as accelerate's `save_state` writes it.
+pub const ACCELERATE_OPTIMIZER: &str = "optimizer.bin";
+/// The schedule's state beside it.
+pub const ACCELERATE_SCHEDULER: &str = "scheduler.bin";
 /// The schedule's state, as Trainer saves it.
 pub const SCHEDULER: &str = "scheduler.pt";
 /// Trainer's own state: step, metrics, settings.
@@ -69,6 +75,11 @@ pub const MOMENTS: [Role; 3] = [Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuff
 /// The file of weights number `number`, from 1, of `count`; a single one has the plain name.
 pub fn weights_file(number: usize, count: usize) -> String {
     if count == 1 { WEIGHTS.to_owned() } else { format!("model-{number:05}-of-{count:05}{SAFETENSORS_END}") }
+}
+
+/// The step of a folder that has the name of one of Trainer's checkpoints, `checkpoint-<step>`.
+pub fn checkpoint_step(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse().ok()
 }
 
 /// Whether `name` is that of a safetensors file.

@@ -7,19 +7,15 @@ use std::fs::{File, FileTimes};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::names::checkpoint_step;
 use ckptd_core::error::{Error, Result};
 
 /// Below a second, Trainer takes the times for those of a file system that has none.
 const APART: Duration = Duration::from_secs(2);
 
-/// The step of a folder that has the name of one of Trainer's checkpoints.
-pub(crate) fn step_of(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse().ok()
-}
-
 /// The folder for the checkpoint of `step`: `out` itself where it has the name of one, else in `out`.
 pub(super) fn checkpoint_folder(out: &Path, step: u64) -> Result<PathBuf> {
-    match step_of(out) {
+    match checkpoint_step(out) {
         Some(named) if named == step => Ok(out.to_path_buf()),
         Some(named) => Err(Error::Config(format!(
             "{} is the name of a checkpoint of step {named}, and the snapshot is of step {step}; give Trainer's output \
@@ -32,12 +28,12 @@ pub(super) fn checkpoint_folder(out: &Path, step: u64) -> Result<PathBuf> {
 
 /// Gives the checkpoint `dir` a time between those of the checkpoints before and after it.
 pub(super) fn order_times(dir: &Path) -> Result<()> {
-    let (Some(step), Some(folder)) = (step_of(dir), dir.parent()) else { return Ok(()) };
+    let (Some(step), Some(folder)) = (checkpoint_step(dir), dir.parent()) else { return Ok(()) };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let (mut before, mut after): (Option<SystemTime>, Option<SystemTime>) = (None, None);
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io("reading folder", folder, e))? {
         let path = entry.map_err(|e| Error::io("reading folder", folder, e))?.path();
-        let Some(other) = step_of(&path).filter(|other| *other != step && path.is_dir()) else { continue };
+        let Some(other) = checkpoint_step(&path).filter(|other| *other != step && path.is_dir()) else { continue };
         let time = std::fs::metadata(&path).and_then(|found| found.modified());
         let time = time.map_err(|e| Error::io("looking at", &path, e))?;
         if other < step {

@@ -9,15 +9,6 @@ pub mod reader;
 pub mod value;
 pub mod writer;
 
-pub use reader::{GgufFile, MAGIC, open};
-pub use value::GgufValue;
+pub use reader::{GgufFile, open};
+pub use value::{GgufValue, MAGIC};
 pub use writer::write;
-
-use ckptd_core::dtype::DType;
-
-/// What every file has, unless it says otherwise: tensors begin at multiples of this.
-const ALIGNMENT: u64 = 32;
-const ALIGNMENT_KEY: &str = "general.alignment";
-
-/// The types of tensors that are read and written, with their numbers in the file.
-const TYPES: [(u32, DType); 3] = [(0, DType::F32), (1, DType::F16), (30, DType::BF16)];

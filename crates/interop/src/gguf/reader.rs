@@ -5,15 +5,13 @@
 
 use std::path::Path;
 
-use super::{ALIGNMENT, ALIGNMENT_KEY, GgufValue, TYPES};
+use super::value::{ALIGNMENT, ALIGNMENT_KEY, GgufValue, MAGIC, TYPES};
 use crate::limits::ReadLimits;
 use crate::mapped::MappedFile;
 use crate::safetensors::check_name;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 
-/// The first bytes of every file.
-pub const MAGIC: &[u8] = b"GGUF";
 /// A tensor has at most so many dimensions.
 const MAX_DIMENSIONS: u32 = 4;
 

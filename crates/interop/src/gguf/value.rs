@@ -1,5 +1,15 @@
 //! What the header of a GGUF file says: typed values under keys.
 
+use ckptd_core::dtype::DType;
+
+/// What every file has, unless it says otherwise: tensors begin at multiples of this.
+pub(super) const ALIGNMENT: u64 = 32;
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
+/// The first bytes of every file.
+pub const MAGIC: &[u8] = b"GGUF";
+/// The types of tensors that are read and written, with their numbers in the file.
+pub(super) const TYPES: [(u32, DType); 3] = [(0, DType::F32), (1, DType::F16), (30, DType::BF16)];
+
 /// A value of the header.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GgufValue {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use super::{ALIGNMENT, GgufValue, MAGIC, TYPES};
+use super::value::{ALIGNMENT, GgufValue, MAGIC, TYPES};
 use crate::safetensors::TensorSpec;
 use ckptd_core::error::{Error, Result};
 

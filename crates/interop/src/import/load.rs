@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::assemble::{self, LoadedSource};
+use super::containers;
 use super::parts::{self, SourceKind};
-use crate::bundle;
+use super::places::{self, SourcePlace};
 use crate::limits::ReadLimits;
 use crate::output::ScratchFolder;
+use crate::{bundle, dcp};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::RunId;
 use ckptd_core::progress::ProgressSink;
@@ -21,9 +23,16 @@ pub fn load(
     progress: &dyn ProgressSink,
 ) -> Result<LoadedSource> {
     let mut scratch = None;
+    let SourcePlace { path, notes } = places::find(from, limits)?;
+    let from = path.as_path();
+    let has_model = model.is_some();
     let mut parts = match parts::kind(from, limits)? {
-        SourceKind::Folder => parts::folder(from, limits)?,
+        SourceKind::Folder => parts::folder(from, has_model, limits)?,
+        SourceKind::Dcp => parts::torch_file(dcp::open(from, limits)?, from)?,
         SourceKind::Torch => parts::torch(from, limits)?,
+        SourceKind::Npz => containers::npz(from, limits)?,
+        SourceKind::Gguf => containers::gguf(from, limits)?,
+        SourceKind::Llmc => containers::llmc(from)?,
         SourceKind::Safetensors => parts::safetensors(from, limits)?,
         SourceKind::Snapshot => parts::snapshot(from, limits)?,
         SourceKind::Bundle => {
@@ -32,11 +41,12 @@ pub fn load(
                 None => ScratchFolder::beside(&temporary()?)?,
             };
             bundle::unpack_into(from, folder.path(), limits, progress)?;
-            let parts = parts::folder(folder.path(), limits).map_err(|e| within(e, folder.path(), from))?;
+            let parts = parts::folder(folder.path(), has_model, limits).map_err(|e| within(e, folder.path(), from))?;
             scratch = Some(folder);
             parts
         }
     };
+    parts.notes.splice(0..0, notes);
     if let Some(model) = model {
         parts.add_companions(model)?;
     }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::archive::{self, ArchiveEntry};
 use crate::export_record::ExportRecord;
 use crate::limits::ReadLimits;
 use crate::mapped::{MappedFile, read_small};
 use crate::safetensors;
 use crate::torch_pt::{PtFile, PtValue};
-use crate::{archive, bundle, hf, names};
+use crate::{bundle, dcp, foreign, gguf, hf, llmc, names, npz};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Role, Tensor, TensorMeta};
 use ckptd_core::store::SnapshotReader;
@@ -23,7 +24,12 @@ const MAX_TRAINER_STATE_BYTES: u64 = 64 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SourceKind {
     Folder,
+    /// A folder of `torch.distributed.checkpoint`.
+    Dcp,
     Torch,
+    Npz,
+    Gguf,
+    Llmc,
     Safetensors,
     Bundle,
     Snapshot,
@@ -57,16 +63,18 @@ pub enum OptimizerState {
 /// What lies at `path`.
 pub(super) fn kind(path: &Path, limits: &ReadLimits) -> Result<SourceKind> {
     if path.is_dir() {
-        return Ok(SourceKind::Folder);
+        let is_dcp = path.join(dcp::METADATA).exists();
+        return Ok(if is_dcp { SourceKind::Dcp } else { SourceKind::Folder });
     }
     let mapped = MappedFile::open(path)?;
     let bytes = mapped.bytes();
-    let has_pickle = || {
-        let entries = archive::entries(&mapped, limits)?;
-        Ok::<_, Error>(entries.iter().any(|entry| entry.name == "data.pkl" || entry.name.ends_with("/data.pkl")))
-    };
+    if let Some(known) = foreign::by_first_bytes(path, bytes) {
+        return Err(Error::malformed(path, known));
+    }
     match bytes {
-        _ if bytes.starts_with(b"PK\x03\x04") => Ok(if has_pickle()? { SourceKind::Torch } else { SourceKind::Bundle }),
+        _ if bytes.starts_with(b"PK\x03\x04") => zip_kind(path, &archive::entries(&mapped, limits)?),
+        _ if bytes.starts_with(gguf::MAGIC) => Ok(SourceKind::Gguf),
+        _ if bytes.starts_with(&llmc::MAGIC) => Ok(SourceKind::Llmc),
         _ if bundle::kind_of(bytes).is_some() => Ok(SourceKind::Bundle),
         _ if bytes.starts_with(b"\x89CKPTD\r\n") => Ok(SourceKind::Snapshot),
         // The pickles of PyTorch's legacy format are refused by name where they are opened.
@@ -79,9 +87,22 @@ pub(super) fn kind(path: &Path, limits: &ReadLimits) -> Result<SourceKind> {
     }
 }
 
+/// What a zip archive with these entries is.
+fn zip_kind(path: &Path, entries: &[ArchiveEntry]) -> Result<SourceKind> {
+    if let Some(known) = foreign::by_entries(path, entries) {
+        return Err(Error::malformed(path, known));
+    }
+    let has_pickle = entries.iter().any(|entry| entry.name == "data.pkl" || entry.name.ends_with("/data.pkl"));
+    Ok(match has_pickle {
+        true => SourceKind::Torch,
+        false if npz::is_npz(entries) => SourceKind::Npz,
+        false => SourceKind::Bundle,
+    })
+}
+
 /// A Hugging Face folder or a Trainer checkpoint.
-pub(super) fn folder(dir: &Path, limits: &ReadLimits) -> Result<SourceParts> {
-    let folder = hf::open(dir, limits)?;
+pub(super) fn folder(dir: &Path, has_model: bool, limits: &ReadLimits) -> Result<SourceParts> {
+    let folder = if has_model { hf::open_without_config(dir, limits)? } else { hf::open(dir, limits)? };
     let state = ExportRecord::read(dir)?;
     let mut parts = SourceParts { tensors: folder.tensors, ..SourceParts::default() };
     parts.files = match &state {
@@ -89,13 +110,14 @@ pub(super) fn folder(dir: &Path, limits: &ReadLimits) -> Result<SourceParts> {
         Some(state) => state.carried.iter().map(|name| carry(&dir.join(name))).collect::<Result<_>>()?,
         None => {
             let config = CarriedFile { name: names::CONFIG.into(), bytes: Arc::new(folder.config_json) };
+            let config = Some(Ok(config)).filter(|_| dir.join(names::CONFIG).is_file());
             let companions = folder.files.iter().map(|path| carry(path));
-            std::iter::once(Ok(config)).chain(companions).collect::<Result<_>>()?
+            config.into_iter().chain(companions).collect::<Result<_>>()?
         }
     };
     parts.state = state;
-    let optimizer = dir.join(names::OPTIMIZER);
-    if optimizer.exists() {
+    let kept = [names::OPTIMIZER, names::ACCELERATE_OPTIMIZER].map(|name| dir.join(name));
+    if let Some(optimizer) = kept.into_iter().find(|path| path.exists()) {
         parts.optimizer = OptimizerState::Torch { file: PtFile::open(&optimizer, limits)?, key: None };
     }
     let trainer_state = dir.join(names::TRAINER_STATE);
@@ -107,7 +129,11 @@ pub(super) fn folder(dir: &Path, limits: &ReadLimits) -> Result<SourceParts> {
 
 /// A `.pt` file: a state dict, or a dict that holds one beside the optimiser's.
 pub(super) fn torch(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
-    let file = PtFile::open(path, limits)?;
+    torch_file(PtFile::open(path, limits)?, path)
+}
+
+/// What `torch.save` has written to `path`, or another container in its form.
+pub(super) fn torch_file(file: PtFile, path: &Path) -> Result<SourceParts> {
     let mut parts = SourceParts::default();
     let value = file.value();
     let first = |keys: &[&'static str], fits: fn(&PtValue) -> bool| {
@@ -204,6 +230,11 @@ impl SourceParts {
         self.tokens_seen = state.num_input_tokens_seen;
         self.metrics.train_loss = state.log_history.iter().rev().find_map(|entry| entry.loss);
         Ok(())
+    }
+
+    /// Adds a small file of this text.
+    pub(super) fn add_text(&mut self, name: &str, text: &str) {
+        self.files.push(CarriedFile { name: name.into(), bytes: Arc::new(text.as_bytes().to_vec()) });
     }
 
     /// Config and tokenizer from a model folder, or a config.json alone, for a source that has none.

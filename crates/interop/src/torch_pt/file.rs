@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::value::{PtValue, TensorRef};
 use super::{machine, tree};
 use crate::archive::{self, ArchiveEntry};
+use crate::foreign::quoted;
 use crate::limits::ReadLimits;
 use crate::mapped::MappedFile;
 use ckptd_core::error::{Error, Result};
@@ -151,15 +152,15 @@ fn check_kind(bytes: &[u8]) -> Result<(), String> {
 
 fn read(mapped: &Arc<MappedFile>, entries: &[ArchiveEntry], limits: &ReadLimits) -> Result<PtFile, String> {
     const NONE: &str = "a zip archive without data.pkl: not written by torch.save";
-    if entries.iter().any(|entry| entry.name.ends_with("/constants.pkl")) {
-        return Err("a TorchScript archive, which holds a program; save the state_dict instead".into());
-    }
+    let is_script = entries.iter().any(|entry| entry.name.ends_with("/constants.pkl"));
     let mut pickles = entries.iter().filter(|entry| is_pickle(&entry.name));
     let (pickle, None) = (pickles.next().ok_or(NONE)?, pickles.next()) else {
         return Err("more than one data.pkl".into());
     };
     let folder = &pickle.name[..pickle.name.len() - "data.pkl".len()];
-    if let Some(entry) = entries.iter().find(|entry| !entry.stored) {
+    let is_read =
+        |entry: &&ArchiveEntry| entry.name == pickle.name || entry.name.starts_with(&format!("{folder}data/"));
+    if let Some(entry) = entries.iter().filter(is_read).find(|entry| !entry.stored) {
         return Err(format!("the record {:?} is compressed; torch.save never does that", entry.name));
     }
     let bytes = |range: &Range<u64>| mapped.bytes().get(range.start as usize..range.end as usize).unwrap_or_default();
@@ -181,10 +182,41 @@ fn read(mapped: &Arc<MappedFile>, entries: &[ArchiveEntry], limits: &ReadLimits)
     let storage_bytes = |key: &str| storages.get(key).map(|bytes| (**bytes).as_ref().len() as u64);
     let value = machine::run(bytes(&pickle.data), &storage_bytes, limits)
         .and_then(|(nodes, root)| tree::build(&nodes, root, limits))
-        .map_err(|what| format!("{}: {what}", pickle.name))?;
+        .map_err(|what| format!("{}: {what}", pickle.name));
+    let value =
+        if is_script { value.and_then(script_tensors).map_err(|_| script_refusal(mapped.path()))? } else { value? };
     let max_taken_bytes = mapped.len().saturating_mul(limits.sharing);
     let path = mapped.path().to_path_buf();
     Ok(PtFile { path, value, storages, taken_bytes: AtomicU64::new(0), max_taken_bytes })
+}
+
+/// The tensors of a module of TorchScript that is nothing else: what libtorch's own `save` of tensors writes, and with it
+/// tch, whose names have `|` in the place of dots.
+fn script_tensors(module: PtValue) -> Result<PtValue, String> {
+    const PROGRAM: &str = "it holds more than tensors";
+    let PtValue::Dict(attributes) = module else { return Err(PROGRAM.into()) };
+    let mut tensors = Vec::new();
+    for (name, value) in attributes {
+        match (name, value) {
+            (PtValue::Str(name), value @ PtValue::Tensor(_)) => {
+                tensors.push((PtValue::Str(name.replace('|', ".").into()), value));
+            }
+            (_, PtValue::Bool(_) | PtValue::None) => {}
+            _ => return Err(PROGRAM.into()),
+        }
+    }
+    if tensors.is_empty() { Err(PROGRAM.into()) } else { Ok(PtValue::Dict(tensors)) }
+}
+
+fn script_refusal(path: &Path) -> String {
+    let mut made = path.as_os_str().to_owned();
+    made.push(".pt");
+    let (file, made) = (quoted(path), quoted(Path::new(&made)));
+    format!(
+        "a TorchScript archive, which holds a program; save the state_dict instead: `python -c \"import sys, torch; \
+         torch.save(torch.jit.load(sys.argv[1], map_location='cpu').state_dict(), sys.argv[2])\" {file} {made}`, then \
+         import {made}"
+    )
 }
 
 /// The value of a pickle that stands alone and refers to no storages.

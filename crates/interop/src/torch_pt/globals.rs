@@ -68,6 +68,9 @@ pub fn lookup(module: &str, name: &str) -> Option<PickleGlobal> {
             matches!(name, "PosixPath" | "PurePosixPath").then_some(PickleGlobal::Opaque("a path"))
         }
         "torch" => torch(name),
+        // A module of TorchScript: the dict of its attributes. Its code is never looked at.
+        "__torch__" => Some(PickleGlobal::Record),
+        _ if module.starts_with("__torch__.") => Some(PickleGlobal::Record),
         _ => None,
     }
 }
