@@ -150,7 +150,10 @@ fn a_checkpoint_of_an_earlier_step_is_older_than_those_that_are_there() {
     let dir = tempfile::tempdir().unwrap();
     let trainer = dir.path().join("trainer");
     for step in [0, 1_000_000] {
-        std::fs::create_dir_all(trainer.join(format!("checkpoint-{step}"))).unwrap();
+        let folder = trainer.join(format!("checkpoint-{step}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + step);
+        std::fs::File::open(folder).unwrap().set_modified(time).unwrap();
     }
     assert!(export("trainer", &trainer, &[]).status().unwrap().success());
     let mut made: Vec<PathBuf> = names(&trainer);

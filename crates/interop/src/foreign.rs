@@ -1,5 +1,5 @@
-//! What others write that is not read: recognised by its first bytes or the names in it, and refused by what it is, with
-//! the command that makes something of it that is read.
+//! What others write that is not read: recognised by its first bytes or the names in it, and refused by what it is,
+//! with the command that makes something of it that is read.
 //!
 //! Deliberately not here: what is read (import).
 
@@ -36,7 +36,8 @@ pub fn by_first_bytes(path: &Path, bytes: &[u8]) -> Option<String> {
     let (file, npz, pt) = (quoted(path), beside(path, ".npz"), beside(path, ".pt"));
     if bytes.starts_with(b"\x89HDF\r\n\x1a\n") {
         let code = "import sys, h5py, numpy as np; d = {}; f = h5py.File(sys.argv[1]); \
-                    f.visititems(lambda n, o: d.update({n.replace('/', '.'): o[()]}) if hasattr(o, 'dtype') else None); \
+                    f.visititems(lambda n, o: d.update({n.replace('/', '.'): o[()]}) if hasattr(o, 'dtype') \
+                    else None); \
                     np.savez(sys.argv[2], **d)";
         return Some(convert("an HDF5 file, as Keras writes it", &python(code, &[&file, &npz]), &npz));
     }
@@ -87,7 +88,8 @@ fn is_torch_tar(bytes: &[u8]) -> bool {
     MEMBERS.contains(&name.trim_start_matches("./").trim_end_matches('/'))
 }
 
-/// ONNX is a protocol buffer without a magic number: its first field is a small version, the second the producer's name.
+/// ONNX is a protocol buffer without a magic number: its first field is a small version, the second the name of
+/// the producer.
 fn is_onnx(path: &Path, bytes: &[u8]) -> bool {
     let begins = matches!(bytes, [0x08, 1..=32, 0x12 | 0x1a | 0x3a, ..]);
     begins || path.extension().is_some_and(|extension| extension == "onnx")

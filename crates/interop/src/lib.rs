@@ -4,9 +4,9 @@
 //! is held against the file's size before anything is allocated or mapped; nothing is written but under the target
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
-//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`dcp`], [`gguf`], [`npz`], [`llmc`], [`foreign`], [`names`], [`hf`] (reading and
-//! writing files); [`gpt2_names`], [`output`]; [`export_record`], [`export`], [`bundle`],
-//! [`import`], [`compare`], [`check`].
+//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`dcp`], [`gguf`], [`npz`],
+//! [`llmc`], [`foreign`], [`names`], [`hf`] (reading and writing files); [`gpt2_names`], [`output`]; [`export_record`],
+//! [`export`], [`bundle`], [`import`], [`compare`], [`check`].
 
 #![warn(unreachable_pub)]
 

@@ -1,5 +1,5 @@
-//! The model files of llm.c (`gpt2_124M.bin`): a header of 256 numbers, then all parameters one after the other, those of
-//! one kind of all blocks together.
+//! The model files of llm.c (`gpt2_124M.bin`): a header of 256 numbers, then all parameters one after the other, those
+//! of one kind of all blocks together.
 //!
 //! Invariant: the file is exactly as long as its header says; tensors are taken in place.
 

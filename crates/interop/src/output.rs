@@ -106,8 +106,8 @@ pub fn check(target: &Path, kind: OutputKind, overwrite: OverwriteRule) -> Resul
     let more = if foreign.len() > SHOWN { format!(" and {} more", foreign.len() - SHOWN) } else { String::new() };
     let shown = foreign.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     refuse(format!(
-        "holds what no export of ckptd has written, and --force deletes only what one has: {shown}{more}; move it away, \
-         or choose another name"
+        "holds what no export of ckptd has written, and --force deletes only what one has: {shown}{more}; move it \
+         away, or choose another name"
     ))
 }
 

@@ -1,5 +1,5 @@
-//! `ckpt.pt` as nanoGPT's train.py saves it and resumes from it: weights of linear layers as `nn.Linear` keeps them, the
-//! head under its own name, AdamW's state in its two groups.
+//! `ckpt.pt` as nanoGPT's train.py saves it and resumes from it: weights of linear layers as `nn.Linear` keeps them,
+//! the head under its own name, AdamW's state in its two groups.
 
 use std::fs::File;
 use std::path::Path;

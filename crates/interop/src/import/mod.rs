@@ -1,7 +1,8 @@
 //! What others wrote becomes a snapshot: Hugging Face folders, Trainer checkpoints, `.pt` and safetensors files,
 //! bundles, snapshots from elsewhere.
 //!
-//! Reading order: [`load`] recognises the source and reads it (`places`: which folder is meant; `containers`: GGUF, npz, llm.c; `parts`: tensors, names, dtypes; `optimizer`: the
+//! Reading order: [`load`] recognises the source and reads it (`places`: which folder is meant; `containers`: GGUF,
+//! npz, llm.c; `parts`: tensors, names, dtypes; `optimizer`: the
 //! moments and step of PyTorch's optimisers); [`assemble`] makes the snapshot, exactly the one that was exported where
 //! the source says which that was; [`run`] commits it to a new store.
 //!

@@ -43,7 +43,11 @@ pub(super) fn find(from: &Path, limits: &ReadLimits) -> Result<SourcePlace> {
         let notes = vec![format!("taken from the hub's cache: {}", found.display())];
         return Ok(SourcePlace { path: found, notes });
     }
-    newest_checkpoint(from, limits)?.map_or_else(|| Err(nothing(from)), Ok)
+    match newest_checkpoint(from, limits)? {
+        Some(place) => Ok(place),
+        None if from.join(CONFIG).exists() => Ok(here(from)),
+        None => Err(nothing(from)),
+    }
 }
 
 /// Whether the folder itself holds weights: a model, a checkpoint, a folder of torch.distributed.checkpoint.

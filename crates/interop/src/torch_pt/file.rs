@@ -5,6 +5,7 @@
 //! themselves by the file's size.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -183,15 +184,18 @@ fn read(mapped: &Arc<MappedFile>, entries: &[ArchiveEntry], limits: &ReadLimits)
     let value = machine::run(bytes(&pickle.data), &storage_bytes, limits)
         .and_then(|(nodes, root)| tree::build(&nodes, root, limits))
         .map_err(|what| format!("{}: {what}", pickle.name));
-    let value =
-        if is_script { value.and_then(script_tensors).map_err(|_| script_refusal(mapped.path()))? } else { value? };
+    let value = match is_script {
+        true if has_code(mapped, entries) => return Err(script_refusal(mapped.path())),
+        true => value.and_then(script_tensors).map_err(|_| script_refusal(mapped.path()))?,
+        false => value?,
+    };
     let max_taken_bytes = mapped.len().saturating_mul(limits.sharing);
     let path = mapped.path().to_path_buf();
     Ok(PtFile { path, value, storages, taken_bytes: AtomicU64::new(0), max_taken_bytes })
 }
 
-/// The tensors of a module of TorchScript that is nothing else: what libtorch's own `save` of tensors writes, and with it
-/// tch, whose names have `|` in the place of dots.
+/// The tensors of a module of TorchScript that is nothing else: what libtorch's own `save` of tensors writes, and
+/// with it tch, whose names have `|` in the place of dots.
 fn script_tensors(module: PtValue) -> Result<PtValue, String> {
     const PROGRAM: &str = "it holds more than tensors";
     let PtValue::Dict(attributes) = module else { return Err(PROGRAM.into()) };
@@ -206,6 +210,19 @@ fn script_tensors(module: PtValue) -> Result<PtValue, String> {
         }
     }
     if tensors.is_empty() { Err(PROGRAM.into()) } else { Ok(PtValue::Dict(tensors)) }
+}
+
+/// Whether a TorchScript archive defines a function, or keeps to itself what it defines. Sources are looked at as text.
+fn has_code(mapped: &Arc<MappedFile>, entries: &[ArchiveEntry]) -> bool {
+    const MAX_CODE_BYTES: u64 = 1 << 20;
+    let is_code = |entry: &&ArchiveEntry| entry.name.contains("code/") && entry.name.ends_with(".py");
+    let Ok(mut zip) = archive::open(mapped) else { return true };
+    !entries.iter().any(|entry| is_code(&entry))
+        || entries.iter().filter(is_code).any(|entry| {
+            let mut text = Vec::new();
+            let read = zip.by_index(entry.index).map(|file| file.take(MAX_CODE_BYTES).read_to_end(&mut text));
+            !matches!(read, Ok(Ok(_))) || text.windows(4).any(|window| window == b"def ")
+        })
 }
 
 fn script_refusal(path: &Path) -> String {
