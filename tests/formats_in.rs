@@ -47,7 +47,7 @@ fn refusal(from: &Path) -> String {
 
 #[test]
 fn every_container_gives_the_same_model() {
-    for name in ["dcp_model", "plain.npz", "packed.npz", "rust.ot", "models--someone--small", "variant"] {
+    for name in ["dcp_model", "plain.npz", "packed.npz", "rust.ot", "models--someone--small", "variant", "llmc.bin"] {
         imported(&sources().join(name));
     }
 }
@@ -85,6 +85,7 @@ fn a_gguf_file_comes_back_as_it_went_and_narrow_ones_widened() {
     assert_eq!(file.get("gpt2.context_length").unwrap().as_u64(), Some(16));
     let tensor = file.tensors.iter().find(|tensor| tensor.meta.name == "blk.0.ffn_up.weight").unwrap();
     assert_eq!(tensor.meta.shape, [48, 12]);
+    imported(&out);
 }
 
 #[test]

@@ -21,7 +21,8 @@ pub(super) fn npz(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
 /// A model of llm.c.
 pub(super) fn llmc(path: &Path) -> Result<SourceParts> {
     let file = llmc::open(path)?;
-    let mut parts = SourceParts { tensors: file.tensors, ..SourceParts::default() };
+    let tensors = file.tensors.into_iter().map(as_conv1d).collect();
+    let mut parts = SourceParts { tensors, ..SourceParts::default() };
     parts.add_text(names::CONFIG, &file.config_json);
     Ok(parts)
 }
@@ -40,7 +41,8 @@ pub(super) fn gguf(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
     let tensors = std::mem::take(&mut file.tensors).into_iter().map(|tensor| {
         let parameter = gguf_names::parse(&tensor.meta.name)
             .ok_or_else(|| refuse(format!("the tensor {:?} is none of GPT-2's", tensor.meta.name)))?;
-        Ok(Tensor { meta: TensorMeta { name: parameter.to_string(), ..tensor.meta }, bytes: tensor.bytes })
+        let meta = TensorMeta { name: parameter.to_string(), ..tensor.meta };
+        Ok(as_conv1d(Tensor { meta, bytes: tensor.bytes }))
     });
     let mut parts = SourceParts { tensors: tensors.collect::<Result<_>>()?, ..SourceParts::default() };
     let config = config(&file, &parts.tensors).map_err(refuse)?;
@@ -52,6 +54,24 @@ pub(super) fn gguf(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
         parts.notes.push("its tokenizer is no byte-level BPE of GPT-2 and was left out; --model names another".into());
     }
     Ok(parts)
+}
+
+/// A weight of a linear layer, which these containers keep as `nn.Linear` does, as Conv1D does.
+fn as_conv1d(tensor: Tensor) -> Tensor {
+    use BlockParameter::{AttentionProjectionWeight, AttentionWeight, InnerProjectionWeight, InnerWeight};
+    let linear = [AttentionWeight, AttentionProjectionWeight, InnerWeight, InnerProjectionWeight];
+    let is_linear = match Gpt2Parameter::parse(&tensor.meta.name) {
+        Some(Gpt2Parameter::Block { part, .. }) => linear.contains(&part),
+        _ => false,
+    };
+    let (&[rows, columns], true) = (&tensor.meta.shape[..], is_linear) else { return tensor };
+    let (bytes, size): (&[u8], usize) = ((*tensor.bytes).as_ref(), tensor.meta.dtype.size());
+    let mut turned = vec![0; bytes.len()];
+    for (place, element) in turned.chunks_exact_mut(size).enumerate() {
+        let from = (place % rows as usize * columns as usize + place / rows as usize) * size;
+        element.copy_from_slice(&bytes[from..from + size]);
+    }
+    Tensor::new(TensorMeta { shape: vec![columns, rows], ..tensor.meta }, turned)
 }
 
 /// The config.json that the header and the shapes make.
