@@ -174,3 +174,15 @@ fn a_name_that_is_no_text_is_refused_at_once() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("UTF-8"));
     assert_eq!(names(dir.path()), [] as [PathBuf; 0]);
 }
+
+#[test]
+fn a_job_in_a_folder_whose_name_is_no_text_is_refused_before_its_worker_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("job.toml"), "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a.txt\"]\n").unwrap();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_ckptd"));
+    let refused = run.args(["run", "job.toml"]).current_dir(&folder).output().unwrap();
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("UTF-8"));
+}

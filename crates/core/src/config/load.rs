@@ -15,17 +15,17 @@ pub const TEMPLATE: &str = include_str!("../../../../config/ckptd.toml");
 impl Config {
     /// Reads and validates the job file at `path`.
     pub fn load(path: &Path) -> Result<Config> {
+        Config::parse(&Config::read(path)?, path)
+    }
+
+    /// The text of the job file at `path`.
+    pub fn read(path: &Path) -> Result<String> {
         // Daemon and worker speak JSON, which has no other names.
         if let Some(whole) = std::path::absolute(path).ok().filter(|whole| whole.to_str().is_none()) {
             return Err(Error::Config(format!(
                 "{whole:?} is no UTF-8, and ckptd could not name the job's files to its worker; rename the folder"
             )));
         }
-        Config::parse(&Config::read(path)?, path)
-    }
-
-    /// The text of the job file at `path`.
-    pub fn read(path: &Path) -> Result<String> {
         std::fs::read_to_string(path).map_err(|e| {
             Error::Config(format!("reading config {}: {e}; `ckptd init` writes one to start from", path.display()))
         })
