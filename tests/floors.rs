@@ -23,9 +23,9 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
     (
         "crates/interop/src",
         &[
-            &["limits", "mapped", "names", "gpt2_names"],
-            &["archive", "safetensors", "output", "export_record"],
-            &["foreign", "bundle", "gguf", "npz", "llmc"],
+            &["limits", "mapped", "names", "gpt2_names", "plain", "python_json"],
+            &["archive", "safetensors", "output", "export_record", "source_record", "gpt2_config"],
+            &["foreign", "bundle", "gguf", "npz", "llmc", "gpt2_reading"],
             &["torch_pt"],
             &["dcp"],
             &["hf", "export"],

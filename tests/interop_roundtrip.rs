@@ -193,7 +193,7 @@ fn weights_without_an_optimizer_start_afresh_at_step_zero() {
     export(&model.path, &out, ExportOptions::new(ExportFormat::Hf));
     for (fresh, kinds) in [(FreshOptimizer::AdamW, 3), (FreshOptimizer::SgdMomentum, 2), (FreshOptimizer::Sgd, 1)] {
         let store = work.path().join(format!("{fresh:?}"));
-        let options = ImportOptions { fresh, ..ImportOptions::default() };
+        let options = ImportOptions { optimizer: Some(fresh), ..ImportOptions::default() };
         let imported = import::import(&out, &store, &options, &NoProgress).unwrap();
         let tensors = tensors(&imported.path);
         assert_eq!(tensors.len(), 40 * kinds);

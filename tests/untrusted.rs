@@ -214,7 +214,8 @@ fn untrusted_files_are_refused_by_reason_quickly_and_without_a_trace() {
 fn the_limits_of_the_readers_are_what_the_documentation_says() {
     let limits = ReadLimits::default();
     assert_eq!((limits.zip_entries, limits.zip_directory_bytes), (65_535, 16 << 20));
-    assert_eq!((limits.pickle_bytes, limits.pickle_opcodes), (16 << 20, 1_000_000));
+    assert_eq!((limits.pickle_bytes, limits.pickle_opcodes), (512 << 20, 300_000_000));
+    assert_eq!((limits.pickle_nodes, limits.pickle_text_bytes), (2_000_000, 64 << 20));
     assert_eq!((limits.pickle_values, limits.pickle_depth), (1_000_000, 64));
     assert_eq!((limits.tensors, limits.sharing, limits.header_bytes), (65_536, 4, 8 << 20));
     assert_eq!((limits.bundle_files, limits.shards, limits.zstd_window_log), (4096, 1024, 25));

@@ -59,7 +59,9 @@ impl Sandbox {
     /// Reads `bytes` as a user's `ckptd import` would.
     fn load(&self, bytes: &[u8]) {
         let path = self.lay(bytes);
-        let loaded = import::load(&path, Some(&self.0.path().join("store")), None, &ReadLimits::default(), &NoProgress);
+        let (store, limits) = (self.0.path().join("store"), ReadLimits::default());
+        let options = import::LoadOptions { target: Some(&store), ..import::LoadOptions::new(&limits) };
+        let loaded = import::load(&path, &options, &NoProgress);
         drop(loaded);
         self.sweep("none");
     }

@@ -19,9 +19,16 @@ pub(super) struct ImportArgs {
     /// The new store's folder, or the job file that names it.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
-    /// What the optimiser starts with where the source has no state of one.
-    #[arg(long, value_enum, default_value = "adamw")]
-    optimizer: OptimizerArg,
+    /// What the optimiser starts with where the source has no state of one (adamw), and what it is where the source
+    /// does not say it.
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerArg>,
+    /// Leave out the optimiser's state and the step, whatever they are.
+    #[arg(long)]
+    weights_only: bool,
+    /// Take weights of one step with an optimiser's state of another.
+    #[arg(long, conflicts_with = "weights_only")]
+    mixed_steps: bool,
     /// A model folder or config.json, for a source without one.
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
@@ -43,11 +50,13 @@ pub(super) fn execute(args: &ImportArgs) -> Result<u8> {
     let store = if args.target.is_file() { Config::load(&args.target)?.job.store } else { args.target.clone() };
     let console = Console::start()?;
     let options = ImportOptions {
-        fresh: match args.optimizer {
+        optimizer: args.optimizer.map(|optimizer| match optimizer {
             OptimizerArg::Adamw => FreshOptimizer::AdamW,
             OptimizerArg::Sgd => FreshOptimizer::Sgd,
             OptimizerArg::SgdMomentum => FreshOptimizer::SgdMomentum,
-        },
+        }),
+        weights_only: args.weights_only,
+        mixed_steps: args.mixed_steps,
         model: args.model.clone(),
         level: args.level,
         cancel: console.cancelled(),

@@ -37,6 +37,12 @@ fn calls() -> Vec<Case> {
             let global = [b"\x8c\x0dnosuch.module", &b"\x8c\x05Thing\x93"[..]].concat();
             [b"\x80\x04", &global[..], b"(", &text("text"), b"tR."].concat()
         }),
+        pt("an unlisted module in an entry", "the entry \"extra\" holds an object of it", {
+            pickle(&dict(&[(text("model"), b"}".to_vec()), (text("extra"), b"cnosuch.module\nThing\n)R".to_vec())]))
+        }),
+        pt("a known class of others as the whole", "it holds argparse.Namespace, not a state_dict", {
+            pickle(b"cargparse\nNamespace\n)\x81")
+        }),
         pt("a global by numbers", "a global whose name is not text", pickle(b"K\x01K\x02\x93")),
         pt("a new object", "refusing global nosuch.module.Thing:", pickle(b"cnosuch.module\nThing\n)\x81")),
         pt("a class called", "refusing to call a global that only names a type", call(b"ctorch\nTensor\n")),
@@ -115,6 +121,8 @@ fn limits() -> Vec<Case> {
         pt("five values", "more than 4 values", shared).under(|l| l.pickle_values = 4),
         pt("lists three deep", "more than 2 deep", nested).under(|l| l.pickle_depth = 2),
         pt("four op-codes", "more than 3 op-codes", pickle(b"N0N")).under(|l| l.pickle_opcodes = 3),
+        pt("three values at once", "more than 2 values at once", pickle(b"NNN")).under(|l| l.pickle_nodes = 2),
+        pt("text of four bytes", "more than 3 bytes of text", pickle(&text("four"))).under(|l| l.pickle_text_bytes = 3),
         pt("a pickle of four bytes", "at most 3 are read", pickle(b"N")).under(|l| l.pickle_bytes = 3),
         pt("three tensors", "more than 2 tensors", tensors).under(|l| l.tensors = 2),
         views("views of three times the storage", [32, 1]),
@@ -138,7 +146,7 @@ fn tensors() -> Vec<Case> {
         one("stride beyond the storage", "does not lie within storage 0", tensor(&float(), 1, &[4], &[5])),
         one("a negative shape", "negative size", tensor(&float(), 0, &[-4], &[1])),
         one("a negative offset", "negative size", tensor(&float(), -1, &[4], &[1])),
-        one("one value seventeen times", "does not lie within", tensor(&float(), 0, &[17], &[0])),
+        one("one value seventeen times", "repeats the values of its storage", tensor(&float(), 0, &[17], &[0])),
         one("an empty tensor beyond the end", "does not lie within", tensor(&float(), 17, &[0], &[1])),
         one("shape and strides of two lengths", "with the strides", tensor(&float(), 0, &[2, 2], &[1])),
         one("seventeen dimensions", "at most 16", tensor(&float(), 0, &[1; 17], &[1; 17])),

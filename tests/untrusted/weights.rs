@@ -55,9 +55,9 @@ fn headers() -> Vec<Case> {
         one("three tensors", "more than 2 tensors", &three, 0).under(|l| l.tensors = 2),
         one("metadata that is no text", "its header is not what", &["\"__metadata__\":{\"a\":[1]}".into()], 0),
         one(
-            "a field too many",
+            "a further field that is a list",
             "its header is not what",
-            &["\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"x\":1}".into()],
+            &["\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"x\":[1]}".into()],
             0,
         ),
         one("a description that is none", "not a ckptd.json", &["\"__metadata__\":{\"ckptd\":\"{}\"}".into()], 0),
@@ -98,7 +98,7 @@ fn folders() -> Vec<Case> {
         ),
         Case::folder(
             "a config of another model",
-            "type \"llama\"",
+            "model_type is \"llama\"",
             &[("config.json", br#"{"model_type":"llama"}"#.to_vec()), ("model.safetensors", weights.clone())],
         ),
         Case::folder("no weights", "holds no weights", std::slice::from_ref(&config)),

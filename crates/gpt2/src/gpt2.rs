@@ -11,11 +11,10 @@
 //! dropout of libtorch's generator, which the caller seeds. Deliberately not here: the update, and the state's memory.
 
 mod batch;
-mod config;
 mod head;
 pub mod init;
 mod model;
 
 pub use batch::{ModelGradients, TokenBatch};
-pub use config::{Activation, Gpt2Config, PRESETS};
+pub use ckptd_interop::gpt2_config::{Activation, Gpt2Config, PRESETS};
 pub use model::Gpt2Model;

@@ -9,7 +9,6 @@ use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::{CarriedFile, Role, TensorMeta};
 use ckptd_core::store::{SnapshotChoice, SnapshotReader, Store};
 use ckptd_core::{Error, Result};
-use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::{import, names};
 use tch::{Device, Kind, Tensor};
 
@@ -49,7 +48,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
         let bytes = reader.read_file(&record.name)?.unwrap_or_default();
         files.push(CarriedFile { name: record.name.clone(), bytes: bytes.into() });
     }
-    let (config, params) = fill(&files, path, |destinations| {
+    let (config, params) = fill(&files, path, |_, destinations| {
         let tensors = &reader.manifest().tensors;
         let mut wanted = Vec::with_capacity(destinations.len());
         for destination in destinations {
@@ -72,12 +71,13 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
 }
 
 fn from_others(path: &Path) -> Result<ModelWeights> {
-    let mut loaded = import::load(path, None, None, &ReadLimits::default(), &NoProgress)?;
+    let mut loaded = import::load_model(path, &NoProgress)?;
     loaded.snapshot.tensors.retain(|tensor| matches!(tensor.meta.role, Role::Param | Role::Buffer));
     let files = std::mem::take(&mut loaded.snapshot.files);
     let origin = path.display().to_string();
     let tensors = &loaded.snapshot.tensors;
-    let (config, params) = fill(&files, path, |destinations| init::from_tensors(tensors, &origin, destinations))?;
+    let (config, params) =
+        fill(&files, path, |config, destinations| init::from_tensors(config, tensors, &[], &origin, destinations))?;
     let step = Some(loaded.snapshot.train.step).filter(|&step| step > 0);
     Ok(ModelWeights { config, params, files, step, probe: None, threads: None })
 }
@@ -86,7 +86,7 @@ fn from_others(path: &Path) -> Result<ModelWeights> {
 fn fill(
     files: &[CarriedFile],
     origin: &Path,
-    fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<()>,
+    fill: impl FnOnce(&Gpt2Config, &mut [TensorDestination<'_>]) -> Result<()>,
 ) -> Result<(Gpt2Config, Vec<Tensor>)> {
     let json = files.iter().find(|file| file.name == names::CONFIG).ok_or_else(|| {
         Error::mismatch(origin, "it has no config.json, so that the model's shape is not known; import it with --model")
@@ -97,7 +97,7 @@ fn fill(
     let params: Vec<Tensor> = metas.iter().map(zeros).collect::<Result<_>>()?;
     let mut destinations: Vec<TensorDestination> =
         metas.iter().zip(&params).map(|(meta, tensor)| memory(meta, tensor)).collect();
-    fill(&mut destinations)?;
+    fill(&config, &mut destinations)?;
     drop(destinations);
     Ok((config, params))
 }

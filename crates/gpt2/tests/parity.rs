@@ -106,7 +106,7 @@ fn train(config: &Gpt2Config, case: &Case, kind: Kind, tensors: &[Tensor]) -> Ve
 fn state(config: &Gpt2Config, roles: &[Role], tensors: &[Tensor]) -> TrainingState {
     let train = TrainState::default();
     let mut state = TrainingState::new(&config.parameters(), roles, CPU, train).unwrap();
-    state.fill(|destinations| init::from_tensors(tensors, "the test's folder", destinations)).unwrap();
+    state.fill(|destinations| init::from_tensors(config, tensors, &[], "the test's folder", destinations)).unwrap();
     state
 }
 

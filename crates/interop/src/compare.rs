@@ -12,7 +12,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::import::{self, LoadedSource};
-use crate::limits::ReadLimits;
 use ckptd_core::dtype::{DType, numbers};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
@@ -103,7 +102,7 @@ impl ComparedState {
         if import::is_snapshot(path)? {
             return Ok(ComparedState::stored(SnapshotReader::open(path)?, threads));
         }
-        let loaded = import::load(path, None, None, &ReadLimits::default(), progress)?;
+        let loaded = import::load_model(path, progress)?;
         let metas = loaded.snapshot.tensors.iter().map(|tensor| tensor.meta.clone()).collect();
         Ok(ComparedState::new(metas, StateBytes::Loaded(Box::new(loaded))))
     }

@@ -1,7 +1,7 @@
 //! GPT-2's parameters by name: what there is, in the order of transformers' `named_parameters`, the two groups of its
 //! Trainer, and the ways in which others write the same names. Pure functions of names and shapes.
 //!
-//! Invariant: `[model] from` and `ckptd import` take names through [`canonical`], so both accept the same files.
+//! Invariant: all readers take names through [`meaning`], so all accept the same files.
 //! Deliberately not here: the shapes, which follow from a config.json (the worker).
 
 use std::cmp::Ordering;
@@ -17,8 +17,9 @@ pub const HEAD: &str = "lm_head.weight";
 /// What `GPT2LMHeadModel` puts before the names of `GPT2Model`.
 const BODY: &str = "transformer.";
 
-/// What a name may begin with in files of others: torch.compile's and DistributedDataParallel's wrappers.
-const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
+/// What wrappers put into names, wherever they wrap: torch.compile, DistributedDataParallel, FSDP, activation
+/// checkpointing. No part of GPT-2 has such a name.
+const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// The constants that older versions of transformers saved with each block: causal masks, no state.
 const MASKS: [&str; 4] = ["attn.bias", "attn.masked_bias", "crossattention.bias", "crossattention.masked_bias"];
@@ -152,6 +153,22 @@ impl Gpt2Parameter {
         }
     }
 
+    /// Whether it is the weight of a linear layer within a block: `Conv1D` keeps it as [in, out], `nn.Linear` as
+    /// [out, in].
+    pub fn is_linear(self) -> bool {
+        use BlockParameter::{AttentionProjectionWeight, AttentionWeight, InnerProjectionWeight, InnerWeight};
+        let linear = [AttentionWeight, AttentionProjectionWeight, InnerWeight, InnerProjectionWeight];
+        matches!(self, Gpt2Parameter::Block { part, .. } if linear.contains(&part))
+    }
+
+    /// Whether it is added: the name ends with `.bias`.
+    pub fn is_bias(self) -> bool {
+        match self {
+            Gpt2Parameter::Block { part, .. } => part.name().ends_with(".bias"),
+            other => other == Gpt2Parameter::FinalNormBias,
+        }
+    }
+
     /// Whether it is a linear layer's weight whose result is added to the residual stream.
     pub fn is_residual_projection(self) -> bool {
         use BlockParameter::{AttentionProjectionWeight, InnerProjectionWeight};
@@ -159,20 +176,47 @@ impl Gpt2Parameter {
     }
 }
 
-/// The name under which a snapshot holds a tensor of a file, or `None` for a constant that is no state (the causal
-/// masks that older versions of transformers saved).
+/// What a name in somebody's file stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameMeaning {
+    /// A parameter.
+    Parameter {
+        /// What stands before it: the attributes under which the model hangs in a larger module, without wrappers.
+        prefix: String,
+        /// Which parameter.
+        parameter: Gpt2Parameter,
+    },
+    /// A causal mask that older versions of transformers saved, minGPT too: a constant, no state.
+    Mask,
+    /// Nothing of GPT-2; the name without wrappers.
+    Other(String),
+}
+
+/// What `name` stands for, behind wrappers and whatever attributes.
+pub fn meaning(name: &str) -> NameMeaning {
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    for start in 0..parts.len() {
+        let rest = parts[start..].join(".");
+        let body = rest.strip_prefix(BODY).unwrap_or(&rest);
+        if block(body).is_some_and(|(_, part)| MASKS.contains(&part)) {
+            return NameMeaning::Mask;
+        }
+        // Files of the bare GPT2Model have no prefix.
+        let parameter = Gpt2Parameter::parse(&rest).or_else(|| Gpt2Parameter::parse(&format!("{BODY}{body}")));
+        if let Some(parameter) = parameter {
+            return NameMeaning::Parameter { prefix: parts[..start].join("."), parameter };
+        }
+    }
+    NameMeaning::Other(parts.join("."))
+}
+
+/// The name under which a snapshot holds a tensor of a file, or `None` for a constant that is no state.
 pub fn canonical(name: &str) -> Option<String> {
-    let mut name = name;
-    while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
-        name = rest;
+    match meaning(name) {
+        NameMeaning::Parameter { parameter, .. } => Some(parameter.to_string()),
+        NameMeaning::Mask => None,
+        NameMeaning::Other(name) => Some(name),
     }
-    let body = name.strip_prefix(BODY).unwrap_or(name);
-    if block(body).is_some_and(|(_, rest)| MASKS.contains(&rest)) {
-        return None;
-    }
-    // Files of the bare GPT2Model have no prefix.
-    let of_body = block(body).is_some() || ["wte.", "wpe.", "ln_f."].iter().any(|part| body.starts_with(part));
-    Some(if of_body { format!("{BODY}{body}") } else { name.to_owned() })
 }
 
 /// The order of `GPT2LMHeadModel.named_parameters()`. Names that are not GPT-2's come last, by name.
@@ -206,6 +250,13 @@ pub fn optimizer_order(params: &[&TensorMeta]) -> (Vec<usize>, usize) {
     (order, decaying)
 }
 
+/// The names of the two groups of [`optimizer_order`].
+pub fn optimizer_groups<'a>(params: &[&'a TensorMeta]) -> [Vec<&'a str>; 2] {
+    let (order, decaying) = optimizer_order(params);
+    let names = |places: &[usize]| places.iter().map(|&place| params[place].name.as_str()).collect();
+    [names(&order[..decaying]), names(&order[decaying..])]
+}
+
 /// Whether the head's weights are the embedding's: a GPT-2 with an embedding and no head of its own.
 pub fn is_tied<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> bool {
     names.clone().any(|name| name == EMBEDDING) && !names.any(|name| name == HEAD)
@@ -225,6 +276,15 @@ mod tests {
             ("_orig_mod.module.transformer.ln_f.bias", Some("transformer.ln_f.bias")),
             ("lm_head.weight", Some("lm_head.weight")),
             ("module.lm_head.weight", Some("lm_head.weight")),
+            ("model.transformer.wte.weight", Some("transformer.wte.weight")),
+            ("net.backbone.h.1.ln_2.bias", Some("transformer.h.1.ln_2.bias")),
+            ("transformer.h.0._checkpoint_wrapped_module.ln_1.bias", Some("transformer.h.0.ln_1.bias")),
+            ("_fsdp_wrapped_module.transformer.h.0._fsdp_wrapped_module.mlp.c_fc.bias", {
+                Some("transformer.h.0.mlp.c_fc.bias")
+            }),
+            ("transformer.h.0.attn.c_attn.lora_A.default.weight", {
+                Some("transformer.h.0.attn.c_attn.lora_A.default.weight")
+            }),
             ("transformer.h.0.attn.bias", None),
             ("h.11.attn.masked_bias", None),
             ("module.h.11.attn.masked_bias", None),

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::limits::ReadLimits;
 use crate::mapped::read_small;
 use crate::names::{COMPANIONS, CONFIG, TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX, is_safetensors};
+use crate::python_json;
 use crate::safetensors;
 use crate::torch_pt::{PtFile, PtValue};
 use ckptd_core::error::{Error, Result};
@@ -24,6 +25,8 @@ pub struct HfFolder {
     pub config_json: Vec<u8>,
     /// All of role `Param`, sorted by name; the bytes lie in memory mappings of the files.
     pub tensors: Vec<Tensor>,
+    /// Other names of tensors that it holds once: (other name, name among `tensors`).
+    pub aliases: Vec<(String, String)>,
     /// Those of [`COMPANIONS`] that are there.
     pub files: Vec<PathBuf>,
 }
@@ -33,8 +36,8 @@ pub fn open_without_config(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> 
     if dir.join(CONFIG).is_file() {
         return open(dir, limits);
     }
-    let files = COMPANIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
-    Ok(HfFolder { config_json: Vec::new(), tensors: weights(dir, limits)?, files })
+    let (tensors, aliases) = weights_and_aliases(dir, limits)?;
+    Ok(HfFolder { config_json: Vec::new(), tensors, aliases, files: companions(dir) })
 }
 
 /// Reads the folder `dir`. Its weights are checked and mapped, not copied.
@@ -48,11 +51,15 @@ pub fn open(dir: &Path, limits: &ReadLimits) -> Result<HfFolder> {
         )));
     }
     let config_json = read_small(&config, MAX_CONFIG_BYTES)?;
-    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&config_json)
+    python_json::parse::<serde_json::Map<String, serde_json::Value>>(&config_json)
         .map_err(|e| Error::malformed(&config, format!("not a JSON object: {e}")))?;
-    let tensors = weights(dir, limits)?;
-    let files = COMPANIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
-    Ok(HfFolder { config_json, tensors, files })
+    let (tensors, aliases) = weights_and_aliases(dir, limits)?;
+    Ok(HfFolder { config_json, tensors, aliases, files: companions(dir) })
+}
+
+/// Those of [`COMPANIONS`] that are in the folder.
+pub fn companions(dir: &Path) -> Vec<PathBuf> {
+    COMPANIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect()
 }
 
 /// Whether the folder holds weights, under their usual names or as a variant.
@@ -79,9 +86,17 @@ fn variants(dir: &Path) -> Vec<PathBuf> {
 
 /// The folder's weights, from the first of the four usual places that is there.
 pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
+    weights_and_aliases(dir, limits).map(|(tensors, _)| tensors)
+}
+
+/// The folder's weights, and the other names of those that are tied: (other name, name).
+pub fn weights_and_aliases(dir: &Path, limits: &ReadLimits) -> Result<(Vec<Tensor>, Vec<(String, String)>)> {
+    let mut aliases = Vec::new();
     let there = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
     let mut tensors = if let Some(path) = there(WEIGHTS) {
-        safetensors::open(&path, limits)?.tensors
+        let file = safetensors::open(&path, limits)?;
+        aliases = file.metadata;
+        file.tensors
     } else if let Some(path) = there(WEIGHTS_INDEX) {
         shards(dir, &path, limits)?
     } else if let Some(path) = there(TORCH_WEIGHTS) {
@@ -92,7 +107,7 @@ pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
         variant(dir, limits)?
     };
     tensors.sort_by(|a, b| a.meta.name.cmp(&b.meta.name));
-    Ok(tensors)
+    Ok((tensors, aliases))
 }
 
 /// The weights of the only variant that is there.
@@ -172,11 +187,25 @@ pub fn state_dict_tensors(file: &PtFile, dict: &PtValue) -> Result<Vec<Tensor>> 
         let name =
             key.as_str().ok_or_else(|| refuse("a state_dict's keys are text; this one has another key".into()))?;
         safetensors::check_name(name).map_err(refuse)?;
-        let tensor =
-            value.as_tensor().ok_or_else(|| refuse(format!("the entry {name:?} is {}, not a tensor", value.kind())))?;
+        let tensor = value.as_tensor().ok_or_else(|| refuse(not_a_tensor(name, value)))?;
         tensors.push(file.tensor(Role::Param, name, tensor)?);
     }
     Ok(tensors)
+}
+
+/// What an entry is that should be a tensor.
+fn not_a_tensor(name: &str, value: &PtValue) -> String {
+    let what = format!("the entry {name:?} is {}, not a tensor", value.kind());
+    match value.as_object() {
+        Some(object) if object.class.starts_with("torch.distributed") => format!(
+            "{what}: a part of a sharded tensor; gather it, get_model_state_dict(model, \
+             options=StateDictOptions(full_state_dict=True))"
+        ),
+        Some(object) if object.class.starts_with("torchao") => {
+            format!("{what}: a quantised one; save the model before it is quantised")
+        }
+        _ => what,
+    }
 }
 
 /// A name that stays in the folder: one plain component.

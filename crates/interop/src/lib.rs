@@ -4,8 +4,9 @@
 //! is held against the file's size before anything is allocated or mapped; nothing is written but under the target
 //! that the caller named. Deliberately not here: the store's own format (store), training (the worker).
 //!
-//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`torch_pt`], [`dcp`], [`gguf`], [`npz`],
-//! [`llmc`], [`foreign`], [`names`], [`hf`] (reading and writing files); [`gpt2_names`], [`output`]; [`export_record`],
+//! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`plain`], [`torch_pt`], [`dcp`], [`gguf`],
+//! [`npz`], [`llmc`], [`foreign`], [`python_json`], [`names`], [`hf`] (reading and writing files); [`gpt2_names`],
+//! [`gpt2_config`], [`gpt2_reading`] (what a GPT-2's files mean), [`output`]; [`export_record`], [`source_record`],
 //! [`export`], [`bundle`], [`import`], [`compare`], [`check`].
 
 #![warn(unreachable_pub)]
@@ -19,7 +20,9 @@ pub mod export;
 pub mod export_record;
 pub mod foreign;
 pub mod gguf;
+pub mod gpt2_config;
 pub mod gpt2_names;
+pub mod gpt2_reading;
 pub mod hf;
 pub mod import;
 pub mod limits;
@@ -28,5 +31,8 @@ pub mod mapped;
 pub mod names;
 pub mod npz;
 pub mod output;
+pub mod plain;
+pub mod python_json;
 pub mod safetensors;
+pub mod source_record;
 pub mod torch_pt;

@@ -9,8 +9,12 @@ pub struct ReadLimits {
     pub zip_entries: u64,
     pub zip_directory_bytes: u64,
     pub pickle_bytes: u64,
-    /// A state dict takes about 30 op-codes per tensor.
+    /// A state dict takes about 30 op-codes per tensor, an order of a data set one for each of its samples.
     pub pickle_opcodes: usize,
+    /// Entries of the pickle machine's memory at one time.
+    pub pickle_nodes: usize,
+    /// All texts of a pickle.
+    pub pickle_text_bytes: u64,
     /// Values of the tree that a pickle makes; one that is referred to twice counts twice.
     pub pickle_values: usize,
     /// Containers within containers.
@@ -37,8 +41,10 @@ impl Default for ReadLimits {
         ReadLimits {
             zip_entries: 65_535,
             zip_directory_bytes: 16 << 20,
-            pickle_bytes: 16 << 20,
-            pickle_opcodes: 1_000_000,
+            pickle_bytes: 512 << 20,
+            pickle_opcodes: 300_000_000,
+            pickle_nodes: 2_000_000,
+            pickle_text_bytes: 64 << 20,
             pickle_values: 1_000_000,
             pickle_depth: 64,
             tensors: 65_536,

@@ -45,6 +45,8 @@ pub const ACCELERATE_SCHEDULER: &str = "scheduler.bin";
 pub const SCHEDULER: &str = "scheduler.pt";
 /// Trainer's own state: step, metrics, settings.
 pub const TRAINER_STATE: &str = "trainer_state.json";
+/// The settings of a Trainer, a pickle of an object.
+pub const TRAINING_ARGS: &str = "training_args.bin";
 
 /// The job that the state belongs to.
 pub const JOB: &str = "job.toml";
@@ -57,11 +59,15 @@ pub const TOKENS_ORIGIN: &str = "tokens.bin.json";
 pub const RECORD: &str = "ckptd.json";
 /// The files of an exported folder that has no export record: rounded weights, other formats.
 pub const FILES_RECORD: &str = "ckptd-files.json";
+/// What a source of another program says of its training; see `source_record`.
+pub const SOURCE_RECORD: &str = "ckptd-source.json";
 /// Which release wrote the folder, and of which snapshot.
 pub const VERSION: &str = "version.txt";
 
 /// The key of the export record in a header's metadata or in a dict.
 pub const RECORD_KEY: &str = "ckptd";
+/// The key of the text of the source's record in a header's metadata or in a dict.
+pub const SOURCE_KEY: &str = "ckptd_source";
 /// The key of the text of config.json in a header's metadata or in a dict.
 pub const CONFIG_KEY: &str = "config";
 /// Before `<moment>.<parameter>`.

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use ckptd_core::dtype;
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 use ckptd_core::{Error, Result};
-use ckptd_interop::gpt2_names::{EMBEDDING, Gpt2Parameter, HEAD, canonical};
+use ckptd_interop::gpt2_config::Gpt2Config;
+use ckptd_interop::gpt2_names::Gpt2Parameter;
+use ckptd_interop::gpt2_reading::{self, ModelSays};
 use tch::{Device, Kind};
 
-use super::config::Gpt2Config;
 use crate::capture::TensorDestination;
 use crate::torch::TorchContext;
 
@@ -47,46 +48,30 @@ fn tensor_seed(seed: u64, name: &str) -> i64 {
     hash.as_bytes().iter().take(8).fold(0u64, |seed, &byte| seed << 8 | u64::from(byte)) as i64
 }
 
-/// Fills the parameters from a checkpoint's tensors: float32, float16 or bfloat16, under any name that
-/// [`canonical`] knows. The causal masks that older checkpoints carry and a tied lm_head are passed over.
+/// Fills the parameters from a checkpoint's tensors, as [`gpt2_reading::read`] takes them: float32, float16 or
+/// bfloat16.
 ///
 /// # Errors
 /// [`Error::Config`] that names every missing, extra, doubled, misshapen or untied tensor. `origin` names the
 /// checkpoint in it.
-pub fn from_tensors(tensors: &[Tensor], origin: &str, destinations: &mut [TensorDestination<'_>]) -> Result<()> {
-    let mut faults = Vec::new();
-    let mut given: BTreeMap<String, &Tensor> = BTreeMap::new();
-    for tensor in tensors {
-        if let Some(name) = canonical(&tensor.meta.name)
-            && given.insert(name.clone(), tensor).is_some()
-        {
-            faults.push(format!("{name} is there twice"));
-        }
-    }
-    let tied = !destinations.iter().any(|d| d.meta.name == HEAD);
-    if let Some(head) = given.get(HEAD).filter(|_| tied)
-        && !given.get(EMBEDDING).is_some_and(|wte| head.has_values_of(wte))
-    {
-        faults.push(format!("{HEAD} differs from {EMBEDDING} although the config ties them (tie_word_embeddings)"));
-    }
+pub fn from_tensors(
+    config: &Gpt2Config,
+    tensors: &[Tensor],
+    aliases: &[(String, String)],
+    origin: &str,
+    destinations: &mut [TensorDestination<'_>],
+) -> Result<()> {
+    let wrong = |what: String| Error::Config(format!("{origin} does not fit its config.json: {what}"));
+    let says =
+        ModelSays { config: Some(config.clone()), config_name: "its config.json".into(), aliases: aliases.to_vec() };
+    let model = gpt2_reading::read(tensors.to_vec(), &says).map_err(wrong)?;
+    let mut given: BTreeMap<String, Tensor> =
+        model.into_tensors().into_iter().map(|tensor| (tensor.meta.name.clone(), tensor)).collect();
     for TensorDestination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
-        match given.remove(&meta.name) {
-            None => faults.push(format!("{} is missing", meta.name)),
-            Some(tensor) => faults.extend(copy(tensor, meta, bytes).err()),
-        }
+        let tensor = given.remove(&meta.name).ok_or_else(|| wrong(format!("{} is missing", meta.name)))?;
+        copy(&tensor, meta, bytes).map_err(wrong)?;
     }
-    faults.extend(
-        given.keys().filter(|name| !tied || *name != HEAD).map(|name| format!("{name} is not part of the model")),
-    );
-    match faults.len() {
-        0 => Ok(()),
-        n => {
-            const SHOWN: usize = 8;
-            let more = if n > SHOWN { format!("; and {} more", n - SHOWN) } else { String::new() };
-            faults.truncate(SHOWN);
-            Err(Error::Config(format!("{origin} does not fit its config.json: {}{more}", faults.join("; "))))
-        }
-    }
+    Ok(())
 }
 
 fn copy(tensor: &Tensor, meta: &TensorMeta, destination: &mut [u8]) -> Result<(), String> {

@@ -4,11 +4,11 @@
 //! generator that the caller has seeded. Deliberately not here: the head's own arithmetic (`head`).
 
 use ckptd_core::Result;
+use ckptd_interop::gpt2_config::{Activation, Gpt2Config};
 use ckptd_interop::gpt2_names::BlockParameter;
 use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 use super::batch::{ModelGradients, TokenBatch};
-use super::config::{Activation, Gpt2Config};
 use super::head::{GradientSum, LossHead};
 use crate::torch::TorchContext;
 
@@ -223,7 +223,7 @@ impl Gpt2Model {
         let attended = self.attention(layer, &params[2..6], &self.layer_norm(&x, params)?, mode)?;
         let x = x.f_add(&dropout(attended, config.resid_pdrop, mode)?)?;
         let inner = linear(&self.layer_norm(&x, &params[6..])?, &params[8..])?;
-        let out = linear(&config.activation_function.apply(&inner)?, &params[10..])?;
+        let out = linear(&activate(config.activation_function, &inner)?, &params[10..])?;
         x.f_add(&dropout(out, config.resid_pdrop, mode)?)
     }
 
@@ -263,15 +263,13 @@ impl Gpt2Model {
     }
 }
 
-impl Activation {
-    fn apply(self, x: &Tensor) -> Result<Tensor, TchError> {
-        match self {
-            Activation::GeluTanh => x.f_gelu("tanh"),
-            Activation::Gelu => x.f_gelu("none"),
-            Activation::Relu => x.f_relu(),
-            Activation::Silu => x.f_silu(),
-            Activation::Tanh => x.f_tanh(),
-        }
+fn activate(activation: Activation, x: &Tensor) -> Result<Tensor, TchError> {
+    match activation {
+        Activation::GeluTanh => x.f_gelu("tanh"),
+        Activation::Gelu => x.f_gelu("none"),
+        Activation::Relu => x.f_relu(),
+        Activation::Silu => x.f_silu(),
+        Activation::Tanh => x.f_tanh(),
     }
 }
 

@@ -2,11 +2,17 @@
 //!
 //! Deliberately not here: writing them (the store).
 
+use ckptd_core::Result;
+use ckptd_core::config::TrainSection;
+use ckptd_core::protocol::MessageLevel;
 use ckptd_core::snapshot::CarriedFile;
+use ckptd_core::store::SnapshotReader;
 use ckptd_interop::names;
+use ckptd_interop::source_record::SourceRecord;
 use serde_json::{Map, Value};
 
 use crate::data::{TokenDataset, tokenizer_files};
+use crate::events::EventSender;
 use crate::gpt2::Gpt2Config;
 
 /// The config.json that snapshots carry: the model folder's own, as the model is trained, and with the special tokens
@@ -32,4 +38,24 @@ pub(super) fn carried_files(config_json: String, data: &TokenDataset, companions
     };
     files.extend(companions.iter().filter(is_other).cloned());
     files
+}
+
+/// What `snapshot` carries of the program that it was imported from, for the snapshots to come. A job that goes on from
+/// the import itself is told where its `[train]` is another one.
+///
+/// # Errors
+/// Those of reading it.
+pub(super) fn source_record(
+    snapshot: &SnapshotReader,
+    train: &TrainSection,
+    events: &EventSender,
+) -> Result<Option<CarriedFile>> {
+    let Some(bytes) = snapshot.read_file(names::SOURCE_RECORD)? else { return Ok(None) };
+    if snapshot.manifest().train.settings.is_empty() {
+        let record = SourceRecord::parse(&bytes, snapshot.path())?;
+        for difference in record.differences(train) {
+            events.log(MessageLevel::Warn, difference);
+        }
+    }
+    Ok(Some(CarriedFile { name: names::SOURCE_RECORD.into(), bytes: bytes.into() }))
 }

@@ -14,7 +14,7 @@ use ckptd_interop::hf::HfFolder;
 use ckptd_interop::names;
 use tch::Device;
 
-use super::carried::{carried_files, config_json};
+use super::carried::{carried_files, config_json, source_record};
 use super::machine::TrainingMachine;
 use super::model::OpenedModel;
 use super::restore::{ChangedSettings, ResumedFrom, check_fingerprint, check_settings, restore};
@@ -59,13 +59,18 @@ impl TrainingSetup {
         let data = open_data(&config, &machine, &model, snapshot.as_ref(), changed, events)?;
         let OpenedModel { shape, folder, files: companions } = model;
         let theirs = companions.iter().find(|file| file.name == names::CONFIG).map(|file| file.bytes.as_slice());
-        let files = carried_files(config_json(&shape, theirs, data.eot), &data, &companions);
+        let mut files = carried_files(config_json(&shape, theirs, data.eot), &data, &companions);
         let optimizer = ModelOptimizer::new(&config.train, machine.threads)?;
         let mut state = empty_state(&config, &machine, &shape, &data.content_hash, &optimizer)?;
 
         events.send(WorkerEvent::Progress { stage: "loading the weights".into(), fraction: None });
         let resumed = match &snapshot {
-            Some(snapshot) => Some(restore(snapshot, &mut state, machine.threads)?),
+            Some(snapshot) => {
+                let record = source_record(snapshot, &config.train, events)?;
+                files.retain(|file| file.name != names::SOURCE_RECORD);
+                files.extend(record);
+                Some(restore(snapshot, &mut state, machine.threads)?)
+            }
             None => {
                 begin(&config, &shape, folder.as_ref(), &mut state)?;
                 None
@@ -152,7 +157,7 @@ fn begin(config: &Config, shape: &Gpt2Config, folder: Option<&HfFolder>, state: 
     state.fill(|destinations| match folder {
         Some(folder) => {
             let origin = config.model.from.as_deref().unwrap_or(Path::new("")).display().to_string();
-            init::from_tensors(&folder.tensors, &origin, destinations)
+            init::from_tensors(shape, &folder.tensors, &folder.aliases, &origin, destinations)
         }
         None => init::random(shape, config.job.seed, destinations),
     })

@@ -27,7 +27,7 @@ pub(super) fn write(
     progress: &dyn ProgressSink,
 ) -> Result<(u64, u64)> {
     let mut folder = ExportFolder::new(dir);
-    let carried = companions(source, &mut folder, options.dtype)?;
+    let carried = companions(source, &mut folder, options)?;
     let mut tensor_bytes = weights(source, &mut folder, options, progress)?;
     if options.with_optimizer {
         tensor_bytes += torch::write_trainer_files(source, &mut folder, options, progress)?;
@@ -79,7 +79,7 @@ fn records(dir: &Path, folder: &ExportFolder, progress: &dyn ProgressSink) -> Re
 }
 
 /// Everything that the snapshot carries, and what a folder needs beyond that. Returns the carried names.
-fn companions(source: &ExportSource, folder: &mut ExportFolder, dtype: Option<DType>) -> Result<Vec<String>> {
+fn companions(source: &ExportSource, folder: &mut ExportFolder, options: &ExportOptions) -> Result<Vec<String>> {
     let config = source.config_json()?.ok_or_else(|| {
         Error::mismatch(
             source.path(),
@@ -92,6 +92,10 @@ fn companions(source: &ExportSource, folder: &mut ExportFolder, dtype: Option<DT
     let mut carried = Vec::new();
     for record in &source.manifest().files {
         let name = record.name.as_str();
+        // It is about the optimiser.
+        if name == names::SOURCE_RECORD && !options.with_optimizer {
+            continue;
+        }
         // What this export writes itself cannot be carried: the names would clash.
         if names::is_reserved(name) {
             return Err(Error::mismatch(source.path(), format!("the snapshot carries a file named {name}")));
@@ -101,7 +105,7 @@ fn companions(source: &ExportSource, folder: &mut ExportFolder, dtype: Option<DT
             folder.file(name, &source.carried(name)?.unwrap_or_default())?;
         }
     }
-    if agree_on_dtype(&mut config_map, &source.model(), dtype) {
+    if agree_on_dtype(&mut config_map, &source.model(), options.dtype) {
         folder.file(names::CONFIG, format!("{:#}\n", Value::Object(config_map.clone())).as_bytes())?;
     } else {
         folder.file(names::CONFIG, config.as_bytes())?;

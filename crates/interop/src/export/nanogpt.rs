@@ -40,7 +40,7 @@ pub(super) fn write(
     let loss = train.best_val_loss.filter(|loss| loss.is_finite()).unwrap_or(NO_LOSS_YET);
     let object = PtObject::dict([
         ("model", torch::state_dict(source, options.dtype, &mut storages)),
-        ("optimizer", torch::optimizer(source, &hyper, &mut storages)),
+        ("optimizer", torch::optimizer(source, &hyper, None, &mut storages)),
         ("model_args", PtObject::dict(arguments)),
         ("iter_num", PtObject::Int(train.step as i64)),
         ("best_val_loss", PtObject::Float(loss)),

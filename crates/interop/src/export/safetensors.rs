@@ -49,6 +49,9 @@ pub(super) fn write(
         let json = String::from_utf8(json).map_err(|e| Error::Other(format!("writing the state: {e}")))?;
         metadata.push((names::RECORD_KEY, json));
     }
+    if let Some(record) = source.carried(names::SOURCE_RECORD)?.filter(|_| options.with_optimizer) {
+        metadata.push((names::SOURCE_KEY, String::from_utf8_lossy(&record).into_owned()));
+    }
     let total = items.iter().map(TensorSpec::bytes).sum();
     progress.begin("tensors", total);
     let content = |order: &[usize], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>| {

@@ -1,14 +1,15 @@
 //! PyTorch's side: `.pt` files, and the files beside the weights from which transformers' Trainer resumes.
 //!
 //! The optimiser's state is laid out as Trainer's: two groups, the decaying parameters first, each in the order of
-//! the model's parameters. `torch.optim.AdamW` (or SGD) with these groups accepts it.
+//! the model's parameters. `torch.optim.AdamW` (or SGD) with these groups accepts it. A snapshot that was imported and
+//! not trained since has the groups, the schedule and Trainer's state of its source.
 
 use std::fs::File;
 use std::path::Path;
 
 use serde_json::json;
 
-use super::hyper::HyperParameters;
+use super::hyper::{self, HyperParameters, SourceSays};
 use super::options::ExportOptions;
 use super::source::{ExportPart, ExportSource, exported_dtype, is_linear};
 use super::target::ExportFolder;
@@ -44,9 +45,16 @@ pub(super) fn checkpoint(
     storages: &mut PtStorages,
 ) -> Result<PtObject> {
     let hyper = HyperParameters::of(source.manifest(), options.job.as_ref());
+    let says = hyper::source_says(source)?;
     let step = source.manifest().train.step as i64;
-    let mut items =
-        vec![("model", model), ("optimizer", optimizer(source, &hyper, storages)), ("step", PtObject::Int(step))];
+    let optimizer = optimizer(source, &hyper, says.as_ref(), storages);
+    let mut items = vec![("model", model), ("optimizer", optimizer), ("step", PtObject::Int(step))];
+    if let Some(schedule) = says.as_ref().and_then(SourceSays::schedule) {
+        items.push(("scheduler", schedule));
+    }
+    if let Some(record) = source.carried(names::SOURCE_RECORD)? {
+        items.push((names::SOURCE_KEY, PtObject::str(String::from_utf8_lossy(&record))));
+    }
     if let Some(config) = source.config_json()? {
         items.push((names::CONFIG_KEY, PtObject::str(config)));
     }
@@ -65,14 +73,16 @@ pub(super) fn write_trainer_files(
     progress: &dyn ProgressSink,
 ) -> Result<u64> {
     let hyper = HyperParameters::of(source.manifest(), options.job.as_ref());
+    let says = hyper::source_says(source)?;
     let mut storages = PtStorages::default();
-    let object = optimizer(source, &hyper, &mut storages);
+    let object = optimizer(source, &hyper, says.as_ref(), &mut storages);
     let path = folder.path(names::OPTIMIZER);
     let bytes = folder.part(names::OPTIMIZER, |file| storages.write(source, file, &path, &object, progress))?;
     let path = folder.path(names::SCHEDULER);
-    let object = scheduler(&hyper, source.manifest().train.step);
+    let own = || scheduler(&hyper, source.manifest().train.step);
+    let object = says.as_ref().and_then(SourceSays::schedule).unwrap_or_else(own);
     folder.part(names::SCHEDULER, |file| PtStorages::default().write(source, file, &path, &object, progress))?;
-    folder.file(names::TRAINER_STATE, format!("{:#}\n", trainer_state(source, &hyper)).as_bytes())?;
+    folder.file(names::TRAINER_STATE, format!("{:#}\n", trainer_state(source, &hyper, says.as_ref())).as_bytes())?;
     Ok(bytes)
 }
 
@@ -99,8 +109,14 @@ impl PtStorages {
 
     /// The step counter that AdamW keeps beside each parameter's moments.
     fn step(&mut self, step: u64) -> PtObject {
-        self.contents.push(ExportPart::Bytes((step as f32).to_le_bytes().to_vec()));
-        PtObject::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype: DType::F32, shape: Vec::new() })
+        /// Where float32, in which PyTorch counts, ends to count in ones.
+        const LAST: u64 = 1 << 24;
+        let (dtype, bytes) = match step {
+            0..=LAST => (DType::F32, (step as f32).to_le_bytes().to_vec()),
+            _ => (DType::F64, (step as f64).to_le_bytes().to_vec()),
+        };
+        self.contents.push(ExportPart::Bytes(bytes));
+        PtObject::Tensor(TensorSlot { storage: self.contents.len() - 1, dtype, shape: Vec::new() })
     }
 
     pub(super) fn write(
@@ -140,33 +156,57 @@ pub(super) fn state_dict(source: &ExportSource, dtype: Option<DType>, storages: 
 }
 
 /// `Optimizer.state_dict()`
-pub(super) fn optimizer(source: &ExportSource, hyper: &HyperParameters, storages: &mut PtStorages) -> PtObject {
+pub(super) fn optimizer(
+    source: &ExportSource,
+    hyper: &HyperParameters,
+    says: Option<&SourceSays>,
+    storages: &mut PtStorages,
+) -> PtObject {
     let params = source.params();
+    let halves = gpt2_names::optimizer_groups(&params);
+    let groups = says.and_then(|says| says.groups(halves)).unwrap_or_else(|| own_groups(source, &params, hyper));
     let moments = source.moments();
     let step = source.manifest().train.step;
-    let (order, decaying) = gpt2_names::optimizer_order(&params);
-    let mut state = Vec::new();
-    for (index, &param) in order.iter().enumerate() {
-        let mut of_param = Vec::new();
-        if moments.contains(&Role::ExpAvg) {
-            of_param.push(("step", storages.step(step)));
+    let (mut state, mut group_objects) = (Vec::new(), Vec::new());
+    for (names, options) in groups {
+        let mut numbers = Vec::with_capacity(names.len());
+        for name in names {
+            let index = state.len() as i64;
+            let Some(param) = params.iter().find(|meta| meta.name == name) else { continue };
+            let mut of_param = Vec::new();
+            if moments.contains(&Role::ExpAvg) {
+                of_param.push(("step", storages.step(step)));
+            }
+            for &role in &moments {
+                let meta = TensorMeta { role, ..(*param).clone() };
+                of_param.push((role.name(), storages.tensor(&meta, meta.dtype)));
+            }
+            state.push((PtObject::Int(index), PtObject::dict(of_param)));
+            numbers.push(PtObject::Int(index));
         }
-        for &role in &moments {
-            let meta = TensorMeta { role, ..params[param].clone() };
-            of_param.push((role.name(), storages.tensor(&meta, meta.dtype)));
-        }
-        if !of_param.is_empty() {
-            state.push((PtObject::Int(index as i64), PtObject::dict(of_param)));
-        }
+        let PtObject::Dict(mut options) = options else { continue };
+        options.push((PtObject::str("params"), PtObject::List(numbers)));
+        group_objects.push(PtObject::Dict(options));
     }
-    let adam = moments.contains(&Role::ExpAvg);
-    let groups = [(0..decaying, hyper.weight_decay), (decaying..order.len(), 0.0)];
-    let groups = groups.map(|(range, decay)| {
-        let mut group = if adam { hyper.adamw_group(decay) } else { hyper.sgd_group(decay) };
-        group.push(("params", PtObject::List(range.map(|i| PtObject::Int(i as i64)).collect())));
-        PtObject::dict(group)
-    });
-    PtObject::dict([("state", PtObject::Dict(state)), ("param_groups", PtObject::List(groups.into()))])
+    // An optimiser that keeps nothing has no entries.
+    let state = if moments.is_empty() { Vec::new() } else { state };
+    PtObject::dict([("state", PtObject::Dict(state)), ("param_groups", PtObject::List(group_objects))])
+}
+
+/// Trainer's two groups.
+fn own_groups<'a>(
+    source: &ExportSource,
+    params: &[&'a TensorMeta],
+    hyper: &HyperParameters,
+) -> Vec<(Vec<&'a str>, PtObject)> {
+    let adam = source.moments().contains(&Role::ExpAvg);
+    let (order, decaying) = gpt2_names::optimizer_order(params);
+    let (first, second) = order.split_at(decaying);
+    let group = |(places, decay): (&[usize], f64)| {
+        let options = if adam { hyper.adamw_group(decay) } else { hyper.sgd_group(decay) };
+        (places.iter().map(|&place| params[place].name.as_str()).collect(), PtObject::dict(options))
+    };
+    [(first, hyper.weight_decay), (second, 0.0)].map(group).into()
 }
 
 /// `LambdaLR.state_dict()` after `step` steps. The lambdas themselves come from the Trainer's arguments.
@@ -183,7 +223,21 @@ fn scheduler(hyper: &HyperParameters, step: u64) -> PtObject {
     ])
 }
 
-fn trainer_state(source: &ExportSource, hyper: &HyperParameters) -> serde_json::Value {
+/// trainer_state.json: the source's where the snapshot was imported, brought up to date; Trainer goes by the steps that
+/// stand there, not by its arguments.
+fn trainer_state(source: &ExportSource, hyper: &HyperParameters, says: Option<&SourceSays>) -> serde_json::Value {
+    let mut state = own_trainer_state(source, hyper);
+    let Some((says, theirs)) = says.and_then(|says| Some((says, says.trainer_state()?))) else { return state };
+    let now = ["global_step", "epoch", "num_input_tokens_seen", "max_steps", "train_batch_size", "log_history"];
+    for (key, value) in theirs {
+        if says.is_unchanged || !now.contains(&key.as_str()) {
+            state[key] = value;
+        }
+    }
+    state
+}
+
+fn own_trainer_state(source: &ExportSource, hyper: &HyperParameters) -> serde_json::Value {
     let manifest = source.manifest();
     let (train, metrics) = (&manifest.train, &manifest.metrics);
     let mut last = json!({"epoch": train.epoch as f64, "learning_rate": hyper.rate_now, "step": train.step});
@@ -195,7 +249,6 @@ fn trainer_state(source: &ExportSource, hyper: &HyperParameters) -> serde_json::
             .into_iter()
             .map(|key| (key.to_owned(), json!(false)))
             .collect();
-    // Trainer goes by the steps that stand here, not by its arguments.
     json!({
         "best_global_step": null,
         "best_metric": train.best_val_loss.filter(|loss| loss.is_finite()),
@@ -211,7 +264,7 @@ fn trainer_state(source: &ExportSource, hyper: &HyperParameters) -> serde_json::
         "max_steps": hyper.steps,
         "num_input_tokens_seen": train.tokens_seen,
         "num_train_epochs": 1,
-        "save_steps": 500,
+        "save_steps": hyper.save_steps,
         // Trainer writes its own control here at its next save, and expects the entry to be there.
         "stateful_callbacks": {"TrainerControl": {"args": control, "attributes": {}}},
         "total_flos": 0.0,

@@ -1,23 +1,31 @@
 //! From the parts of a source to one snapshot.
 //!
 //! Two ways lead there. A source with an [`ExportRecord`] is an exported snapshot: every tensor is held against its
-//! hash, and the snapshot is the one that was exported, to the same root. Any other source is interpreted: names and
-//! tied weights as GPT-2's, floats widened to float32, the optimiser's state by the order of the parameters.
+//! hash, and the snapshot is the one that was exported, to the same root. Any other source is interpreted: its tensors
+//! as the GPT-2 of its config, floats widened to float32, the optimiser's state by names or by order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::optimizer::{self, OptimizerMoments};
-use super::options::FreshOptimizer;
+use super::optimizer_kind::KindHints;
+use super::optimizer_order::OptimizedParameter;
+use super::optimizer_state::SourceOptimizer;
+use super::options::{FreshOptimizer, LoadOptions};
 use super::parts::{OptimizerState, SourceParts};
 use crate::export_record::ExportRecord;
+use crate::gpt2_config::Gpt2Config;
+use crate::gpt2_reading::{self, ModelSays, ReadParameter};
 use crate::output::ScratchFolder;
+use crate::source_record::SourceRecord;
+use crate::source_record::schedule::KnownSchedule;
+use crate::torch_pt::PtFile;
 use crate::{gpt2_names, names};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
-use ckptd_core::snapshot::{CarriedFile, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_core::snapshot::{Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
 use ckptd_core::store::format;
 
 /// A source as a snapshot. Its tensors may lie in a bundle's unpacked files, which live as long as this.
@@ -27,6 +35,8 @@ pub struct LoadedSource {
     pub state: Option<ExportRecord>,
     /// The snapshot is that one, bit for bit.
     pub exact: bool,
+    /// The source said which optimiser it had, even if that keeps nothing.
+    pub has_optimizer: bool,
     pub notes: Vec<String>,
     _scratch: Option<ScratchFolder>,
 }
@@ -35,7 +45,11 @@ impl LoadedSource {
     /// Adds what the optimiser keeps, all zeros as before its first step, where the source had none of it.
     pub fn complete(&mut self, fresh: FreshOptimizer) -> Result<()> {
         let tensors = &mut self.snapshot.tensors;
-        if self.exact || tensors.iter().any(|tensor| !matches!(tensor.meta.role, Role::Param | Role::Buffer)) {
+        let keeps_nothing = self.has_optimizer && self.snapshot.train.step > 0;
+        if self.exact
+            || keeps_nothing
+            || tensors.iter().any(|tensor| !matches!(tensor.meta.role, Role::Param | Role::Buffer))
+        {
             return Ok(());
         }
         let params: Vec<TensorMeta> =
@@ -52,19 +66,27 @@ impl LoadedSource {
     }
 }
 
-pub fn assemble(
+/// The snapshot of `parts`, which were read from `from`.
+///
+/// # Errors
+/// [`Error::Malformed`] that names the tensor, the entry or the optimiser that does not fit, and what to do;
+/// [`Error::Config`] for a config that is no GPT-2's.
+pub(super) fn assemble(
     parts: SourceParts,
     from: &Path,
+    options: &LoadOptions<'_>,
     scratch: Option<ScratchFolder>,
     progress: &dyn ProgressSink,
 ) -> Result<LoadedSource> {
     let mut loaded = match parts.state.clone() {
-        Some(state) if is_complete(&parts, &state) => exact(parts, state, from, progress)?,
+        Some(state) if is_complete(&parts, &state) && !options.weights_only => {
+            exact(parts, state, from, options, progress)?
+        }
         Some(state) => {
             check_hashes(&parts.tensors, &state, from, progress)?;
-            LoadedSource { state: Some(state), ..plain(parts, from)? }
+            LoadedSource { state: Some(state), ..plain(parts, from, options)? }
         }
-        None => plain(parts, from)?,
+        None => plain(parts, from, options)?,
     };
     loaded._scratch = scratch;
     Ok(loaded)
@@ -77,13 +99,28 @@ fn is_complete(parts: &SourceParts, state: &ExportRecord) -> bool {
 }
 
 /// The snapshot that `state` describes.
-fn exact(parts: SourceParts, state: ExportRecord, from: &Path, progress: &dyn ProgressSink) -> Result<LoadedSource> {
+fn exact(
+    mut parts: SourceParts,
+    state: ExportRecord,
+    from: &Path,
+    options: &LoadOptions<'_>,
+    progress: &dyn ProgressSink,
+) -> Result<LoadedSource> {
     let refuse = |reason: String| Error::malformed(from, reason);
     let mut params: Vec<&TensorMeta> =
         state.tensors.iter().map(|tensor| &tensor.meta).filter(|meta| meta.role == Role::Param).collect();
     params.sort_by(|a, b| gpt2_names::order(&a.name, &b.name));
-    let moments = moments(&parts.optimizer, &params)?;
-    if moments.step.is_some_and(|step| step != state.train.step) {
+    let as_given = |meta: &&TensorMeta| OptimizedParameter {
+        meta: (*meta).clone(),
+        source_shape: meta.shape.clone(),
+        is_turned: false,
+    };
+    let params: Vec<OptimizedParameter> = params.iter().map(as_given).collect();
+    // The snapshot's own roles say which optimiser it is.
+    let adam = state.tensors.iter().any(|tensor| tensor.meta.role == Role::ExpAvg);
+    let options = LoadOptions { optimizer: adam.then_some(FreshOptimizer::AdamW), ..*options };
+    let moments = moments(&mut parts, &params, &options)?;
+    if moments.step.is_some_and(|step| !step.is(state.train.step)) {
         return Err(refuse(format!(
             "the optimiser's state is not of step {}, which the source names",
             state.train.step
@@ -126,7 +163,14 @@ fn exact(parts: SourceParts, state: ExportRecord, from: &Path, progress: &dyn Pr
         provenance: Provenance { reason: "import".into(), ..state.provenance.clone() },
         files: parts.files,
     };
-    Ok(LoadedSource { snapshot, state: Some(state), exact: true, notes: parts.notes, _scratch: None })
+    Ok(LoadedSource {
+        snapshot,
+        state: Some(state),
+        exact: true,
+        has_optimizer: true,
+        notes: parts.notes,
+        _scratch: None,
+    })
 }
 
 /// Holds those tensors that `state` describes against their hashes.
@@ -154,40 +198,34 @@ fn changed(from: &Path, meta: &TensorMeta) -> Error {
 }
 
 /// A source that only its own conventions describe.
-fn plain(parts: SourceParts, from: &Path) -> Result<LoadedSource> {
+fn plain(mut parts: SourceParts, from: &Path, options: &LoadOptions<'_>) -> Result<LoadedSource> {
     let refuse = |reason: String| Error::malformed(from, reason);
-    let config = ModelHints::of(&parts.files).map_err(refuse)?;
-    let mut tensors = BTreeMap::new();
-    for tensor in parts.tensors {
-        let Some(name) = gpt2_names::canonical(&tensor.meta.name) else { continue };
-        let tensor = Tensor { meta: TensorMeta { name: name.clone(), ..tensor.meta }, bytes: tensor.bytes };
-        if tensors.insert(name.clone(), tensor).is_some() {
-            return Err(refuse(format!("two of its tensors are {name}")));
-        }
+    let says = model_says(&parts, from)?;
+    if says.config.is_none() {
+        parts.notes.push("it has no config.json; the job's [model] says what the tensors are, or give --model".into());
     }
-    tie(&mut tensors, config.tied).map_err(refuse)?;
-    let widened = tensors.into_values().map(optimizer::widen).collect::<Result<Vec<_>, _>>();
-    let mut tensors = widened.map_err(refuse)?;
-    tensors.sort_by(|a, b| gpt2_names::order(&a.meta.name, &b.meta.name));
-    let params: Vec<&TensorMeta> = tensors.iter().map(|tensor| &tensor.meta).collect();
-    let moments = moments(&parts.optimizer, &params)?;
-
-    let mut notes = parts.notes;
-    let step = moments.step.or(parts.step).unwrap_or(0);
-    if parts.step.is_some_and(|said| said != step) {
-        notes.push(format!("the source is at step {}, its optimiser at {step}, which counts", parts.step.unwrap_or(0)));
+    let model = gpt2_reading::read(std::mem::take(&mut parts.tensors), &says).map_err(refuse)?;
+    if model.is_turned() {
+        parts
+            .notes
+            .push("its linear layers lay as nn.Linear keeps them, and were transposed to Conv1D's layout".into());
     }
+    let params: Vec<OptimizedParameter> = model.parameters.iter().map(optimized).collect();
+    let mut tensors: Vec<Tensor> =
+        model.into_tensors().into_par_iter().map(optimizer::widen).collect::<Result<_, _>>().map_err(refuse)?;
+    let moments = moments(&mut parts, &params, options).map_err(|why| options.with_way_out(why, from))?;
+    let step = reconcile_steps(&mut parts, &moments, options, from)?;
+    parts.record.step = step;
+    parts.record.optimizer = moments.record;
+    let has_optimizer = parts.record.optimizer.is_some();
     if step > 0 {
-        notes.push("the data is read from its beginning: others do not say where they were in it".into());
+        parts.notes.push("the data is read from its beginning: others do not say where they were in it".into());
     }
-    if !moments.settings.is_empty() {
-        notes.push(format!("its optimiser's settings, for [train]: {}", moments.settings.join(", ")));
-    }
-    if !config.known {
-        notes.push("it has no config.json; the job's [model] says what the tensors are, or give --model".into());
+    if has_optimizer {
+        describe_record(&mut parts)?;
     }
     // In the order of a state: all parameters, then each kind of moment in theirs.
-    let place: HashMap<&str, usize> = params.iter().enumerate().map(|(i, meta)| (meta.name.as_str(), i)).collect();
+    let place: HashMap<&str, usize> = params.iter().enumerate().map(|(i, p)| (p.meta.name.as_str(), i)).collect();
     let mut moments = moments.tensors;
     moments.sort_by_key(|tensor| (tensor.meta.role, place.get(tensor.meta.name.as_str()).copied()));
     tensors.extend(moments);
@@ -195,70 +233,111 @@ fn plain(parts: SourceParts, from: &Path) -> Result<LoadedSource> {
     let provenance =
         Provenance { ckptd: env!("CARGO_PKG_VERSION").into(), reason: "import".into(), ..Provenance::default() };
     let snapshot = Snapshot { tensors, train, metrics: parts.metrics, provenance, files: parts.files };
-    Ok(LoadedSource { snapshot, state: None, exact: false, notes, _scratch: None })
+    Ok(LoadedSource { snapshot, state: None, exact: false, has_optimizer, notes: parts.notes, _scratch: None })
 }
 
-fn moments(optimizer: &OptimizerState, params: &[&TensorMeta]) -> Result<OptimizerMoments> {
-    match optimizer {
-        OptimizerState::None => Ok(OptimizerMoments::default()),
-        OptimizerState::Named(tensors) => {
-            Ok(OptimizerMoments { tensors: tensors.clone(), ..OptimizerMoments::default() })
-        }
-        OptimizerState::Torch { file, key } => {
-            let value = match key {
-                Some(key) => file.value().get(key).unwrap_or(file.value()),
-                None => file.value(),
-            };
-            optimizer::read(file, value, params)
-        }
+/// Lets the record of the source travel, and tells what of it a job has to say.
+fn describe_record(parts: &mut SourceParts) -> Result<()> {
+    let lines = parts.record.train_lines();
+    if !lines.is_empty() {
+        parts.notes.push(format!("its settings, for [train]: {}", lines.join(", ")));
     }
-}
-
-/// What of a config.json decides how tensors are to be taken.
-struct ModelHints {
-    known: bool,
-    tied: Option<bool>,
-}
-
-impl ModelHints {
-    fn of(files: &[CarriedFile]) -> Result<ModelHints, String> {
-        let Some(file) = files.iter().find(|file| file.name == names::CONFIG) else {
-            return Ok(ModelHints { known: false, tied: None });
-        };
-        let config: serde_json::Value =
-            serde_json::from_slice(&file.bytes).map_err(|e| format!("its config.json is not JSON: {e}"))?;
-        match config.get("model_type").and_then(|kind| kind.as_str()) {
-            None | Some("gpt2") => {}
-            Some(other) => return Err(format!("it is a model of the type {other:?}; ckptd trains gpt2")),
-        }
-        let tied = config.get("tie_word_embeddings").and_then(|tied| tied.as_bool()).unwrap_or(true);
-        Ok(ModelHints { known: true, tied: Some(tied) })
+    if let (Some(_), Err(why)) = (&parts.record.schedule, KnownSchedule::of(&parts.record)) {
+        parts
+            .notes
+            .push(format!("its schedule is not known, and [train] has to say how the learning rate goes on: {why}"));
     }
+    parts.files.retain(|file| file.name != names::SOURCE_RECORD);
+    parts.files.push(parts.record.to_file()?);
+    Ok(())
 }
 
-/// A tied head is the embedding, and no tensor of its own.
-fn tie(tensors: &mut BTreeMap<String, Tensor>, tied: Option<bool>) -> Result<(), String> {
-    let Some(embedding) = tensors.get(gpt2_names::EMBEDDING) else {
-        return Err(format!("it has no {}: not a GPT-2", gpt2_names::EMBEDDING));
+fn optimized(parameter: &ReadParameter) -> OptimizedParameter {
+    let ReadParameter { tensor, source_shape, is_turned } = parameter;
+    OptimizedParameter { meta: tensor.meta.clone(), source_shape: source_shape.clone(), is_turned: *is_turned }
+}
+
+/// The step of weights and optimiser, which must be one.
+fn reconcile_steps(
+    parts: &mut SourceParts,
+    moments: &OptimizerMoments,
+    options: &LoadOptions<'_>,
+    from: &Path,
+) -> Result<u64> {
+    let Some(counted) = moments.step else { return Ok(parts.step.unwrap_or(0)) };
+    let said = parts.step.unwrap_or(counted.steps);
+    if counted.is(said) {
+        return Ok(said);
+    }
+    if parts.has_own_step && !options.mixed_steps {
+        let why = Error::malformed(
+            from,
+            format!(
+                "the weights are of step {said}, the optimiser's state of step {}; take both from one checkpoint. \
+                 Where the optimiser has passed over steps (as under fp16), --mixed-steps takes them as they are",
+                counted.steps
+            ),
+        );
+        return Err(options.with_way_out(why, from));
+    }
+    parts.notes.push(format!("the source is at step {said}, its optimiser at {}, which counts", counted.steps));
+    Ok(counted.steps)
+}
+
+/// The moments of `params`; nothing of them where they are not asked for.
+fn moments(
+    parts: &mut SourceParts,
+    params: &[OptimizedParameter],
+    options: &LoadOptions<'_>,
+) -> Result<OptimizerMoments> {
+    let state = std::mem::take(&mut parts.optimizer);
+    if options.weights_only {
+        parts.step = None;
+        return Ok(OptimizerMoments::default());
+    }
+    let argument = parts.record.arguments.as_ref().and_then(|arguments| arguments.get("optim")?.as_text());
+    let hints = KindHints { asked: options.optimizer, argument };
+    let groups = match state {
+        OptimizerState::None => return Ok(OptimizerMoments::default()),
+        OptimizerState::Named(tensors) => return Ok(OptimizerMoments { tensors, ..OptimizerMoments::default() }),
+        OptimizerState::Refused(why) => return Err(why),
+        OptimizerState::Groups(state) => *state,
+        OptimizerState::File(path) => {
+            let file = PtFile::open(&path, options.limits)?;
+            SourceOptimizer::of_torch(&file, file.value())?
+        }
     };
-    let Some(head) = tensors.get(gpt2_names::HEAD) else {
-        return match tied {
-            Some(false) => {
-                Err(format!("its config says that the head is not tied, but there is no {}", gpt2_names::HEAD))
-            }
-            _ => Ok(()),
-        };
-    };
-    match (tied, embedding.has_values_of(head)) {
-        (Some(true) | None, true) => {
-            tensors.remove(gpt2_names::HEAD);
-            Ok(())
+    let record = SourceRecord::of_files(&parts.files, Path::new(""))?;
+    let groups = with_names(groups, record.as_ref(), params);
+    optimizer::read(&groups, params, hints)
+        .map_err(|what| Error::malformed(&groups.path, format!("the optimiser's state: {what}")))
+}
+
+/// The groups with the names of their parameters, where the record of an export of ours has groups of the same sizes.
+fn with_names(
+    mut state: SourceOptimizer,
+    record: Option<&SourceRecord>,
+    params: &[OptimizedParameter],
+) -> SourceOptimizer {
+    let Some(optimizer) = record.and_then(|record| record.optimizer.as_ref()) else { return state };
+    let metas: Vec<&TensorMeta> = params.iter().map(|param| &param.meta).collect();
+    let known = optimizer.exported_groups(gpt2_names::optimizer_groups(&metas));
+    if known.iter().map(|(names, _)| names.len()).eq(state.groups.iter().map(|group| group.params.len())) {
+        for (group, (names, _)) in state.groups.iter_mut().zip(known).filter(|(group, _)| group.names.is_none()) {
+            group.names = Some(names.into_iter().map(str::to_owned).collect());
         }
-        (Some(true), false) => Err(format!(
-            "{} is not {}, although its config ties them; set \"tie_word_embeddings\": false to keep both",
-            gpt2_names::HEAD,
-            gpt2_names::EMBEDDING
-        )),
-        (Some(false), _) | (None, false) => Ok(()),
     }
+    state
+}
+
+/// What the source says of its model, from its config.json where it has one.
+fn model_says(parts: &SourceParts, from: &Path) -> Result<ModelSays> {
+    let aliases = parts.aliases.clone();
+    let Some(file) = parts.files.iter().find(|file| file.name == names::CONFIG) else {
+        return Ok(ModelSays { aliases, ..ModelSays::default() });
+    };
+    let config_name = parts.config_name.clone().unwrap_or_else(|| "its config.json".into());
+    let origin = parts.config_name.clone().unwrap_or_else(|| format!("{}: config.json", from.display()));
+    let config = Gpt2Config::from_json(&String::from_utf8_lossy(&file.bytes), &origin)?;
+    Ok(ModelSays { config: Some(config), config_name, aliases })
 }

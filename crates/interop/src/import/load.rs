@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::assemble::{self, LoadedSource};
 use super::containers;
+use super::options::LoadOptions;
 use super::parts::{self, SourceKind};
 use super::places::{self, SourcePlace};
 use crate::limits::ReadLimits;
@@ -13,19 +14,15 @@ use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::RunId;
 use ckptd_core::progress::ProgressSink;
 
-/// Reads the source at `from`. A bundle is unpacked beside `target`, or without one in the folder for temporary files,
-/// for as long as the result lives. `model` is a model folder or a config.json, for a source without one.
-pub fn load(
-    from: &Path,
-    target: Option<&Path>,
-    model: Option<&Path>,
-    limits: &ReadLimits,
-    progress: &dyn ProgressSink,
-) -> Result<LoadedSource> {
+/// Reads the source at `from`. A bundle is unpacked for as long as the result lives.
+///
+/// # Errors
+/// Those of reading it, each with the file and the entry; see `parts` and `assemble`.
+pub fn load(from: &Path, options: &LoadOptions<'_>, progress: &dyn ProgressSink) -> Result<LoadedSource> {
+    let (limits, has_model) = (options.limits, options.model.is_some());
     let mut scratch = None;
     let SourcePlace { path, notes } = places::find(from, limits)?;
     let from = path.as_path();
-    let has_model = model.is_some();
     let mut parts = match parts::kind(from, limits)? {
         SourceKind::Folder => parts::folder(from, has_model, limits)?,
         SourceKind::Dcp => parts::torch_file(dcp::open(from, limits)?, from)?,
@@ -36,7 +33,7 @@ pub fn load(
         SourceKind::Safetensors => parts::safetensors(from, limits)?,
         SourceKind::Snapshot => parts::snapshot(from, limits)?,
         SourceKind::Bundle => {
-            let folder = match target {
+            let folder = match options.target {
                 Some(target) => ScratchFolder::beside(target)?,
                 None => ScratchFolder::beside(&temporary()?)?,
             };
@@ -47,10 +44,22 @@ pub fn load(
         }
     };
     parts.notes.splice(0..0, notes);
-    if let Some(model) = model {
+    if let Some(model) = options.model {
         parts.add_companions(model)?;
     }
-    assemble::assemble(parts, from, scratch, progress)
+    assemble::assemble(parts, from, options, scratch, progress)
+}
+
+/// The model at `path`, with what its optimiser has kept where ckptd has that optimiser, for readers that go on from
+/// nothing: comparisons, inference.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_model(path: &Path, progress: &dyn ProgressSink) -> Result<LoadedSource> {
+    let limits = ReadLimits::default();
+    let options = LoadOptions { mixed_steps: true, ..LoadOptions::new(&limits) };
+    load(path, &options, progress)
+        .or_else(|whole| load(path, &LoadOptions { weights_only: true, ..options }, progress).map_err(|_| whole))
 }
 
 /// A name that is nobody else's in the folder for temporary files.

@@ -1,10 +1,11 @@
 //! What others wrote becomes a snapshot: Hugging Face folders, Trainer checkpoints, `.pt` and safetensors files,
 //! bundles, snapshots from elsewhere.
 //!
-//! Reading order: [`load`] recognises the source and reads it (`places`: which folder is meant; `containers`: GGUF,
-//! npz, llm.c; `parts`: tensors, names, dtypes; `optimizer`: the
-//! moments and step of PyTorch's optimisers); [`assemble`] makes the snapshot, exactly the one that was exported where
-//! the source says which that was; [`run`] commits it to a new store.
+//! Reading order: [`load`] recognises the source and reads it (`places`: which folder is meant) into [`parts`]
+//! (`pt_dict`: the entries of a `.pt`; `containers`: GGUF, npz, llm.c; `trainer`: the files of a Trainer;
+//! [`optimizer_state`]: an optimiser's state as it stands). [`assemble`] makes the snapshot of them, exactly the one
+//! that was exported where the source says which that was, else by [`crate::gpt2_reading`] and `optimizer`
+//! (`optimizer_kind`: which one it is; `optimizer_order`: whose moments they are); [`run`] commits it to a new store.
 //!
 //! Invariant: a source that claims to be an exported snapshot is that to the last bit, or is refused; any other source
 //! is a state that a fresh training could have. Deliberately not here: the command line.
@@ -13,12 +14,17 @@ pub mod assemble;
 mod containers;
 pub mod load;
 mod optimizer;
+mod optimizer_kind;
+mod optimizer_order;
+pub mod optimizer_state;
 pub mod options;
-mod parts;
+pub mod parts;
 mod places;
+mod pt_dict;
 pub mod run;
+mod trainer;
 
 pub use assemble::LoadedSource;
-pub use load::{is_snapshot, load};
-pub use options::{FreshOptimizer, ImportOptions};
+pub use load::{is_snapshot, load, load_model};
+pub use options::{FreshOptimizer, ImportOptions, LoadOptions};
 pub use run::{ImportReport, import};

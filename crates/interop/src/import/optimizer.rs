@@ -1,101 +1,118 @@
-//! `torch.optim.Optimizer.state_dict()` of AdamW or SGD: which moments belong to which parameter, and the step.
-//!
-//! PyTorch numbers parameters in the order in which the optimiser was given them and forgets their names. Two orders
-//! are known: Trainer's (and nanoGPT's) two groups, decaying parameters first, and one group of all parameters.
+//! From an optimiser's state as a source has it to the moments of the model's parameters, the step, and the record of
+//! its groups.
 
 use std::collections::HashMap;
 
-use crate::gpt2_names;
-use crate::torch_pt::{PtFile, PtValue, TensorRef};
+use super::optimizer_kind::{self, KindHints};
+use super::optimizer_order::{self, OptimizedParameter};
+use super::optimizer_state::{ParameterKey, Scalar, SourceOptimizer, StateEntry, StateValue, scalar};
+use crate::gpt2_reading::transposed;
+use crate::plain::PlainValue;
+use crate::source_record::{GroupRecord, OptimizerRecord};
+use ckptd_core::config::OptimizerKind;
 use ckptd_core::dtype::{self, DType};
-use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::{Role, Tensor, TensorMeta};
 
+/// What an optimiser has kept.
 #[derive(Debug, Default)]
 pub(super) struct OptimizerMoments {
+    /// Under their parameters' names, in the layout of the snapshot.
     pub tensors: Vec<Tensor>,
     /// Steps that the optimiser has made, where it counts them.
-    pub step: Option<u64>,
-    /// The settings of its groups, as lines of `[train]`.
-    pub settings: Vec<String>,
+    pub step: Option<StepCount>,
+    /// Which one it is, and its groups.
+    pub record: Option<OptimizerRecord>,
 }
 
-/// Reads `value` of `file` for `params`, which are in the model's order.
-pub(super) fn read(file: &PtFile, value: &PtValue, params: &[&TensorMeta]) -> Result<OptimizerMoments> {
-    let refuse = |reason: String| Error::malformed(file.path(), format!("the optimiser's state: {reason}"));
-    let groups =
-        value.get("param_groups").and_then(PtValue::as_items).ok_or_else(|| refuse("no param_groups".into()))?;
-    let state = value.get("state").and_then(PtValue::as_dict).ok_or_else(|| refuse("no state".into()))?;
-    let ids = groups.iter().map(group_ids).collect::<Option<Vec<_>>>();
-    let ids = ids.ok_or_else(|| refuse("a group without its list of parameters".into()))?;
-    let sizes: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let (order, decaying) = gpt2_names::optimizer_order(params);
-    let order = match sizes.as_slice() {
-        [all] if *all == params.len() => (0..params.len()).collect(),
-        [first, second] if *first == decaying && first + second == params.len() => order,
-        _ => {
-            return Err(refuse(format!(
-                "its groups have {sizes:?} parameters; known are one group of {} in the model's order, or two of \
-                 [{decaying}, {}] \
-                 with the decaying ones (two dimensions) first, as Trainer has them",
-                params.len(),
-                params.len() - decaying
-            )));
-        }
-    };
-    let mut entries: HashMap<i64, &PtValue> = HashMap::new();
-    for (key, value) in state {
-        let id = key.as_int().ok_or_else(|| refuse(format!("{} as the number of a parameter", key.kind())))?;
-        if entries.insert(id, value).is_some() {
-            return Err(refuse(format!("parameter {id} occurs twice")));
+/// A count of steps as an optimiser keeps it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct StepCount {
+    pub steps: u64,
+    /// Where its type ends to count in ones: 2^24 for float32, 256 for bfloat16.
+    pub counts_to: u64,
+}
+
+impl StepCount {
+    /// Whether it is `steps`, as far as it can say.
+    pub(super) fn is(self, steps: u64) -> bool {
+        self.steps == steps || steps > self.counts_to && self.steps >= self.counts_to
+    }
+}
+
+/// Reads `state` for `params`, which are in the model's order.
+///
+/// # Errors
+/// A clause that names the optimiser, the parameter and what does not fit.
+pub(super) fn read(
+    state: &SourceOptimizer,
+    params: &[OptimizedParameter],
+    hints: KindHints<'_>,
+) -> Result<OptimizerMoments, String> {
+    let kind = optimizer_kind::kind(state, hints)?;
+    let assigned = optimizer_order::assign(state, params)?;
+    let groups = state.groups.iter().zip(&assigned).map(|(group, places)| GroupRecord {
+        parameters: places.iter().map(|&place| params[place].meta.name.clone()).collect(),
+        options: PlainValue::Dict(
+            group.options.iter().map(|(key, value)| (PlainValue::Text(key.clone()), value.clone())).collect(),
+        ),
+    });
+    let record = Some(OptimizerRecord { kind, groups: groups.collect() });
+    let mut moments = OptimizerMoments { record, ..OptimizerMoments::default() };
+    let mut entries: HashMap<&ParameterKey, &StateEntry> = HashMap::new();
+    for (key, entry) in &state.entries {
+        if entries.insert(key, entry).is_some() {
+            return Err(format!("{key} occurs twice"));
         }
     }
-    let mut moments = OptimizerMoments { settings: settings(groups), ..OptimizerMoments::default() };
-    if entries.is_empty() {
+    let is_stateless = state.entries.iter().all(|(_, entry)| entry.iter().all(|(_, value)| is_none(value)));
+    let has_momentum =
+        |key: &str| state.groups.iter().any(|g| g.option(key).and_then(PlainValue::as_float) != Some(0.0));
+    if is_stateless {
+        if kind == OptimizerKind::Sgd && has_momentum("momentum") {
+            moments.tensors = params.iter().map(|param| zeros(Role::MomentumBuffer, &param.meta)).collect();
+        }
         return Ok(moments);
     }
-    for (id, &param) in ids.concat().iter().zip(&order) {
-        let meta = params[param];
-        let entry =
-            entries.remove(id).ok_or_else(|| refuse(format!("nothing for parameter {id}, which is {}", meta.name)))?;
-        moments
-            .add(file, meta, entry)
-            .map_err(|what| refuse(format!("parameter {id}, which is {}: {what}", meta.name)))?;
+    let keys = state.groups.iter().flat_map(|group| &group.params);
+    for (key, &place) in keys.zip(assigned.iter().flatten()) {
+        let (param, name) = (&params[place], &params[place].meta.name);
+        let entry = entries.remove(key).ok_or_else(|| {
+            format!("nothing for {key}, which is {name}: it had no gradient so far, and ckptd trains all parameters")
+        })?;
+        moments.add(param, entry).map_err(|what| format!("{key}, which is {name}: {what}"))?;
     }
     match entries.keys().next() {
-        Some(id) => Err(refuse(format!("parameter {id} is in no group"))),
+        Some(key) => Err(format!("{key} is in no group")),
         None => Ok(moments),
     }
 }
 
-fn group_ids(group: &PtValue) -> Option<Vec<i64>> {
-    group.get("params")?.as_items()?.iter().map(PtValue::as_int).collect()
+fn is_none(value: &StateValue) -> bool {
+    matches!(value, StateValue::Plain(PlainValue::None))
 }
 
 impl OptimizerMoments {
-    fn add(&mut self, file: &PtFile, param: &TensorMeta, entry: &PtValue) -> Result<(), String> {
-        let items = entry.as_dict().ok_or("its state is no dict")?;
-        for (key, value) in items {
-            let key = key.as_str().ok_or("its state has a key that is not text")?;
-            let role = match key {
+    fn add(&mut self, param: &OptimizedParameter, entry: &StateEntry) -> Result<(), String> {
+        for (key, value) in entry {
+            let role = match key.as_str() {
                 "exp_avg" => Role::ExpAvg,
                 "exp_avg_sq" => Role::ExpAvgSq,
                 "momentum_buffer" => Role::MomentumBuffer,
                 "step" => {
-                    let step = step(file, value)?;
+                    let step = step(value)?;
                     if *self.step.get_or_insert(step) != step {
                         return Err("another number of steps than the parameters before it".into());
                     }
                     continue;
                 }
-                "max_exp_avg_sq" => return Err("its optimiser is AMSGrad, which ckptd does not have".into()),
                 _ => return Err(format!("{key:?} is nothing that AdamW or SGD keeps")),
             };
             let tensor = match value {
-                PtValue::Tensor(tensor) => self::tensor(file, role, param, tensor)?,
+                StateValue::Tensor(tensor) => self::tensor(role, param, tensor)?,
                 // SGD before its first step with momentum.
-                PtValue::None => zeros(role, param),
-                other => return Err(format!("its {key} is {}", other.kind())),
+                StateValue::Plain(PlainValue::None) => zeros(role, &param.meta),
+                StateValue::Plain(_) => return Err(format!("its {key} is no tensor")),
+                StateValue::Other(kind) => return Err(format!("its {key} is {kind}")),
             };
             self.tensors.push(tensor);
         }
@@ -103,12 +120,16 @@ impl OptimizerMoments {
     }
 }
 
-fn tensor(file: &PtFile, role: Role, param: &TensorMeta, tensor: &TensorRef) -> Result<Tensor, String> {
-    if tensor.shape != param.shape {
-        return Err(format!("its {role} has the shape {:?}, the parameter {:?}", tensor.shape, param.shape));
+fn tensor(role: Role, param: &OptimizedParameter, tensor: &Tensor) -> Result<Tensor, String> {
+    if tensor.meta.shape != param.source_shape {
+        return Err(format!(
+            "its {role} has the shape {:?}, the parameter {:?}",
+            tensor.meta.shape, param.source_shape
+        ));
     }
-    let tensor = file.tensor(role, &param.name, tensor).map_err(|e| e.to_string())?;
-    widen(tensor)
+    let tensor = if param.is_turned { transposed(tensor) } else { tensor.clone() };
+    let meta = TensorMeta { role, name: param.meta.name.clone(), ..tensor.meta };
+    widen(Tensor { meta, bytes: tensor.bytes })
 }
 
 /// A tensor as float32, exactly.
@@ -133,46 +154,24 @@ pub(super) fn zeros(role: Role, param: &TensorMeta) -> Tensor {
 }
 
 /// AdamW's counter: a number, or a tensor of one.
-fn step(file: &PtFile, value: &PtValue) -> Result<u64, String> {
-    let number = match value {
-        PtValue::Tensor(tensor) if tensor.elements() == 1 => {
-            let tensor = file.tensor(Role::Buffer, "step", tensor).map_err(|e| e.to_string())?;
-            let bytes: &[u8] = (*tensor.bytes).as_ref();
-            match (tensor.meta.dtype, bytes) {
-                (DType::F32, &[a, b, c, d]) => f64::from(f32::from_le_bytes([a, b, c, d])),
-                (DType::I64, bytes) => bytes.first_chunk().map_or(-1.0, |b| i64::from_le_bytes(*b) as f64),
-                (DType::F64, bytes) => bytes.first_chunk().map_or(-1.0, |b| f64::from_le_bytes(*b)),
-                (dtype, _) => return Err(format!("its step is a tensor of {dtype}")),
-            }
-        }
-        value => value.as_float().ok_or_else(|| format!("its step is {}", value.kind()))?,
+fn step(value: &StateValue) -> Result<StepCount, String> {
+    /// The largest whole number up to which doubles have all.
+    const MOST: f64 = (1u64 << 53) as f64;
+    let (number, counts_to) = match value {
+        StateValue::Tensor(tensor) => match scalar(tensor) {
+            Some(Scalar::Int(number)) => (number as f64, u64::MAX),
+            Some(Scalar::Float(number, DType::F32)) => (number, 1 << 24),
+            Some(Scalar::Float(number, DType::F16)) => (number, 1 << 11),
+            Some(Scalar::Float(number, DType::BF16)) => (number, 1 << 8),
+            Some(Scalar::Float(number, _)) => (number, u64::MAX),
+            None => return Err(format!("its step is a tensor of {} {:?}", tensor.meta.dtype, tensor.meta.shape)),
+        },
+        StateValue::Plain(value) => (value.as_float().ok_or("its step is no number")?, u64::MAX),
+        StateValue::Other(kind) => return Err(format!("its step is {kind}")),
     };
-    if number >= 0.0 && number.fract() == 0.0 && number < 1e15 {
-        Ok(number as u64)
+    if number >= 0.0 && number.fract() == 0.0 && number < MOST {
+        Ok(StepCount { steps: number as u64, counts_to })
     } else {
         Err(format!("its step is {number}"))
     }
-}
-
-/// The first group's settings, under the names of the job file.
-fn settings(groups: &[PtValue]) -> Vec<String> {
-    let Some(group) = groups.first() else { return Vec::new() };
-    let number = |key: &str| group.get(key).and_then(PtValue::as_float);
-    let mut lines = Vec::new();
-    if let Some(rate) = number("initial_lr").or_else(|| number("lr")) {
-        lines.push(format!("learning_rate = {rate}"));
-    }
-    if let Some([Some(first), Some(second)]) = group
-        .get("betas")
-        .and_then(PtValue::as_items)
-        .and_then(|pair| Some([pair.first()?.as_float(), pair.get(1)?.as_float()]))
-    {
-        lines.push(format!("betas = [{first}, {second}]"));
-    }
-    for (theirs, ours) in [("eps", "eps"), ("weight_decay", "weight_decay"), ("momentum", "momentum")] {
-        if let Some(number) = number(theirs) {
-            lines.push(format!("{ours} = {number}"));
-        }
-    }
-    lines
 }

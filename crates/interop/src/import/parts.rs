@@ -1,16 +1,17 @@
 //! The sources of an import, each read into the same parts: tensors as they are named there, the optimiser's state,
 //! companions, and what the source says of itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
-
+use super::optimizer_state::SourceOptimizer;
+use super::{pt_dict, trainer};
 use crate::archive::{self, ArchiveEntry};
 use crate::export_record::ExportRecord;
 use crate::limits::ReadLimits;
 use crate::mapped::{MappedFile, read_small};
 use crate::safetensors;
+use crate::source_record::SourceRecord;
 use crate::torch_pt::{PtFile, PtValue};
 use crate::{bundle, dcp, foreign, gguf, hf, llmc, names, npz};
 use ckptd_core::error::{Error, Result};
@@ -19,7 +20,6 @@ use ckptd_core::store::SnapshotReader;
 
 /// Largest companion file that a snapshot carries, in bytes.
 const MAX_CARRIED_BYTES: u64 = 32 << 20;
-const MAX_TRAINER_STATE_BYTES: u64 = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SourceKind {
@@ -35,29 +35,62 @@ pub(super) enum SourceKind {
     Snapshot,
 }
 
+/// What a source holds and what it says of itself. Every reader fills one of these, with nothing interpreted: the
+/// assembling reads names, layouts and the optimiser's state, holds all of it against the config, and makes the
+/// snapshot. A reader of a new container gives
+/// - `tensors` under the names of the container, wrappers and attributes included, in its layout;
+/// - `optimizer` as [`OptimizerState::Groups`], by numbers or names as the container has them (for a value of a `.pt`
+///   file [`SourceOptimizer::of_torch`] makes it);
+/// - `files` with `config.json` where the container has the model's shape, and the tokenizer's files;
+/// - `step`, `record`, `notes`, `aliases` where it says such things.
 #[derive(Default)]
 pub struct SourceParts {
     /// Parameters and buffers, by the names of the source.
     pub tensors: Vec<Tensor>,
+    /// Other names of tensors that it holds once: (other name, name among `tensors`).
+    pub aliases: Vec<(String, String)>,
+    /// What its optimiser has kept.
     pub optimizer: OptimizerState,
     /// Steps, as the source says apart from the optimiser's state.
     pub step: Option<u64>,
+    /// `step` is the weights' own, of another file than the optimiser's state, so that the two must agree.
+    pub has_own_step: bool,
+    /// Tokens that the weights have been trained on.
     pub tokens_seen: u64,
+    /// Its last losses.
     pub metrics: Metrics,
+    /// Small files that travel along: config.json, the tokenizer.
     pub files: Vec<CarriedFile>,
+    /// What the config is called in messages, where it is not the source's own config.json.
+    pub config_name: Option<String>,
     /// The snapshot that the source was exported from.
     pub state: Option<ExportRecord>,
+    /// The settings of its training: schedule, Trainer's steps. The optimiser's groups are added from its state.
+    pub record: SourceRecord,
+    /// What the user should know.
     pub notes: Vec<String>,
 }
 
+/// What a source has of its optimiser.
 #[derive(Default)]
 pub enum OptimizerState {
+    /// Nothing.
     #[default]
     None,
-    /// Moments under the names of their parameters.
+    /// Moments under the names and in the layout of a snapshot.
     Named(Vec<Tensor>),
-    /// `OptimizerState.state_dict()`, the whole file or the entry under a key.
-    Torch { file: PtFile, key: Option<&'static str> },
+    /// Groups and entries as the source has them.
+    Groups(Box<SourceOptimizer>),
+    /// A `.pt` file of `Optimizer.state_dict()`.
+    File(PathBuf),
+    /// Something that cannot be taken, and why.
+    Refused(Error),
+}
+
+impl From<Result<SourceOptimizer>> for OptimizerState {
+    fn from(read: Result<SourceOptimizer>) -> OptimizerState {
+        read.map_or_else(OptimizerState::Refused, |state| OptimizerState::Groups(Box::new(state)))
+    }
 }
 
 /// What lies at `path`.
@@ -104,26 +137,25 @@ fn zip_kind(path: &Path, entries: &[ArchiveEntry]) -> Result<SourceKind> {
 pub(super) fn folder(dir: &Path, has_model: bool, limits: &ReadLimits) -> Result<SourceParts> {
     let folder = if has_model { hf::open_without_config(dir, limits)? } else { hf::open(dir, limits)? };
     let state = ExportRecord::read(dir)?;
-    let mut parts = SourceParts { tensors: folder.tensors, ..SourceParts::default() };
+    let mut parts = SourceParts { tensors: folder.tensors, aliases: folder.aliases, ..SourceParts::default() };
     parts.files = match &state {
         // Exactly what the snapshot carried, in its order.
         Some(state) => state.carried.iter().map(|name| carry(&dir.join(name))).collect::<Result<_>>()?,
         None => {
-            let config = CarriedFile { name: names::CONFIG.into(), bytes: Arc::new(folder.config_json) };
-            let config = Some(Ok(config)).filter(|_| dir.join(names::CONFIG).is_file());
-            let companions = folder.files.iter().map(|path| carry(path));
-            config.into_iter().chain(companions).collect::<Result<_>>()?
+            let config = Some(dir.join(names::CONFIG)).filter(|path| path.is_file());
+            config.iter().chain(&folder.files).map(|path| carry(path)).collect::<Result<_>>()?
         }
     };
     parts.state = state;
     let kept = [names::OPTIMIZER, names::ACCELERATE_OPTIMIZER].map(|name| dir.join(name));
     if let Some(optimizer) = kept.into_iter().find(|path| path.exists()) {
-        parts.optimizer = OptimizerState::Torch { file: PtFile::open(&optimizer, limits)?, key: None };
+        parts.optimizer = OptimizerState::File(optimizer);
     }
-    let trainer_state = dir.join(names::TRAINER_STATE);
-    if trainer_state.exists() {
-        parts.trainer_state(&trainer_state)?;
-    }
+    let says = trainer::read(dir, limits)?;
+    (parts.step, parts.tokens_seen, parts.record) = (says.step, says.tokens_seen, says.record);
+    parts.metrics.train_loss = says.train_loss;
+    parts.notes = says.notes;
+    parts.has_own_step = true;
     Ok(parts)
 }
 
@@ -135,28 +167,39 @@ pub(super) fn torch(path: &Path, limits: &ReadLimits) -> Result<SourceParts> {
 /// What `torch.save` has written to `path`, or another container in its form.
 pub(super) fn torch_file(file: PtFile, path: &Path) -> Result<SourceParts> {
     let mut parts = SourceParts::default();
-    let value = file.value();
-    let first = |keys: &[&'static str], fits: fn(&PtValue) -> bool| {
-        keys.iter().copied().find(|key| value.get(key).is_some_and(fits))
-    };
-    let is_dict: fn(&PtValue) -> bool = |value| value.as_dict().is_some();
-    let model = first(&["model", "state_dict", "model_state_dict"], is_dict);
-    let dict = model.and_then(|key| value.get(key)).unwrap_or(value);
+    let (dict, keys) = pt_dict::model(&file)?;
     parts.tensors = hf::state_dict_tensors(&file, dict)?;
-    if model.is_some() {
-        let is_number: fn(&PtValue) -> bool = |value| value.as_int().is_some();
-        let step = first(&["step", "global_step", "iter_num"], is_number).and_then(|key| value.get(key)?.as_int());
-        parts.step = step.and_then(|step| u64::try_from(step).ok());
-        if let Some(config) = value.get(names::CONFIG_KEY).and_then(PtValue::as_str) {
-            parts.files.push(CarriedFile { name: names::CONFIG.into(), bytes: Arc::new(config.as_bytes().to_vec()) });
-        }
-        if let Some(state) = value.get(names::RECORD_KEY).and_then(PtValue::as_str) {
-            parts.state = Some(ExportRecord::parse(state.as_bytes(), path)?);
-        }
-        if let Some(key) = first(&["optimizer", "optimizer_state_dict"], is_dict) {
-            parts.optimizer = OptimizerState::Torch { file, key: Some(key) };
-        }
+    if keys.is_empty() {
+        return Ok(parts);
     }
+    let text = |key: &str| file.value().get(key).and_then(PtValue::as_str);
+    parts.step = pt_dict::step(&file);
+    parts.record.schedule = pt_dict::schedule(&file);
+    if let Some(config) = text(names::CONFIG_KEY) {
+        parts.add_text(names::CONFIG, config);
+    } else if let Some(config) = pt_dict::nanogpt_config(&file, path)? {
+        parts.add_text(names::CONFIG, &config);
+        parts.notes.push(
+            "the shape is that of its model_args; the activation does not stand there: \"gelu\" is taken, as nanoGPT \
+             has it (its first versions had \"gelu_new\": --model says another one)"
+                .into(),
+        );
+    }
+    if let Some(record) = text(names::SOURCE_KEY) {
+        parts.add_text(names::SOURCE_RECORD, record);
+    }
+    if let Some(state) = text(names::RECORD_KEY) {
+        parts.state = Some(ExportRecord::parse(state.as_bytes(), path)?);
+    }
+    let objects = pt_dict::objects(&file);
+    if !objects.is_empty() {
+        parts.notes.push(format!("left out, as objects are not read: {}", objects.join(", ")));
+    }
+    parts.optimizer = match pt_dict::optimizer(&file, &keys) {
+        Ok(None) => OptimizerState::None,
+        Ok(Some(state)) => SourceOptimizer::of_torch(&file, state).into(),
+        Err(why) => OptimizerState::Refused(why),
+    };
     Ok(parts)
 }
 
@@ -165,8 +208,13 @@ pub(super) fn safetensors(path: &Path, limits: &ReadLimits) -> Result<SourcePart
     let mut parts = SourceParts::default();
     let entry = |key: &str| file.metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
     if let Some(config) = entry(names::CONFIG_KEY) {
-        parts.files.push(CarriedFile { name: names::CONFIG.into(), bytes: Arc::new(config.as_bytes().to_vec()) });
+        parts.add_text(names::CONFIG, config);
     }
+    if let Some(record) = entry(names::SOURCE_KEY) {
+        parts.add_text(names::SOURCE_RECORD, record);
+    }
+    // save_model writes tied tensors once, and the other name of each as a key.
+    parts.aliases = file.metadata.clone();
     if let Some(state) = entry(names::RECORD_KEY) {
         parts.state = Some(ExportRecord::parse(state.as_bytes(), path)?);
     }
@@ -206,32 +254,7 @@ pub(super) fn snapshot(path: &Path, limits: &ReadLimits) -> Result<SourceParts> 
     Ok(SourceParts { tensors, optimizer, files: snapshot.files, state: Some(state), ..SourceParts::default() })
 }
 
-#[derive(Deserialize)]
-struct TrainerState {
-    global_step: u64,
-    #[serde(default)]
-    num_input_tokens_seen: u64,
-    #[serde(default)]
-    log_history: Vec<LogEntry>,
-}
-
-#[derive(Deserialize)]
-struct LogEntry {
-    #[serde(default)]
-    loss: Option<f64>,
-}
-
 impl SourceParts {
-    fn trainer_state(&mut self, path: &Path) -> Result<()> {
-        let bytes = read_small(path, MAX_TRAINER_STATE_BYTES)?;
-        let state: TrainerState = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::malformed(path, format!("not the state of a Trainer: {e}")))?;
-        self.step = Some(state.global_step);
-        self.tokens_seen = state.num_input_tokens_seen;
-        self.metrics.train_loss = state.log_history.iter().rev().find_map(|entry| entry.loss);
-        Ok(())
-    }
-
     /// Adds a small file of this text.
     pub(super) fn add_text(&mut self, name: &str, text: &str) {
         self.files.push(CarriedFile { name: name.into(), bytes: Arc::new(text.as_bytes().to_vec()) });
@@ -248,6 +271,9 @@ impl SourceParts {
             let mut file = carry(path)?;
             if !model.is_dir() {
                 file.name = names::CONFIG.into();
+            }
+            if file.name == names::CONFIG {
+                self.config_name = Some(path.display().to_string());
             }
             self.files.retain(|known| known.name != file.name);
             self.files.push(file);

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::assemble::LoadedSource;
 use super::load::load;
-use super::options::ImportOptions;
+use super::options::{FreshOptimizer, ImportOptions, LoadOptions};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::progress::ProgressSink;
@@ -59,8 +59,16 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
             newest.id
         )));
     }
-    let mut loaded = load(from, Some(path), options.model.as_deref(), &options.limits, progress)?;
-    loaded.complete(options.fresh)?;
+    let load_options = LoadOptions {
+        target: Some(path),
+        model: options.model.as_deref(),
+        optimizer: options.optimizer,
+        weights_only: options.weights_only,
+        mixed_steps: options.mixed_steps,
+        limits: &options.limits,
+    };
+    let mut loaded = load(from, &load_options, progress)?;
+    loaded.complete(options.optimizer.unwrap_or(FreshOptimizer::AdamW))?;
     let LoadedSource { snapshot, state, exact, notes, .. } = &loaded;
     let run_id = match state {
         Some(state) => state.run_id.clone(),

@@ -94,13 +94,83 @@ struct HeaderNames {
     largest_end: u64,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct HeaderItem {
-    #[serde(rename = "dtype")]
-    _dtype: String,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+/// A value of a key that the format does not have, as some writers add them: no list and no object, which could be of
+/// any size.
+struct HeaderScalar;
+
+impl<'de> Deserialize<'de> for HeaderScalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<HeaderScalar, D::Error> {
+        deserializer.deserialize_any(HeaderScalar)
+    }
+}
+
+impl Visitor<'_> for HeaderScalar {
+    type Value = HeaderScalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text, a number, a bool or null under a further key")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<HeaderScalar, E> {
+        Ok(HeaderScalar)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<HeaderScalar, E> {
+        Ok(HeaderScalar)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<HeaderScalar, E> {
+        Ok(HeaderScalar)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<HeaderScalar, E> {
+        Ok(HeaderScalar)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<HeaderScalar, E> {
+        Ok(HeaderScalar)
+    }
+
+    fn visit_unit<E>(self) -> Result<HeaderScalar, E> {
+        Ok(HeaderScalar)
+    }
+}
+
+impl<'de> Deserialize<'de> for HeaderItem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<HeaderItem, D::Error> {
+        deserializer.deserialize_map(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = HeaderItem;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a tensor's dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderItem, A::Error> {
+        let (mut dtype, mut shape, mut data_offsets) = (None, None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "dtype" => dtype = Some(map.next_value::<String>()?),
+                "shape" => shape = Some(map.next_value()?),
+                "data_offsets" => data_offsets = Some(map.next_value()?),
+                _ => drop(map.next_value::<HeaderScalar>()?),
+            }
+        }
+        match (dtype, shape, data_offsets) {
+            (Some(_), Some(shape), Some(data_offsets)) => Ok(HeaderItem { shape, data_offsets }),
+            _ => Err(A::Error::custom("a tensor without dtype, shape or data_offsets")),
+        }
+    }
 }
 
 struct HeaderVisitor {
@@ -128,7 +198,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         while let Some(name) = map.next_key::<String>()? {
             check_name(&name).map_err(A::Error::custom)?;
             if name == "__metadata__" {
-                map.next_value::<HashMap<String, String>>()?;
+                map.next_value::<Option<HashMap<String, String>>>()?;
             } else {
                 let item: HeaderItem = map.next_value()?;
                 largest_end = largest_end.max(item.data_offsets.1);

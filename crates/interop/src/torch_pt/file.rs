@@ -31,16 +31,32 @@ pub struct PtFile {
 }
 
 impl PtFile {
+    /// Opens the file at `path`; objects of classes of others are there by their names alone.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] that names the record, the entry and what is wrong with it.
     pub fn open(path: &Path, limits: &ReadLimits) -> Result<PtFile> {
         PtFile::open_mapped(&MappedFile::open(path)?, limits)
     }
 
     /// What `torch.save` has written to `mapped`, which may lie within another file.
     pub fn open_mapped(mapped: &Arc<MappedFile>, limits: &ReadLimits) -> Result<PtFile> {
+        PtFile::open_as(mapped, false, limits)
+    }
+
+    /// Opens the file at `path` with what the objects in it would be made from.
+    ///
+    /// # Errors
+    /// As [`PtFile::open`].
+    pub fn open_objects(path: &Path, limits: &ReadLimits) -> Result<PtFile> {
+        PtFile::open_as(&MappedFile::open(path)?, true, limits)
+    }
+
+    fn open_as(mapped: &Arc<MappedFile>, objects: bool, limits: &ReadLimits) -> Result<PtFile> {
         let path = mapped.path();
         check_kind(mapped.bytes()).map_err(|reason| Error::malformed(path, reason))?;
         let entries = archive::entries(mapped, limits)?;
-        read(mapped, &entries, limits).map_err(|reason| Error::malformed(path, reason))
+        read(mapped, &entries, objects, limits).map_err(|reason| Error::malformed(path, reason))
     }
 
     /// What lies at `path` in another container: an object whose tensors are views of `storages`, each as long as its
@@ -76,6 +92,11 @@ impl PtFile {
         let dtype = tensor.storage.dtype;
         let meta = TensorMeta { role, name: name.to_owned(), dtype, shape: tensor.shape.clone() };
         let bytes = meta.bytes().ok_or_else(|| refuse("its size overflows"))?;
+        if tensor.elements() > tensor.storage.elements {
+            return Err(refuse(
+                "it repeats the values of its storage (strides of 0, as expand() leaves them); save it .contiguous()",
+            ));
+        }
         let taken = self.taken_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         if taken > self.max_taken_bytes {
             return Err(refuse("the tensors take many times the file's own size; the file is made up"));
@@ -151,7 +172,12 @@ fn check_kind(bytes: &[u8]) -> Result<(), String> {
     Err("not a PyTorch file: torch.save writes a zip archive, and this is none".into())
 }
 
-fn read(mapped: &Arc<MappedFile>, entries: &[ArchiveEntry], limits: &ReadLimits) -> Result<PtFile, String> {
+fn read(
+    mapped: &Arc<MappedFile>,
+    entries: &[ArchiveEntry],
+    objects: bool,
+    limits: &ReadLimits,
+) -> Result<PtFile, String> {
     const NONE: &str = "a zip archive without data.pkl: not written by torch.save";
     let is_script = entries.iter().any(|entry| entry.name.ends_with("/constants.pkl"));
     let mut pickles = entries.iter().filter(|entry| is_pickle(&entry.name));
@@ -182,7 +208,7 @@ fn read(mapped: &Arc<MappedFile>, entries: &[ArchiveEntry], limits: &ReadLimits)
         .collect();
     let storage_bytes = |key: &str| storages.get(key).map(|bytes| (**bytes).as_ref().len() as u64);
     let value = machine::run(bytes(&pickle.data), &storage_bytes, limits)
-        .and_then(|(nodes, root)| tree::build(&nodes, root, limits))
+        .and_then(|(nodes, root)| tree::build(&nodes, root, objects, limits))
         .map_err(|what| format!("{}: {what}", pickle.name));
     let value = match is_script {
         true if has_code(mapped, entries) => return Err(script_refusal(mapped.path())),
@@ -244,7 +270,7 @@ pub fn plain_pickle(bytes: &[u8], limits: &ReadLimits) -> Result<PtValue, String
     if bytes.len() as u64 > limits.pickle_bytes {
         return Err(format!("{} bytes of pickle; at most {} are read", bytes.len(), limits.pickle_bytes));
     }
-    machine::run(bytes, &|_| None, limits).and_then(|(nodes, root)| tree::build(&nodes, root, limits))
+    machine::run(bytes, &|_| None, limits).and_then(|(nodes, root)| tree::build(&nodes, root, false, limits))
 }
 
 /// `data.pkl` lies in one folder, whose name is of no interest.

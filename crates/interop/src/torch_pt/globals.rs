@@ -29,6 +29,38 @@ pub enum PickleGlobal {
     Opaque(&'static str),
 }
 
+/// How tensors of a subclass that wraps others are written: quantised, sharded.
+pub const WRAPPER_SUBCLASS: &str = "torch._utils._rebuild_wrapper_subclass";
+
+/// The top modules whose objects lie beside weights in many checkpoints as plain data: settings, paths, dates, random
+/// states. Such an object is passed over as a whole, unread and unmade.
+const DATA_MODULES: [&str; 17] = [
+    "numpy",
+    "argparse",
+    "pathlib",
+    "datetime",
+    "decimal",
+    "fractions",
+    "uuid",
+    "enum",
+    "types",
+    "omegaconf",
+    "transformers",
+    "accelerate",
+    "lightning",
+    "pytorch_lightning",
+    "torchao",
+    "bitsandbytes",
+    "__main__",
+];
+
+/// Whether `global`, the full name of a class, is of a module whose objects are known as data.
+pub fn is_data(global: &str) -> bool {
+    const OF_TORCH: [&str; 3] = [WRAPPER_SUBCLASS, "torch.distributed.", "torch.torch_version."];
+    let module = global.split('.').next().unwrap_or_default();
+    DATA_MODULES.contains(&module) || OF_TORCH.iter().any(|name| global.starts_with(name))
+}
+
 /// What `module.name` stands for, or `None` where it is not allowed.
 pub fn lookup(module: &str, name: &str) -> Option<PickleGlobal> {
     match module {

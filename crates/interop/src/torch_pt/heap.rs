@@ -9,6 +9,9 @@ use std::sync::Arc;
 use super::globals::PickleGlobal;
 use super::value::{PtStorage, TensorRef};
 
+/// The longest list whose numbers are all kept.
+const MAX_KEPT_NUMBERS: usize = 1 << 16;
+
 /// The number of a node.
 pub(super) type NodeId = u32;
 
@@ -26,9 +29,27 @@ pub(super) enum HeapNode {
     Dict(Vec<(NodeId, NodeId)>),
     /// An instance of a data class: what its attributes were set to, a dict or a tuple.
     Record(Option<NodeId>),
+    /// So many plain numbers that their values are not kept.
+    LongList,
+    /// A class of others, by its full name.
+    Class(Arc<str>),
+    Object(Box<HeapObject>),
     Global(PickleGlobal),
     Storage(Arc<PtStorage>),
     Tensor(Arc<TensorRef>),
+}
+
+/// An object of a class of others, which is never made: what it would be made from.
+pub(super) struct HeapObject {
+    pub class: Arc<str>,
+    pub arguments: NodeId,
+    pub state: Option<NodeId>,
+}
+
+impl HeapNode {
+    fn is_number(&self) -> bool {
+        matches!(self, HeapNode::Int(_) | HeapNode::Float(_) | HeapNode::Bool(_))
+    }
 }
 
 /// Size in bytes of the record of a storage, by its key.
@@ -60,6 +81,31 @@ impl<'a> PickleHeap<'a> {
 
     pub(super) fn node_mut(&mut self, id: NodeId) -> Option<&mut HeapNode> {
         self.nodes.get_mut(id as usize)
+    }
+
+    /// How many nodes there are.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Adds `items` to a list. Where the list is long already and they are numbers that only it has, they are counted
+    /// and let go: the order of a data set may have many millions.
+    pub(super) fn extend_list(&mut self, list: NodeId, mut items: Vec<NodeId>) -> Result<(), String> {
+        let first = self.nodes.len() - items.len().min(self.nodes.len());
+        let newest = items.iter().enumerate().all(|(i, &id)| id as usize == first + i);
+        let numbers = newest && self.nodes[first..].iter().all(HeapNode::is_number);
+        match self.node_mut(list) {
+            Some(HeapNode::List(held)) if held.len() < MAX_KEPT_NUMBERS || !numbers => held.append(&mut items),
+            Some(node @ HeapNode::List(_)) => {
+                *node = HeapNode::LongList;
+                self.nodes.truncate(first);
+            }
+            Some(HeapNode::LongList) if numbers => self.nodes.truncate(first),
+            // What is put into an object of others, or beside numbers without end, is not looked at.
+            Some(HeapNode::LongList | HeapNode::Object(_)) => {}
+            _ => return Err("items for something that is no list".into()),
+        }
+        Ok(())
     }
 
     pub(super) fn into_nodes(self) -> Vec<HeapNode> {

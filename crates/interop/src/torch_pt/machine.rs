@@ -20,6 +20,8 @@ pub(super) struct PickleMachine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, NodeId>,
     heap: PickleHeap<'a>,
+    text_bytes: u64,
+    max_text_bytes: u64,
 }
 
 /// Runs the pickle; returns the nodes and the last value. Errors name the op-code and its place.
@@ -38,6 +40,9 @@ pub(super) fn run(
             b'.' => machine.pop().map(Some),
             _ => machine.step(op).map(|()| None),
         });
+        if machine.held() > limits.pickle_nodes {
+            return Err(format!("more than {} values at once (at byte {start})", limits.pickle_nodes));
+        }
         match result {
             Ok(Some(last)) => return Ok((machine.heap.into_nodes(), last)),
             Ok(None) => {}
@@ -56,11 +61,18 @@ impl<'a> PickleMachine<'a> {
             marks: Vec::new(),
             memo: HashMap::new(),
             heap: PickleHeap::new(storage_bytes, limits.tensors),
+            text_bytes: 0,
+            max_text_bytes: limits.pickle_text_bytes,
         }
     }
 }
 
 impl PickleMachine<'_> {
+    /// How many entries its memory has.
+    fn held(&self) -> usize {
+        self.heap.len() + self.stack.len() + self.marks.len() + self.memo.len()
+    }
+
     fn step(&mut self, op: u8) -> Result<(), String> {
         match op {
             0x80 => match self.byte()? {
@@ -173,11 +185,15 @@ impl PickleMachine<'_> {
             b'b' => {
                 let state = self.pop()?;
                 let target = self.top()?;
-                // Attributes of a state dict (`_metadata`) or of a parameter carry no state.
                 match self.heap.node_mut(target) {
+                    // Attributes of a state dict (`_metadata`) or of a parameter carry no state.
                     Some(HeapNode::Dict(_) | HeapNode::Tensor(_)) => Ok(()),
                     Some(HeapNode::Record(attributes)) => {
                         *attributes = Some(state);
+                        Ok(())
+                    }
+                    Some(HeapNode::Object(object)) => {
+                        object.state = Some(state);
                         Ok(())
                     }
                     _ => Err("refusing to set attributes of something that is no dict and no tensor".into()),
@@ -193,25 +209,49 @@ impl PickleMachine<'_> {
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), String> {
-        let global = globals::lookup(module, name).ok_or_else(|| {
-            let shown: String = format!("{module}.{name}").chars().take(200).collect();
-            format!(
-                "refusing global {shown}: only what state dicts are made of is read, nothing is executed; save \
-             model.state_dict(), not the model"
-            )
-        })?;
-        self.push(HeapNode::Global(global))
+        if let Some(global) = globals::lookup(module, name) {
+            return self.push(HeapNode::Global(global));
+        }
+        let global = format!("{module}.{name}");
+        if globals::is_data(&global) { self.push(HeapNode::Class(global.into())) } else { Err(self.refuse(&global)) }
     }
 
-    fn extend_list(&mut self, mut items: Vec<NodeId>) -> Result<(), String> {
-        let target = self.top()?;
-        match self.heap.node_mut(target) {
-            Some(HeapNode::List(list)) => {
-                list.append(&mut items);
-                Ok(())
+    /// Why `global` is refused: where it stands, and what to do.
+    fn refuse(&self, global: &str) -> String {
+        const READ: &str = "only what state dicts are made of is read, nothing is executed";
+        let shown: String = global.chars().take(200).collect();
+        match self.entry() {
+            None => format!("refusing global {shown}: {READ}; save model.state_dict(), not the model"),
+            Some(entry) => {
+                let entry: String = entry.chars().take(200).collect();
+                format!(
+                    "refusing global {shown}: the entry {entry:?} holds an object of it; {READ}. Save the file again \
+                     without that entry, or with plain numbers and text in it"
+                )
             }
-            _ => Err("items for something that is no list".into()),
         }
+    }
+
+    /// The key, in the outermost dict, of the value that is being made.
+    fn entry(&self) -> Option<&str> {
+        let text = |id: NodeId| match self.heap.node(id) {
+            HeapNode::Str(text) => Some(&**text),
+            _ => None,
+        };
+        self.stack.first().filter(|&&id| matches!(self.heap.node(id), HeapNode::Dict(_)))?;
+        match self.marks.as_slice() {
+            // Between a mark after the dict and the next one stand keys and values in turn.
+            [1, rest @ ..] => {
+                let end = rest.first().copied().unwrap_or(self.stack.len());
+                self.stack.get(1..end)?.iter().step_by(2).filter_map(|&id| text(id)).last()
+            }
+            _ => text(*self.stack.get(1)?),
+        }
+    }
+
+    fn extend_list(&mut self, items: Vec<NodeId>) -> Result<(), String> {
+        let target = self.top()?;
+        self.heap.extend_list(target, items)
     }
 
     fn extend_dict(&mut self, items: &[NodeId]) -> Result<(), String> {
@@ -221,6 +261,7 @@ impl PickleMachine<'_> {
                 dict.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
                 Ok(())
             }
+            Some(HeapNode::Object(_)) => Ok(()),
             Some(HeapNode::Dict(_)) => Err("a key without a value".into()),
             _ => Err("keys and values for something that is no dict".into()),
         }
@@ -289,7 +330,12 @@ impl PickleMachine<'_> {
     fn text(&mut self, length: u64) -> Result<HeapNode, String> {
         let bytes = self.take(length)?;
         // Python writes lone surrogates, which are no UTF-8; no name in a state dict has any.
-        std::str::from_utf8(bytes).map(|text| HeapNode::Str(text.into())).map_err(|_| "text that is not UTF-8".into())
+        let text = std::str::from_utf8(bytes).map(|text| HeapNode::Str(text.into()));
+        self.text_bytes += length;
+        if self.text_bytes > self.max_text_bytes {
+            return Err(format!("more than {} bytes of text", self.max_text_bytes));
+        }
+        text.map_err(|_| "text that is not UTF-8".into())
     }
 
     fn blob(&mut self, length: u64) -> Result<HeapNode, String> {

@@ -18,4 +18,4 @@ pub mod value;
 pub mod writer;
 
 pub use file::{PtFile, plain_pickle};
-pub use value::{PtStorage, PtValue, TensorRef};
+pub use value::{PtOpaque, PtStorage, PtValue, TensorRef};

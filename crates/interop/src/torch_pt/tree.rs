@@ -7,17 +7,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::globals::PickleGlobal;
-use super::heap::{HeapNode, NodeId};
-use super::value::PtValue;
+use super::heap::{HeapNode, HeapObject, NodeId};
+use super::value::{PtOpaque, PtValue};
 use crate::limits::ReadLimits;
 
-pub(super) fn build(nodes: &[HeapNode], root: NodeId, limits: &ReadLimits) -> Result<PtValue, String> {
-    TreeBuilder { nodes, values: 0, limits }.value(root, 0)
+/// The tree of `root`. `objects` says whether what objects of others are made from is part of it.
+pub(super) fn build(nodes: &[HeapNode], root: NodeId, objects: bool, limits: &ReadLimits) -> Result<PtValue, String> {
+    TreeBuilder { nodes, values: 0, objects, limits }.value(root, 0)
 }
 
 struct TreeBuilder<'a> {
     nodes: &'a [HeapNode],
     values: usize,
+    objects: bool,
     limits: &'a ReadLimits,
 }
 
@@ -43,11 +45,24 @@ impl TreeBuilder<'_> {
             HeapNode::Dict(items) => PtValue::Dict(self.dict(items, depth)?),
             HeapNode::Record(Some(state)) => self.value(*state, depth + 1)?,
             HeapNode::Record(None) => PtValue::Dict(Vec::new()),
+            HeapNode::LongList => PtValue::Other("a very long list of numbers"),
+            HeapNode::Class(_) => PtValue::Other("a type"),
+            HeapNode::Object(object) => PtValue::Object(Arc::new(self.object(object, depth)?)),
             HeapNode::Tensor(tensor) => PtValue::Tensor(Arc::clone(tensor)),
             HeapNode::Global(PickleGlobal::DType(dtype)) => PtValue::DType(*dtype),
             HeapNode::Global(_) => PtValue::Other("a type"),
             HeapNode::Storage(_) => PtValue::Other("a storage"),
         })
+    }
+
+    fn object(&mut self, object: &HeapObject, depth: usize) -> Result<PtOpaque, String> {
+        let class = Arc::clone(&object.class);
+        if !self.objects {
+            return Ok(PtOpaque { class, arguments: PtValue::None, state: PtValue::None });
+        }
+        let arguments = self.value(object.arguments, depth + 1)?;
+        let state = object.state.map_or(Ok(PtValue::None), |state| self.value(state, depth + 1))?;
+        Ok(PtOpaque { class, arguments, state })
     }
 
     fn items(&mut self, items: &[NodeId], depth: usize) -> Result<Vec<PtValue>, String> {
@@ -64,7 +79,11 @@ impl TreeBuilder<'_> {
             {
                 return Err(format!("the key {name:?} occurs twice in a dict"));
             }
-            dict.push((key, self.value(value, depth + 1)?));
+            let value = self.value(value, depth + 1).map_err(|what| match &key {
+                PtValue::Str(name) if depth == 0 => format!("{what} in the entry {name:?}"),
+                _ => what,
+            })?;
+            dict.push((key, value));
         }
         Ok(dict)
     }

@@ -18,8 +18,21 @@ pub enum PtValue {
     Dict(Vec<(PtValue, PtValue)>),
     Tensor(Arc<TensorRef>),
     DType(DType),
+    /// An object of a class of others, which was never made.
+    Object(Arc<PtOpaque>),
     /// Something harmless that no state needs (bytes, a device, a complex or very large number), by its kind.
     Other(&'static str),
+}
+
+/// An object of a class that is not known here: its name, and where it was asked for what it would be made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PtOpaque {
+    /// With its module.
+    pub class: Arc<str>,
+    /// What it is called with.
+    pub arguments: PtValue,
+    /// What its attributes are set from.
+    pub state: PtValue,
 }
 
 /// A view of a storage. `open` has checked that all of it lies within the storage.
@@ -51,7 +64,7 @@ impl TensorRef {
         TensorRef { storage, offset: 0, shape, stride }
     }
 
-    /// Number of elements. It fits: `open` has held it against the storage.
+    /// Number of elements. It does not overflow: `open` has seen to that.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
@@ -101,6 +114,13 @@ impl PtValue {
         }
     }
 
+    pub fn as_object(&self) -> Option<&PtOpaque> {
+        match self {
+            PtValue::Object(object) => Some(object),
+            _ => None,
+        }
+    }
+
     /// The items of a list or a tuple.
     pub fn as_items(&self) -> Option<&[PtValue]> {
         match self {
@@ -146,6 +166,7 @@ impl PtValue {
             PtValue::Dict(_) => "a dict",
             PtValue::Tensor(_) => "a tensor",
             PtValue::DType(_) => "a dtype",
+            PtValue::Object(object) => &object.class,
             PtValue::Other(kind) => kind,
         }
     }

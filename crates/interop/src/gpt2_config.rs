@@ -1,12 +1,15 @@
 //! A GPT-2's shape, read from transformers' config.json: every field that changes the arithmetic is honoured or
-//! refused by name. Deliberately not here: tensors of libtorch.
+//! refused by name. One reading for `[model] from`, import, check and generate. Deliberately not here: the tensors
+//! (`gpt2_reading`).
 
 use ckptd_core::dtype::DType;
+use ckptd_core::error::{Error, Result};
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{Role, TensorMeta};
-use ckptd_core::{Error, Result};
-use ckptd_interop::gpt2_names::{BlockParameter, Gpt2Parameter};
 use serde::{Deserialize, Serialize};
+
+use crate::gpt2_names::{BlockParameter, Gpt2Parameter};
+use crate::python_json;
 
 /// The presets of [`Gpt2Config::preset`].
 pub const PRESETS: [&str; 5] = ["gpt2-mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"];
@@ -20,13 +23,9 @@ const DTYPE: &str = "float32";
 #[serde(default)]
 pub struct Gpt2Config {
     pub vocab_size: i64,
-    #[serde(alias = "max_position_embeddings")]
     pub n_positions: i64,
-    #[serde(alias = "hidden_size")]
     pub n_embd: i64,
-    #[serde(alias = "num_hidden_layers")]
     pub n_layer: i64,
-    #[serde(alias = "num_attention_heads")]
     pub n_head: i64,
     /// Width of the MLP; 4 n_embd where it is null.
     pub n_inner: Option<i64>,
@@ -114,9 +113,13 @@ impl Gpt2Config {
     /// worker cannot compute exactly (cross-attention, quantised weights, pruned heads, an unknown activation).
     pub fn from_json(text: &str, origin: &str) -> Result<Gpt2Config> {
         let wrong = |what: String| Error::Config(format!("{origin}: {what}"));
-        let json: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
+        let mut json: serde_json::Value =
+            python_json::parse(text.as_bytes()).map_err(|e| wrong(format!("not JSON: {e}")))?;
         if let Some(what) = refused(&json) {
             return Err(wrong(what));
+        }
+        if let Some(fields) = json.as_object_mut() {
+            merge_aliases(fields).map_err(wrong)?;
         }
         let config: Gpt2Config = serde_json::from_value(json.clone()).map_err(|e| wrong(name_the_field(&json, &e)))?;
         config.check().map_err(wrong)?;
@@ -203,7 +206,8 @@ impl Gpt2Config {
             .collect()
     }
 
-    fn shape(&self, parameter: Gpt2Parameter) -> Vec<u64> {
+    /// The shape of one of its parameters.
+    pub fn shape(&self, parameter: Gpt2Parameter) -> Vec<u64> {
         use BlockParameter::*;
         let (width, inner) = (self.n_embd as u64, self.inner() as u64);
         let part = match parameter {
@@ -265,6 +269,28 @@ impl Gpt2Config {
     }
 }
 
+/// The other names under which transformers takes some fields.
+const ALIASES: [(&str, &str); 4] = [
+    ("max_position_embeddings", "n_positions"),
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+];
+
+/// Gives each field its own name; one that is there under both names must say the same under both.
+fn merge_aliases(fields: &mut serde_json::Map<String, serde_json::Value>) -> Result<(), String> {
+    for (alias, name) in ALIASES {
+        let Some(value) = fields.remove(alias) else { continue };
+        match fields.get(name) {
+            Some(other) if *other != value => {
+                return Err(format!("{alias} is {value}, but {name}, which is the same, is {other}; remove one"));
+            }
+            _ => fields.insert(name.to_owned(), value),
+        };
+    }
+    Ok(())
+}
+
 /// What in a config.json asks for another arithmetic than this model's, if anything.
 fn refused(json: &serde_json::Value) -> Option<String> {
     let Some(fields) = json.as_object() else { return Some("not a JSON object".into()) };
@@ -314,5 +340,15 @@ mod tests {
             assert_eq!(settings, expected);
             assert_eq!(settings.iter().count(), 19);
         }
+    }
+
+    #[test]
+    fn a_field_may_have_either_of_its_names_or_both_if_they_agree() {
+        let read =
+            |json: &str| Gpt2Config::from_json(json, "config.json").map(|config| (config.n_embd, config.n_layer));
+        assert_eq!(read(r#"{"hidden_size": 48, "num_hidden_layers": 3}"#).unwrap(), (48, 3));
+        assert_eq!(read(r#"{"hidden_size": 48, "n_embd": 48, "n_layer": 3}"#).unwrap(), (48, 3));
+        let refusal = read(r#"{"hidden_size": 48, "n_embd": 60}"#).unwrap_err().to_string();
+        assert!(refusal.contains("hidden_size is 48") && refusal.contains("n_embd"), "{refusal}");
     }
 }
