@@ -246,7 +246,7 @@ for name, value in (
     ("arguments", argparse.Namespace(lr=1, inner={"a": [1, 2]})),
 ):
     torch.save({"model_state_dict": made.state_dict(), "extra": value}, out / f"beside-{name}.pt")
-    taken(f"beside-{name}.pt", made, step=0, says=[] if name == "random" else ["extra"])
+    taken(f"beside-{name}.pt", made, step=0, says=[] if name in ("random", "path") else ["extra"])
 torch.save({"model_state_dict": made.state_dict(), "extra": torch.nn.Linear(2, 2)}, out / "beside-module.pt")
 refused("beside-module.pt", "refusing global torch.nn.modules.linear.Linear", 'the entry "extra"')
 order = torch.randperm(3_000_000).tolist()
