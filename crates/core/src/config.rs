@@ -1,17 +1,25 @@
 //! The job file: raw TOML in, a validated [`Config`] out. Everything after this module sees only the validated form.
 //!
-//! Reading order: `sections` (keys and defaults), `load`, `check`, [`live`] (what may change while a job runs),
-//! `recorded` (what changes the arithmetic).
+//! Reading order: `sections` (keys and defaults), `keys` (what each takes), `load`, `document` and `check` (what can be
+//! wrong: `syntax`, `values`, `foreign`, told as a `problem`), [`live`] (what may change while a job runs), `recorded`
+//! (what changes the arithmetic).
 //!
-//! Invariant: an unknown key is an error that names the nearest known one; every key is documented in
+//! Invariant: an error names line, key and value, what is allowed and what to write; every key is documented in
 //! `config/ckptd.toml`, which a test holds equal to the defaults. Paths are relative to the file's folder.
-//! Deliberately not here: whether files exist (the code that opens them says so).
+//! Deliberately not here: what the files hold that it names.
 
 mod check;
+mod document;
+mod files;
+mod foreign;
+mod keys;
 pub mod live;
 mod load;
+mod problem;
 mod recorded;
 mod sections;
+mod syntax;
+mod values;
 
 pub use load::TEMPLATE;
 pub use recorded::ResolvedJob;

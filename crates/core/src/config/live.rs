@@ -8,7 +8,9 @@ use serde_json::Value;
 use super::sections::Config;
 
 /// Sections and keys that take effect at once.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 16] = [
+    "train.eval_every",
+    "train.eval_batches",
     "snapshot.every",
     "snapshot.every_steps",
     "snapshot.mtbf",
@@ -36,7 +38,10 @@ pub fn changes(before: &Config, after: &Config) -> Result<Vec<String>, String> {
         if listed(&LIVE) {
             changed.push(name);
         } else if listed(&ARITHMETIC) {
-            return Err(format!("{name}: it changes the arithmetic of the training, which must not differ within one"));
+            return Err(format!(
+                "{name}: it changes the arithmetic of the training; stop the job, and run it with \
+                 --accept-changes to go on with it"
+            ));
         } else {
             return Err(format!("{name}: it takes effect only when `ckptd run` starts"));
         }
@@ -84,6 +89,8 @@ mod tests {
             ["[log] level", "[retention] keep_last", "[session] budget", "[snapshot] every"]
         );
         assert!(changes(&after, &after).unwrap().is_empty());
+        let evaluations = parse("[train]\neval_every = 7\neval_batches = 2\n");
+        assert_eq!(changes(&parse(""), &evaluations).unwrap(), ["[train] eval_batches", "[train] eval_every"]);
     }
 
     #[test]
@@ -92,7 +99,7 @@ mod tests {
             ["[train]\nlearning_rate = 1.0\n", "[job]\nseed = 2\n", "[job]\nthreads = 3\n", "[train]\nsteps = 7\n"]
         {
             let why = changes(&parse(""), &parse(change)).unwrap_err();
-            assert!(why.contains("arithmetic"), "{why}");
+            assert!(why.contains("arithmetic") && why.contains("--accept-changes"), "{why}");
         }
         let why = changes(&parse(""), &parse("[status]\nsocket = \"x\"\n")).unwrap_err();
         assert!(why.contains("[status] socket") && why.contains("starts"), "{why}");

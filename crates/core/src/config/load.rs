@@ -5,7 +5,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::sections::Config;
+use super::document::Document;
+use super::problem;
+use super::sections::{Config, JobSection};
 use crate::error::{Error, Result};
 use crate::store::layout;
 
@@ -33,11 +35,38 @@ impl Config {
 
     /// Validates `text`, which stands in the file `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Config> {
+        let refuse = |problems| Error::Config(format!("{}: {}", path.display(), problem::list(problems)));
+        let document = Document::parse(text).map_err(|problem| refuse(vec![problem]))?;
+        let placed = document.problems().map_err(refuse)?;
         let mut config: Config =
-            toml::from_str(text).map_err(|e| Error::Config(format!("{}: {}", path.display(), explain(&e, text))))?;
+            toml::from_str(text).map_err(|e| Error::Config(format!("{}: {}", path.display(), e.to_string().trim())))?;
         config.resolve(path)?;
-        config.validate().map_err(|what| Error::Config(format!("{}: {what}", path.display())))?;
-        Ok(config)
+        match config.contradictions(&placed) {
+            problems if problems.is_empty() => Ok(config),
+            problems => Err(refuse(problems)),
+        }
+    }
+
+    /// The store that the job file at `path` names, as far as a file that is wrong can say.
+    pub fn store_named_in(path: &Path) -> Option<PathBuf> {
+        let text = std::fs::read_to_string(path).ok()?;
+        let (table, _) = toml::de::DeTable::parse_recoverable(&text);
+        let job = table.get_ref().get("job").map(|job| job.get_ref());
+        let said = |key: &str| match job {
+            Some(toml::de::DeValue::Table(job)) => match job.get(key)?.get_ref() {
+                toml::de::DeValue::String(text) => Some(text.clone().into_owned()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let job = JobSection {
+            name: said("name").unwrap_or_default(),
+            store: said("store").unwrap_or_default().into(),
+            ..JobSection::default()
+        };
+        let mut config = Config { job, ..Config::default() };
+        config.resolve(path).ok()?;
+        Some(config.job.store)
     }
 
     /// Fills in what is derived from the file's place, and makes paths absolute.
@@ -99,28 +128,6 @@ fn below(folder: &Path, path: &Path) -> PathBuf {
     }
 }
 
-/// A TOML error as "line L: what", with the nearest known key where a key is unknown.
-fn explain(error: &toml::de::Error, text: &str) -> String {
-    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let mut what = error.message().trim().to_owned();
-    // serde's derive writes: unknown field `x`, expected one of `a`, `b`
-    if let Some((unknown, known)) = what.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
-        let nearest = known
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .max_by(|a, b| strsim::jaro_winkler(a, unknown).total_cmp(&strsim::jaro_winkler(b, unknown)));
-        what = match nearest {
-            Some(nearest) => format!("unknown key `{unknown}`; did you mean `{nearest}`?"),
-            None => format!("unknown key `{unknown}`"),
-        };
-    }
-    match line {
-        Some(line) => format!("line {line}: {what}"),
-        None => what,
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -169,9 +176,13 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
         let error = parse("[model]\npreset = \"gpt2\"\n[train]\nlerning_rate = 1.0\n").unwrap_err().to_string();
-        assert_eq!(error, "/jobs/tiny.toml: line 4: unknown key `lerning_rate`; did you mean `learning_rate`?");
+        assert_eq!(
+            error,
+            "/jobs/tiny.toml: line 4: [train] lerning_rate = 1.0: no such key; did you mean learning_rate, a number \
+             above 0?; write `learning_rate = 1.0`"
+        );
         let error = parse("[trian]\nsteps = 1\n").unwrap_err().to_string();
-        assert!(error.contains("did you mean `train`?"), "{error}");
+        assert!(error.contains("line 1: [trian]: no such section; here it is [train]; write `[train]`"), "{error}");
     }
 
     #[test]
