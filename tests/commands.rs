@@ -240,6 +240,31 @@ fn compare_finds_equal_states_identical_and_names_the_first_difference() {
 }
 
 #[test]
+fn init_from_a_model_writes_a_short_job_that_is_one_and_fits_this_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.txt"), "some words\n".repeat(5000)).unwrap();
+    let (job, glob) = (folder.path().join("job.toml"), folder.path().join("*.txt"));
+    let arguments = ["init", job.to_str().unwrap(), "--text", glob.to_str().unwrap(), "--hours", "1.5", "--from"];
+    let written = ckptd(&[&arguments[..], &["gpt2-mini"]].concat());
+    assert_eq!(written.status.code(), Some(0), "{written:?}");
+    assert!(stdout(&written).contains(&format!("next: ckptd run {}", job.display())), "{written:?}");
+    let text = std::fs::read_to_string(&job).unwrap();
+    assert!((15..=25).contains(&text.lines().count()), "{text}");
+    let config = Config::load(&job).unwrap();
+    assert_eq!(config.train.batch_size * config.train.grad_accumulation, 8);
+    assert_eq!((config.train.sequence_length, config.model.preset.as_deref()), (256, Some("gpt2-mini")));
+    assert_eq!(config.session.budget.unwrap().0.as_secs(), 5400);
+    // It overwrites nothing, and tells what is missing at once.
+    assert_eq!(ckptd(&[&arguments[..], &["gpt2-mini"]].concat()).status.code(), Some(1));
+    let other = folder.path().join("other.toml");
+    let refused = ckptd(&["init", other.to_str().unwrap(), "--from", "gpt3", "--text", "a"]);
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(stderr(&refused).contains("downloads nothing") && !other.exists(), "{refused:?}");
+    let refused = ckptd(&["init", other.to_str().unwrap(), "--from", "gpt2", "--text", "/nowhere/*.txt"]);
+    assert!(stderr(&refused).contains("/nowhere") && !other.exists(), "{refused:?}");
+}
+
+#[test]
 fn a_wrong_config_is_78_and_a_wrong_command_line_is_2_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("job.toml");
@@ -247,7 +272,7 @@ fn a_wrong_config_is_78_and_a_wrong_command_line_is_2_with_what_to_do() {
     let output = ckptd(&["run", config.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(78));
     assert!(
-        stderr(&output).contains("line 2: unknown key `lerning_rate`; did you mean `learning_rate`?"),
+        stderr(&output).contains("line 2: [train] lerning_rate = 1.0: no such key; did you mean learning_rate"),
         "{output:?}"
     );
     let missing = ckptd(&["run", "/nowhere/job.toml"]);

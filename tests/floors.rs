@@ -24,8 +24,9 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
         "crates/interop/src",
         &[
             &["limits", "mapped", "names", "gpt2_names", "plain", "python_json"],
-            &["archive", "safetensors", "output", "export_record", "source_record", "gpt2_config"],
-            &["foreign", "bundle", "gguf", "npz", "llmc", "gpt2_reading"],
+            &["archive", "safetensors", "output", "export_record", "source_record", "footprint"],
+            &["foreign", "bundle", "gguf", "npz", "llmc", "gpt2_config"],
+            &["gpt2_reading"],
             &["torch_pt"],
             &["dcp"],
             &["hf", "export"],
@@ -37,7 +38,7 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
     (
         "crates/gpt2/src",
         &[
-            &["torch", "rng", "tokens", "events"],
+            &["torch", "rng", "tokens", "events", "evaluations"],
             &["capture", "process", "data"],
             &["gpt2", "optim"],
             &["weights"],

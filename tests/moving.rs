@@ -104,6 +104,61 @@ fn a_job_packed_with_its_tokens_goes_on_elsewhere_and_ends_in_the_same_root() {
 }
 
 #[test]
+fn an_unpacked_job_goes_on_by_itself_in_every_order_with_import() {
+    let home = home();
+    let bundle_folder = tempfile::tempdir().unwrap();
+    let bundle = bundle_folder.path().join("job.zip");
+    done(ckptd(&["export", text(&home.store()), "4", "--format", "zip", "--with-data", text(&bundle)]));
+    for order in ["run", "import bundle, run", "import folder, run", "run, import"] {
+        let there = tempfile::tempdir().unwrap();
+        let (moved, job) = (there.path().join("moved"), there.path().join("moved/job.toml"));
+        let said = done(ckptd(&["unpack", text(&bundle), text(&moved)]));
+        assert!(said.contains(&format!("next: ckptd run {}", text(&job))), "{said}");
+        match order {
+            "import bundle, run" => drop(done(ckptd(&["import", "--from", text(&bundle), text(&job)]))),
+            "import folder, run" => drop(done(ckptd(&["import", "--from", text(&moved), text(&job)]))),
+            _ => {}
+        }
+        assert_eq!(train(&job, &[]), home.root, "{order}");
+        if order == "run, import" {
+            let refused = ckptd(&["import", "--from", text(&bundle), text(&job)]);
+            let said = String::from_utf8_lossy(&refused.stderr);
+            assert!(refused.status.code() != Some(0) && said.contains("holds snapshots already"), "{said}");
+            assert_eq!(train(&job, &[]), home.root, "{order}");
+        }
+    }
+}
+
+#[test]
+fn a_model_with_the_state_of_another_training_is_not_taken_for_weights_without_a_word() {
+    let home = home();
+    let there = tempfile::tempdir().unwrap();
+    let model = there.path().join("model");
+    done(ckptd(&["export", text(&home.store()), "4", "--format", "hf", "--with-optimizer", text(&model)]));
+    let texts = home.folder.path().join("texts");
+    let from = format!("[model]\nfrom = \"{}\"\ndropout = 0.1\n", text(&model));
+    // The same settings: it goes on.
+    let job = write_job(there.path(), &from, text(&texts), "");
+    assert_eq!(train(&job, &[]), home.root);
+    // Others: it stops, with the commands, and each of them works.
+    let other = there.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let job = write_job(&other, &from, text(&texts), "");
+    let longer = std::fs::read_to_string(&job).unwrap().replace("warmup_steps = 3", "warmup_steps = 2");
+    std::fs::write(&job, longer).unwrap();
+    let refused = ckptd(&["run", text(&job)]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(78), "{said}");
+    for part in ["step 4", "train.warmup_steps: 3 then, 2 now", "--accept-changes", "--weights-only"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!other.join("checkpoints/job/snapshots").exists(), "nothing is begun");
+    let fresh = train(&job, &["--weights-only"]);
+    std::fs::remove_dir_all(other.join("checkpoints")).unwrap();
+    assert_ne!(train(&job, &["--accept-changes"]), fresh);
+}
+
+#[test]
 fn a_job_packed_without_tokens_goes_on_with_the_same_texts_only() {
     let home = home();
     let there = tempfile::tempdir().unwrap();

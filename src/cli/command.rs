@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::{
-    check, compare, export, import, init, inspect, list, log, output, pin, prune, run, status, unpack, verify,
+    check, compare, export, generate, import, init, inspect, list, log, logs, orders, output, pin, prune, run, status,
+    unpack, verify,
 };
 use ckptd_core::error::Result;
 
 /// Keeps a fine-tuning job alive through sessions that are shorter than the training.
 #[derive(Parser)]
-#[command(name = "ckptd", version, about, max_term_width = 100, propagate_version = true)]
+#[command(name = "ckptd", version, about, max_term_width = 100)]
 struct CommandLine {
     #[command(subcommand)]
     command: CliCommand,
@@ -22,6 +23,9 @@ enum CliCommand {
     Init(init::InitArgs),
     Run(run::RunArgs),
     Status(status::StatusArgs),
+    Stop(orders::StopArgs),
+    Snapshot(orders::SnapshotArgs),
+    Logs(logs::LogsArgs),
     List(list::ListArgs),
     Verify(verify::VerifyArgs),
     Prune(prune::PruneArgs),
@@ -31,6 +35,7 @@ enum CliCommand {
     Export(export::ExportArgs),
     Import(import::ImportArgs),
     Unpack(unpack::UnpackArgs),
+    Generate(generate::GenerateArgs),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
 }
@@ -60,6 +65,9 @@ fn execute(command: CliCommand) -> Result<u8> {
         CliCommand::Init(args) => init::execute(&args),
         CliCommand::Run(args) => run::execute(&args),
         CliCommand::Status(args) => status::execute(&args),
+        CliCommand::Stop(args) => orders::stop(&args),
+        CliCommand::Snapshot(args) => orders::snapshot(&args),
+        CliCommand::Logs(args) => logs::execute(&args),
         CliCommand::List(args) => list::execute(&args),
         CliCommand::Verify(args) => verify::execute(&args),
         CliCommand::Prune(args) => prune::execute(&args),
@@ -69,6 +77,7 @@ fn execute(command: CliCommand) -> Result<u8> {
         CliCommand::Export(args) => export::execute(&args),
         CliCommand::Import(args) => import::execute(&args),
         CliCommand::Unpack(args) => unpack::execute(&args),
+        CliCommand::Generate(args) => generate::execute(&args),
         CliCommand::Pin(args) => pin::pin(&args),
         CliCommand::Unpin(args) => pin::unpin(&args),
     }

@@ -46,7 +46,11 @@ struct ListRow {
 }
 
 pub(super) fn execute(args: &ListArgs) -> Result<u8> {
-    let rows = rows(&CommandTarget::open(&args.target)?)?;
+    let target = CommandTarget::open(&args.target)?;
+    if let Some(problem) = &target.problem {
+        output::complain(&format!("warning: {problem}"));
+    }
+    let rows = rows(&target)?;
     if args.json {
         output::json(&rows)?;
     } else if rows.is_empty() {

@@ -6,15 +6,17 @@ use std::io::IsTerminal;
 use clap::ValueEnum;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt as subscriber, reload};
 
+use crate::daemon::log_keeper::LogKeeper;
 use crate::daemon::printer::LogPrinter;
+use crate::training::display::PROGRESS;
 use ckptd_core::config::LogLevel;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,7 +28,9 @@ pub(super) enum LogFormat {
 /// The log of a run.
 pub(super) struct RunLog {
     pub printer: LogPrinter,
+    pub keeper: LogKeeper,
     level: reload::Handle<LevelFilter, Registry>,
+    kept: reload::Handle<LevelFilter, Registry>,
 }
 
 impl RunLog {
@@ -34,6 +38,7 @@ impl RunLog {
     pub(super) fn set_level(&self, level: LogLevel) {
         // It fails only where the subscriber is gone, and with it all logging.
         let _ = self.level.reload(filter(level));
+        let _ = self.kept.reload(filter(level).max(LevelFilter::INFO));
     }
 }
 
@@ -46,22 +51,41 @@ const fn filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Sends what is logged from now on to stderr, through a printer with a panel where that makes sense.
-pub(super) fn start(format: LogFormat, level: LogLevel) -> RunLog {
+/// Sends what is logged from now on to stderr, through a printer with a panel where that makes sense, and to a keeper,
+/// which keeps at least what a job says by default. `lines`: lines on the progress stand on stderr beside a panel, too.
+pub(super) fn start(format: LogFormat, level: LogLevel, lines: bool) -> RunLog {
     let quiet = matches!(level, LogLevel::Error | LogLevel::Warn);
     let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     let printer = LogPrinter::start(terminal && format == LogFormat::Text && !quiet);
+    let keeper = LogKeeper::default();
+    let (kept_level, kept) = reload::Layer::new(filter(level).max(LevelFilter::INFO));
     let (level, handle) = reload::Layer::new(filter(level));
+    let hidden = printer.is_live() && !lines;
+    let shown = filter_fn(move |event| !hidden || event.target() != PROGRESS);
     // A failing stderr must not be reported on stderr.
     let layer = subscriber::layer().with_writer(printer.clone()).with_ansi(terminal).log_internal_errors(false);
-    let registry = tracing_subscriber::registry().with(level);
-    // A second subscriber in one process is a test's; the first one stays.
-    let _ = match format {
-        LogFormat::Text => registry.with(layer.event_format(Sentence { journal: journal() })).try_init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true).with_target(false)).try_init(),
+    let file = subscriber::layer().with_writer(keeper.clone()).with_ansi(false).log_internal_errors(false);
+    let file = file.event_format(Sentence { clock: FULL, journal: Journal::None }).with_filter(kept_level);
+    let layer = match format {
+        LogFormat::Text => {
+            let journal = journal();
+            let clock = match journal {
+                // journald writes the time itself.
+                Journal::Beside | Journal::Reads => "",
+                Journal::None if terminal => "%H:%M:%S ",
+                Journal::None => FULL,
+            };
+            layer.event_format(Sentence { clock, journal }).with_filter(level.and(shown)).boxed()
+        }
+        LogFormat::Json => layer.json().flatten_event(true).with_target(false).with_filter(level).boxed(),
     };
-    RunLog { printer, level: handle }
+    // A second subscriber in one process is a test's; the first one stays.
+    let _ = tracing_subscriber::registry().with(vec![layer, file.boxed()]).try_init();
+    RunLog { printer, keeper, level: handle, kept }
 }
+
+/// A log may be of days, and be read elsewhere.
+const FULL: &str = "%Y-%m-%d %H:%M:%S %:z ";
 
 /// What systemd's journal has to do with a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +122,8 @@ pub(super) fn for_journal(text: &str, level: Level, journal: Journal) -> String 
 /// "12:34:56 verified step 1200: ...": the message alone, with its level where that is a warning or an error.
 struct Sentence {
     journal: Journal,
+    /// As `strftime` has it; empty where another writes the time.
+    clock: &'static str,
 }
 
 impl<S, N> FormatEvent<S, N> for Sentence
@@ -106,8 +132,8 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        if self.journal == Journal::None {
-            write!(line, "{} ", jiff::ZonedDateTime::now().strftime("%H:%M:%S"))?;
+        if !self.clock.is_empty() {
+            write!(line, "{}", jiff::ZonedDateTime::now().strftime(self.clock))?;
         }
         let level = *event.metadata().level();
         let mut message = MessageText(String::new());

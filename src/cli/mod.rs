@@ -4,18 +4,23 @@
 //! on which path and what to do; exit codes are those of the contract. Nothing here asks a question. Deliberately not
 //! here: what the commands are about (training, core's store, interop).
 
+mod begin;
 mod check;
 pub mod command;
 mod compare;
 mod console;
 mod exit_code;
 mod export;
+mod generate;
 mod import;
 mod init;
 mod inspect;
+mod job_text;
 mod list;
 mod log;
+mod logs;
 mod model_probe;
+mod orders;
 mod output;
 mod pin;
 mod prune;

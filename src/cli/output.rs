@@ -10,12 +10,29 @@ use ckptd_core::error::{Error, Result};
 
 /// Writes `text` to stdout.
 pub(super) fn text(text: &str) -> Result<()> {
+    stream(text).map(drop)
+}
+
+/// Whether anybody reads stdout still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    There,
+    Gone,
+}
+
+/// Writes `text` to stdout, and says whether it was read.
+pub(super) fn stream(text: &str) -> Result<Reader> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // A full disk is not the store's here.
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::Other(format!("writing to standard output: {e}"))),
-        _ => Ok(()),
+        Ok(()) => Ok(Reader::There),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(e) => Err(written(e)),
     }
+}
+
+/// That stdout cannot be written: the disk of its file is no concern of a store.
+fn written(error: std::io::Error) -> Error {
+    Error::Other(format!("writing to standard output: {error}"))
 }
 
 /// Writes `document` to stdout, indented.

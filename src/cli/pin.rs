@@ -33,7 +33,8 @@ pub(super) fn pin(PinArgs { args }: &PinArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let (entry, _) = target.choose(&args.snapshot, false)?;
     target.store.pin(&entry)?;
-    output::text(&format!("{} is pinned\n", entry.id))?;
+    let already = if entry.pinned { " already" } else { "" };
+    output::text(&format!("{} is pinned{already}\n", entry.id))?;
     Ok(exit_code::DONE)
 }
 
@@ -41,6 +42,7 @@ pub(super) fn unpin(UnpinArgs { args }: &UnpinArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let (entry, _) = target.choose(&args.snapshot, false)?;
     target.store.unpin(&entry)?;
-    output::text(&format!("{} is not pinned any more\n", entry.id))?;
+    let said = if entry.pinned { "is not pinned any more" } else { "was not pinned" };
+    output::text(&format!("{} {said}\n", entry.id))?;
     Ok(exit_code::DONE)
 }

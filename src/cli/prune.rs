@@ -33,7 +33,7 @@ struct PruneRow<'a> {
 }
 
 pub(super) fn execute(args: &PruneArgs) -> Result<u8> {
-    let target = CommandTarget::open(&args.target)?;
+    let target = CommandTarget::open(&args.target)?.up_to_date()?;
     let Some(retention) = target.config.as_ref().map(|config| &config.retention) else {
         return Err(Error::Other(format!(
             "no job has run in {}, so that its retention policy is not known; give the job file instead",

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
+use super::begin::{self, BeginOptions, Beginning};
 use super::{exit_code, log};
 use crate::daemon::user_stop::UserStop;
+use crate::training::display::LineInterval;
 use crate::training::job::events::SessionOutcome;
 use crate::training::run::{self, RunOptions, SessionSeries};
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::Result;
+use ckptd_core::text::parse_duration;
 
 /// Train, snapshot, verify, rotate and resume, in the foreground.
 ///
@@ -25,11 +28,17 @@ pub(super) struct RunArgs {
     /// Go on although settings that change the arithmetic differ from the snapshot's.
     #[arg(long)]
     accept_changes: bool,
+    /// Begin at step 0 with the weights of [model] from, although it carries the state of a training.
+    #[arg(long)]
+    weights_only: bool,
     /// As [snapshot] probe = true: store with each snapshot a fingerprint of the model's logits.
     #[arg(long)]
     probe: bool,
     #[arg(long, value_enum, default_value = "text")]
     log_format: log::LogFormat,
+    /// A line on the progress each time so long (10s) or so many steps (100) have passed, also beside the panel.
+    #[arg(long, value_name = "TIME|STEPS", value_parser = parse_interval)]
+    log_every: Option<LineInterval>,
     /// Say more, the worker's stderr included.
     #[arg(short, long, conflicts_with = "quiet")]
     verbose: bool,
@@ -47,7 +56,7 @@ pub(super) fn execute(args: &RunArgs) -> Result<u8> {
         let text = Config::read(&args.config)?;
         let mut config = Config::parse(&text, &args.config)?;
         config.snapshot.probe |= args.probe;
-        let log = log.get_or_insert_with(|| log::start(args.log_format, args.level().unwrap_or(config.log.level)));
+        let log = log.get_or_insert_with(|| args.start_log(&config));
         let options = RunOptions {
             path: args.config.clone(),
             text,
@@ -55,10 +64,17 @@ pub(super) fn execute(args: &RunArgs) -> Result<u8> {
             probe: args.probe,
             series,
             printer: &log.printer,
+            keeper: &log.keeper,
+            lines: args.log_every.unwrap_or(LineInterval::USUAL),
             // What the command line asks for stands.
             set_log_level: &|level| log.set_level(args.level().unwrap_or(level)),
         };
-        let outcome = run::run(config, &options);
+        let asked = BeginOptions { weights_only: args.weights_only, accept_changes: args.accept_changes };
+        let outcome = match begin::prepare(&config, &options.text, &args.config, asked) {
+            Ok(Beginning::Ready) => run::run(config, &options),
+            Ok(Beginning::Interrupted) => Ok(SessionOutcome::Resume),
+            Err(error) => Err(error),
+        };
         if let (Err(error), log::LogFormat::Json) = (&outcome, args.log_format) {
             tracing::error!("{error}");
         }
@@ -77,6 +93,10 @@ pub(super) fn execute(args: &RunArgs) -> Result<u8> {
 }
 
 impl RunArgs {
+    fn start_log(&self, config: &Config) -> log::RunLog {
+        log::start(self.log_format, self.level().unwrap_or(config.log.level), self.log_every.is_some())
+    }
+
     /// The level of the log that the command line asks for.
     fn level(&self) -> Option<LogLevel> {
         match (self.verbose, self.quiet) {
@@ -84,5 +104,13 @@ impl RunArgs {
             (_, true) => Some(LogLevel::Warn),
             _ => None,
         }
+    }
+}
+
+fn parse_interval(text: &str) -> Result<LineInterval, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one step".to_owned()),
+        Ok(steps) => Ok(LineInterval::Steps(steps)),
+        Err(_) => parse_duration(text).map(LineInterval::Time),
     }
 }

@@ -1,21 +1,23 @@
 //! `ckptd status`
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::target::CommandTarget;
 use super::{exit_code, output};
 use crate::daemon::report::{
-    HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport, SnapshotStage, StallReport,
-    StatusReport, WorkerReport,
+    DaemonReport, HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport,
+    SnapshotStage, StallReport, StatusReport, StoredCounts, WorkerReport, percent,
 };
 use crate::daemon::status::ask;
-use crate::session::records::{SessionOutlook, SessionRecords};
+use crate::session::outlook::{self, SessionOutlook};
+use crate::session::records::SessionRecords;
 use ckptd_core::config;
 use ckptd_core::error::Result;
 use ckptd_core::store;
-use ckptd_core::text::rough_duration;
+use ckptd_core::text::{counted, rough_duration, significant};
 
 /// Sessions that the text lists.
 const SHOWN: usize = 5;
@@ -33,15 +35,24 @@ pub(super) struct StatusArgs {
 pub(super) fn execute(args: &StatusArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
     let live = match &target.config {
-        Some(config) => ask(&config.status.socket)?,
+        Some(config) => ask(&config.status.socket).map_err(|e| target.not_answering(e))?,
         None => None,
     };
-    let report = match live {
+    let mut report = match live {
         Some(report) => report,
         None => of_files(&target)?,
     };
+    report.stored = stored(&target)?;
+    // A daemon says since when its file is wrong.
+    report.problem = report.problem.or_else(|| target.problem.clone());
     output::show(args.json, &report, describe)?;
     Ok(exit_code::DONE)
+}
+
+fn stored(target: &CommandTarget) -> Result<StoredCounts> {
+    let entries = target.store.entries()?;
+    let verified = entries.iter().filter(|entry| entry.state == store::SnapshotState::Verified).count();
+    Ok(StoredCounts { snapshots: entries.len() as u64, verified: verified as u64 })
 }
 
 /// What the store's files say while no daemon runs.
@@ -55,7 +66,6 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
     let newest = entries.iter().find(|e| e.own && e.healthy());
     let manifest = newest.and_then(|e| e.manifest.as_ref());
     let total_steps = target.config.as_ref().map(|config| config.train.steps);
-    let budget = target.config.as_ref().and_then(|config| config.session.budget).map(|budget| budget.0);
     let step = newest.map_or(0, store::SnapshotEntry::step);
     let is_verified = |e: &&store::SnapshotEntry| e.state == store::SnapshotState::Verified;
     let complete = |config: &config::Config| manifest.is_some_and(|m| config.train.is_complete(&m.train));
@@ -66,13 +76,19 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
             (JobState::Failed, Some(problem))
         }
         store::LastSession::Killed { pid } => (JobState::Stopped, Some(no_end_recorded(pid))),
-        store::LastSession::Ended(_) | store::LastSession::Unknown => (JobState::Stopped, None),
+        store::LastSession::Running { .. } | store::LastSession::Ended(_) | store::LastSession::Unknown => {
+            (JobState::Stopped, None)
+        }
     };
+    let outlook = total_steps.and_then(|total| outlook::outlook(&records, total, None, now));
     Ok(StatusReport {
         state,
         problem,
         step,
         total_steps,
+        percent: total_steps.and_then(|total| percent(step, total)),
+        seconds_to_finish: outlook.map(|outlook| outlook.time_left.as_secs_f64().round()),
+        learning_rate: None,
         loss: manifest.and_then(|m| m.metrics.train_loss).filter(|loss| loss.is_finite()),
         tokens_per_second: None,
         session: SessionReport::default(),
@@ -87,10 +103,13 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
             quarantined: target.store.quarantined()?.len() as u64,
             ..SnapshotCounts::default()
         },
+        stored: StoredCounts::default(),
+        daemon: DaemonReport::default(),
+        warnings: records.warnings.clone(),
         stall_ms: StallReport::default(),
         worker: WorkerReport::default(),
         interval: IntervalReport::default(),
-        history: HistoryReport::of(&records, total_steps, budget, now),
+        history: HistoryReport::of(&records, outlook),
     })
 }
 
@@ -102,12 +121,14 @@ fn no_end_recorded(pid: u32) -> String {
 }
 
 fn describe(report: &StatusReport) -> String {
-    let age = |seconds: f64| rough_duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let age = |seconds: f64| rough_duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
     let state = report.state.name();
     let total = report.total_steps.map_or_else(String::new, |total| format!(" of {total}"));
     let loss = report.loss.map_or_else(String::new, |loss| format!(", loss {loss:.4}"));
     let speed = report.tokens_per_second.map_or_else(String::new, |speed| format!(", {speed} tokens/s"));
-    let mut lines = vec![format!("{state}: step {}{total}{loss}{speed}", report.step)];
+    let percent = report.percent.map_or_else(String::new, |percent| format!(" ({percent} %)"));
+    let rate = report.learning_rate.map_or_else(String::new, |rate| format!(", learning rate {}", significant(rate)));
+    let mut lines = vec![format!("{state}: step {}{total}{percent}{loss}{rate}{speed}", report.step)];
     lines.push(match &report.last_snapshot {
         Some(last) => {
             let state = last.state.name();
@@ -115,15 +136,12 @@ fn describe(report: &StatusReport) -> String {
         }
         None => "last snapshot: none".to_owned(),
     });
-    let SnapshotCounts { committed, verified, skipped, failed, quarantined } = report.snapshots;
-    lines.push(format!(
-        "snapshots: {committed} committed, {verified} verified, {skipped} skipped, {failed} failed, \
-         {quarantined} quarantined"
-    ));
+    lines.push(format!("snapshots: {}", describe_snapshots(report)));
     if let StallReport { p50: Some(p50), p99: Some(p99) } = report.stall_ms {
         lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %)"));
     }
     lines.extend(report.problem.as_ref().map(|problem| format!("problem: {problem}")));
+    lines.extend(report.warnings.iter().map(|warning| format!("warning: {warning}")));
     if !report.interval.why.is_empty() {
         lines.push(format!("interval: {}", report.interval.why));
     }
@@ -131,19 +149,49 @@ fn describe(report: &StatusReport) -> String {
         let source = report.session.source.as_ref().map_or_else(String::new, |source| format!(", then {source}"));
         format!("session: {} left{source}", age(left))
     }));
-    if let Some(pid) = report.worker.pid {
-        lines.push(format!("worker: process {pid}, restarted {} times", report.worker.restarts));
+    let daemon = report.daemon.pid.map(|pid| format!("daemon: process {pid}"));
+    let worker = report.worker.pid.map(|pid| {
+        let restarts = match report.worker.restarts {
+            0 => String::new(),
+            n => format!(", restarted {}", counted(u64::from(n), "time")),
+        };
+        format!("worker: process {pid}{restarts}")
+    });
+    if daemon.is_some() || worker.is_some() {
+        lines.push(daemon.into_iter().chain(worker).collect::<Vec<_>>().join("; "));
     }
-    lines.extend(describe_history(&report.history));
+    lines.extend(describe_history(report));
     lines.join("\n") + "\n"
 }
 
+/// "3 in the store, all verified; made in this session: 4, 1 skipped"
+fn describe_snapshots(report: &StatusReport) -> String {
+    let StoredCounts { snapshots, verified } = report.stored;
+    let SnapshotCounts { committed, skipped, failed, quarantined, .. } = report.snapshots;
+    let verified = match snapshots {
+        0 => String::new(),
+        n if n == verified => ", all verified".to_owned(),
+        _ => format!(", {verified} verified"),
+    };
+    let mut parts = vec![format!("{snapshots} in the store{verified}")];
+    if report.daemon.pid.is_some() {
+        parts.push(format!("{committed} made in this session"));
+    }
+    for (count, what) in [(skipped, "skipped"), (failed, "failed"), (quarantined, "in quarantine")] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    parts.join("; ")
+}
+
 /// The outlook, and the last few sessions.
-fn describe_history(history: &HistoryReport) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let (Some(work), Some(ends_at)) = (history.work_left_seconds, history.ends_at) {
-        let work = std::time::Duration::try_from_secs_f64(work).unwrap_or_default();
-        let outlook = SessionOutlook { sessions: history.sessions_left, work, ends_at };
+fn describe_history(report: &StatusReport) -> Vec<String> {
+    let (history, mut lines) = (&report.history, Vec::new());
+    if let (Some(seconds), Some(ends_at)) = (report.seconds_to_finish, history.ends_at) {
+        let time_left = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let is_live = report.daemon.pid.is_some();
+        let outlook = SessionOutlook { sessions: history.sessions_left, time_left, ends_at, is_live };
         lines.push(format!("outlook: {}", outlook.text()));
     }
     for (age, session) in history.latest.iter().take(SHOWN).enumerate() {

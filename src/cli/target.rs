@@ -8,12 +8,14 @@ use super::output;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
-use ckptd_core::store::{PassedOver, Record, RetentionPolicy, SnapshotEntry, Store};
+use ckptd_core::store::{LastSession, PassedOver, Record, RetentionPolicy, SnapshotEntry, Store};
 
 /// A store with the job that runs in it, where that is known.
 pub(super) struct CommandTarget {
     pub store: Store,
     pub config: Option<Config>,
+    /// What is wrong with the job file, where the job is the one that ran last in the store that it names.
+    pub problem: Option<String>,
 }
 
 impl CommandTarget {
@@ -22,7 +24,7 @@ impl CommandTarget {
         if path.is_dir() {
             let store = Store::open(path)?;
             let config = store.read_record(Record::Job)?;
-            return Ok(CommandTarget { store, config });
+            return Ok(CommandTarget { store, config, problem: None });
         }
         if !path.exists() {
             return Err(Error::NotFound(format!(
@@ -30,7 +32,10 @@ impl CommandTarget {
                 path.display()
             )));
         }
-        let config = Config::load(path)?;
+        let config = match Config::load(path) {
+            Ok(config) => config,
+            Err(error) => return CommandTarget::of_last_run(path, error),
+        };
         if !config.job.store.exists() {
             return Err(Error::NotFound(format!(
                 "the job of {} has no store yet; `ckptd run {}` makes {}",
@@ -39,7 +44,34 @@ impl CommandTarget {
                 config.job.store.display()
             )));
         }
-        Ok(CommandTarget { store: Store::open(&config.job.store)?, config: Some(config) })
+        Ok(CommandTarget { store: Store::open(&config.job.store)?, config: Some(config), problem: None })
+    }
+
+    /// The store of a job file that is wrong, with the job that ran in it last: that one may be running.
+    fn of_last_run(path: &Path, error: Error) -> Result<CommandTarget> {
+        let Some(folder) = Config::store_named_in(path).filter(|folder| folder.is_dir()) else { return Err(error) };
+        let Ok(store) = Store::open(&folder) else { return Err(error) };
+        let config = store.read_record(Record::Job)?;
+        let problem = format!("the job file is wrong, and what its last run had counts: {error}");
+        Ok(CommandTarget { store, config, problem: Some(problem) })
+    }
+
+    /// This target, unless its job file is wrong: for what must not act on an older job.
+    pub(super) fn up_to_date(self) -> Result<CommandTarget> {
+        match self.problem {
+            None => Ok(self),
+            Some(problem) => Err(Error::Config(problem)),
+        }
+    }
+
+    /// That the daemon of this store did not answer, with its process.
+    pub(super) fn not_answering(&self, error: Error) -> Error {
+        match self.store.last_session() {
+            Ok(LastSession::Running { pid }) => Error::Other(format!(
+                "process {pid}, which runs this job, does not answer; is it suspended? `kill -CONT {pid}` wakes it"
+            )),
+            _ => error,
+        }
     }
 
     /// The snapshot that `spec` means. What may be newer, or better, and is passed over for it is told on stderr and

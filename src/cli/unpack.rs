@@ -1,10 +1,11 @@
 //! `ckptd unpack`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::console::Console;
 use super::{exit_code, output};
 use ckptd_core::error::Result;
+use ckptd_interop::export_record::ExportRecord;
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::output::OverwriteRule;
 use ckptd_interop::{bundle, export_record};
@@ -37,12 +38,27 @@ pub(super) fn execute(args: &UnpackArgs) -> Result<u8> {
     } else {
         "the bundle has no hashes of its files; only its checksums were checked"
     };
+    let next = next(&unpacked.path)?;
     output::text(&format!(
-        "unpacked {} files to {}: {proof}; S_raw {raw}, S_packed {packed}, r = {:.4} in {:.1} s\n",
+        "unpacked {} files to {}: {proof}; S_raw {raw}, S_packed {packed}, r = {:.4} in {:.1} s\n{next}",
         unpacked.files,
         unpacked.path.display(),
         unpacked.r,
         unpacked.seconds
     ))?;
     Ok(exit_code::DONE)
+}
+
+/// The command that goes on with what was unpacked to `folder`, where that is the state of a training.
+fn next(folder: &Path) -> Result<String> {
+    let folder_text = folder.display();
+    Ok(match (folder.join(names::JOB).exists(), ExportRecord::read(folder)?) {
+        (true, Some(record)) => {
+            format!("next: ckptd run {folder_text}/{} goes on from step {}\n", names::JOB, record.train.step)
+        }
+        (false, Some(record)) => {
+            format!("next: ckptd import --from {folder_text} STORE goes on from step {}\n", record.train.step)
+        }
+        (_, None) => String::new(),
+    })
 }

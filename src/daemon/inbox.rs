@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::order::{DaemonOrder, OrderReply};
 use super::report::StatusReport;
 use crate::session::clock::BootInstant;
 
@@ -21,6 +22,8 @@ pub enum DaemonInput<E> {
     Event(E),
     /// A client asks for the status.
     Status(oneshot::Sender<StatusReport>),
+    /// A client orders something.
+    Order(DaemonOrder, oneshot::Sender<OrderReply>),
 }
 
 /// The sending end; clones share it.

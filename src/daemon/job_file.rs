@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(reports.recv().unwrap().unwrap().retention.keep_last, 8);
         std::fs::write(&path, format!("{JOB}[retention]\nkeep_lats = 8\n")).unwrap();
         let error = reports.recv().unwrap().unwrap_err().to_string();
-        assert!(error.contains("line 6: unknown key `keep_lats`"), "{error}");
+        assert!(error.contains("line 6: [retention] keep_lats = 8: no such key"), "{error}");
         watcher.ask();
         assert!(reports.recv().unwrap().is_err());
     }

@@ -2,11 +2,14 @@
 //!
 //! Reading order: [`inbox`] (the one queue), [`signals`], [`user_stop`], [`verifier`], [`recorder`], [`job_file`]
 //! (threads that feed it), [`report`] and [`status`] (what clients are told), [`service`] (to the service manager),
-//! [`printer`].
+//! [`printer`] and [`panel`], [`log_keeper`], [`order`].
 //! Deliberately not here: training.
 
 pub mod inbox;
 pub mod job_file;
+pub mod log_keeper;
+pub mod order;
+pub mod panel;
 pub mod printer;
 pub mod recorder;
 pub mod report;

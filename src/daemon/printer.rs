@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::panel::{LivePanel, ProgressPanel};
 
 /// Lines that wait for a slow reader; more are dropped and counted.
 const QUEUE: usize = 1024;
@@ -23,16 +23,6 @@ pub struct LogPrinter {
     queue: SyncSender<Print>,
     dropped: Arc<AtomicU64>,
     live: bool,
-}
-
-/// What the panel shows.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ProgressPanel {
-    pub step: u64,
-    pub total_steps: u64,
-    /// Behind the bar, and below it.
-    pub outlook: String,
-    pub figures: String,
 }
 
 enum Print {
@@ -76,35 +66,27 @@ impl LogPrinter {
 }
 
 fn print(prints: &Receiver<Print>, dropped: &AtomicU64, live: bool) {
-    let bar = live.then(live_panel);
-    let write = |bytes: &[u8]| {
-        // Nobody is left to tell when stderr fails.
-        let print = || drop(std::io::stderr().lock().write_all(bytes));
-        match &bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
+    let mut panel = live.then(LivePanel::default);
+    // Nobody is left to tell when stderr fails.
+    let write = |bytes: &[u8]| drop(std::io::stderr().lock().write_all(bytes));
+    let lines = |panel: &mut Option<LivePanel>, bytes: &[u8]| match panel {
+        Some(panel) => write(&panel.around(bytes, columns())),
+        None => write(bytes),
     };
     while let Ok(message) = prints.recv() {
-        match (message, &bar) {
+        match (message, &mut panel) {
             (Print::Lines(bytes), _) => {
-                write(&bytes);
+                lines(&mut panel, &bytes);
                 let lost = dropped.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    write(format!("({lost} lines were not read in time and are lost)\n").as_bytes());
+                    lines(&mut panel, format!("({lost} lines were not read in time and are lost)\n").as_bytes());
                 }
             }
-            (Print::Panel(panel), Some(bar)) => {
-                bar.set_length(panel.total_steps);
-                bar.set_position(panel.step);
-                bar.set_message(panel.outlook);
-                bar.set_prefix(panel.figures);
-                bar.tick();
-            }
+            (Print::Panel(shown), Some(panel)) => write(&panel.draw(&shown, columns())),
             (Print::Panel(_), None) => {}
-            (Print::Flush(done), _) => {
-                if let Some(bar) = &bar {
-                    bar.finish_and_clear();
+            (Print::Flush(done), shown) => {
+                if let Some(panel) = shown {
+                    write(&panel.clear(columns()));
                 }
                 let _ = done.try_send(());
             }
@@ -112,16 +94,11 @@ fn print(prints: &Receiver<Print>, dropped: &AtomicU64, live: bool) {
     }
 }
 
-fn live_panel() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-    // The template is a constant that a test has parsed.
-    if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
-        bar.set_style(style.progress_chars("━╸─"));
-    }
-    bar
+/// How wide the terminal is now.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr());
+    size.map_or(80, |size| usize::from(size.ws_col)).max(1)
 }
-
-const TEMPLATE: &str = "{pos}/{len} {bar:20.cyan/dim} {wide_msg}\n{prefix}";
 
 /// Lets tracing print through the thread: one event, one write.
 pub struct LogLine {
@@ -157,11 +134,6 @@ impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for LogPrinter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_panel_has_a_valid_template() {
-        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
-    }
 
     #[test]
     fn a_printer_whose_thread_is_stuck_drops_lines_without_waiting() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::session::outlook::SessionOutlook;
 use crate::session::records::{SessionRecord, SessionRecords};
 use ckptd_core::ids::SnapshotId;
 
@@ -20,18 +21,49 @@ pub struct StatusReport {
     pub state: JobState,
     pub step: u64,
     pub total_steps: Option<u64>,
+    /// How much of the training is done, in percent of its steps.
+    #[serde(default)]
+    pub percent: Option<f64>,
+    /// Until the training is complete, where it goes on as it does; pauses between sessions included.
+    #[serde(default)]
+    pub seconds_to_finish: Option<f64>,
     pub loss: Option<f64>,
+    /// Of the last step.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
     pub tokens_per_second: Option<f64>,
     pub session: SessionReport,
     pub last_snapshot: Option<SnapshotReport>,
     pub snapshots: SnapshotCounts,
+    /// What lies in the store.
+    #[serde(default)]
+    pub stored: StoredCounts,
     pub stall_ms: StallReport,
+    #[serde(default)]
+    pub daemon: DaemonReport,
     pub worker: WorkerReport,
     pub interval: IntervalReport,
     pub history: HistoryReport,
     /// What went wrong and what to do about it, while it is so; for a job that is not running, how it ended.
     #[serde(default)]
     pub problem: Option<String>,
+    /// What of the training itself makes no sense, each told once in the log, too.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// The snapshots of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredCounts {
+    pub snapshots: u64,
+    pub verified: u64,
+}
+
+/// The daemon itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonReport {
+    /// Null where none runs.
+    pub pid: Option<u32>,
 }
 
 /// When the session ends, and why.
@@ -56,33 +88,29 @@ pub struct IntervalReport {
 pub struct HistoryReport {
     /// In all, the one under way included.
     pub sessions: u64,
-    /// How many more it takes, and when the training ends at this pace; null where that is not known.
+    /// How many more it takes after the one under way, null where no end of a session is known; and when the training
+    /// ends at this pace, if nothing else interrupts it.
     pub sessions_left: Option<u64>,
     pub ends_at: Option<Timestamp>,
-    /// Time of training that is left at the pace of the last sessions.
-    #[serde(default)]
-    pub work_left_seconds: Option<f64>,
     /// Newest first.
     pub latest: Vec<SessionRecord>,
 }
 
 impl HistoryReport {
-    /// Of the sessions in `records`, for a training of `total_steps`.
-    pub fn of(
-        records: &SessionRecords,
-        total_steps: Option<u64>,
-        budget: Option<Duration>,
-        now: Timestamp,
-    ) -> HistoryReport {
-        let outlook = total_steps.and_then(|total| records.outlook(total, budget, now));
+    /// Of the sessions in `records`, with what is to come.
+    pub fn of(records: &SessionRecords, outlook: Option<SessionOutlook>) -> HistoryReport {
         HistoryReport {
             sessions: records.count(),
             sessions_left: outlook.and_then(|outlook| outlook.sessions),
-            work_left_seconds: outlook.map(|outlook| outlook.work.as_secs_f64().round()),
             ends_at: outlook.map(|outlook| outlook.ends_at),
             latest: records.sessions.iter().rev().take(LISTED).cloned().collect(),
         }
     }
+}
+
+/// `step` of `total` steps in percent, to a tenth.
+pub fn percent(step: u64, total: u64) -> Option<f64> {
+    (total > 0).then(|| (step.min(total) as f64 / total as f64 * 1000.0).floor() / 10.0)
 }
 
 /// The newest snapshot.

@@ -1,10 +1,10 @@
-//! The status socket: a client gets the report of the running job.
+//! The status socket: a client gets the report of the running job, or gives it an order.
 //!
 //! One request, one JSON line each way. Invariant: a client costs the job one report and nothing else: requests are
 //! read to 64 KiB and for 2 s, by at most 16 clients at a time, on tasks of their own. The socket is the owner's only
 //! (0600). Deliberately not here: what a report says (report), and what is reported when no daemon runs (cli).
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::umask;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
@@ -21,6 +22,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tracing::debug;
 
 use super::inbox::{DaemonInput, InboxSender};
+use super::order::{DaemonOrder, OrderReply};
 use super::report::StatusReport;
 use ckptd_core::error::{Error, Result};
 
@@ -34,6 +36,13 @@ const MAX_CLIENTS: usize = 16;
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum StatusRequest {
     Status,
+    /// End the session with a last snapshot, or at once.
+    Stop {
+        #[serde(default)]
+        now: bool,
+    },
+    /// Take a snapshot.
+    Snapshot,
 }
 
 impl StatusRequest {
@@ -107,22 +116,63 @@ async fn answer<E>(client: tokio::net::UnixStream, inputs: InboxSender<E>) -> st
     let mut client = BufReader::new(client);
     let mut line = Vec::new();
     (&mut client).take(MAX_REQUEST).read_until(b'\n', &mut line).await?;
-    let StatusRequest::Status = StatusRequest::parse(&line)?;
-    let (reply, report) = oneshot::channel();
-    // Where the loop is over, it drops `reply`.
-    let _ = inputs.send(DaemonInput::Status(reply)).await;
-    let report = report.await.map_err(|_| std::io::Error::other("the job is over"))?;
-    let mut json = serde_json::to_vec(&report)?;
+    let over = |_| std::io::Error::other("the job is over");
+    // Where the loop is over, it drops what would be replied to.
+    let mut json = match StatusRequest::parse(&line)? {
+        StatusRequest::Status => {
+            let (reply, report) = oneshot::channel();
+            let _ = inputs.send(DaemonInput::Status(reply)).await;
+            serde_json::to_vec(&report.await.map_err(over)?)?
+        }
+        StatusRequest::Stop { now } => {
+            let order = if now { DaemonOrder::StopNow } else { DaemonOrder::Stop };
+            serde_json::to_vec(&give(order, &inputs).await.map_err(over)?)?
+        }
+        StatusRequest::Snapshot => serde_json::to_vec(&give(DaemonOrder::Snapshot, &inputs).await.map_err(over)?)?,
+    };
     json.push(b'\n');
     client.get_mut().write_all(&json).await
 }
 
+async fn give<E>(order: DaemonOrder, inputs: &InboxSender<E>) -> Result<OrderReply, oneshot::error::RecvError> {
+    let (reply, said) = oneshot::channel();
+    let _ = inputs.send(DaemonInput::Order(order, reply)).await;
+    said.await
+}
+
 /// The report of the daemon that listens on `path`; `None` where none does.
 pub fn ask(path: &Path) -> Result<Option<StatusReport>> {
-    let context = |e| Error::io("asking the daemon on", path, e);
+    request(path, &StatusRequest::Status)
+}
+
+/// Gives the daemon that listens on `path` an order; `None` where none does, or where it does not know the order.
+pub fn order(path: &Path, order: DaemonOrder) -> Result<Option<OrderReply>> {
+    request(
+        path,
+        &match order {
+            DaemonOrder::Stop => StatusRequest::Stop { now: false },
+            DaemonOrder::StopNow => StatusRequest::Stop { now: true },
+            DaemonOrder::Snapshot => StatusRequest::Snapshot,
+        },
+    )
+}
+
+/// Whether anything listens on `path`.
+pub fn answers(path: &Path) -> bool {
+    connect(path).is_ok()
+}
+
+fn request<T: DeserializeOwned>(path: &Path, request: &StatusRequest) -> Result<Option<T>> {
+    let context = |e: std::io::Error| match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::Other(format!(
+            "the daemon on {} does not answer; is it suspended? (`kill -CONT` wakes it, Ctrl-Z suspends)",
+            path.display()
+        )),
+        _ => Error::io("asking the daemon on", path, e),
+    };
     let Ok(mut stream) = connect(path) else { return Ok(None) };
     stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT))).map_err(context)?;
-    let request = serde_json::to_string(&StatusRequest::Status).map_err(|e| Error::Other(e.to_string()))?;
+    let request = serde_json::to_string(request).map_err(|e| Error::Other(e.to_string()))?;
     stream.write_all(format!("{request}\n").as_bytes()).map_err(context)?;
     let mut reply = Vec::new();
     stream.take(MAX_REPLY).read_to_end(&mut reply).map_err(context)?;
@@ -156,19 +206,25 @@ fn short_path(path: &Path) -> std::io::Result<(Option<std::os::fd::OwnedFd>, Pat
 mod tests {
     use super::*;
     use crate::daemon::inbox::Inbox;
+    use crate::daemon::report::{DaemonReport, StallReport, StoredCounts, WorkerReport};
     use crate::daemon::report::{HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts};
-    use crate::daemon::report::{StallReport, WorkerReport};
 
     fn report() -> StatusReport {
         StatusReport {
             state: JobState::Starting,
             step: 0,
             total_steps: Some(7),
+            percent: None,
+            seconds_to_finish: None,
             loss: None,
+            learning_rate: None,
             tokens_per_second: None,
             session: SessionReport::default(),
             last_snapshot: None,
             snapshots: SnapshotCounts::default(),
+            stored: StoredCounts::default(),
+            daemon: DaemonReport::default(),
+            warnings: Vec::new(),
             stall_ms: StallReport::default(),
             worker: WorkerReport::default(),
             interval: IntervalReport::default(),

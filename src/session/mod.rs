@@ -10,6 +10,7 @@ pub mod clock;
 pub mod costs;
 pub mod interval;
 pub mod notice;
+pub mod outlook;
 pub mod plan;
 pub mod records;
 #[cfg(test)]

@@ -1,22 +1,19 @@
-//! The sessions of a store so far, what they taught about costs, and the outlook that follows.
+//! The sessions of a store so far, and what they taught about costs.
 //!
 //! Invariant: a session is entered when it begins: one without an end was killed. Bounded: the newest sessions are kept
 //! one by one, older ones only counted. Deliberately not here: how it is kept (core's store), when it is written
-//! (training/job).
+//! (training/job), what is to come (outlook).
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::costs::LearnedCosts;
 use ckptd_core::ids::RunId;
-use ckptd_core::text::rough_duration;
 
 /// Sessions that are kept one by one.
 const KEPT: usize = 500;
-/// Sessions that the pace is taken from.
-const RECENT: usize = 5;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -28,6 +25,8 @@ pub struct SessionRecords {
     pub sessions: Vec<SessionRecord>,
     /// Sessions that are no longer kept one by one.
     pub forgotten: u64,
+    /// What of the training made no sense in the last one.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +49,9 @@ pub struct SessionRecord {
     pub failures: u32,
     /// How long a worker was ready to train, in seconds.
     pub trained_seconds: f64,
+    /// How long it might last, in seconds, where its end was known.
+    #[serde(default)]
+    pub planned_seconds: Option<f64>,
 }
 
 pub const KILLED: &str = "killed";
@@ -62,6 +64,7 @@ impl SessionRecords {
             *self = SessionRecords { run_id: run_id.clone(), costs: self.costs.clone(), ..SessionRecords::default() };
         }
         self.close_killed();
+        self.warnings.clear();
         let saved = self.sessions.last().map_or(0, |session| session.saved_step);
         self.sessions.push(SessionRecord {
             began: now,
@@ -74,6 +77,7 @@ impl SessionRecords {
             step: saved,
             failures: 0,
             trained_seconds: 0.0,
+            planned_seconds: None,
         });
         if self.sessions.len() > KEPT {
             self.forgotten += (self.sessions.len() - KEPT) as u64;
@@ -115,50 +119,6 @@ impl SessionRecords {
     pub fn count(&self) -> u64 {
         self.forgotten + self.sessions.len() as u64
     }
-
-    /// How much more the training needs: time at the pace of the last sessions, and how many more of them, where it is
-    /// known how long one lasts: by its `budget`, or by the last ones that were not ended by a signal. `None` where no
-    /// session has got on yet.
-    pub fn outlook(&self, total_steps: u64, budget: Option<Duration>, now: Timestamp) -> Option<SessionOutlook> {
-        let last = self.sessions.last()?;
-        let left = total_steps.saturating_sub(last.saved_step);
-        if left == 0 {
-            let ends_at = last.ended.unwrap_or(now);
-            return Some(SessionOutlook { sessions: Some(0), work: Duration::ZERO, ends_at });
-        }
-        let got_on = || self.sessions.iter().rev().filter(|session| session.gained() > 0);
-        let whole: Vec<&SessionRecord> = got_on().filter(|session| !session.was_cut_short()).take(RECENT).collect();
-        let recent: Vec<&SessionRecord> =
-            if whole.is_empty() { got_on().take(RECENT).collect() } else { whole.clone() };
-        let gained = recent.iter().fold(0u64, |sum, session| sum.saturating_add(session.gained()));
-        if gained == 0 {
-            return None;
-        }
-        let length = recent.iter().map(|session| between(session.began, session.seen)).sum::<Duration>();
-        let work = Duration::try_from_secs_f64(length.as_secs_f64() * (left as f64 / gained as f64));
-        let work = work.unwrap_or(Duration::MAX);
-        let sessions = match (budget.filter(|budget| !budget.is_zero()), whole.len() as u64) {
-            (Some(budget), _) => Some((work.as_secs_f64() / budget.as_secs_f64()).ceil().max(1.0) as u64),
-            (None, 0) => None,
-            (None, count) => Some(left.saturating_mul(count).div_ceil(gained)),
-        };
-        let pauses = Duration::try_from_secs_f64(pause(&recent).as_secs_f64() * sessions.unwrap_or(0) as f64);
-        let wait = work.saturating_add(pauses.unwrap_or(Duration::MAX));
-        let ends_at = now.checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)).ok()?;
-        Some(SessionOutlook { sessions, work, ends_at })
-    }
-}
-
-/// The time between two of `sessions`, newest first: from one's beginning to the next one's, without its length.
-fn pause(sessions: &[&SessionRecord]) -> Duration {
-    let (Some(newest), Some(oldest)) = (sessions.first(), sessions.last()) else { return Duration::ZERO };
-    let count = sessions.len() as u32;
-    if count < 2 {
-        return Duration::ZERO;
-    }
-    let rhythm = between(oldest.began, newest.began) / (count - 1);
-    let length = sessions.iter().map(|session| between(session.began, session.seen)).sum::<Duration>() / count;
-    rhythm.saturating_sub(length)
 }
 
 impl SessionRecord {
@@ -166,13 +126,9 @@ impl SessionRecord {
         between(self.began, self.ended.unwrap_or(self.seen))
     }
 
-    /// Whether somebody ended it before its time: such a session does not tell how long one lasts.
-    fn was_cut_short(&self) -> bool {
-        self.cause.starts_with("SIG") || self.cause == KILLED
-    }
-
-    fn gained(&self) -> u64 {
-        self.saved_step.saturating_sub(self.from_step)
+    /// Steps that were trained twice in it: a crash took them, and another worker made them again.
+    pub(super) fn lost_in_it(&self) -> u64 {
+        self.lost_steps.saturating_sub(self.step.saturating_sub(self.saved_step))
     }
 }
 
@@ -181,32 +137,11 @@ fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionOutlook {
-    /// `None`: how long a session lasts is not known.
-    pub sessions: Option<u64>,
-    /// Time of training that is left.
-    pub work: Duration,
-    /// When the training ends if the sessions follow one another as they did.
-    pub ends_at: Timestamp,
-}
-
-impl SessionOutlook {
-    /// "about 3 more sessions like the last ones, until Tue 24 Nov 23:10 at this pace"
-    pub fn text(&self) -> String {
-        let end = self.ends_at.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%a %-d %b %H:%M").to_string();
-        match self.sessions {
-            Some(0) => "no more sessions are needed".to_owned(),
-            Some(1) => format!("about one more session is needed; at this pace the training ends on {end}"),
-            Some(n) => format!("about {n} more sessions are needed; at this pace the training ends on {end}"),
-            None => format!("about {} of training are left, if it is not interrupted", rough_duration(self.work)),
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     fn at(minutes: i64) -> Timestamp {
@@ -232,42 +167,6 @@ mod tests {
         assert_eq!((killed.cause.as_str(), killed.ended, killed.lost_steps), (KILLED, Some(at(9)), 5));
         assert_eq!(records.costs.failures, 1);
         assert_eq!(records.sessions[1].from_step, 20);
-    }
-
-    #[test]
-    fn the_outlook_counts_the_sessions_left_and_the_pauses_between_them() {
-        let mut records = SessionRecords::default();
-        assert_eq!(records.outlook(100, None, at(0)), None);
-        hour(&mut records, 0, 10);
-        let outlook = |records: &SessionRecords, budget, now| {
-            let outlook = records.outlook(40, budget, at(now)).unwrap();
-            (outlook.sessions, outlook.ends_at)
-        };
-        assert_eq!(outlook(&records, None, 60), (Some(3), at(60 + 180)));
-        // Half an hour is what a session may take from now on.
-        assert_eq!(outlook(&records, Some(Duration::from_secs(1800)), 60), (Some(6), at(60 + 180)));
-        hour(&mut records, 90, 20);
-        // Half an hour of pause before each.
-        assert_eq!(outlook(&records, None, 150), (Some(2), at(150 + 180)));
-        hour(&mut records, 180, 40);
-        assert_eq!(outlook(&records, None, 240).0, Some(0));
-    }
-
-    #[test]
-    fn a_session_that_a_signal_ended_says_how_fast_it_goes_and_not_how_long_sessions_are() {
-        let mut records = SessionRecords::default();
-        hour(&mut records, 0, 10);
-        records.current().unwrap().cause = "SIGTERM".into();
-        let outlook = records.outlook(40, None, at(60)).unwrap();
-        assert_eq!((outlook.sessions, outlook.work), (None, Duration::from_secs(3 * 3600)));
-        assert_eq!(outlook.text(), "about 3h of training are left, if it is not interrupted");
-        let with_budget = records.outlook(40, Some(Duration::from_secs(7200)), at(60)).unwrap();
-        assert_eq!(with_budget.sessions, Some(2));
-        // One that ran its time is what counts, however many were cut short since.
-        hour(&mut records, 60, 30);
-        hour(&mut records, 120, 31);
-        records.current().unwrap().cause = "SIGINT".into();
-        assert_eq!(records.outlook(61, None, at(180)).unwrap().sessions, Some(2));
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::daemon::report::{
-    HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport, SnapshotStage, StallReport,
-    StatusReport, WorkerReport,
+    DaemonReport, HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport,
+    SnapshotStage, StallReport, StatusReport, StoredCounts, WorkerReport, percent,
 };
 use crate::daemon::service::ServiceFacts;
 use crate::session::clock::BootInstant;
 use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
-use ckptd_core::text::rough_duration;
+use ckptd_core::text::{rough_duration, significant};
 
 /// Steps over which speed is averaged.
 const SPEED_WINDOW: usize = 32;
@@ -47,6 +47,7 @@ pub struct JobProgress {
     pub step: u64,
     pub total_steps: u64,
     pub loss: Option<f64>,
+    pub learning_rate: Option<f64>,
     pub deadline: Option<Timestamp>,
     /// The newest snapshot, in any state.
     pub last_snapshot: Option<LastSnapshot>,
@@ -62,6 +63,10 @@ pub struct JobProgress {
     pub is_confirmed: bool,
     /// Why what was saved is not there any more, or is not what it was.
     pub lost: Option<String>,
+    /// What is wrong with the job file as it is now, and since when.
+    pub file_problem: Option<String>,
+    /// What of the training makes no sense.
+    pub warnings: Vec<String>,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
     speed: VecDeque<(BootInstant, u64)>,
@@ -75,6 +80,7 @@ impl JobProgress {
             step: 0,
             total_steps,
             loss: None,
+            learning_rate: None,
             deadline: None,
             last_snapshot: None,
             last_verified: None,
@@ -85,6 +91,8 @@ impl JobProgress {
             goes_on: false,
             is_confirmed: false,
             lost: None,
+            file_problem: None,
+            warnings: Vec::new(),
             stage: None,
             speed: VecDeque::new(),
             stalls_ms: VecDeque::new(),
@@ -99,9 +107,10 @@ impl JobProgress {
         self.speed.push_back((now, 0));
     }
 
-    pub fn stepped(&mut self, step: u64, loss: f64, tokens: u64, now: BootInstant) {
+    pub fn stepped(&mut self, step: u64, loss: f64, learning_rate: f64, tokens: u64, now: BootInstant) {
         self.step = step;
         self.stage = None;
+        self.learning_rate = Some(learning_rate).filter(|rate| rate.is_finite());
         self.loss = Some(loss).filter(|loss| loss.is_finite());
         self.speed.push_back((now, tokens));
         while self.speed.len() > SPEED_WINDOW {
@@ -185,7 +194,8 @@ impl JobProgress {
         let loss = self.loss.map_or_else(|| "not finite".to_owned(), |loss| format!("{loss:.4}"));
         let speed = self.tokens_per_second().map_or_else(String::new, |speed| format!(", {} tokens/s", count(speed)));
         let left = self.time_left().map_or_else(String::new, |left| format!(", {} to finish", rough_duration(left)));
-        format!("step {}/{}, loss {loss}{speed}{left}", self.step, self.total_steps)
+        let rate = self.learning_rate.map_or_else(String::new, |rate| format!(", learning rate {}", significant(rate)));
+        format!("step {}/{}, loss {loss}{rate}{speed}{left}", self.step, self.total_steps)
     }
 
     /// What stands behind the bar of the panel: what goes on, and how long it will.
@@ -207,6 +217,7 @@ impl JobProgress {
     pub fn figures_text(&self, now: Timestamp) -> String {
         let mut parts = Vec::new();
         parts.extend(self.loss.map(|loss| format!("loss {loss:.4}")));
+        parts.extend(self.learning_rate.map(|rate| format!("learning rate {}", significant(rate))));
         parts.extend(self.tokens_per_second().map(|speed| format!("{} tokens/s", count(speed))));
         parts.push(match &self.last_verified {
             Some(last) => format!("step {} saved and verified {} ago", last.step, rough_duration(age(last.at, now))),
@@ -252,7 +263,10 @@ impl JobProgress {
             state: self.state,
             step: self.step,
             total_steps: Some(self.total_steps),
+            percent: percent(self.step, self.total_steps),
+            seconds_to_finish: None,
             loss: self.loss,
+            learning_rate: self.learning_rate,
             tokens_per_second: self.tokens_per_second().map(f64::round),
             session: SessionReport {
                 deadline: self.deadline,
@@ -265,11 +279,14 @@ impl JobProgress {
                 state: last.state,
             }),
             snapshots: self.counts,
+            stored: StoredCounts::default(),
+            daemon: DaemonReport { pid: Some(std::process::id()) },
             stall_ms: StallReport { p50: percentile(&self.stalls_ms, 0.50), p99: percentile(&self.stalls_ms, 0.99) },
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
             interval: IntervalReport::default(),
             history: HistoryReport::default(),
-            problem: self.problem.clone(),
+            problem: self.problem.clone().or_else(|| self.file_problem.clone()),
+            warnings: self.warnings.clone(),
         }
     }
 }
@@ -311,7 +328,7 @@ mod tests {
         progress.ready(10, began);
         assert_eq!(progress.tokens_per_second(), None);
         for n in 1..=10 {
-            progress.stepped(10 + n, 2.0, 500, began + Duration::from_millis(500 * n));
+            progress.stepped(10 + n, 2.0, 1e-3, 500, began + Duration::from_millis(500 * n));
         }
         assert_eq!(progress.tokens_per_second(), Some(1000.0));
         assert_eq!(progress.time_left(), Some(Duration::from_secs(40)));
@@ -332,18 +349,18 @@ mod tests {
     fn a_report_holds_the_keys_of_the_contract_and_null_for_what_is_unknown() {
         let mut progress = JobProgress::new(10);
         progress.ready(0, BootInstant::now());
-        progress.stepped(1, f64::NAN, 5, BootInstant::now());
+        progress.stepped(1, f64::NAN, 1e-3, 5, BootInstant::now());
         let json = serde_json::to_value(progress.report(Timestamp::now())).unwrap();
         assert!(json["loss"].is_null());
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "history interval last_snapshot loss problem session snapshots stall_ms state step tokens_per_second \
-             total_steps worker"
+            "daemon history interval last_snapshot learning_rate loss percent problem seconds_to_finish session \
+             snapshots stall_ms state step stored tokens_per_second total_steps warnings worker"
         );
         assert_eq!(keys(&json["session"]), "deadline seconds_left source");
         assert_eq!(keys(&json["interval"]), "seconds why");
-        assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left work_left_seconds");
+        assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left");
         assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");
         assert_eq!(keys(&json["stall_ms"]), "p50 p99");
         assert_eq!(keys(&json["worker"]), "pid restarts");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::display::ProgressDisplay;
+use super::display::{LineInterval, ProgressDisplay};
 use super::job::events::{JobAction, JobEvent, SessionOutcome};
 use super::job::machine::{JobMachine, JobSurroundings};
 use super::start::{self, Started};
@@ -18,6 +18,7 @@ use super::store_end;
 use super::worker::WorkerProcess;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::job_file::JobFileWatcher;
+use crate::daemon::log_keeper::LogKeeper;
 use crate::daemon::printer::LogPrinter;
 use crate::daemon::recorder::{Recorder, RecorderNote};
 use crate::daemon::service::ServiceManager;
@@ -38,6 +39,8 @@ const REAP_LEAST: Duration = Duration::from_millis(50);
 /// How long the record of the session is waited for at the end, and how long when there is no time.
 const RECORDER_TIMEOUT: Duration = Duration::from_millis(500);
 const RECORDER_LEAST: Duration = Duration::from_millis(50);
+/// How long the kept log is waited for at the end.
+const KEEPER_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a rotation under way is waited for at the end.
 const VERIFIER_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,9 @@ pub struct RunOptions<'a> {
     pub probe: bool,
     pub series: SessionSeries,
     pub printer: &'a LogPrinter,
+    pub keeper: &'a LogKeeper,
+    /// How often there is a line on the progress.
+    pub lines: LineInterval,
     pub set_log_level: &'a dyn Fn(LogLevel),
 }
 
@@ -103,13 +109,15 @@ async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcom
         // It came between the two sessions.
         return Ok(SessionOutcome::Resume);
     }
+    let kept = options.keeper.keep(started.store.clone(), started.lock.clone());
     info!("{}: {} in {}", config.job.name, describe_model(&config), started.store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
-    let Started { store, lock, run_id, records, status_server } = started;
+    let Started { store, lock, run_id, records, room, status_server } = started;
     let store_path = store.path().to_owned();
     let helpers = Helpers::start(store, &lock, options, &inputs)?;
-    let (job, actions) = JobMachine::new(config, run_id, options.accept_changes, records, began);
+    let (mut job, actions) = JobMachine::new(config, run_id, options.accept_changes, records, began);
+    job.tell_opening(room);
     let surroundings = JobSurroundings { slurm: sources.has_slurm(), until_done: series.user_stop.is_some() };
     let job = job.within(surroundings);
     let mut daemon = TrainingDaemon { job, helpers, inputs, worker: None, options, manager, sources, store_path };
@@ -119,6 +127,10 @@ async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcom
     // The socket's file goes with its task.
     status_server.abort();
     let _ = status_server.await;
+    if let Err(error) = &outcome {
+        kept.note(&format!("ckptd: {error}"));
+    }
+    kept.finish(KEEPER_TIMEOUT);
     outcome
 }
 
@@ -186,7 +198,7 @@ struct TrainingDaemon<'a> {
 
 impl TrainingDaemon<'_> {
     async fn run(&mut self, mut actions: Vec<JobAction>, inbox: &mut Inbox<JobEvent>) -> Result<SessionOutcome> {
-        let mut display = ProgressDisplay::new(self.options.printer);
+        let mut display = ProgressDisplay::new(self.options.printer, self.options.lines);
         loop {
             let mut outcome = None;
             for action in actions {
@@ -207,6 +219,11 @@ impl TrainingDaemon<'_> {
                 Some(DaemonInput::Status(reply)) => {
                     let _ = reply.send(self.job.report(ClockReading::now()));
                     Vec::new()
+                }
+                Some(DaemonInput::Order(order, reply)) => {
+                    let (said, actions) = self.job.ordered(order, ClockReading::now());
+                    let _ = reply.send(said);
+                    actions
                 }
                 None => self.take(JobEvent::Tick),
             };

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::job::events::JobEvent;
+use super::opening::MachineRoom;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::signals::{self, DaemonSignal};
 use crate::daemon::status::StatusSocket;
@@ -21,7 +22,8 @@ use crate::session::records::SessionRecords;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::RunId;
-use ckptd_core::os::process::started_since_boot;
+use ckptd_core::os::fs::free_space;
+use ckptd_core::os::process::{available_memory, started_since_boot};
 use ckptd_core::store::lock::SESSION;
 use ckptd_core::store::{Record, Store, StoreLock};
 
@@ -39,6 +41,7 @@ pub(super) struct Started {
     pub run_id: RunId,
     /// The sessions before this one.
     pub records: SessionRecords,
+    pub room: MachineRoom,
     /// Answers status requests; aborted, it removes its socket.
     pub status_server: JoinHandle<()>,
 }
@@ -74,7 +77,8 @@ pub(super) async fn start(
     }
     let status_server = serve_status(config, inputs)?;
     let records = store.read_record(Record::Sessions).ok().flatten().unwrap_or_default();
-    Ok(Some(Started { store, lock, run_id, records, status_server }))
+    let room = MachineRoom { memory_bytes: available_memory(), disk_bytes: free_space(store.path()) };
+    Ok(Some(Started { store, lock, run_id, records, room, status_server }))
 }
 
 /// Takes the store's lock. A worker whose daemon is gone is committing its last snapshot: it is waited for.

@@ -31,6 +31,14 @@ impl AgentJob {
         std::fs::write(self.config(), config).unwrap();
     }
 
+    /// With `old` replaced by `new` in its config.
+    pub fn with(self, old: &str, new: &str) -> AgentJob {
+        let text = std::fs::read_to_string(self.config()).unwrap();
+        assert!(text.contains(old), "{text}");
+        std::fs::write(self.config(), text.replace(old, new)).unwrap();
+        self
+    }
+
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("job.toml")
     }

@@ -9,6 +9,7 @@ mod harness;
 mod history;
 mod live;
 mod metadata;
+mod orders;
 mod restart;
 mod service;
 mod sources;

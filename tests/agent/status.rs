@@ -21,24 +21,30 @@ fn assert_shape(status: &Value) {
     assert_eq!(
         keys(status),
         [
+            "daemon",
             "history",
             "interval",
             "last_snapshot",
+            "learning_rate",
             "loss",
+            "percent",
             "problem",
+            "seconds_to_finish",
             "session",
             "snapshots",
             "stall_ms",
             "state",
             "step",
+            "stored",
             "tokens_per_second",
             "total_steps",
+            "warnings",
             "worker"
         ]
     );
     assert_eq!(keys(&status["session"]), ["deadline", "seconds_left", "source"]);
     assert_eq!(keys(&status["interval"]), ["seconds", "why"]);
-    assert_eq!(keys(&status["history"]), ["ends_at", "latest", "sessions", "sessions_left", "work_left_seconds"]);
+    assert_eq!(keys(&status["history"]), ["ends_at", "latest", "sessions", "sessions_left"]);
     assert_eq!(keys(&status["last_snapshot"]), ["age_seconds", "id", "state"]);
     assert_eq!(keys(&status["snapshots"]), ["committed", "failed", "quarantined", "skipped", "verified"]);
     assert_eq!(keys(&status["stall_ms"]), ["p50", "p99"]);

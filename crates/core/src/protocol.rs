@@ -46,6 +46,12 @@ pub enum AgentCommand {
         level: u8,
         /// 0: one per processor.
         encode_threads: usize,
+        /// Steps between evaluations, 0: none; `None`: as before. Only for a worker that accepts `evaluations`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eval_every: Option<u64>,
+        /// Micro-batches per evaluation; `None`: as before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eval_batches: Option<u64>,
     },
 }
 
@@ -122,6 +128,15 @@ pub enum WorkerEvent {
         device: String,
         /// Threads of one operation.
         threads: u64,
+        /// Tokens that the model knows.
+        #[serde(default)]
+        vocabulary: Option<u64>,
+        /// Tokens that are trained on, without those that are held back.
+        #[serde(default)]
+        train_tokens: Option<u64>,
+        /// What the worker's memory will hold at its peak, by its own estimate.
+        #[serde(default)]
+        peak_bytes: Option<u64>,
     },
     /// A micro-batch was computed: a sign of life within a long step.
     Alive {

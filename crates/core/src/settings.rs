@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+/// Settings that are recorded, since they change the losses in the train state, and change no parameter.
+const WATCHING: [&str; 2] = ["train.eval_every", "train.eval_batches"];
+
 /// A key that stands in the settings of every training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettingKey {
@@ -97,6 +100,13 @@ impl TrainSettings {
     /// The hash that stands for the training's tokens.
     pub fn data_content(&self) -> Option<&str> {
         self.get(SettingKey::DataContent.name())
+    }
+
+    /// [`differences`](TrainSettings::differences), without those that only say how a training is watched: another
+    /// evaluation finds other losses, and the same parameters.
+    pub fn changes_of_arithmetic(&self, now: &TrainSettings) -> Vec<String> {
+        let watches = |line: &String| WATCHING.iter().any(|key| line.starts_with(&format!("{key}:")));
+        self.differences(now).into_iter().filter(|line| !watches(line)).collect()
     }
 
     /// "seed: 1 then, 2 now" for each setting in which `self` (then) and `now` differ, sorted by key.

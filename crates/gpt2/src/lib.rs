@@ -11,6 +11,7 @@
 
 pub mod capture;
 pub mod data;
+pub mod evaluations;
 pub mod events;
 pub mod generate;
 pub mod gpt2;

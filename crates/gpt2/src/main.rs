@@ -13,6 +13,7 @@ use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
 use ckptd_core::store::{CommitPace, SessionStart, Store, StoreLock};
 use ckptd_core::{Error, Result};
+use ckptd_gpt2::evaluations::EvaluationPolicy;
 use ckptd_gpt2::events::COMMANDS_THREAD;
 use ckptd_gpt2::events::{CommandReader, EventSender};
 use ckptd_gpt2::setup::TrainingSetup;
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
 
 /// Trains what the agent's `start` says.
 fn run_as_worker(events: &EventSender) -> Result<()> {
-    let accepts = vec!["configure".to_owned()];
+    let accepts = ["configure", "evaluations"].map(str::to_owned).to_vec();
     let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
     events.send(WorkerEvent::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
     let (start, commands) = wait_for_start()?;
@@ -136,10 +137,18 @@ fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events:
     let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
     let snapshots: SharedTaker = Arc::default();
     let policy: Arc<SnapshotPolicy> = Arc::default();
+    let evaluations: Arc<EvaluationPolicy> = Arc::default();
     let asked = &start.config.snapshot;
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
     match (commands, asked.every) {
-        (Some(commands), _) => serve_commands(commands, snapshots.clone(), policy.clone(), events.clone())?,
+        (Some(commands), _) => {
+            let control = WorkerControl {
+                snapshots: snapshots.clone(),
+                policy: policy.clone(),
+                evaluations: evaluations.clone(),
+            };
+            serve_commands(commands, control, events.clone())?;
+        }
         (None, SnapshotEvery::Interval(interval)) if asked.every_steps.is_none() => {
             take_by_time(interval, snapshots.clone())?;
         }
@@ -166,13 +175,23 @@ fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events:
         resumed: setup.resumed.as_ref().map(|resumed| format!("step {}", resumed.train.step)),
         device: torch::device_name(setup.device),
         threads: setup.threads as u64,
+        vocabulary: u64::try_from(setup.model.config().vocab_size).ok(),
+        train_tokens: Some(setup.data.train.len() as u64),
+        peak_bytes: Some(setup.model.config().sizes().peak_bytes(&setup.config.train)),
     });
     // From here on an order to stop has a state to save.
     let _ = snapshots.set(taker.clone());
-    let step = TrainingLoop::new(setup, events.clone(), taker.clone()).run()?;
+    let step = TrainingLoop::new(setup, events.clone(), taker.clone()).obeying(evaluations).run()?;
     taker.take_last("final", CommitPace::Alone, None)?;
     events.send(WorkerEvent::Done { step, finished: true });
     Ok(())
+}
+
+/// What commands act on.
+struct WorkerControl {
+    snapshots: SharedTaker,
+    policy: Arc<SnapshotPolicy>,
+    evaluations: Arc<EvaluationPolicy>,
 }
 
 /// What takes snapshots, once there is a state to take.
@@ -191,12 +210,8 @@ fn take_by_time(interval: Duration, snapshots: SharedTaker) -> Result<()> {
 }
 
 /// Serves the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
-fn serve_commands(
-    mut commands: CommandReader,
-    snapshots: SharedTaker,
-    policy: Arc<SnapshotPolicy>,
-    events: EventSender,
-) -> Result<()> {
+fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: EventSender) -> Result<()> {
+    let WorkerControl { snapshots, policy, evaluations } = control;
     spawn(COMMANDS_THREAD, move || {
         let (save, reason, within) = loop {
             match commands.next_command() {
@@ -204,8 +219,11 @@ fn serve_commands(
                     Some(taker) => drop(taker.take(&reason)),
                     None => events.log(MessageLevel::Info, "no snapshot yet: the training has not begun"),
                 },
-                Ok(Some(AgentCommand::Configure { every_steps, level, encode_threads })) => {
+                Ok(Some(AgentCommand::Configure { every_steps, level, encode_threads, eval_every, eval_batches })) => {
                     policy.set(every_steps, level, encode_threads);
+                    if let (Some(every), Some(batches)) = (eval_every, eval_batches) {
+                        evaluations.set(every, batches);
+                    }
                 }
                 Ok(Some(AgentCommand::Stop { snapshot, reason, within_ms })) => {
                     break (snapshot, reason, within_ms.map(Duration::from_millis));

@@ -4,12 +4,14 @@
 //! step, micro-batch), the data order from (seed, epoch, position). A run that was interrupted anywhere ends in the
 //! same bits. Deliberately not here: preparing (`setup`), snapshots (`snapshots`), stopping (`main`).
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use ckptd_core::protocol::WorkerEvent;
+use ckptd_core::protocol::{MessageLevel, WorkerEvent};
 use ckptd_core::{Error, Result, schedule};
 
 use crate::data::order::{DataCursor, EvalBatches, TrainBatches};
+use crate::evaluations::EvaluationPolicy;
 use crate::events::EventSender;
 use crate::gpt2::{ModelGradients, TokenBatch};
 use crate::optim::UpdateStep;
@@ -27,6 +29,7 @@ pub struct TrainingLoop {
     targets: Vec<i64>,
     events: EventSender,
     snapshots: SnapshotTaker,
+    evaluations: Arc<EvaluationPolicy>,
 }
 
 impl TrainingLoop {
@@ -44,7 +47,13 @@ impl TrainingLoop {
             targets: Vec::new(),
             events,
             snapshots,
+            evaluations: Arc::default(),
         }
+    }
+
+    /// Lets `evaluations` say when there are some.
+    pub fn obeying(self, evaluations: Arc<EvaluationPolicy>) -> TrainingLoop {
+        TrainingLoop { evaluations, ..self }
     }
 
     /// Trains to the last step. Returns how many steps are completed.
@@ -123,7 +132,27 @@ impl TrainingLoop {
         ))
     }
 
+    /// Takes over what was asked for meanwhile about evaluations; the state records it as the settings it is under.
+    fn change_evaluations(&mut self) {
+        let Some((every, batches)) = self.evaluations.take() else { return };
+        let train = &mut self.setup.config.train;
+        (train.eval_every, train.eval_batches) = (every, batches);
+        let validation = self.setup.data.val.clone();
+        self.eval_batches = EvalBatches::new(validation, train.sequence_length, train.batch_size, batches);
+        if every > 0 && self.eval_batches.is_empty() {
+            let what = "no evaluations: [data] validation holds back fewer tokens than one batch has";
+            self.events.log(MessageLevel::Warn, what);
+            train.eval_every = 0;
+        }
+        let (every, batches) = (train.eval_every, train.eval_batches);
+        self.setup.state.edit(|state, _| {
+            state.settings.set("train.eval_every", every.to_string());
+            state.settings.set("train.eval_batches", batches.to_string());
+        });
+    }
+
     fn evaluate_if_due(&mut self) -> Result<()> {
+        self.change_evaluations();
         let (saved, _) = self.setup.state.train();
         let (step, train) = (saved.step, &self.setup.config.train);
         let due = train.eval_every > 0 && (step.is_multiple_of(train.eval_every) || step == train.steps);

@@ -8,6 +8,7 @@ use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{Role, TensorMeta};
 use serde::{Deserialize, Serialize};
 
+use crate::footprint::ModelShape;
 use crate::gpt2_names::{BlockParameter, Gpt2Parameter};
 use crate::python_json;
 
@@ -234,6 +235,20 @@ impl Gpt2Config {
         self.parameters().iter().filter_map(TensorMeta::elements).sum()
     }
 
+    /// Its sizes, for an estimate of its memory.
+    pub fn sizes(&self) -> ModelShape {
+        // Checked sizes are positive.
+        let size = |n: i64| n.unsigned_abs();
+        ModelShape {
+            layers: size(self.n_layer),
+            heads: size(self.n_head),
+            width: size(self.n_embd),
+            inner: size(self.inner()),
+            vocabulary: size(self.vocab_size),
+            positions: size(self.n_positions),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         let sizes = [
             ("vocab_size", self.vocab_size),
@@ -331,6 +346,11 @@ mod tests {
 
     #[test]
     fn the_recorded_keys_are_those_of_config_json_as_the_first_release_had_them() {
+        for name in PRESETS {
+            let preset = Gpt2Config::preset(name).unwrap();
+            assert_eq!(ModelShape::of_preset(name), Some(preset.sizes()), "{name}");
+            assert_eq!(preset.sizes().parameters(), preset.parameter_count(), "{name}");
+        }
         for shape in [Gpt2Config::preset("gpt2-mini").unwrap(), Gpt2Config::default().with_dropout(0.25)] {
             let mut settings = TrainSettings::default();
             shape.record(&mut settings);

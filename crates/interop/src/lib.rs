@@ -18,6 +18,7 @@ pub mod compare;
 pub mod dcp;
 pub mod export;
 pub mod export_record;
+pub mod footprint;
 pub mod foreign;
 pub mod gguf;
 pub mod gpt2_config;

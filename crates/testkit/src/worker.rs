@@ -117,6 +117,9 @@ impl<W: Write> QuickWorker<W> {
             resumed: start.resume.as_ref().map(|path| path.display().to_string()),
             device: "none".into(),
             threads: 1,
+            vocabulary: None,
+            train_tokens: None,
+            peak_bytes: None,
         });
         let store = Store::open(&start.config.job.store)?;
         let newest = start.resume.is_some().then_some(step);

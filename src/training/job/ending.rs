@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::events::{JobAction, SessionOutcome, WorkerExit};
 use super::machine::{JobMachine, StopCause, StopRequest};
-use super::phase::{JobPhase, TrainingEnd, WorkerPhase};
+use super::phase::{JobPhase, LastWord, TrainingEnd, WorkerPhase};
 use crate::daemon::report::{JobState, SnapshotStage};
 use crate::daemon::signals::DaemonSignal;
 use crate::session::clock::{BootInstant, ClockReading};
@@ -16,6 +16,7 @@ use crate::training::restarts::FailureCause;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::process::processors;
 use ckptd_core::protocol::AgentCommand;
+use ckptd_core::text::rough_duration;
 
 /// The same signal again within this time is the same request: `timeout` signals a process and then its group, a
 /// terminal and a script may both pass on a Ctrl-C.
@@ -86,7 +87,7 @@ impl JobMachine {
             return;
         }
         self.progress.state = JobState::Stopping;
-        match &mut self.phase {
+        match &self.phase {
             JobPhase::Choosing => {
                 info!("stopping: {why}");
                 // What it had committed before, it still reads back.
@@ -101,11 +102,13 @@ impl JobMachine {
             }
             JobPhase::Running(run) => match run.phase {
                 WorkerPhase::Training { .. } => {
-                    info!("stopping: {why}; taking the last snapshot (a second signal ends at once)");
+                    self.say_stopping(why, cause, now);
                     let within = (by - now.at).saturating_sub(EXIT_RESERVE);
                     let within_ms = Some(u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
                     self.act(JobAction::Send(AgentCommand::Stop { snapshot: true, reason: why.to_owned(), within_ms }));
                 }
+                WorkerPhase::Leaving { last_word: LastWord::Done(TrainingEnd::Complete), .. }
+                    if cause != StopCause::Signal => {}
                 WorkerPhase::Leaving { .. } | WorkerPhase::Killed { .. } if run.was_ready() => {
                     info!("stopping: {why}");
                 }
@@ -115,7 +118,31 @@ impl JobMachine {
                     self.act(JobAction::Kill);
                 }
             },
+            // Nothing is left to be stopped.
+            JobPhase::Settling(TrainingEnd::Complete) if cause != StopCause::Signal => {}
             JobPhase::Settling(_) | JobPhase::Confirming { .. } | JobPhase::Ended => info!("stopping: {why}"),
+        }
+    }
+
+    /// That the last snapshot is taken now, and why not later.
+    fn say_stopping(&self, why: &str, cause: StopCause, now: ClockReading) {
+        match (cause, self.deadline(now)) {
+            (StopCause::Signal, _) if self.surroundings.slurm => {
+                info!("stopping: {why}; taking the last snapshot (SIGINT again ends at once)");
+            }
+            (StopCause::Signal, _) => {
+                info!("stopping: {why}; taking the last snapshot (SIGINT or SIGTERM again ends at once)");
+            }
+            (_, Some(deadline)) if deadline.why == why && deadline.at > now.at => {
+                let because = match self.records.costs.final_cost() {
+                    Some(cost) => format!("saving takes up to {}", rough_duration(cost)),
+                    None => "it is not measured yet how long saving takes".to_owned(),
+                };
+                let left = rough_duration(deadline.at - now.at);
+                info!("stopping: {why}; taking the last snapshot {left} before the end, because {because}");
+            }
+            _ => info!("stopping: {why}; taking the last snapshot"),
+        }
         }
     }
 
@@ -266,9 +293,8 @@ impl JobMachine {
             },
             now,
         );
-        let budget = self.config.session.budget.map(|budget| budget.0);
         if let (Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver), Some(outlook)) =
-            (&outcome, self.records.outlook(self.config.train.steps, budget, now.wall))
+            (&outcome, self.outlook(&self.records, now))
         {
             info!(sessions_left = outlook.sessions, "{}", outlook.text());
         }

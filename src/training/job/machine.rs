@@ -14,15 +14,18 @@ use tracing::{info, warn};
 use super::events::{JobAction, JobEvent, SessionOutcome};
 use super::phase::{JobPhase, WorkerPhase, WorkerRun};
 use crate::daemon::report::{JobState, SnapshotStage};
-use crate::daemon::verifier::ResumeDecision;
+use crate::daemon::verifier::{ResumeDecision, ResumePoint};
 use crate::session::clock::{BootInstant, ClockReading};
 use crate::session::costs::CostMeter;
 use crate::session::plan::SessionPlan;
 use crate::session::records::SessionRecords;
+use crate::training::opening::MachineRoom;
 use crate::training::progress::JobProgress;
 use crate::training::restarts::{FailureCause, RestartPolicy};
+use crate::training::sanity::SanityWatch;
+use crate::training::settings_change;
 use ckptd_core::config::Config;
-use ckptd_core::error::Result;
+use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{RunId, SnapshotId};
 
 /// Without a message of the worker's own for so long after its start, it does not speak the protocol.
@@ -57,6 +60,9 @@ pub struct JobMachine {
     pub(super) surroundings: JobSurroundings,
     pub(super) records: SessionRecords,
     pub(super) meter: CostMeter,
+    pub(super) sanity: SanityWatch,
+    /// What there is on this machine; `None` once the session's opening was told.
+    pub(super) room: Option<MachineRoom>,
     /// When the records were given to be written last.
     pub(super) recorded: Option<BootInstant>,
     /// Snapshots that the verifier has not read back yet.
@@ -148,6 +154,8 @@ impl JobMachine {
             surroundings: JobSurroundings::default(),
             records,
             meter: CostMeter::default(),
+            sanity: SanityWatch::default(),
+            room: None,
             recorded: None,
             unverified: Vec::new(),
             complaint: None,
@@ -162,6 +170,11 @@ impl JobMachine {
         job.record(RecordTiming::AtOnce, now);
         let actions = std::mem::take(&mut job.actions);
         (job, actions)
+    }
+
+    /// Has the session's opening told once a worker is ready, with the room that this machine has.
+    pub fn tell_opening(&mut self, room: MachineRoom) {
+        self.room = Some(room);
     }
 
     /// How far it is.
@@ -198,9 +211,14 @@ impl JobMachine {
             JobEvent::Kept(kept) => self.confirmed(kept, now),
             JobEvent::Tick => self.ticked(now),
         }
+        self.after(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// What follows on anything that has happened.
+    pub(super) fn after(&mut self, now: ClockReading) {
         self.keep_to_plan(now);
         self.progress.deadline = self.deadline(now).map(|deadline| now.wall_at(deadline.at));
-        std::mem::take(&mut self.actions)
     }
 
     /// When [`JobEvent::Tick`] is wanted at the latest.
@@ -310,6 +328,11 @@ impl JobMachine {
             }
             return self.end(Ok(SessionOutcome::Finished), now);
         }
+        if let Some(resume) = &choice.resume
+            && let Err(refused) = self.check_settings(resume)
+        {
+            return self.end(Err(refused), now);
+        }
         match &choice.resume {
             Some(resume) => info!(step, id = %resume.id, "resuming from step {step} of {total}: {}", resume.why),
             None => info!("starting a training of {total} steps"),
@@ -317,6 +340,29 @@ impl JobMachine {
         let run = WorkerRun::new(choice.resume, choice.next_seq, step, now.at);
         self.phase = JobPhase::Running(Box::new(run));
         self.act(JobAction::Spawn);
+    }
+
+    /// Refuses a resume under other settings before a worker is started, or says what they do.
+    fn check_settings(&self, resume: &ResumePoint) -> Result<()> {
+        let then = &resume.train.settings;
+        let differences = settings_change::differences(&self.config, then);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let list = settings_change::list(&differences);
+        let rate = settings_change::rate_change(&self.config, then, resume.step);
+        if !self.accept_changes {
+            let rate = if rate.is_empty() { rate } else { format!(" ({rate})") };
+            let reason = format!(
+                "was trained with other settings ({list}); put them back, or go on with the new ones: --accept-changes\
+                 {rate}"
+            );
+            return Err(Error::mismatch(&resume.path, reason));
+        }
+        if !rate.is_empty() {
+            info!("{rate}");
+        }
+        Ok(())
     }
 
     /// A worker is about to go on after `step` steps; what an earlier one did beyond them is lost.

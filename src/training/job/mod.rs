@@ -2,11 +2,13 @@
 //!
 //! Reading order: [`events`] (what can happen, what can be wanted), [`machine`] (the way of an
 //! event), `phase` (what a job and its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `waking`,
-//! `ending`.
+//! `ending`, `opening`, `orders`.
 
 mod ending;
 pub mod events;
 pub mod machine;
+mod opening;
+mod orders;
 mod phase;
 mod plan;
 mod reload;

@@ -42,6 +42,8 @@ pub(super) struct WorkerRun {
     pub(super) counted_to: Option<BootInstant>,
     /// The worker can be told other settings while it runs.
     pub(super) configurable: bool,
+    /// That goes for its evaluations, too.
+    pub(super) evaluates: bool,
     pub(super) phase: WorkerPhase,
 }
 
@@ -83,6 +85,7 @@ impl WorkerRun {
             step,
             counted_to: None,
             configurable: false,
+            evaluates: false,
             phase: WorkerPhase::Starting,
         }
     }

@@ -11,10 +11,12 @@ use crate::daemon::report::{HistoryReport, IntervalReport, StatusReport};
 use crate::session::clock::{BootInstant, ClockReading};
 use crate::session::interval::{self, IntervalChoice, IntervalInputs};
 use crate::session::notice::{NoticeKind, SessionNotice};
+use crate::session::outlook::{self, LivePace, SessionOutlook};
 use crate::session::plan::{self, DeadlineSource, PlanInputs, PlanPolicy, SessionDeadline, SessionPlan};
+use crate::session::records::SessionRecords;
 use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::protocol::AgentCommand;
-use ckptd_core::text::{exact_duration, rough_duration};
+use ckptd_core::text::{counted, exact_duration, rough_duration};
 
 /// A last snapshot that begins so much later than it should have is late.
 const LATE: Duration = Duration::from_secs(1);
@@ -168,10 +170,12 @@ impl JobMachine {
     /// How far the session has come; before its first look into the store nothing is known of that.
     fn note_progress(&mut self, now: ClockReading) {
         let (saved, step) = (self.progress.last_verified.as_ref().map(|last| last.step), self.progress.step);
+        let planned = self.deadline(now).map(|deadline| (deadline.at - self.began).as_secs_f64());
         if let Some(session) = self.records.current() {
             session.seen = now.wall;
             session.saved_step = saved.unwrap_or(session.saved_step);
             session.step = step.max(session.saved_step);
+            session.planned_seconds = planned.or(session.planned_seconds);
         }
     }
 
@@ -189,6 +193,23 @@ impl JobMachine {
         self.act(JobAction::Record(Box::new(self.records.clone())));
     }
 
+    /// What is to come of the training, as `records` have it.
+    pub(super) fn outlook(&self, records: &SessionRecords, now: ClockReading) -> Option<SessionOutlook> {
+        let live = self.trains().then(|| LivePace { step: self.progress.step, step_time: self.meter.usual_step() });
+        outlook::outlook(records, self.config.train.steps, live, now.wall)
+    }
+
+    /// The time between snapshots, or the steps, and why it is that.
+    pub(super) fn interval_report(&self) -> IntervalReport {
+        match (self.interval(), self.config.snapshot.every_steps) {
+            (Some(choice), _) => IntervalReport { seconds: Some(choice.every.as_secs_f64()), why: choice.why },
+            (None, steps) => {
+                let why = format!("every {}, as configured", counted(steps.unwrap_or_default(), "step"));
+                IntervalReport { seconds: None, why }
+            }
+        }
+    }
+
     /// Everything that `ckptd status` tells.
     pub fn report(&self, now: ClockReading) -> StatusReport {
         let mut report = self.progress.report(now.wall);
@@ -197,13 +218,7 @@ impl JobMachine {
             report.session.seconds_left = Some(((at - now.at).as_secs_f64() * 10.0).round() / 10.0);
             report.session.source = Some(why);
         }
-        report.interval = match (self.interval(), self.config.snapshot.every_steps) {
-            (Some(choice), _) => IntervalReport { seconds: Some(choice.every.as_secs_f64()), why: choice.why },
-            (None, steps) => {
-                let why = format!("every {} steps, as configured", steps.unwrap_or_default());
-                IntervalReport { seconds: None, why }
-            }
-        };
+        report.interval = self.interval_report();
         let mut records = self.records.clone();
         let saved = self.progress.last_verified.as_ref().map(|last| last.step);
         if let Some(session) = records.current() {
@@ -211,8 +226,9 @@ impl JobMachine {
             session.saved_step = saved.unwrap_or(session.saved_step);
             session.step = self.progress.step.max(session.saved_step);
         }
-        let budget = self.config.session.budget.map(|budget| budget.0);
-        report.history = HistoryReport::of(&records, Some(self.config.train.steps), budget, now.wall);
+        let outlook = self.outlook(&records, now);
+        report.seconds_to_finish = outlook.map(|outlook| outlook.time_left.as_secs_f64().round());
+        report.history = HistoryReport::of(&records, outlook);
         report
     }
 }

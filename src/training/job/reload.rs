@@ -18,25 +18,40 @@ impl JobMachine {
         }
         let config = match config {
             Ok(config) => *config,
-            Err(error) => return warn!("the job file is wrong, the job is unchanged: {error}"),
+            Err(error) => {
+                warn!("the job file is wrong, the job is unchanged: {error}");
+                self.progress.file_problem = Some(format!("the job file is wrong since {}: {error}", clock(now)));
+                return;
+            }
         };
         let changed = match live::changes(&self.config, &config) {
-            Ok(changed) if changed.is_empty() => return info!("the job file is unchanged"),
+            Ok(changed) if changed.is_empty() => {
+                let again = self.progress.file_problem.take().map_or("", |_| "right again, and ");
+                return info!("the job file is {again}unchanged: the job goes on as it does");
+            }
             Ok(changed) => changed,
-            Err(why) => return warn!("change of the job file refused: {why}"),
+            Err(why) => {
+                warn!("change of the job file refused: {why}");
+                self.progress.file_problem =
+                    Some(format!("a change of the job file was refused at {}: {why}", clock(now)));
+                return;
+            }
         };
         if let Some(deadline) = config.session.deadline.filter(|deadline| deadline.0 <= now.wall)
             && self.config.session.deadline != Some(deadline)
         {
             return warn!("change of the job file refused: [session] deadline: {} is past", deadline.0);
         }
+        self.progress.file_problem = None;
         let before = std::mem::replace(&mut self.config, config);
         info!("the job file has changed: {} from now on", self.describe(&changed));
         let (old, new) = (&before.snapshot, &self.config.snapshot);
         let for_worker =
             (old.every_steps, old.level, old.encode_threads) != (new.every_steps, new.level, new.encode_threads);
-        if for_worker {
-            self.tell_worker();
+        let evaluations = |config: &Config| (config.train.eval_every, config.train.eval_batches);
+        let watched = evaluations(&before) != evaluations(&self.config);
+        if for_worker || watched {
+            self.tell_worker(watched);
         }
         if before.log != self.config.log {
             self.act(JobAction::SetLogLevel(self.config.log.level));
@@ -45,7 +60,7 @@ impl JobMachine {
     }
 
     /// A worker that is yet to be told `start` learns of it there, one that leaves not at all.
-    fn tell_worker(&mut self) {
+    fn tell_worker(&mut self, evaluations: bool) {
         let JobPhase::Running(run) = &self.phase else { return };
         if !matches!(run.phase, WorkerPhase::Loading | WorkerPhase::Training { .. }) {
             return;
@@ -55,9 +70,15 @@ impl JobMachine {
                 "this worker cannot change how it takes snapshots while it runs; it will from its next start on"
             );
         }
-        let policy = &self.config.snapshot;
+        if evaluations && !run.evaluates {
+            warn!("this worker cannot change its evaluations while it runs; it will from its next start on");
+        }
+        let Config { snapshot: policy, train, .. } = &self.config;
         let (every_steps, level, encode_threads) = (policy.every_steps, policy.level, policy.encode_threads);
-        self.act(JobAction::Send(AgentCommand::Configure { every_steps, level, encode_threads }));
+        let evaluations = run.evaluates.then_some((train.eval_every, train.eval_batches));
+        let (eval_every, eval_batches) = evaluations.unzip();
+        let command = AgentCommand::Configure { every_steps, level, encode_threads, eval_every, eval_batches };
+        self.act(JobAction::Send(command));
     }
 
     /// "[snapshot] every = \"7s\"" and so on.
@@ -73,4 +94,9 @@ impl JobMachine {
         let parts = changed.iter().map(|name| format!("{name} = {}", value(name).unwrap_or_default()));
         parts.collect::<Vec<_>>().join(", ")
     }
+}
+
+/// "2026-11-24 23:10:00", here.
+fn clock(now: ClockReading) -> String {
+    now.wall.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }

@@ -124,7 +124,18 @@ fn hello(version: u32) -> WorkerEvent {
 
 fn ready(step: u64) -> WorkerEvent {
     let (device, resumed) = ("cpu".to_owned(), None);
-    WorkerEvent::Ready { step, total_steps: 20, parameters: 1, state_bytes: 4, resumed, device, threads: 1 }
+    WorkerEvent::Ready {
+        step,
+        total_steps: 20,
+        parameters: 1,
+        state_bytes: 4,
+        resumed,
+        device,
+        threads: 1,
+        vocabulary: None,
+        train_tokens: None,
+        peak_bytes: None,
+    }
 }
 
 pub(super) fn step(step: u64) -> WorkerEvent {

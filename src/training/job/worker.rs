@@ -11,10 +11,11 @@ use super::phase::{JobPhase, LastWord, TrainingEnd, WorkerPhase};
 use crate::daemon::report::JobState;
 use crate::session::clock::ClockReading;
 use crate::training::restarts::{FailureCause, RestartDecision};
+use crate::training::sanity::TrainingFacts;
 use ckptd_core::error::Error;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{self, AgentCommand, MessageLevel, Start, WorkerEvent, WorkerFailure};
-use ckptd_core::text::rough_duration;
+use ckptd_core::text::{counted, rough_duration};
 
 impl JobMachine {
     pub(super) fn said(&mut self, message: WorkerEvent, now: ClockReading) {
@@ -25,6 +26,7 @@ impl JobMachine {
         run.last_sign = now.at;
         if let WorkerEvent::Hello { protocol, worker, version, accepts, .. } = message {
             run.configurable = accepts.iter().any(|command| command == "configure");
+            run.evaluates = accepts.iter().any(|what| what == "evaluations");
             return self.greeted(protocol, &worker, &version, now);
         }
         if matches!(run.phase, WorkerPhase::Starting) {
@@ -43,7 +45,17 @@ impl JobMachine {
                 let what = format!("it begins after step {step} and not after step {}", run.step);
                 self.kill_for(FailureCause::ProtocolError(what), now);
             }
-            WorkerEvent::Ready { step, parameters, state_bytes, device, threads, .. } => {
+            WorkerEvent::Ready {
+                step,
+                parameters,
+                state_bytes,
+                device,
+                threads,
+                vocabulary,
+                train_tokens,
+                peak_bytes,
+                ..
+            } => {
                 self.ready(now);
                 let size = bytesize::ByteSize(state_bytes);
                 info!(
@@ -52,8 +64,10 @@ impl JobMachine {
                     state_bytes,
                     device,
                     threads,
-                    "training {parameters} parameters on {device} with {threads} threads; a state is {size}"
+                    "training {parameters} parameters on {device} with {}; a state is {size}",
+                    counted(threads, "thread")
                 );
+                self.open(TrainingFacts { vocabulary, train_tokens }, step, state_bytes, peak_bytes, now);
             }
             WorkerEvent::Step { step, loss, learning_rate, grad_norm, step_ms, tokens } => {
                 // In full: two runs that compute the same say the same.
@@ -67,9 +81,14 @@ impl JobMachine {
                 }
                 self.meter.stepped(Duration::try_from_secs_f64(step_ms / 1e3).unwrap_or_default());
                 self.restarts.completed(step);
-                self.progress.stepped(step, loss, tokens, now.at);
+                self.progress.stepped(step, loss, learning_rate, tokens, now.at);
+                let found = self.sanity.stepped(step, loss, grad_norm, self.config.train.grad_clip);
+                self.tell(found);
             }
             WorkerEvent::Eval { step, val_loss, best } => {
+                self.progress.stage = None;
+                let found = self.sanity.evaluated(step, val_loss);
+                self.tell(found);
                 let mark = if best { ", the best so far" } else { "" };
                 let perplexity = val_loss.exp();
                 info!(

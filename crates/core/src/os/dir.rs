@@ -134,6 +134,17 @@ impl Dir {
         Ok(file)
     }
 
+    /// Opens or creates a file of the store itself that grows, such as its log.
+    pub fn open_appended(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
+        let file =
+            faults::call(FsCall::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
+        let file = File::from(file);
+        require_regular(&file, &self.join(name))?;
+        Ok(file)
+    }
+
     /// The content of a small file, at most `max` bytes; `None` where there is none.
     pub fn read_small(&self, name: &str, max: u64) -> Result<Option<Vec<u8>>> {
         let Some(stat) = self.stat(name)? else { return Ok(None) };

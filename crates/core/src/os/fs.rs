@@ -97,6 +97,12 @@ pub fn is_dir(path: &Path) -> bool {
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
+/// Bytes that this user may still write on the file system that `path` is on; `None` where it does not say.
+pub fn free_space(path: &Path) -> Option<u64> {
+    let stat = faults::call(FsCall::Stat(path.into()), || rustix::fs::statvfs(path)).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Takes the kernel's lock on an open file; false where another process has it.
 pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
     let lock = || rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);

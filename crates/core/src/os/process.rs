@@ -67,6 +67,39 @@ pub fn holders_of(device: u64, inode: u64) -> Vec<u32> {
         .collect()
 }
 
+/// Bytes of memory that this process and what it starts may still take, swap apart: what the machine has, and what the
+/// control groups leave. `None` where the system does not say.
+pub fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10;
+    Some(group_memory().map_or(machine, |group| machine.min(group)))
+}
+
+/// What the control groups of this process leave it; `None` without a limit.
+fn group_memory() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let number = |path: &Path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let left = |folder: &Path, [limit, used]: [&str; 2]| {
+        let used = number(&folder.join(used)).unwrap_or(0);
+        number(&folder.join(limit)).map(|limit| limit.saturating_sub(used))
+    };
+    let limits = groups.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (root, files) = match controllers {
+            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current"]),
+            _ => ("/sys/fs/cgroup/memory", ["memory.limit_in_bytes", "memory.usage_in_bytes"]),
+        };
+        let of_memory = controllers.is_empty() || controllers.split(',').any(|name| name == "memory");
+        let group = Path::new(root).join(group.trim_start_matches('/'));
+        let above: Vec<_> =
+            group.ancestors().take_while(|folder| folder.starts_with(root)).map(Path::to_owned).collect();
+        above.into_iter().filter(move |_| of_memory).filter_map(move |folder| left(&folder, files))
+    });
+    limits.min()
+}
+
 /// When this process started, as time since boot.
 pub fn started_since_boot() -> Option<Duration> {
     let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).ok().filter(|&ticks| ticks > 0)?;

@@ -49,6 +49,10 @@ pub const REMOTE: &str = "remote.json";
 pub const UPLOAD: &str = "upload.json";
 /// The sessions of the store, and what they taught.
 pub const SESSIONS: &str = "sessions.json";
+/// What was said in the sessions, and what was before that.
+pub const LOG: &str = "session.log";
+/// The older part of the log.
+pub const OLD_LOG: &str = "session.log.old";
 
 /// The status socket of the job, unless its config names another place.
 pub const STATUS_SOCKET: &str = "status.sock";

@@ -66,8 +66,13 @@ pub struct SessionEnding {
 /// What is known of the session that had the store last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastSession {
-    /// No session had it, the last one still runs, or another command had the store since.
+    /// No session had it, or another command had the store since.
     Unknown,
+    /// It runs still.
+    Running {
+        /// Id of its process.
+        pid: u32,
+    },
     /// It recorded its end.
     Ended(SessionEnding),
     /// It ended without recording an end: killed, or the machine went down.
@@ -133,7 +138,8 @@ impl LastSession {
         Ok(match holder.filter(|holder| holder.who.starts_with(SESSION)) {
             Some(LockHolder { ended: Some(ending), .. }) => LastSession::Ended(ending),
             Some(holder) if !holder.alive() => LastSession::Killed { pid: holder.pid },
-            _ => LastSession::Unknown,
+            Some(holder) => LastSession::Running { pid: holder.pid },
+            None => LastSession::Unknown,
         })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`layout`] (names), [`format`] (the file), [`trailer`], [`outline`], [`peek`], [`read`], [`receipt`],
 //! [`lock`], [`handle`] (an open store), [`commit`](mod@commit), [`receive`], [`catalogue`], [`choice`] (what a name
-//! means), [`verify`], [`quarantine`], [`resume`], [`retain`], [`rotate`], [`clean`], [`records`], [`session`].
+//! means), [`verify`], [`quarantine`], [`resume`], [`retain`], [`rotate`], [`clean`], [`records`], [`log`],
+//! [`session`].
 //!
 //! Invariant: every answer is read from the disk at the time of the question. Order comes from (run, sequence number)
 //! in the manifests. Damaged files are moved aside, not deleted; only [`rotate`] deletes snapshots.
@@ -15,6 +16,7 @@ pub mod format;
 pub mod handle;
 pub mod layout;
 pub mod lock;
+pub mod log;
 pub mod outline;
 pub mod peek;
 pub mod quarantine;

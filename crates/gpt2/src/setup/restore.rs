@@ -74,7 +74,7 @@ pub(super) fn check_settings(
         // What stands for the data tells a reader nothing; `data` says it in words.
         let mut now = now.clone();
         now.set_key(SettingKey::DataContent, then.data_content().unwrap_or_default());
-        differences = then.differences(&now);
+        differences = then.changes_of_arithmetic(&now);
     }
     let (harmless, mut others): (Vec<String>, Vec<String>) =
         differences.into_iter().partition(|difference| is_harmless(difference));

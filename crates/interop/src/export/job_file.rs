@@ -19,9 +19,7 @@ use ckptd_core::token_cache::{TokenCache, TokenOrigin, TokenRecord, TokenWidth};
 use ckptd_core::token_file::{self, TokenLayout};
 
 const HEAD: &str = "\
-# The job of the state in this folder, as `ckptd export` has found it. To go on with it:
-#   ckptd import --from . job.toml    makes its store
-#   ckptd run job.toml
+# The job of the state in this folder, as `ckptd export` has found it. To go on with it: ckptd run job.toml
 ";
 const DATA_IS_ELSEWHERE: &str = "\
 # [data] names files of the machine that it comes from: say where they are on this one. Other texts are refused.

@@ -1,0 +1,115 @@
+//! What a worker of GPT-2 holds in memory at its peak, as a formula whose constants were measured.
+//!
+//! The state is there twice, since a snapshot may hold the one while the training writes the other; so are a gradient
+//! and, for one micro-batch, what the backward pass needs of the forward one. Deliberately not here: measuring it.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::mapped::read_small;
+use crate::names;
+use ckptd_core::config::{OptimizerKind, TrainSection};
+use ckptd_core::error::{Error, Result};
+
+/// Bytes of a float32.
+const FLOAT: u64 = 4;
+/// The program with libtorch, its threads' stacks and allocators.
+const PROGRAM: u64 = 330 << 20;
+/// Floats per token and layer that the backward pass needs, in widths of the model: the inputs of its operations.
+const KEPT_WIDTHS: u64 = 34;
+/// Floats per token, layer and head that it needs for each position that is attended to.
+const KEPT_SCORES: u64 = 4;
+/// Logits are computed in pieces of at most this many bytes.
+const LOGITS: u64 = 256 << 20;
+/// Blocks of a snapshot on its way to the device.
+const SNAPSHOT: u64 = 96 << 20;
+
+/// The sizes of a GPT-2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    pub layers: u64,
+    pub heads: u64,
+    /// Floats of a hidden state.
+    pub width: u64,
+    /// Floats between the two halves of an MLP.
+    pub inner: u64,
+    /// Tokens that it knows.
+    pub vocabulary: u64,
+    /// Tokens that it sees at most.
+    pub positions: u64,
+}
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The sizes of transformers' `GPT2Config`, where a config.json leaves them out.
+const USUAL: ModelShape =
+    ModelShape { layers: 12, heads: 12, width: 768, inner: 3072, vocabulary: 50257, positions: 1024 };
+
+impl ModelShape {
+    /// Of the model folder `dir`, as its config.json says.
+    ///
+    /// # Errors
+    /// Those of reading, and [`Error::Malformed`] for what is no JSON object.
+    pub fn of_folder(dir: &Path) -> Result<ModelShape> {
+        let path = dir.join(names::CONFIG);
+        let bytes = read_small(&path, MAX_CONFIG_BYTES)?;
+        let json: Value =
+            serde_json::from_slice(&bytes).map_err(|e| Error::malformed(&path, format!("not JSON: {e}")))?;
+        let size = |names: [&str; 2], usual: u64| {
+            names.iter().find_map(|name| json.get(name)?.as_u64()).filter(|size| *size > 0).unwrap_or(usual)
+        };
+        let width = size(["n_embd", "hidden_size"], USUAL.width);
+        Ok(ModelShape {
+            layers: size(["n_layer", "num_hidden_layers"], USUAL.layers),
+            heads: size(["n_head", "num_attention_heads"], USUAL.heads),
+            width,
+            inner: size(["n_inner", "intermediate_size"], width.saturating_mul(4)),
+            vocabulary: size(["vocab_size", "vocab_size"], USUAL.vocabulary),
+            positions: size(["n_positions", "max_position_embeddings"], USUAL.positions),
+        })
+    }
+
+    /// Of a preset's name.
+    pub fn of_preset(name: &str) -> Option<ModelShape> {
+        let sized = |width, layers, heads| ModelShape { layers, heads, width, inner: 4 * width, ..USUAL };
+        match name {
+            "gpt2" => Some(USUAL),
+            "gpt2-medium" => Some(sized(1024, 24, 16)),
+            "gpt2-large" => Some(sized(1280, 36, 20)),
+            "gpt2-xl" => Some(sized(1600, 48, 25)),
+            "gpt2-mini" => Some(ModelShape { vocabulary: 4096, positions: 256, ..sized(192, 4, 6) }),
+            _ => None,
+        }
+    }
+
+    /// Numbers in its parameters, the tied head counted once.
+    pub fn parameters(&self) -> u64 {
+        let ModelShape { layers, width, inner, vocabulary, positions, .. } = *self;
+        let attention = 4 * width * width + 4 * width;
+        let mlp = 2 * width * inner + inner + width;
+        (vocabulary + positions) * width + layers * (attention + mlp + 4 * width) + 2 * width
+    }
+
+    /// Bytes of a state: parameters, and what the optimiser keeps.
+    pub fn state_bytes(&self, train: &TrainSection) -> u64 {
+        let copies = match train.optimizer {
+            OptimizerKind::Adamw => 3,
+            OptimizerKind::Sgd if train.momentum > 0.0 => 2,
+            OptimizerKind::Sgd => 1,
+        };
+        copies * FLOAT * self.parameters()
+    }
+
+    /// Bytes that a worker holds at its peak, about.
+    pub fn peak_bytes(&self, train: &TrainSection) -> u64 {
+        let tokens = train.batch_size.saturating_mul(train.sequence_length);
+        let per_token = self.layers
+            * (KEPT_WIDTHS / 2 * (self.width + self.inner / 4) + KEPT_SCORES * self.heads * train.sequence_length);
+        let kept = tokens.saturating_mul(per_token).saturating_mul(FLOAT);
+        let logits = tokens.saturating_mul(self.vocabulary).saturating_mul(FLOAT).min(LOGITS);
+        let gradient = FLOAT * self.parameters();
+        [PROGRAM, SNAPSHOT, 2 * self.state_bytes(train), gradient, kept, 2 * logits]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
