@@ -10,7 +10,7 @@ use super::target::CommandTarget;
 use super::{exit_code, output};
 use ckptd_core::error::Result;
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
-use ckptd_core::store::{QuarantinedFile, SnapshotEntry, SnapshotState, layout};
+use ckptd_core::store::{LastSession, QuarantinedFile, SnapshotEntry, SnapshotState, layout};
 
 /// Show the snapshots, newest first, with their state and why each is kept.
 #[derive(clap::Args)]
@@ -56,7 +56,8 @@ pub(super) fn execute(args: &ListArgs) -> Result<u8> {
     } else if rows.is_empty() {
         output::text("no snapshots yet\n")?;
     } else {
-        output::text(&table(&rows))?;
+        let is_next = !matches!(target.store.last_session()?, LastSession::Running { .. });
+        output::text(&table(&rows, is_next))?;
     }
     Ok(exit_code::DONE)
 }
@@ -133,11 +134,15 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-fn table(rows: &[ListRow]) -> String {
+/// `is_next`: no job runs, so that the next run looks at what is not verified.
+fn table(rows: &[ListRow], is_next: bool) -> String {
     let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
     let cells: Vec<Vec<String>> = rows
         .iter()
-        .map(|row| {
+        .enumerate()
+        .map(|(at, row)| {
+            let checked =
+                if at == 0 && is_next && row.state == "committed" { "; the next run checks it first" } else { "" };
             vec![
                 row.step.map_or_else(|| row.id.to_string(), |step| step.to_string()),
                 match row.healthy {
@@ -152,7 +157,7 @@ fn table(rows: &[ListRow]) -> String {
                 match (&row.problem, row.kept_because.as_slice()) {
                     (Some(problem), _) => problem.clone(),
                     (None, []) => "nothing keeps it".to_owned(),
-                    (None, reasons) => reasons.join(", "),
+                    (None, reasons) => reasons.join(", ") + checked,
                 },
             ]
         })

@@ -1,6 +1,6 @@
 //! `ckptd prune`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -43,8 +43,7 @@ pub(super) fn execute(args: &PruneArgs) -> Result<u8> {
     let plan = if args.dry_run {
         target.store.plan(retention, Timestamp::now())?.into_verdicts()
     } else {
-        // A running daemon rotates by itself.
-        let lock = target.store.lock("ckptd prune")?;
+        let lock = target.store.lock("ckptd prune").map_err(|error| rotates_itself(error, &args.target))?;
         target.store.prune(&lock, retention, Timestamp::now())?
     };
     if args.json {
@@ -54,6 +53,18 @@ pub(super) fn execute(args: &PruneArgs) -> Result<u8> {
         output::text(&describe(&plan, args.dry_run))?;
     }
     Ok(exit_code::DONE)
+}
+
+/// A running job holds its store.
+fn rotates_itself(error: Error, target: &Path) -> Error {
+    match error {
+        Error::Locked { pid, alive: true, .. } => Error::Other(format!(
+            "process {pid} runs the job of {} and rotates by itself; change [retention] in its job file, which it takes \
+             over at once, or stop it first",
+            target.display()
+        )),
+        other => other,
+    }
 }
 
 fn describe(plan: &[RetentionVerdict], dry_run: bool) -> String {

@@ -15,15 +15,15 @@ use ckptd_core::error::{Error, Result};
 /// Bytes of a float32.
 const FLOAT: u64 = 4;
 /// The program with libtorch, its threads' stacks and allocators.
-const PROGRAM: u64 = 330 << 20;
+const PROGRAM: u64 = 300 << 20;
 /// Floats per token and layer that the backward pass needs, in widths of the model: the inputs of its operations.
-const KEPT_WIDTHS: u64 = 34;
+const KEPT_WIDTHS: u64 = 70;
 /// Floats per token, layer and head that it needs for each position that is attended to.
-const KEPT_SCORES: u64 = 4;
+const KEPT_SCORES: u64 = 2;
 /// Logits are computed in pieces of at most this many bytes.
 const LOGITS: u64 = 256 << 20;
 /// Blocks of a snapshot on its way to the device.
-const SNAPSHOT: u64 = 96 << 20;
+const SNAPSHOT: u64 = 64 << 20;
 
 /// The sizes of a GPT-2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
