@@ -143,7 +143,6 @@ impl JobMachine {
             }
             _ => info!("stopping: {why}; taking the last snapshot"),
         }
-        }
     }
 
     /// No worker is left: the session ends when what it committed is read back.
