@@ -103,9 +103,9 @@ pub(super) fn check_settings(
     Ok(())
 }
 
-/// Whether the setting that a difference names changes the evaluations or the last bits alone.
+/// Whether the setting that a difference names changes the last bits alone.
 fn is_harmless(difference: &str) -> bool {
-    const HARMLESS: [&str; 4] = ["train.eval_every:", "train.eval_batches:", "threads:", "device:"];
+    const HARMLESS: [&str; 2] = ["threads:", "device:"];
     HARMLESS.iter().any(|key| difference.starts_with(key))
 }
 
