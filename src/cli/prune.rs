@@ -59,8 +59,8 @@ pub(super) fn execute(args: &PruneArgs) -> Result<u8> {
 fn rotates_itself(error: Error, target: &Path) -> Error {
     match error {
         Error::Locked { pid, alive: true, .. } => Error::Other(format!(
-            "process {pid} runs the job of {} and rotates by itself; change [retention] in its job file, which it takes \
-             over at once, or stop it first",
+            "process {pid} runs the job of {} and rotates by itself; change [retention] in its job file, which it \
+             takes over at once, or stop it first",
             target.display()
         )),
         other => other,

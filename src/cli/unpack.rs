@@ -8,7 +8,7 @@ use ckptd_core::error::Result;
 use ckptd_interop::export_record::ExportRecord;
 use ckptd_interop::limits::ReadLimits;
 use ckptd_interop::output::OverwriteRule;
-use ckptd_interop::{bundle, export_record};
+use ckptd_interop::{bundle, export_record, names};
 
 /// Unpack a zip or tar.zst bundle into a folder, and hold every file against the bundle's own hashes.
 #[derive(clap::Args)]

@@ -3,8 +3,6 @@
 //! Invariant: the report's keys are a contract; figures that are not known are null, and none is NaN.
 //! Deliberately not here: where the figures come from, how a report travels (status).
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
