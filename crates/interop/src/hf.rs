@@ -89,8 +89,11 @@ pub fn weights(dir: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     weights_and_aliases(dir, limits).map(|(tensors, _)| tensors)
 }
 
-/// The folder's weights, and the other names of those that are tied: (other name, name).
-pub fn weights_and_aliases(dir: &Path, limits: &ReadLimits) -> Result<(Vec<Tensor>, Vec<(String, String)>)> {
+/// Two names of one tensor: the other one, and the one under which it stands.
+pub type TiedName = (String, String);
+
+/// The folder's weights, and the other names of those that are tied.
+pub fn weights_and_aliases(dir: &Path, limits: &ReadLimits) -> Result<(Vec<Tensor>, Vec<TiedName>)> {
     let mut aliases = Vec::new();
     let there = |name: &str| Some(dir.join(name)).filter(|path| path.exists());
     let mut tensors = if let Some(path) = there(WEIGHTS) {

@@ -88,9 +88,12 @@ fn header(bytes: &[u8]) -> Result<Header, String> {
     Ok(header)
 }
 
+/// Parameters that follow each other in the file, each with the rows of it that count, and the shape of each there.
+type ParameterRun = (Vec<(Gpt2Parameter, u64)>, Vec<u64>);
+
 impl Header {
     /// The parameters in the order of the file, each with the rows of it that count, and the shape that it takes there.
-    fn runs(&self) -> Vec<(Vec<(Gpt2Parameter, u64)>, Vec<u64>)> {
+    fn runs(&self) -> Vec<ParameterRun> {
         let width = self.width;
         let one = |parameter, rows: u64, shape: Vec<u64>| (vec![(parameter, rows)], shape);
         let mut runs = vec![

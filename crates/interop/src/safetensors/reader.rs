@@ -163,7 +163,9 @@ impl<'de> Visitor<'de> for ItemVisitor {
                 "dtype" => dtype = Some(map.next_value::<String>()?),
                 "shape" => shape = Some(map.next_value()?),
                 "data_offsets" => data_offsets = Some(map.next_value()?),
-                _ => drop(map.next_value::<HeaderScalar>()?),
+                _ => {
+                    map.next_value::<HeaderScalar>()?;
+                }
             }
         }
         match (dtype, shape, data_offsets) {

@@ -243,7 +243,7 @@ impl PickleMachine<'_> {
             // Between a mark after the dict and the next one stand keys and values in turn.
             [1, rest @ ..] => {
                 let end = rest.first().copied().unwrap_or(self.stack.len());
-                self.stack.get(1..end)?.iter().step_by(2).filter_map(|&id| text(id)).last()
+                self.stack.get(1..end)?.iter().step_by(2).filter_map(|&id| text(id)).next_back()
             }
             _ => text(*self.stack.get(1)?),
         }

@@ -199,10 +199,7 @@ impl Files {
     pub fn delete(&self, name: &ObjectName) -> io::Result<()> {
         self.require_root()?;
         let path = self.path(name);
-        match remove(&path)? {
-            true => sync_folder_of(&path),
-            false => Ok(()),
-        }
+        if remove(&path)? { sync_folder_of(&path) } else { Ok(()) }
     }
 
     /// The name of a file that takes parts.

@@ -70,10 +70,8 @@ pub async fn renew(
         let version = storage.put(&JobObject::Beat(record.epoch).name(), json(record)?).await?;
         // Written first, looked for then: whoever comes later has seen the sign of life.
         let is_taken = |(object, _): &(JobObject, u64)| matches!(object, JobObject::Epoch(e) if *e > record.epoch);
-        match job.list(Prefix::Epochs).await?.iter().any(is_taken) {
-            true => Ok(WriteOutcome::Refused),
-            false => Ok(WriteOutcome::Done(version)),
-        }
+        let taken = job.list(Prefix::Epochs).await?.iter().any(is_taken);
+        Ok(if taken { WriteOutcome::Refused } else { WriteOutcome::Done(version) })
     };
     within(patience, renew).await
 }

@@ -212,15 +212,17 @@ impl JobOwner {
             LeaseAction::Claim(record, version) => {
                 let before = self.seen.as_ref().filter(|(_, seen)| Some(seen) == version.as_ref());
                 let before = before.map(|(record, version)| (record, version));
-                LeaseEvent::Written(match self.settings.fenced {
-                    true => lease_io::claim(&self.job, &record, before, patience).await,
-                    false => self.note_epoch(&record).await,
+                LeaseEvent::Written(if self.settings.fenced {
+                    lease_io::claim(&self.job, &record, before, patience).await
+                } else {
+                    self.note_epoch(&record).await
                 })
             }
             LeaseAction::Renew(record, version) | LeaseAction::Release(record, version) => {
-                LeaseEvent::Written(match self.settings.fenced {
-                    true => lease_io::renew(&self.job, &record, &version, patience).await,
-                    false => WriteOutcome::Done(version),
+                LeaseEvent::Written(if self.settings.fenced {
+                    lease_io::renew(&self.job, &record, &version, patience).await
+                } else {
+                    WriteOutcome::Done(version)
                 })
             }
             LeaseAction::Commit(name) => {

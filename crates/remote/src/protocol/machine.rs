@@ -215,9 +215,10 @@ impl<V: Clone + PartialEq> LeaseMachine<V> {
                 own.writing = Some(LeaseWrite { counter, sent: now, releases });
                 let (record, version) =
                     (LeaseRecord { counter, released: releases, ..own.record.clone() }, &own.version);
-                actions.push(match releases {
-                    true => LeaseAction::Release(record, version.clone()),
-                    false => LeaseAction::Renew(record, version.clone()),
+                actions.push(if releases {
+                    LeaseAction::Release(record, version.clone())
+                } else {
+                    LeaseAction::Renew(record, version.clone())
                 });
             }
             LeasePhase::Lost | LeasePhase::Left => self.give_up_checked(actions),

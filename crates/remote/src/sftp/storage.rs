@@ -328,10 +328,9 @@ fn told(operation: Operation, failure: &Failure) -> (ErrorKind, String) {
     let kind = if is_refused { ErrorKind::Denied } else { ErrorKind::Unreachable };
     let unknown = said.contains("Host key verification failed");
     let hint = if unknown { "; compare the host's key and add it: ssh-keyscan HOST >> ~/.ssh/known_hosts" } else { "" };
-    match said.is_empty() {
-        true => (kind, failure.error.to_string()),
-        false => (kind, format!("{}; ssh says: {said}{hint}", failure.error)),
-    }
+    let error = &failure.error;
+    let text = if said.is_empty() { error.to_string() } else { format!("{error}; ssh says: {said}{hint}") };
+    (kind, text)
 }
 
 fn version(body: &[u8]) -> ObjectVersion {
