@@ -34,15 +34,17 @@ pub(super) fn execute(args: &LogsArgs) -> Result<u8> {
     }
     let shown = if args.all { &kept } else { last_session(&kept) };
     output::text(shown)?;
-    while args.follow {
+    if !args.follow {
+        return Ok(exit_code::DONE);
+    }
+    loop {
         std::thread::sleep(LOOK);
         let (more, now) = store.log_since(Some(position))?;
         position = now;
         if !more.is_empty() && output::stream(&String::from_utf8_lossy(&more))? == output::Reader::Gone {
-            break;
+            return Ok(exit_code::DONE);
         }
     }
-    Ok(exit_code::DONE)
 }
 
 /// What was said since the last session began.

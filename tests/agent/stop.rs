@@ -219,7 +219,8 @@ fn until_done_begins_session_after_session_until_the_training_is_complete() {
 
 #[test]
 fn a_user_ends_all_sessions_of_until_done_in_whichever_it_is_asked() {
-    let endings: [(&str, &dyn Fn(&AgentJob, &RunningAgent)); 3] = [
+    type End = dyn Fn(&AgentJob, &RunningAgent);
+    let endings: [(&str, &End); 3] = [
         ("session over (SIGINT)", &|_, run| run.signal(Signal::INT)),
         ("session over (SIGUSR2)", &|_, run| run.signal(Signal::USR2)),
         ("session over (notice file)", &|job, _| std::fs::write(job.config().with_file_name("stop"), "").unwrap()),

@@ -205,7 +205,7 @@ mod tests {
             "sftp://host;x/srv",
             "planted:secret://x",
         ] {
-            let refused = text.parse::<RemoteUrl>().expect_err(text).to_string();
+            let refused = text.parse::<RemoteUrl>().unwrap_err().to_string();
             assert!(refused.contains("://") || refused.contains("prefix"), "{refused}");
         }
     }

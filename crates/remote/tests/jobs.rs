@@ -202,7 +202,10 @@ fn wait<T>(news: &mpsc::Receiver<ReplicaNews>, wanted: impl Fn(ReplicaNews) -> O
 
 fn began(news: ReplicaNews) -> Option<()> {
     match news {
-        ReplicaNews::Began(began) => Some(assert!(began.unwrap().is_none())),
+        ReplicaNews::Began(began) => {
+            assert!(began.unwrap().is_none());
+            Some(())
+        }
         _ => None,
     }
 }

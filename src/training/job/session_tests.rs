@@ -178,7 +178,8 @@ fn a_store_that_does_not_answer_does_not_hold_up_the_end() {
 fn signals_are_counted_by_kind_and_slurm_sends_sigterm_twice_by_itself() {
     use DaemonSignal::{Finish, Interrupt, Terminate};
     // What comes when, in milliseconds; whether a second one of its kind ends the session at once.
-    let cases: [(&[(u64, DaemonSignal)], bool, bool); 8] = [
+    type Signals = [(u64, DaemonSignal)];
+    let cases: [(&Signals, bool, bool); 8] = [
         (&[(0, Finish), (600, Terminate)], false, false),
         (&[(0, Finish), (5000, Terminate)], false, false),
         (&[(0, Terminate), (500, Terminate)], false, false),

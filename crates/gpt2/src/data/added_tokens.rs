@@ -17,7 +17,7 @@ const OLD_EXTRA: &str = "additional_special_tokens";
 const GPT2_DEFAULT: &str = "<|endoftext|>";
 
 /// The documents of earlier releases: special_tokens_map.json, added_tokens.json, the added_tokens of tokenizer.json.
-type LegacyDocuments = (Map<String, Value>, Map<String, Value>, Vec<Value>);
+pub(super) type LegacyDocuments = (Map<String, Value>, Map<String, Value>, Vec<Value>);
 
 /// The tokens that the documents name.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use ckptd_core::{Error, Result};
 use serde_json::{Map, Value, json};
 use tokenizers::{PostProcessor, Tokenizer};
 
-use super::added_tokens::NamedTokens;
+use super::added_tokens::{LegacyDocuments, NamedTokens};
 use super::gpt2_tokenizer;
 use super::tokenizer::TextEncoder;
 
@@ -205,7 +205,7 @@ impl TokenizerFiles {
     }
 
     /// The documents of earlier transformers; a tokenizer_config.json with added_tokens_decoder takes their place.
-    fn legacy(&self) -> Result<(Map<String, Value>, Map<String, Value>, Vec<Value>)> {
+    fn legacy(&self) -> Result<LegacyDocuments> {
         let json = match self.json() {
             Some(json) => serde_json::from_slice::<Value>(json).unwrap_or_default(),
             None => Value::Null,
