@@ -119,7 +119,7 @@ impl SanityWatch {
             }
             self.was_below_chance |= self.losses.len() == LOSS_WINDOW && mean < 0.95 * chance;
         }
-        if grad_norm.is_none() {
+        if grad_norm.is_some_and(|norm| !norm.is_finite()) {
             found.extend(self.tell(Finding::GradientNotFinite, || {
                 format!("the gradient's norm is not finite in step {step}: the learning rate may be too high")
             }));
@@ -203,8 +203,9 @@ mod tests {
     #[test]
     fn a_gradient_that_is_not_finite_or_always_clipped_is_told_once() {
         let mut watch = watch();
-        assert!(watch.stepped(1, 5.0, None, 1.0)[0].contains("not finite in step 1"));
-        assert!(watch.stepped(2, 5.0, None, 1.0).is_empty());
+        assert!(watch.stepped(0, 5.0, None, 1.0).is_empty());
+        assert!(watch.stepped(1, 5.0, Some(f64::NAN), 1.0)[0].contains("not finite in step 1"));
+        assert!(watch.stepped(2, 5.0, Some(f64::INFINITY), 1.0).is_empty());
         let mut clipped = |norm: f64, steps: u64| -> Vec<String> {
             (0..steps).flat_map(|n| watch.stepped(n, 5.0, Some(norm), 1.0)).collect()
         };

@@ -154,7 +154,9 @@ pub enum WorkerEvent {
         loss: f64,
         /// Learning rate of its update.
         learning_rate: f64,
-        /// Global norm of the gradient before clipping; `None` where it is not finite.
+        /// Global norm of the gradient before clipping, NaN where it is not finite; `None` where the worker does not
+        /// say.
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "nullable::deserialize_said")]
         grad_norm: Option<f64>,
         /// Time that it took.
         step_ms: f64,
@@ -262,6 +264,11 @@ mod nullable {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
         Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
     }
+
+    /// Of a field that may be left out, which is not the same as null.
+    pub(super) fn deserialize_said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+        deserialize(deserializer).map(Some)
+    }
 }
 
 /// A message as the line that carries it, with its line feed.
@@ -316,5 +323,18 @@ mod tests {
     fn a_loss_that_is_not_finite_arrives_as_nan() {
         let text = line(&WorkerEvent::Eval { step: 1, val_loss: f64::INFINITY, best: false });
         assert!(matches!(parse(&text).unwrap(), WorkerEvent::Eval { val_loss, .. } if val_loss.is_nan()));
+    }
+
+    #[test]
+    fn a_gradient_norm_that_is_left_out_is_not_one_that_is_not_finite() {
+        let step = |norm: &str| {
+            let line =
+                format!(r#"{{"event":"step","step":1,"loss":1,"learning_rate":1{norm},"step_ms":1,"tokens":1}}"#);
+            let WorkerEvent::Step { grad_norm, .. } = parse(&line).unwrap() else { panic!("{line}") };
+            grad_norm
+        };
+        assert_eq!(step(""), None);
+        assert!(step(r#","grad_norm":null"#).unwrap().is_nan());
+        assert_eq!(step(r#","grad_norm":0.5"#), Some(0.5));
     }
 }

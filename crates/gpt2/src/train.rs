@@ -115,7 +115,7 @@ impl TrainingLoop {
             metrics.train_loss = Some(loss);
         })?;
         let step_ms = began.elapsed().as_secs_f64() * 1e3;
-        let grad_norm = Some(norm).filter(|n| n.is_finite());
+        let grad_norm = Some(norm);
         self.events.send(WorkerEvent::Step { step: step + 1, loss, learning_rate, grad_norm, step_ms, tokens });
         Ok(())
     }

@@ -14,12 +14,14 @@ use ckptd_core::error::{Error, Result};
 
 /// Bytes of a float32.
 const FLOAT: u64 = 4;
-/// The program with libtorch, its threads' stacks and allocators.
-const PROGRAM: u64 = 300 << 20;
+/// The program with libtorch's libraries (305 MiB), its threads' stacks and allocators.
+const PROGRAM: u64 = 400 << 20;
 /// Floats per token and layer that the backward pass needs, in widths of the model: the inputs of its operations.
-const KEPT_WIDTHS: u64 = 70;
-/// Floats per token, layer and head that it needs for each position that is attended to.
-const KEPT_SCORES: u64 = 2;
+const KEPT_WIDTHS: u64 = 32;
+/// The same where attention drops out: libtorch 2.11 computes it in single operations then.
+const KEPT_WIDTHS_DROPOUT: u64 = 42;
+/// Floats per token, layer and head that dropout in attention needs for each position that is attended to.
+const KEPT_SCORES_DROPOUT: u64 = 3;
 /// Logits are computed in pieces of at most this many bytes.
 const LOGITS: u64 = 256 << 20;
 /// Blocks of a snapshot on its way to the device.
@@ -38,12 +40,21 @@ pub struct ModelShape {
     pub vocabulary: u64,
     /// Tokens that it sees at most.
     pub positions: u64,
+    /// Whether a training drops out attention weights.
+    pub drops_attention: bool,
 }
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The sizes of transformers' `GPT2Config`, where a config.json leaves them out.
-const USUAL: ModelShape =
-    ModelShape { layers: 12, heads: 12, width: 768, inner: 3072, vocabulary: 50257, positions: 1024 };
+const USUAL: ModelShape = ModelShape {
+    layers: 12,
+    heads: 12,
+    width: 768,
+    inner: 3072,
+    vocabulary: 50257,
+    positions: 1024,
+    drops_attention: true,
+};
 
 impl ModelShape {
     /// Of the model folder `dir`, as its config.json says.
@@ -66,6 +77,7 @@ impl ModelShape {
             inner: size(["n_inner", "intermediate_size"], width.saturating_mul(4)),
             vocabulary: size(["vocab_size", "vocab_size"], USUAL.vocabulary),
             positions: size(["n_positions", "max_position_embeddings"], USUAL.positions),
+            drops_attention: json.get("attn_pdrop").and_then(Value::as_f64) != Some(0.0),
         })
     }
 
@@ -77,7 +89,9 @@ impl ModelShape {
             "gpt2-medium" => Some(sized(1024, 24, 16)),
             "gpt2-large" => Some(sized(1280, 36, 20)),
             "gpt2-xl" => Some(sized(1600, 48, 25)),
-            "gpt2-mini" => Some(ModelShape { vocabulary: 4096, positions: 256, ..sized(192, 4, 6) }),
+            "gpt2-mini" => {
+                Some(ModelShape { vocabulary: 4096, positions: 256, drops_attention: false, ..sized(192, 4, 6) })
+            }
             _ => None,
         }
     }
@@ -103,12 +117,14 @@ impl ModelShape {
     /// Bytes that a worker holds at its peak, about.
     pub fn peak_bytes(&self, train: &TrainSection) -> u64 {
         let tokens = train.batch_size.saturating_mul(train.sequence_length);
-        let per_token = self.layers
-            * (KEPT_WIDTHS / 2 * (self.width + self.inner / 4) + KEPT_SCORES * self.heads * train.sequence_length);
+        let (widths, scores) =
+            if self.drops_attention { (KEPT_WIDTHS_DROPOUT, KEPT_SCORES_DROPOUT) } else { (KEPT_WIDTHS, 0) };
+        let per_token =
+            self.layers * (widths / 2 * (self.width + self.inner / 4) + scores * self.heads * train.sequence_length);
         let kept = tokens.saturating_mul(per_token).saturating_mul(FLOAT);
         let logits = tokens.saturating_mul(self.vocabulary).saturating_mul(FLOAT).min(LOGITS);
         let gradient = FLOAT * self.parameters();
-        [PROGRAM, SNAPSHOT, 2 * self.state_bytes(train), gradient, kept, 2 * logits]
+        [PROGRAM, SNAPSHOT, 2 * self.state_bytes(train), gradient, kept, logits]
             .into_iter()
             .fold(0, u64::saturating_add)
     }

@@ -246,6 +246,7 @@ impl Gpt2Config {
             inner: size(self.inner()),
             vocabulary: size(self.vocab_size),
             positions: size(self.n_positions),
+            drops_attention: self.attn_pdrop > 0.0,
         }
     }
 

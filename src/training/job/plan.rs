@@ -90,7 +90,7 @@ impl JobMachine {
         let SessionDeadline { at, source, why } = deadline;
         let grace = self.config.session.grace.0;
         let reserve = plan::reserve(self.records.costs.final_cost(), self.config.session.margin, *at - self.began);
-        let is_late = *at - now.at + LATE < reserve;
+        let is_late = *at <= now.at || *at - now.at + LATE < reserve;
         let (by, cause) = match source {
             DeadlineSource::Notice(_) if *at <= now.at => (now.at + grace, StopCause::Plan),
             DeadlineSource::Notice(_) => (*at, StopCause::Plan),

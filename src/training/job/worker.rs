@@ -73,7 +73,7 @@ impl JobMachine {
                 // In full: two runs that compute the same say the same.
                 debug!(
                     "step {step} done: loss {loss}, grad_norm {}, learning_rate {learning_rate}, {step_ms:.1} ms",
-                    grad_norm.unwrap_or(f64::NAN)
+                    grad_norm.map_or("not said".into(), |norm| norm.to_string())
                 );
                 run.step = step;
                 if let WorkerPhase::Training { step_began } = &mut run.phase {

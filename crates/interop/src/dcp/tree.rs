@@ -49,9 +49,10 @@ impl ValueTree {
             }
         }
         let key = TreeKey::of(last)?;
-        if at.places.insert(key.clone(), at.items.len()).is_some() {
+        if at.places.contains_key(&key) {
             return Err("another entry has its path".into());
         }
+        at.places.insert(key.clone(), at.items.len());
         at.items.push((key, TreeNode::Value(value)));
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::options::ExportOptions;
-use super::shape::ModelShape;
+use super::shape::ExportShape;
 use super::source::{ExportPart, ExportSource, exported_dtype, is_linear};
 use crate::gguf::{self, GgufValue, names as gguf_names};
 use crate::gpt2_names::Gpt2Parameter;
@@ -24,7 +24,7 @@ pub(super) fn write(
     options: &ExportOptions,
     progress: &dyn ProgressSink,
 ) -> Result<u64> {
-    let shape = ModelShape::of(source, "GGUF")?;
+    let shape = ExportShape::of(source, "GGUF")?;
     let (mut specs, mut parts) = (Vec::new(), Vec::new());
     for meta in source.model() {
         let (spec, part) = tensor(meta, options.dtype).map_err(|what| Error::mismatch(source.path(), what))?;
@@ -61,7 +61,7 @@ fn tensor(meta: &TensorMeta, dtype: Option<DType>) -> Result<(TensorSpec, Export
     Ok((TensorSpec { name: gguf_names::name(parameter), dtype, shape }, part))
 }
 
-fn model_values(shape: &ModelShape, dtype: Option<DType>) -> Vec<(&'static str, GgufValue)> {
+fn model_values(shape: &ExportShape, dtype: Option<DType>) -> Vec<(&'static str, GgufValue)> {
     let number = |number: u64| GgufValue::U32(u32::try_from(number).unwrap_or(u32::MAX));
     let file_type = match dtype {
         Some(DType::F16) => 1,
@@ -82,7 +82,7 @@ fn model_values(shape: &ModelShape, dtype: Option<DType>) -> Vec<(&'static str, 
 }
 
 /// The byte-level BPE of the carried tokenizer.json; nothing for another kind of tokenizer, which GGUF's `gpt2` is not.
-fn tokenizer_values(source: &ExportSource, shape: &ModelShape) -> Result<Vec<(&'static str, GgufValue)>> {
+fn tokenizer_values(source: &ExportSource, shape: &ExportShape) -> Result<Vec<(&'static str, GgufValue)>> {
     let Some(json) = source.carried(names::TOKENIZER)? else { return Ok(Vec::new()) };
     let Ok(tokenizer) = serde_json::from_slice::<Value>(&json) else { return Ok(Vec::new()) };
     let Some((tokens, kinds)) = tokens(&tokenizer, shape.vocabulary as usize) else { return Ok(Vec::new()) };

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::hyper::HyperParameters;
 use super::options::ExportOptions;
-use super::shape::ModelShape;
+use super::shape::ExportShape;
 use super::source::ExportSource;
 use super::torch::{self, PtStorages};
 use crate::torch_pt::pickler::PtObject;
@@ -24,7 +24,7 @@ pub(super) fn write(
     options: &ExportOptions,
     progress: &dyn ProgressSink,
 ) -> Result<u64> {
-    let shape = ModelShape::of(source, "nanoGPT")?;
+    let shape = ExportShape::of(source, "nanoGPT")?;
     check(source, &shape)?;
     let hyper = HyperParameters::of(source.manifest(), options.job.as_ref());
     let mut storages = PtStorages { linear: true, ..PtStorages::default() };
@@ -49,7 +49,7 @@ pub(super) fn write(
     storages.write(source, file, path, &object, progress)
 }
 
-fn model_arguments(shape: &ModelShape) -> Vec<(&'static str, PtObject)> {
+fn model_arguments(shape: &ExportShape) -> Vec<(&'static str, PtObject)> {
     let number = |number: u64| PtObject::Int(number as i64);
     vec![
         ("n_layer", number(shape.layers)),
@@ -63,7 +63,7 @@ fn model_arguments(shape: &ModelShape) -> Vec<(&'static str, PtObject)> {
 }
 
 /// What nanoGPT's model has no setting for.
-fn check(source: &ExportSource, shape: &ModelShape) -> Result<()> {
+fn check(source: &ExportSource, shape: &ExportShape) -> Result<()> {
     let refuse = |what: &str| Err(Error::mismatch(source.path(), format!("{what}; export it as hf or pt")));
     if !source.is_tied() {
         return refuse("its head is not tied to the embedding, as nanoGPT's is");

@@ -9,7 +9,7 @@ use ckptd_core::error::{Error, Result};
 use ckptd_core::snapshot::TensorMeta;
 
 /// What the formats ask for.
-pub(super) struct ModelShape {
+pub(super) struct ExportShape {
     pub layers: u64,
     pub heads: u64,
     pub width: u64,
@@ -21,12 +21,12 @@ pub(super) struct ModelShape {
     pub config: Map<String, Value>,
 }
 
-impl ModelShape {
+impl ExportShape {
     /// Of the snapshot, for the format `format`, which has one kind of GPT-2 only.
     ///
     /// # Errors
     /// [`Error::Mismatch`] that names what the format cannot say.
-    pub(super) fn of(source: &ExportSource, format: &str) -> Result<ModelShape> {
+    pub(super) fn of(source: &ExportSource, format: &str) -> Result<ExportShape> {
         let refuse = |what: String| Error::mismatch(source.path(), what);
         let text = source.config_json()?.ok_or_else(|| {
             refuse(format!("it carries no config.json, which says how {format} is to describe it; export it as pt"))
@@ -47,7 +47,7 @@ impl ModelShape {
             names.iter().find_map(|name| config.get(*name).and_then(Value::as_f64)).unwrap_or(or)
         };
         let first = |part| Gpt2Parameter::Block { layer: 0, part };
-        let shape = ModelShape {
+        let shape = ExportShape {
             layers: layers(&source.model()),
             heads: number(["n_head", "num_attention_heads"], 12.0) as u64,
             width: size(Gpt2Parameter::TokenEmbedding, 1)?,
