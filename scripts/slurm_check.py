@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = 'apt-get install --no-install-recommends slurmctld slurmd slurm-client munge'
 # Seconds from SIGTERM to SIGKILL.
 KILL_WAIT = 20
+# Seconds from the announcement of a preemption to its end.
+GRACE_TIME = 20
 # Checks that run at once: they wait for most of their time.
 PLACES = 4
 # Slurm looks at limits every half minute.
@@ -65,7 +67,11 @@ InactiveLimit=0
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=16000 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE DefaultTime=10 PriorityTier=1 GraceTime={grace_time} State=UP
+PartitionName=urgent Nodes={host} MaxTime=INFINITE DefaultTime=10 PriorityTier=2 State=UP
 """
 
 JOB = """\
@@ -119,7 +125,7 @@ def alive(pid, name):
 
 
 class Slurm:
-    """One node, one partition."""
+    """One node; jobs of the partition `urgent` take the place of those of `all`."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -137,7 +143,8 @@ class Slurm:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
         host = socket.gethostname().split('.')[0]
-        facts = dict(host=host, port=port, next_port=port + 1, folder=self.folder, kill_wait=KILL_WAIT)
+        facts = dict(host=host, port=port, next_port=port + 1, folder=self.folder)
+        facts.update(kill_wait=KILL_WAIT, grace_time=GRACE_TIME)
         (self.folder / 'slurm.conf').write_text(CONFIGURATION.format(**facts))
         os.environ['SLURM_CONF'] = str(self.folder / 'slurm.conf')
         munge = self.folder / 'munge'
@@ -414,6 +421,32 @@ def waits_for_controller(place, slurm):
     return f'down for 25 s: step {saved[0]} saved, restarts {restarts}'
 
 
+def comes_back_preempted(place):
+    batch = Check(*place, 'preempted')
+    signal = '#SBATCH --signal=B:USR2@180\n'
+    recipe = (ROOT / 'examples/slurm.sbatch').read_text()
+    # srun passes no signals on: the step hears Slurm's own.
+    changes = [(line, '') for line in recipe.splitlines(keepends=True) if line.startswith('trap ')]
+    changes += [(signal, signal.replace('B:', '')), ('\nckptd run', '\nsrun ckptd run')]
+    step = Check(*place, 'preempted-srun', recipe=changes)
+    for job in (batch, step):
+        job.submit('--time=10')
+    for job in (batch, step):
+        job.trains()
+    urgent = run('sbatch', '--parsable', '--partition=urgent', '--exclusive', '--output=/dev/null', '--wrap=sleep 5')
+    wait('the urgent job runs', lambda: batch.state(urgent) in ('RUNNING', 'COMPLETED'))
+    said = []
+    for job in (batch, step):
+        job.trains(2)
+        saved, restarts = job.nothing_lost(), job.show('Restarts')
+        if restarts != '1':
+            raise Miss(f'{restarts} restarts: {job.log().splitlines()[-2:]}')
+        run('scancel', job.id)
+        job.ends('CANCELLED')
+        said.append(f'step {saved[0]} saved')
+    return f'restarts 1 and 1; {said[0]}, with srun {said[1]}'
+
+
 def needs(programs):
     if os.geteuid() != 0:
         return 'it needs root'
@@ -458,8 +491,11 @@ def main():
         ('TimeLimit shortened: kept', lambda: keeps_shortening(place)),
         ('USR2, then TERM: still saved', lambda: saves_on_two_signals(place)),
     ]
-    # The others need the controller.
-    alone = ('controller down for 25 s: requeued', lambda: waits_for_controller(place, slurm))
+    # The others need the controller, or their places on the node.
+    alone = [
+        ('controller down for 25 s: requeued', lambda: waits_for_controller(place, slurm)),
+        ('preempted, with srun and without: goes on', lambda: comes_back_preempted(place)),
+    ]
     failed = False
 
     def tried(check):
@@ -481,9 +517,9 @@ def main():
         row('ok', 'a Slurm of one node', run('slurmctld', '-V'))
         with ThreadPoolExecutor(PLACES) as pool:
             failed = not all(list(pool.map(tried, [check for check in checks if arguments.only in check[0]])))
-        if arguments.only in alone[0]:
+        for check in [check for check in alone if arguments.only in check[0]]:
             run('scancel', '--user=root', check=False)
-            failed = not tried(alone) or failed
+            failed = not tried(check) or failed
     finally:
         slurm.down()
         if not arguments.keep and not failed:
