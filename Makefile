@@ -67,7 +67,7 @@ lint: setup-full
 		! echo "$$tree" | grep -E '^(clap|indicatif) '
 
 damages: build
-	CKPTD_DAMAGES=$${CKPTD_DAMAGES:-1000} cargo test --release --locked -p ckptd --test latest
+	CKPTD_DAMAGES=$${CKPTD_DAMAGES:-1000} cargo test --release --locked -p ckptd --test latest -- --nocapture no_damage
 
 slurm: build
 	@scripts/slurm_check.py target/release
