@@ -94,6 +94,14 @@ def make():
     vocab_and_merges("vocab-merges-decoder", tokenizer_config={
         "tokenizer_class": "GPT2Tokenizer", "eos_token": "[X]", "pad_token": "<pad>", "additional_special_tokens": ["<SEP>"],
         "added_tokens_decoder": {str(size): token}})
+    own = {"zeta_token": "[X]", "extra_special_tokens": {"y_name": "<eos>", "b_token": "<"}, "alpha_token": "<SEP>",
+           "marked_token": {"__type": "AddedToken", "content": "zz", "lstrip": True}, "plain_token": {"content": ">"}}
+    vocab_and_merges("own-tokens-in-order", tokenizer_config=own)
+    vocab_and_merges("own-tokens-of-two-documents", tokenizer_config=own | {"mask_token": "--"}, special_tokens_map={
+        "yankee_token": {"content": "Ġ", "rstrip": True}, "beta_token": "▁", "alpha_token": "é",
+        "extra_special_tokens": {"w_token": "ж", "a_token": "12"}})
+    vocab_and_merges("extra-tokens-of-two-documents", tokenizer_config={"extra_special_tokens": ["zz", "[X]"]},
+                     special_tokens_map={"extra_special_tokens": ["<SEP>", "[X]", {"content": "ж", "lstrip": True}]})
 
     tokenizer = letters(Tokenizer(models.WordPiece(unk_token="[UNK]")),
                         trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False))

@@ -100,7 +100,16 @@ pub fn from_header(file: &[u8]) -> Result<Option<TokenLayout>, String> {
 
 /// Which other kind of file it seems to be, and what to do with it. Ids may begin so by chance.
 pub fn other_kind(file: &[u8]) -> Option<&'static str> {
-    OTHERS.iter().find(|(magic, _)| file.starts_with(magic)).map(|(_, what)| *what)
+    let known = OTHERS.iter().find(|(magic, _)| file.starts_with(magic)).map(|(_, what)| *what);
+    known.or_else(|| is_text(file).then_some("text; name it in [data] text"))
+}
+
+/// Whether the file begins with a page of plain text, which 2-byte ids of a usual vocabulary could be.
+fn is_text(file: &[u8]) -> bool {
+    const LEAST_BYTES: usize = 64;
+    const SAMPLE_BYTES: usize = 4096;
+    let is_letter = |byte: &u8| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    file.len() >= LEAST_BYTES && file.iter().take(SAMPLE_BYTES).all(is_letter)
 }
 
 fn llm_c(file: &[u8]) -> Result<Option<TokenLayout>, String> {
@@ -243,7 +252,9 @@ mod tests {
         }
         assert!(other_kind(b"PK\x03\x04....").unwrap().contains("zip archive"));
         assert!(other_kind(b"PAR1....").unwrap().contains("Parquet"));
-        assert_eq!(other_kind(&[7; 9]), None);
+        assert!(other_kind("The cat, and so on.\r\n".repeat(4).as_bytes()).unwrap().contains("[data] text"));
+        assert_eq!(other_kind(&[7; 99]), None);
+        assert_eq!(other_kind(&[b'a'; 63]), None);
     }
 
     #[test]

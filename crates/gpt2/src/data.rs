@@ -1,10 +1,10 @@
 //! From the text or the token file that a job names to the tokens that it trains and validates on.
 //!
 //! The flow: `choose` decides for a tokenizer, which `tokenizer_files` reads as transformers does (`added_tokens`,
-//! `gpt2_tokenizer`) or `tokenizer_training` trains; `files` finds the text files and hashes them; `text_reader` opens
-//! them (`text_decoder`, `json_lines`), and `text` cuts them into blocks where `cut` allows it; `from_text` tokenizes
-//! them once into a file in the cache ([`crate::tokens`]), `from_tokens` takes one from elsewhere; `prepare` plans and
-//! splits what a `request` asks for; [`order`] says which tokens a step sees.
+//! `token_order`, `gpt2_tokenizer`) or `tokenizer_training` trains; `files` finds the text files and hashes them;
+//! `text_reader` opens them (`text_decoder`, `json_lines`), and `text` cuts them into blocks where
+//! `cut` allows it; `from_text` tokenizes them once into a file in the cache ([`crate::tokens`]), `from_tokens` takes
+//! one from elsewhere; `prepare` plans and splits what a `request` asks for; [`order`] says which tokens a step sees.
 //!
 //! Invariant: a dataset's hash stands for everything that decides its ids, and equal inputs give equal ids, on every
 //! machine and with any number of threads. A file in the cache is whole or absent, and two processes may fill it at
@@ -24,6 +24,7 @@ mod request;
 mod text;
 mod text_decoder;
 mod text_reader;
+mod token_order;
 pub mod tokenizer;
 pub mod tokenizer_files;
 mod tokenizer_training;

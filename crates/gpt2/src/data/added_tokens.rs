@@ -1,23 +1,39 @@
 //! The special and added tokens that a tokenizer's small documents name, as transformers 5.23 puts them together.
 //!
 //! The source of each rule is `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`.
-//! Deliberately not here: files, and the tokenizer that the tokens are added to.
+//! Invariant: tokens with names of a model's own get their ids in the order of the documents, which [`TokenOrder`]
+//! keeps. Deliberately not here: files, and the tokenizer that the tokens are added to.
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-/// The tokens with a role, in transformers' order.
-const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// Tokens without a role, under the name of today and the one before.
-const EXTRA: &str = "extra_special_tokens";
-const OLD_EXTRA: &str = "additional_special_tokens";
+use super::token_order::{EXTRA, OLD_EXTRA, ROLES, TokenOrder};
 
 /// What GPT2Tokenizer takes for the first three of [`ROLES`] where nothing is said.
 const GPT2_DEFAULT: &str = "<|endoftext|>";
 
+/// A document that names special tokens: tokenizer_config.json or special_tokens_map.json.
+#[derive(Debug, Default)]
+pub(super) struct TokenDocument {
+    pub(super) said: Map<String, Value>,
+    pub(super) order: TokenOrder,
+}
+
+impl TokenDocument {
+    /// The tokens under names of the model's own, in the order of the file.
+    fn own(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.order.own.iter().filter_map(|key| Some((key, self.said.get(key)?)))
+    }
+
+    /// Those in an object of `extra_special_tokens`.
+    fn extra(&self) -> impl Iterator<Item = (&String, &Value)> {
+        let named = self.said.get(EXTRA).or_else(|| self.said.get(OLD_EXTRA)).and_then(Value::as_object);
+        self.order.extra.iter().filter_map(move |key| Some((key, named?.get(key)?)))
+    }
+}
+
 /// The documents of earlier releases: special_tokens_map.json, added_tokens.json, the added_tokens of tokenizer.json.
-pub(super) type LegacyDocuments = (Map<String, Value>, Map<String, Value>, Vec<Value>);
+pub(super) type LegacyDocuments = (TokenDocument, Map<String, Value>, Vec<Value>);
 
 /// The tokens that the documents name.
 #[derive(Debug, Default)]
@@ -32,20 +48,22 @@ pub(super) struct NamedTokens {
 
 impl NamedTokens {
     /// Puts them together; `is_gpt2` for GPT2Tokenizer's defaults.
-    pub(super) fn of(config: &Map<String, Value>, legacy: LegacyDocuments, is_gpt2: bool) -> NamedTokens {
-        let mut said = config.clone();
+    pub(super) fn of(config: &TokenDocument, legacy: LegacyDocuments, is_gpt2: bool) -> NamedTokens {
+        let mut said = config.said.clone();
         if let Some(old) = said.remove(OLD_EXTRA) {
             let name = if extra(&said).is_some() { OLD_EXTRA } else { EXTRA };
             said.insert(name.into(), old);
         }
         let mut added: Vec<(u64, AddedToken)> = Vec::new();
-        match config.get("added_tokens_decoder").and_then(Value::as_object) {
+        let mut map = TokenDocument::default();
+        match config.said.get("added_tokens_decoder").and_then(Value::as_object) {
             Some(decoder) => {
                 added.extend(decoder.iter().filter_map(|(id, token)| Some((id.parse().ok()?, parse_added(token)?))));
             }
             None => {
-                let (map, by_name, in_json) = legacy;
-                said.extend(map.into_iter().map(|(key, value)| (key, as_special(value))));
+                let (document, by_name, in_json) = legacy;
+                map = document;
+                merge(&mut said, &mut map);
                 let specials = special_texts(&said);
                 added.extend(by_name.into_iter().filter_map(|(text, id)| {
                     let is_special = specials.contains(&text);
@@ -62,11 +80,15 @@ impl NamedTokens {
         }
         added.sort_by_key(|(id, _)| *id);
         let mut named = NamedTokens { added, special: Vec::new(), extra: Vec::new() };
-        named.add_specials(&said, is_gpt2);
+        named.add_roles(&said, is_gpt2);
+        named.special.extend(own_tokens(config, &map));
+        if let Some(Value::Array(list)) = extra(&said) {
+            named.extra.extend(list.iter().filter_map(named_token));
+        }
         named
     }
 
-    fn add_specials(&mut self, said: &Map<String, Value>, is_gpt2: bool) {
+    fn add_roles(&mut self, said: &Map<String, Value>, is_gpt2: bool) {
         for role in ROLES {
             let token = match said.get(role) {
                 Some(value) => named_token(value),
@@ -77,14 +99,6 @@ impl NamedTokens {
                 let known = self.added.iter().find(|(_, added)| added.content == token.content);
                 self.special.push((role.to_owned(), known.map_or(token, |(_, added)| added.clone())));
             }
-        }
-        let own = |(key, value): (&String, &Value)| Some((key.clone(), named_token(value)?));
-        let is_own = |key: &str| key.ends_with("_token") && !ROLES.contains(&key);
-        self.special.extend(said.iter().filter(|(key, _)| is_own(key)).filter_map(own));
-        match extra(said) {
-            Some(Value::Object(by_name)) => self.special.extend(by_name.iter().filter_map(own)),
-            Some(Value::Array(list)) => self.extra.extend(list.iter().filter_map(named_token)),
-            _ => {}
         }
     }
 
@@ -110,6 +124,45 @@ impl NamedTokens {
         }
         missing
     }
+}
+
+/// Takes what special_tokens_map.json says into what tokenizer_config.json says; a list is added to, not replaced.
+fn merge(said: &mut Map<String, Value>, map: &mut TokenDocument) {
+    for (key, value) in std::mem::take(&mut map.said) {
+        let value = as_special(value);
+        map.said.insert(key.clone(), value.clone());
+        match (said.get_mut(&key), value) {
+            (Some(Value::Array(before)), Value::Array(new)) if key == EXTRA => {
+                let new: Vec<Value> = new.into_iter().filter(|token| !before.contains(token)).map(as_special).collect();
+                before.extend(new);
+            }
+            (_, value) => {
+                said.insert(key, value);
+            }
+        }
+    }
+}
+
+/// The tokens under names of the model's own, in transformers' order: those that it finds when the tokenizer is made
+/// (objects marked as tokens, and special_tokens_map.json), then the texts in `config` and the names in
+/// `extra_special_tokens`.
+fn own_tokens(config: &TokenDocument, map: &TokenDocument) -> Vec<(String, AddedToken)> {
+    let (marked, texts): (Vec<_>, Vec<_>) = config.own().partition(|(_, value)| is_marked(value));
+    let texts = texts.into_iter().filter(|(_, value)| value.is_string());
+    let mut tokens: Vec<(String, AddedToken)> = Vec::new();
+    for (key, value) in marked.into_iter().chain(map.own()).chain(texts).chain(config.extra()).chain(map.extra()) {
+        let Some(token) = named_token(value) else { continue };
+        match tokens.iter_mut().find(|(known, _)| known == key) {
+            Some((_, known)) => *known = token,
+            None => tokens.push((key.clone(), token)),
+        }
+    }
+    tokens
+}
+
+/// Whether an object of tokenizer_config.json is a token for transformers.
+fn is_marked(value: &Value) -> bool {
+    value.get("__type").and_then(Value::as_str) == Some("AddedToken")
 }
 
 /// `extra_special_tokens`, or under its old name.

@@ -357,6 +357,51 @@ mod tests {
         assert!(error.contains("c.txt is a FIFO") && error.contains("write it to a file"), "{error}");
     }
 
+    /// What `work` comes to for a user who is not root.
+    fn as_somebody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let somebody = scope.spawn(|| {
+                if rustix::process::geteuid().is_root() {
+                    // Of this thread alone.
+                    let id = rustix::thread::Uid::from_raw(65534);
+                    rustix::thread::set_thread_res_uid(id, id, id).unwrap();
+                }
+                work()
+            });
+            somebody.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn closed_files_and_folders_are_passed_over_and_told_and_refused_where_they_are_named() {
+        let folder = tree(&["open.txt", "closed.txt", "locked/1.txt"]);
+        let mode = |name: &str, mode: u32| {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(folder.path().join(name), permissions).unwrap();
+        };
+        for (name, bits) in [("", 0o755), ("closed.txt", 0), ("locked", 0)] {
+            mode(name, bits);
+        }
+        let find = |name: &str| {
+            let entry = vec![folder.path().join(name).to_string_lossy().into_owned()];
+            as_somebody(|| find(&entry))
+        };
+        for name in ["", "**/*.txt"] {
+            let found = find(name).unwrap();
+            assert_eq!(found.files, [folder.path().join("open.txt")]);
+            let told = summary(&found.passed_over).unwrap();
+            assert!(told.contains("/closed.txt may not be read (chmod a+r)"), "{told}");
+            assert!(told.contains("/locked may not be read (chmod a+rx)"), "{told}");
+        }
+        let named = vec![folder.path().join("closed.txt")];
+        let cache = TokenCache::new(folder.path());
+        let error = as_somebody(|| digest(named, &cache, &ReadBytes::default())).unwrap_err().to_string();
+        assert!(error.contains("closed.txt") && error.to_lowercase().contains("permission"), "{error}");
+        let error = find("locked").unwrap_err().to_string();
+        assert!(error.contains("locked matches no file; passed over: "), "{error}");
+        mode("locked", 0o755);
+    }
+
     #[test]
     fn a_folder_of_other_endings_says_what_it_looked_for_and_what_is_there() {
         let folder = tree(&["a/1.TXT", "a/2.TXT", "a/3.jsonl", "a/none"]);

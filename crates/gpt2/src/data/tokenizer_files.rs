@@ -12,7 +12,7 @@ use ckptd_core::{Error, Result};
 use serde_json::{Map, Value, json};
 use tokenizers::{PostProcessor, Tokenizer};
 
-use super::added_tokens::{LegacyDocuments, NamedTokens};
+use super::added_tokens::{LegacyDocuments, NamedTokens, TokenDocument};
 use super::gpt2_tokenizer;
 use super::tokenizer::TextEncoder;
 
@@ -106,9 +106,9 @@ impl TokenizerFiles {
     /// # Errors
     /// [`Error::Config`] that names the file and the entry that cannot be used.
     pub fn read(&self) -> Result<ReadTokenizer> {
-        let config = self.object(CONFIG)?;
+        let config = self.tokens(CONFIG)?;
         let mut notes = Vec::new();
-        let mut encoder = match self.class(&config)? {
+        let mut encoder = match self.class(&config.said)? {
             TokenizerClass::Gpt2 => self.as_gpt2(&config, &mut notes)?,
             TokenizerClass::Other(class) if self.json().is_none() => {
                 return Err(Error::Config(format!(
@@ -128,7 +128,7 @@ impl TokenizerFiles {
             TokenizerClass::Backend if self.json().is_none() => self.as_gpt2(&config, &mut notes)?,
             TokenizerClass::Backend => self.as_it_stands(&config)?,
         };
-        if config.get("split_special_tokens").and_then(Value::as_bool) == Some(true) {
+        if config.said.get("split_special_tokens").and_then(Value::as_bool) == Some(true) {
             encoder.split_special_tokens();
         }
         let templates = encoder.tokenizer().get_post_processor().map_or(0, |process| process.added_tokens(false));
@@ -180,6 +180,14 @@ impl TokenizerFiles {
             .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", self.path(name).display())))
     }
 
+    /// The JSON object in the file `name`, with the order of its tokens.
+    fn tokens(&self, name: &str) -> Result<TokenDocument> {
+        let said = self.object(name)?;
+        // It has been read once.
+        let order = self.files.get(name).and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default();
+        Ok(TokenDocument { said, order })
+    }
+
     /// As AutoTokenizer chooses it.
     fn class(&self, config: &Map<String, Value>) -> Result<TokenizerClass> {
         let model =
@@ -196,7 +204,7 @@ impl TokenizerFiles {
         })
     }
 
-    fn as_it_stands(&self, config: &Map<String, Value>) -> Result<TextEncoder> {
+    fn as_it_stands(&self, config: &TokenDocument) -> Result<TextEncoder> {
         let json = self.json().unwrap_or_default();
         let refuse = |e| Error::Config(format!("tokenizer {}: not a {JSON}: {e}", self.path(JSON).display()));
         let tokenizer = Tokenizer::from_bytes(json).map_err(refuse)?;
@@ -211,7 +219,7 @@ impl TokenizerFiles {
             None => Value::Null,
         };
         let added = json.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
-        Ok((self.object(SPECIALS)?, self.object(ADDED)?, added))
+        Ok((self.tokens(SPECIALS)?, self.object(ADDED)?, added))
     }
 
     /// Adds the tokens that the tokenizer lacks. `json` is kept to the byte where nothing is added to it.
@@ -229,9 +237,9 @@ impl TokenizerFiles {
     }
 
     /// transformers' GPT2Tokenizer: byte-level BPE of the vocabulary and the merges.
-    fn as_gpt2(&self, config: &Map<String, Value>, notes: &mut Vec<String>) -> Result<TextEncoder> {
+    fn as_gpt2(&self, config: &TokenDocument, notes: &mut Vec<String>) -> Result<TextEncoder> {
         let refuse = |e| Error::Config(format!("tokenizer {}: {e}", self.origin.display()));
-        let prefix = config.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
+        let prefix = config.said.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
         let named = NamedTokens::of(config, self.legacy()?, true);
         let Some(json) = self.json() else {
             let (vocab, merges) = (&self.files[VOCAB], &self.files[MERGES]);

@@ -370,6 +370,11 @@ fn a_type_that_nobody_says_is_not_guessed_and_what_is_no_id_is_named_with_its_pl
     std::fs::write(job.path("t.bin"), b"PK\x03\x04and so on").unwrap();
     job.data.tokens_dtype = None;
     assert!(job.error().contains("it is a zip archive"), "{}", job.error());
+    job.vocab_size = 50_257;
+    std::fs::write(job.path("t.bin"), story().repeat(2)).unwrap();
+    assert!(job.error().contains("it is text; name it in [data] text"), "{}", job.error());
+    job.data.tokens_dtype = Some(TokensDtype::Uint16);
+    job.open().unwrap();
     let header = "{'descr': '<i4', 'fortran_order': False, 'shape': (1,)}\n";
     let npy = [b"\x93NUMPY\x01\x00", &[header.len() as u8, 0][..], header.as_bytes(), &[0; 4]].concat();
     std::fs::write(job.path("t.bin"), npy).unwrap();
@@ -539,6 +544,24 @@ fn files_that_are_no_text_are_refused_by_name() {
     assert!(refused("a.gz", b"\x1f\x8b\x08\x00 not gzip at all").contains("cannot be unpacked"));
     let zst = zstd::encode_all(story().as_bytes(), 3).unwrap();
     assert!(refused("a.zst", &zst[..zst.len() / 2]).contains("cannot be unpacked"));
+}
+
+#[test]
+fn what_was_passed_over_and_what_the_tokenizer_drops_is_told() {
+    let mut job = Job::new(&"ab xa где b ".repeat(100));
+    let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}"#;
+    std::fs::write(job.path("letters.json"), json).unwrap();
+    job.data.tokenizer = Some(job.path("letters.json"));
+    let fifo = job.path("b.txt");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    job.data.text = vec![job.folder.path().to_string_lossy().into_owned()];
+    let notes = job.open().unwrap().0.notes;
+    let told = |what: &str| assert!(notes.iter().any(|note| note.contains(what)), "{notes:?}");
+    told("b.txt is a FIFO");
+    told("no token for unknown characters and dropped 400 of 800, the first of them in \"xa\" in");
+    assert_eq!(notes.len(), 2);
 }
 
 #[test]
