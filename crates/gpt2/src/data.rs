@@ -2,7 +2,7 @@
 //!
 //! The flow: `choose` decides for a tokenizer, which `tokenizer_files` reads as transformers does (`added_tokens`,
 //! `token_order`, `gpt2_tokenizer`) or `tokenizer_training` trains; `files` finds the text files and hashes them;
-//! `text_reader` opens them (`text_decoder`, `json_lines`), and `text` cuts them into blocks where
+//! `text_reader` opens them (`text_decoder`, `json_lines`, `parquet_rows`), and `text` cuts them into blocks where
 //! `cut` allows it; `from_text` tokenizes them once into a file in the cache ([`crate::tokens`]), `from_tokens` takes
 //! one from elsewhere; `prepare` plans and splits what a `request` asks for; [`order`] says which tokens a step sees.
 //!
@@ -19,6 +19,7 @@ mod from_tokens;
 mod gpt2_tokenizer;
 mod json_lines;
 pub mod order;
+mod parquet_rows;
 mod prepare;
 mod request;
 mod text;

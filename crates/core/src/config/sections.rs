@@ -75,7 +75,7 @@ pub struct ModelSection {
 pub struct DataSection {
     /// Text files, folders and globs.
     pub text: Vec<String>,
-    /// Where records hold their text: a field of JSONL; `None`: "text".
+    /// Where records hold their text: a field of JSONL, a column of Parquet; `None`: "text".
     pub field: Option<String>,
     /// A file of little-endian token ids.
     pub tokens: Option<PathBuf>,

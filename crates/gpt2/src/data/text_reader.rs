@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,16 +12,14 @@ use ckptd_core::{Error, Result};
 
 use super::files::{TextFile, changed};
 use super::json_lines;
+use super::parquet_rows::{self, ParquetReader};
 use super::text_decoder::TextDecoder;
 
 const READ_BYTES: usize = 256 << 10;
 
 /// What no text begins with, and what to do about it.
 const OTHERS: [(&[u8], &str); 11] = [
-    (
-        b"PAR1",
-        "Parquet; write its column as JSONL: pandas.read_parquet(FILE).to_json(OUT, orient='records', lines=True)",
-    ),
+    (b"PARE", "encrypted Parquet; write it without encryption"),
     (b"PK\x03\x04", "a zip archive; unpack it"),
     (b"\xfd7zXZ\0", "compressed with xz; unpack it with unxz"),
     (b"BZh", "compressed with bzip2; unpack it with bunzip2"),
@@ -58,7 +57,13 @@ pub(super) struct TextPiece {
 }
 
 /// One open file.
-pub(super) struct TextReader<'a> {
+pub(super) enum TextReader<'a> {
+    Stream(Box<StreamReader<'a>>),
+    Parquet(Box<ParquetReader<'a>>),
+}
+
+/// A file that is read from its beginning to its end.
+pub(super) struct StreamReader<'a> {
     file: &'a TextFile,
     bytes: Box<dyn Read + Send>,
     hashed: Arc<Mutex<blake3::Hasher>>,
@@ -74,6 +79,9 @@ impl<'a> TextReader<'a> {
     pub(super) fn open(file: &'a TextFile, field: Option<&str>, first_release: bool) -> Result<TextReader<'a>> {
         let fail = |e| Error::io("reading", &file.path, e);
         let opened = File::open(&file.path).map_err(fail)?;
+        if !first_release && begins_with(&opened, parquet_rows::MAGIC).map_err(fail)? {
+            return ParquetReader::open(file, field, opened).map(|rows| TextReader::Parquet(Box::new(rows)));
+        }
         let hashed: Arc<Mutex<blake3::Hasher>> = Arc::default();
         let mut source = HashingReader { file: opened, hashed: Arc::clone(&hashed) };
         let bytes: Box<dyn Read + Send> = if first_release {
@@ -85,21 +93,39 @@ impl<'a> TextReader<'a> {
         let kind = if first_release { TextKind::Plain } else { kind(&file.path, field) };
         let records = (kind == TextKind::JsonLines).then(|| json_lines::RecordReader::new(field, &file.path));
         let (buffer, decoder) = (vec![0; READ_BYTES], TextDecoder::new(first_release));
-        Ok(TextReader { file, bytes, hashed, buffer, decoder, records, has_ended: false })
+        let stream = StreamReader { file, bytes, hashed, buffer, decoder, records, has_ended: false };
+        Ok(TextReader::Stream(Box::new(stream)))
     }
 
     /// Bytes of the file that were read.
     pub(super) fn bytes_done(&self) -> u64 {
-        self.hashed.lock().unwrap_or_else(PoisonError::into_inner).count()
+        match self {
+            TextReader::Stream(stream) => stream.hashed.lock().unwrap_or_else(PoisonError::into_inner).count(),
+            TextReader::Parquet(rows) => rows.bytes_done(),
+        }
     }
 
     /// Bytes that were no text and were replaced, and records without a text.
     pub(super) fn losses(&self) -> (u64, u64) {
-        (self.decoder.replaced, self.records.as_ref().map_or(0, |records| records.empty))
+        match self {
+            TextReader::Stream(stream) => {
+                (stream.decoder.replaced, stream.records.as_ref().map_or(0, |records| records.empty))
+            }
+            TextReader::Parquet(rows) => (0, rows.empty),
+        }
     }
 
     /// The next piece, or `None` after the last.
     pub(super) fn next(&mut self) -> Result<Option<TextPiece>> {
+        match self {
+            TextReader::Stream(stream) => stream.next(),
+            TextReader::Parquet(rows) => Ok(rows.next()?.map(|text| TextPiece { text, is_last: true })),
+        }
+    }
+}
+
+impl StreamReader<'_> {
+    fn next(&mut self) -> Result<Option<TextPiece>> {
         loop {
             if let Some(text) = self.records.as_mut().map_or(Ok(None), |records| records.next(self.has_ended))? {
                 return Ok(Some(TextPiece { text, is_last: true }));
@@ -159,6 +185,16 @@ impl Read for HashingReader {
         let n = self.file.read(buffer)?;
         self.hashed.lock().unwrap_or_else(PoisonError::into_inner).update(&buffer[..n]);
         Ok(n)
+    }
+}
+
+/// Whether the file begins so; its position stays.
+fn begins_with(file: &File, magic: &[u8]) -> std::io::Result<bool> {
+    let mut head = vec![0; magic.len()];
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) => Ok(head == magic),
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

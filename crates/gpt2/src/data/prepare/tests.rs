@@ -1,6 +1,8 @@
 //! The whole way from text to tokens, on real files.
 #![allow(clippy::unwrap_used)]
 
+mod parquet;
+
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
