@@ -1,4 +1,4 @@
-//! In which order a JSON document names its special tokens: ids follow it, and an object of serde_json is sorted by key.
+//! In which order a JSON document names its special tokens: ids follow it, and serde_json sorts an object by its keys.
 //!
 //! Deliberately not here: what the names stand for.
 
