@@ -19,6 +19,7 @@ mod from_tokens;
 mod gpt2_tokenizer;
 mod json_lines;
 pub mod order;
+mod parquet_footer;
 mod parquet_rows;
 mod prepare;
 mod request;

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ckptd_core::os::stamp::FileStamp;
 use ckptd_core::{Error, Result};
-use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
+use parquet::basic::{Compression, ConvertedType, LogicalType, Type as PhysicalType};
 use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
@@ -18,6 +18,7 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 
 use super::files::{TextFile, changed};
 use super::json_lines::TEXT;
+use super::parquet_footer::is_honest;
 
 /// What a Parquet file begins with.
 pub(super) const MAGIC: &[u8] = b"PAR1";
@@ -51,10 +52,14 @@ impl<'a> ParquetReader<'a> {
     pub(super) fn open(file: &'a TextFile, field: Option<&str>, opened: File) -> Result<ParquetReader<'a>> {
         let hashed = HashedFile::new(file, &opened)?;
         let name = field.unwrap_or(TEXT).to_owned();
-        let rows = guarded(|| SerializedFileReader::new(opened)).map_err(|what| {
+        let refuse = |what: String| {
             let path = file.path.display();
             Error::Config(format!("[data] text: {path} cannot be read as Parquet: {what}; is it cut? Write it anew"))
-        })?;
+        };
+        if !is_honest(&opened).map_err(|e| Error::io("reading", &file.path, e))? {
+            return Err(refuse("its footer is damaged".into()));
+        }
+        let rows = guarded(|| SerializedFileReader::new(opened)).map_err(refuse)?;
         let column = find(rows.metadata().file_metadata().schema_descr(), &name)
             .map_err(|what| Error::Config(format!("[data] text: {}: {what}", file.path.display())))?;
         let (next_group, row, expected_rows, empty) = (0, 0, 0, 0);
@@ -94,6 +99,11 @@ impl<'a> ParquetReader<'a> {
 
     fn open_group(&mut self) -> Result<()> {
         let (rows, group, column) = (&self.rows, self.next_group, self.column);
+        let packing = rows.metadata().row_group(group).column(column).compression();
+        if matches!(packing, Compression::BROTLI(_) | Compression::LZO) {
+            let what = format!("it is packed with {packing}, which is not read; pack it with zstd or snappy");
+            return Err(self.refuse(self.row + 1, &what));
+        }
         let open = || {
             let group = rows.get_row_group(group)?;
             let chunk = group.get_column_reader(column).map(get_typed_column_reader)?;

@@ -52,6 +52,7 @@ fn a_column_that_is_no_text_is_refused_with_those_that_are(folder: &Path) {
         ("date", r#"column "text" is of the type DATE, not text"#),
         ("missing", r#"it has no column "text"; its columns of text are body, title: name one: [data] field = "body""#),
         ("numbers", r#"it has no column "text"; no column of it is text"#),
+        ("brotli", r#"column "text", row 1: it is packed with BROTLI"#),
         ("latin", r#"column "text", row 2: it is no UTF-8"#),
     ] {
         let path = folder.join(format!("{name}.parquet"));
@@ -60,30 +61,15 @@ fn a_column_that_is_no_text_is_refused_with_those_that_are(folder: &Path) {
     }
 }
 
-/// Each damage is refused by name, or changes only what is not read.
-fn damaged_files_are_refused_by_name(whole: &Path) {
+fn cut_files_are_refused_by_name(whole: &Path) {
     let mut job = job();
     let bytes = std::fs::read(whole).unwrap();
-    let (expected, _) = read(&mut job, whole).unwrap();
-    let path = job.path("damaged.parquet");
-    let mut check = |bytes: &[u8]| {
-        std::fs::write(&path, bytes).unwrap();
-        let result = read(&mut job, &path);
-        assert!(result.as_ref().err().is_none_or(|error| error.contains("damaged.parquet")), "{result:?}");
-        result
-    };
+    let path = job.path("cut.parquet");
     for length in [4, 9, bytes.len() / 2, bytes.len() - 1] {
-        assert!(check(&bytes[..length]).unwrap_err().contains("cannot be read as Parquet"));
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        let error = read(&mut job, &path).unwrap_err();
+        assert!(error.contains("cut.parquet cannot be read as Parquet"), "{error}");
     }
-    let mut refused = 0;
-    for step in 0..100 {
-        let mut flipped = bytes.clone();
-        // The first page of the column, and the end of the file, which says where everything is.
-        let at = if step % 2 == 0 { 4 + 3 * step } else { bytes.len() - 12 - 190 * (step / 2) };
-        flipped[at] ^= 1 << (step % 8);
-        refused += usize::from(check(&flipped).map(|(ids, _)| ids) != Ok(expected.clone()));
-    }
-    assert!(refused > 20, "{refused}");
 }
 
 #[test]
@@ -92,5 +78,5 @@ fn parquet_gives_the_ids_of_jsonl_or_is_refused_with_file_and_column() {
     python::run("make_parquet.py", &[folder.path()]);
     rows_are_documents_as_lines_of_jsonl_are(&folder.path().join("read"));
     a_column_that_is_no_text_is_refused_with_those_that_are(&folder.path().join("refused"));
-    damaged_files_are_refused_by_name(&folder.path().join("read/few.parquet"));
+    cut_files_are_refused_by_name(&folder.path().join("read/few.parquet"));
 }
