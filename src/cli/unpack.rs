@@ -39,8 +39,10 @@ pub(super) fn execute(args: &UnpackArgs) -> Result<u8> {
         "the bundle has no hashes of its files; only its checksums were checked"
     };
     let next = next(&unpacked.path)?;
+    let note = bundle::passed_over_note(&unpacked.passed_over);
+    let note = note.map_or(String::new(), |note| format!("  note: {note}\n"));
     output::text(&format!(
-        "unpacked {} files to {}: {proof}; S_raw {raw}, S_packed {packed}, r = {:.4} in {:.1} s\n{next}",
+        "unpacked {} files to {}: {proof}; S_raw {raw}, S_packed {packed}, r = {:.4} in {:.1} s\n{note}{next}",
         unpacked.files,
         unpacked.path.display(),
         unpacked.r,

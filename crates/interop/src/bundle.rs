@@ -2,7 +2,8 @@
 //!
 //! Invariant: unpacking writes plain files into one fresh folder and nothing else: no folders within it, no absolute
 //! names, no `..`, no links, devices or duplicates; no more bytes than were announced, and no more announced than the
-//! bundle's own size and the disk justify. Where the bundle says what its files are ([`export_record`]), each of them
+//! bundle's own size and the disk justify. What macOS adds to archives (`__MACOSX`, `._name`, `.DS_Store`) is passed
+//! over, and told. Where the bundle says what its files are ([`export_record`]), each of them
 //! must be there, be exactly that, and nothing else may be there. Deliberately not here: what the files mean (import).
 
 use std::collections::HashSet;
@@ -51,6 +52,8 @@ pub struct UnpackReport {
     pub r: f64,
     /// Every file matched the hash that the bundle gives for it.
     pub verified: bool,
+    /// Entries that macOS adds to archives, which were left packed.
+    pub passed_over: Vec<String>,
     pub seconds: f64,
 }
 
@@ -146,7 +149,7 @@ pub fn unpack(
     progress: &dyn ProgressSink,
 ) -> Result<UnpackReport> {
     let began = Instant::now();
-    let UnpackedFiles { names, raw_bytes, verified } = output::folder(target, overwrite, |dir| {
+    let UnpackedFiles { names, raw_bytes, verified, passed_over } = output::folder(target, overwrite, |dir| {
         let files = unpack_into(bundle, dir, limits, progress)?;
         output::sync(dir, &files.names)?;
         Ok(files)
@@ -159,6 +162,7 @@ pub fn unpack(
         bytes,
         r: bytes as f64 / raw_bytes.max(1) as f64,
         verified,
+        passed_over,
         seconds: began.elapsed().as_secs_f64(),
     })
 }
@@ -171,6 +175,22 @@ pub struct UnpackedFiles {
     pub raw_bytes: u64,
     /// Their hashes were known and matched.
     pub verified: bool,
+    /// Entries that macOS adds to archives, which were left packed.
+    pub passed_over: Vec<String>,
+}
+
+/// What is said of entries that were passed over, if there are any.
+pub fn passed_over_note(entries: &[String]) -> Option<String> {
+    let (first, more) = entries.split_first()?;
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    Some(format!("passed over what macOS adds to archives: {first}{more}"))
+}
+
+/// Whether `name` is one that macOS adds: resource forks and views of folders, no content.
+fn is_of_macos(name: &str) -> bool {
+    let relative = name.strip_prefix("./").unwrap_or(name);
+    let plain = relative.rsplit('/').next().unwrap_or(relative);
+    relative.starts_with("__MACOSX/") || plain.starts_with("._") || plain == ".DS_Store"
 }
 
 /// Unpacks into the empty folder `dir`. Nothing is made durable.
@@ -185,7 +205,8 @@ pub fn unpack_into(
 ) -> Result<UnpackedFiles> {
     let mapped = MappedFile::open(bundle)?;
     let left = allowance(&mapped, dir, limits)?;
-    let mut into = Unpacking { bundle, dir, limits, left, names: BundleNames::default(), progress };
+    let mut into =
+        Unpacking { bundle, dir, limits, left, names: BundleNames::default(), passed_over: Vec::new(), progress };
     match kind_of(mapped.bytes()) {
         Some(BundleKind::Zip) => into.zip(&mapped)?,
         Some(BundleKind::TarZst) => into.tar(&mapped)?,
@@ -197,7 +218,8 @@ pub fn unpack_into(
         raw_bytes += std::fs::metadata(&path).map_err(|e| Error::io("looking at", path, e))?.len();
     }
     let verified = check_files(bundle, dir, &into.names.seen, progress)?;
-    Ok(UnpackedFiles { names: into.names.seen.into_iter().collect(), raw_bytes, verified })
+    let (names, passed_over) = (into.names.seen.into_iter().collect(), into.passed_over);
+    Ok(UnpackedFiles { names, raw_bytes, verified, passed_over })
 }
 
 /// How many bytes the bundle may unpack to.
@@ -265,6 +287,7 @@ struct Unpacking<'a> {
     /// Bytes that may still be written.
     left: u64,
     names: BundleNames,
+    passed_over: Vec<String>,
     progress: &'a dyn ProgressSink,
 }
 
@@ -282,6 +305,10 @@ impl Unpacking<'_> {
         for entry in entries.into_iter().filter(|entry| !entry.folder) {
             if !entry.regular {
                 return Err(self.refuse(format!("{:?} is a link or a device", entry.name)));
+            }
+            if is_of_macos(&entry.name) {
+                self.passed_over.push(entry.name);
+                continue;
             }
             let name = self.names.file(&entry.name, self.limits).map_err(|what| self.refuse(what))?;
             plan.push((name, entry));
@@ -316,6 +343,13 @@ impl Unpacking<'_> {
                          --format=ustar)"
                     )));
                 }
+            }
+            if is_of_macos(&name) {
+                if self.passed_over.len() >= self.limits.bundle_files {
+                    return Err(self.refuse(format!("more than {} files", self.limits.bundle_files)));
+                }
+                self.passed_over.push(name);
+                continue;
             }
             let bytes = entry.header().entry_size().map_err(|e| self.refuse(format!("{name:?}: {e}")))?;
             let plain = self.names.file(&name, self.limits).map_err(|what| self.refuse(what))?;
@@ -379,6 +413,16 @@ impl Unpacking<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_macos_adds_to_archives_is_known_by_its_name() {
+        for name in ["__MACOSX/model/._config.json", "model/._config.json", "./._a", "model/.DS_Store", ".DS_Store"] {
+            assert!(is_of_macos(name), "{name}");
+        }
+        for name in ["model/config.json", "__MACOSX", "model/__MACOSX.json", "a._b"] {
+            assert!(!is_of_macos(name), "{name}");
+        }
+    }
 
     #[test]
     fn only_plain_names_in_one_folder_are_unpacked() {

@@ -37,8 +37,10 @@ pub fn load(from: &Path, options: &LoadOptions<'_>, progress: &dyn ProgressSink)
                 Some(target) => ScratchFolder::beside(target)?,
                 None => ScratchFolder::beside(&temporary()?)?,
             };
-            bundle::unpack_into(from, folder.path(), limits, progress)?;
-            let parts = parts::folder(folder.path(), has_model, limits).map_err(|e| within(e, folder.path(), from))?;
+            let unpacked = bundle::unpack_into(from, folder.path(), limits, progress)?;
+            let mut parts =
+                parts::folder(folder.path(), has_model, limits).map_err(|e| within(e, folder.path(), from))?;
+            parts.notes.extend(bundle::passed_over_note(&unpacked.passed_over));
             scratch = Some(folder);
             parts
         }
