@@ -143,13 +143,67 @@ fn has_deepspeed_states(dir: &Path) -> bool {
     names.into_iter().any(|name| name.ends_with("_optim_states.pt") || name.ends_with("_model_states.pt"))
 }
 
-/// What an adapter of PEFT is told, whose base model may be anywhere.
+/// The command that saves what `torch.load` reads without running anything, in the format of today.
+pub fn save_again(path: &Path) -> String {
+    let code = "import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=True), sys.argv[2])";
+    command_to(path, ".again.pt", code)
+}
+
+/// The command that saves the state dicts of the modules in a pickle, which it runs.
+pub fn save_state_dict(path: &Path) -> String {
+    let code = "import sys, torch; f = lambda v: v.state_dict() if hasattr(v, 'state_dict') else \
+                {k: f(x) for k, x in v.items()} if isinstance(v, dict) else v; \
+                torch.save(f(torch.load(sys.argv[1], weights_only=False)), sys.argv[2])";
+    format!("where its origin is trusted, as this runs what is in it: {}", command_to(path, ".state.pt", code))
+}
+
+/// The command that rounds the model at `path` to float32.
+pub fn round_to_float32(path: &Path) -> String {
+    if path.is_dir() {
+        let code = "import sys; from transformers import GPT2LMHeadModel as M; \
+                    M.from_pretrained(sys.argv[1], dtype='float32').save_pretrained(sys.argv[2])";
+        return command_to(path, "-float32", code);
+    }
+    let round = "import sys, torch; f = lambda v: {k: f(x) for k, x in v.items()} if isinstance(v, dict) else \
+                 v.float() if torch.is_tensor(v) and v.is_floating_point() else v";
+    let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
+    let load = if is_safetensors {
+        "__import__('safetensors.torch').torch.load_file(sys.argv[1])"
+    } else {
+        "torch.load(sys.argv[1], weights_only=True)"
+    };
+    command_to(path, ".float32.pt", &format!("{round}; torch.save(f({load}), sys.argv[2])"))
+}
+
+/// The command that gives a model of nanoGPT without biases those of zero.
+pub fn add_biases(path: &Path) -> String {
+    let code = "import sys, torch; d = torch.load(sys.argv[1], weights_only=True); m = d['model']; \
+                m.update({k[:-6] + 'bias': torch.zeros(v.shape[0]) for k, v in list(m.items()) \
+                if k.endswith('.weight') and ('.h.' in k or 'ln_f' in k)}); \
+                torch.save({'model': m, 'model_args': {**d['model_args'], 'bias': True}}, sys.argv[2])";
+    command_to(path, ".biases.pt", code)
+}
+
+/// A line of Python that makes of `path` what is named like it and ends with `end`, and what is next.
+fn command_to(path: &Path, end: &str, code: &str) -> String {
+    let made = beside(path, end);
+    format!("`{}`, then import {made}", python(code, &[&quoted(path), &made]))
+}
+
+/// What an adapter of PEFT is told where a model is read.
 pub fn adapter(dir: &Path) -> String {
-    let (folder, merged) = (quoted(dir), beside(dir, "-merged"));
+    let import = format!("ckptd import --from {} --base BASE STORE", quoted(dir));
+    format!(
+        "an adapter of PEFT, not a model; a LoRA is merged into its base model by {import}; {}",
+        merge_with_peft(dir)
+    )
+}
+
+/// The command that makes a model of an adapter of PEFT.
+pub fn merge_with_peft(dir: &Path) -> String {
     let code = "import sys; from peft import AutoPeftModelForCausalLM as M; \
                 M.from_pretrained(sys.argv[1]).merge_and_unload().save_pretrained(sys.argv[2])";
-    let command = python(code, &[&folder, &merged]);
-    format!("an adapter of PEFT, not a model; merge it into its base: `{command}`, then import {merged}")
+    format!("PEFT's own merge: {}", command_to(dir, "-merged", code))
 }
 
 #[cfg(test)]

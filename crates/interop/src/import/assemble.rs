@@ -22,7 +22,7 @@ use crate::output::ScratchFolder;
 use crate::source_record::SourceRecord;
 use crate::source_record::schedule::KnownSchedule;
 use crate::torch_pt::PtFile;
-use crate::{gpt2_names, names};
+use crate::{foreign, gpt2_names, names};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::{Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
@@ -211,8 +211,9 @@ fn plain(mut parts: SourceParts, from: &Path, options: &LoadOptions<'_>) -> Resu
             .push("its linear layers lay as nn.Linear keeps them, and were transposed to Conv1D's layout".into());
     }
     let params: Vec<OptimizedParameter> = model.parameters.iter().map(optimized).collect();
-    let mut tensors: Vec<Tensor> =
-        model.into_tensors().into_par_iter().map(optimizer::widen).collect::<Result<_, _>>().map_err(refuse)?;
+    let widened = model.into_tensors().into_par_iter().map(optimizer::widen).collect::<Result<_, String>>();
+    let round = |what: String| refuse(format!("{what}; to round it: {}", foreign::round_to_float32(from)));
+    let mut tensors: Vec<Tensor> = widened.map_err(round)?;
     let moments = moments(&mut parts, &params, options).map_err(|why| options.with_way_out(why, from))?;
     let step = reconcile_steps(&mut parts, &moments, options, from)?;
     parts.record.step = step;

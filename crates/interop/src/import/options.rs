@@ -37,7 +37,7 @@ impl<'a> LoadOptions<'a> {
         let model = self.model.map_or(String::new(), |model| format!(" --model {}", quoted(model)));
         let store = self.target.map_or("STORE".to_owned(), quoted);
         let from = quoted(from);
-        let way = format!("; the weights alone: ckptd import --from {from} --weights-only{model} {store}");
+        let way = format!("; the weights alone: `ckptd import --from {from} --weights-only{model} {store}`");
         match error {
             Error::Malformed { path, reason } => Error::Malformed { path, reason: reason + &way },
             other => other,

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::optimizer_state::{is_optimizer, plain};
+use crate::foreign;
 use crate::gpt2_names::{NameMeaning, meaning};
 use crate::plain::PlainValue;
 use crate::torch_pt::{PtFile, PtValue};
@@ -209,11 +210,11 @@ pub(super) fn nanogpt_config(file: &PtFile, path: &Path) -> Result<Option<String
     let refuse = |reason: String| Error::malformed(path, format!("the entry \"model_args\": {reason}"));
     let size = |key: &str| arguments.get(key).and_then(PtValue::as_int);
     if arguments.get("bias") == Some(&PtValue::Bool(false)) {
-        return Err(refuse(
+        return Err(refuse(format!(
             "bias is False: ckptd's GPT-2, like that of transformers, has biases in every layer and would train them; \
-             save a model that was built with bias=True"
-                .into(),
-        ));
+             with biases of zero it computes the same: {}",
+            foreign::add_biases(path)
+        )));
     }
     let mut config = serde_json::Map::new();
     let names = [

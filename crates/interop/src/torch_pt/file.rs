@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::globals::REFUSING;
 use super::value::{PtValue, TensorRef};
 use super::{machine, tree};
 use crate::archive::{self, ArchiveEntry};
-use crate::foreign::quoted;
+use crate::foreign::{self, quoted};
 use crate::limits::ReadLimits;
 use crate::mapped::MappedFile;
 use ckptd_core::error::{Error, Result};
@@ -54,9 +55,9 @@ impl PtFile {
 
     fn open_as(mapped: &Arc<MappedFile>, objects: bool, limits: &ReadLimits) -> Result<PtFile> {
         let path = mapped.path();
-        check_kind(mapped.bytes()).map_err(|reason| Error::malformed(path, reason))?;
+        check_kind(path, mapped.bytes()).map_err(|reason| Error::malformed(path, reason))?;
         let entries = archive::entries(mapped, limits)?;
-        read(mapped, &entries, objects, limits).map_err(|reason| Error::malformed(path, reason))
+        read(mapped, &entries, objects, limits).map_err(|reason| Error::malformed(path, with_way_out(reason, path)))
     }
 
     /// What lies at `path` in another container: an object whose tensors are views of `storages`, each as long as its
@@ -150,24 +151,30 @@ impl AsRef<[u8]> for StorageRange {
     }
 }
 
+/// `reason`, with the command that helps where a whole module was saved.
+fn with_way_out(reason: String, path: &Path) -> String {
+    let is_of_module =
+        ["torch.nn.", "transformers."].iter().any(|module| reason.contains(&format!("{} {module}", REFUSING)));
+    if is_of_module { format!("{reason}; {}", foreign::save_state_dict(path)) } else { reason }
+}
+
 /// What the first bytes say, before anything is parsed.
-fn check_kind(bytes: &[u8]) -> Result<(), String> {
+fn check_kind(path: &Path, bytes: &[u8]) -> Result<(), String> {
     /// The little-endian magic number of the legacy format, as the pickled integer 0x1950a86a20f9469cfc6c.
     const LEGACY: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
-    const RESAVE: &str =
-        "save it again with a current PyTorch: torch.save(torch.load(FILE, weights_only=True), NEW_FILE)";
+    let resave = || format!("which is not read; save it again: {}", foreign::save_again(path));
     if bytes.starts_with(b"PK\x03\x04") {
         return Ok(());
     }
     let head = &bytes[..bytes.len().min(64)];
     if head.windows(LEGACY.len()).any(|window| window == LEGACY) {
-        return Err(format!("PyTorch's legacy format (before version 1.6), which is not read; {RESAVE}"));
+        return Err(format!("PyTorch's legacy format (before version 1.6), {}", resave()));
     }
     if bytes.get(257..262) == Some(b"ustar") {
-        return Err(format!("PyTorch's legacy tar format, which is not read; {RESAVE}"));
+        return Err(format!("PyTorch's legacy tar format, {}", resave()));
     }
     if bytes.first() == Some(&0x80) {
-        return Err(format!("a bare pickle or PyTorch's legacy format, which is not read; {RESAVE}"));
+        return Err(format!("a bare pickle or PyTorch's legacy format, {}", resave()));
     }
     Err("not a PyTorch file: torch.save writes a zip archive, and this is none".into())
 }

@@ -4,6 +4,9 @@
 
 use ckptd_core::dtype::DType;
 
+/// Before the name of a global that is not read.
+pub(super) const REFUSING: &str = "refusing global";
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PickleGlobal {
     /// `collections.OrderedDict` and its like: an empty dict, or one from pairs.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::globals;
+use super::globals::{self, REFUSING};
 use super::heap::{HeapNode, NodeId, PickleHeap, StorageBytes};
 use super::object;
 use crate::limits::ReadLimits;
@@ -221,11 +221,11 @@ impl PickleMachine<'_> {
         const READ: &str = "only what state dicts are made of is read, nothing is executed";
         let shown: String = global.chars().take(200).collect();
         match self.entry() {
-            None => format!("refusing global {shown}: {READ}; save model.state_dict(), not the model"),
+            None => format!("{REFUSING} {shown}: {READ}; save model.state_dict(), not the model"),
             Some(entry) => {
                 let entry: String = entry.chars().take(200).collect();
                 format!(
-                    "refusing global {shown}: the entry {entry:?} holds an object of it; {READ}. Save the file again \
+                    "{REFUSING} {shown}: the entry {entry:?} holds an object of it; {READ}. Save the file again \
                      without that entry, or with plain numbers and text in it"
                 )
             }
