@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use ckptd_core::config::{Config, ScheduleKind, TrainSection};
@@ -279,4 +281,28 @@ fn an_import_into_a_store_that_is_in_use_is_refused() {
     let refusal = import::import(&run.join("untied"), &store, &ImportOptions::default(), &NoProgress).unwrap_err();
     assert!(refusal.to_string().contains("holds snapshots already"), "{refusal}");
     assert_eq!(Store::open(&store).unwrap().entries().unwrap().len(), 1);
+}
+
+#[test]
+fn the_modes_of_what_is_exported_follow_the_umask() {
+    let (run, work) = (trainer_run(), tempfile::tempdir().unwrap());
+    let store = work.path().join("store");
+    import(&run.join("checkpoint-3"), &store);
+    for (umask, file, folder) in [(0o027, 0o640, 0o750), (0o002, 0o664, 0o775)] {
+        for format in ["hf", "pt", "safetensors", "trainer", "dcp", "gguf", "nanogpt", "zip", "tar.zst"] {
+            let out = work.path().join(format!("{umask:o}")).join(format);
+            let line = format!("umask {umask:o}; exec \"$0\" export \"$1\" latest --format {format} \"$2\"");
+            let program = env!("CARGO_BIN_EXE_ckptd");
+            let done = Command::new("sh").args(["-c", &line, program]).arg(&store).arg(&out).output().unwrap();
+            assert!(done.status.success(), "{format}: {}", String::from_utf8_lossy(&done.stderr));
+            let mut found = vec![out];
+            while let Some(path) = found.pop() {
+                let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+                assert_eq!(mode, if path.is_dir() { folder } else { file }, "{}: {mode:o}", path.display());
+                if path.is_dir() {
+                    found.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+                }
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ckptd_core::progress::NoProgress;
@@ -100,15 +100,9 @@ fn steps_of_two_files_are_taken_where_the_user_says_so() {
     assert!(imported.notes.iter().any(|note| note.contains("at step 7, its optimiser at 3")), "{:?}", imported.notes);
 }
 
-/// Trainers with several schedules and optimisers that leave after 5 of 15 steps, made once.
-fn trainers() -> &'static Path {
-    static RUNS: OnceLock<tempfile::TempDir> = OnceLock::new();
-    RUNS.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        python::run("trainer_returns.py", &[Path::new("leave"), dir.path()]);
-        dir
-    })
-    .path()
+/// Trainers with several schedules and optimisers that left after 5 of 15 steps.
+fn trainers() -> PathBuf {
+    sources().0.join("trainers")
 }
 
 const KINDS: [&str; 4] = ["linear", "cosine", "restarts", "sgd"];
@@ -128,7 +122,7 @@ fn a_trainer_that_comes_back_goes_on_as_if_it_had_never_left() {
         let again = import::import(&out.join(kind), &again, &ImportOptions::default(), &NoProgress).unwrap();
         assert!(again.exact && again.root == imported.root, "{kind}");
     }
-    let report = python::run("trainer_returns.py", &[Path::new("return"), trainers(), &out]);
+    let report = python::run("trainer_returns.py", &[&trainers(), &out]);
     assert_eq!(report.lines().filter(|line| line.starts_with("returned")).count(), KINDS.len(), "{report}");
 }
 

@@ -1,6 +1,6 @@
 """Writes sources of many kinds of one tiny GPT-2, as training scripts of the field write them, for tests/interop_sources.rs:
 
-    OUT/NAME (a .pt file or a folder), OUT/config (a model folder), OUT/cases.json: {NAME: {"says": [texts of the refusal or
+    OUT/NAME (a .pt file or a folder), OUT/trainers/KIND (see trainer_returns.py), OUT/config (a model folder), OUT/cases.json: {NAME: {"says": [texts of the refusal or
     of the notes], "refused": bool, "step": int, "truth": file or null}}
 
 and for what is taken the truth, OUT/truth-N.safetensors: parameters, and moments as optimizer.<moment>.<parameter>."""
@@ -16,7 +16,10 @@ from safetensors.torch import save_file, save_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
+import trainer_returns
+
 out = Path(sys.argv[1])
+trainer_returns.leave(out / "trainers")
 torch.set_num_threads(1)
 SHAPE = dict(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
 TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")

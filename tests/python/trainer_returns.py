@@ -1,7 +1,7 @@
 """transformers' Trainer leaves a checkpoint, and comes back from what ckptd has made of it, for tests/interop_sources.rs:
 
-    trainer_returns.py leave FOLDER             trains all STEPS, saves after LEFT of them, writes FOLDER/KIND/curve.json
-    trainer_returns.py return FOLDER EXPORTED   goes on from EXPORTED/KIND, and compares with the run that never left"""
+    leave(FOLDER)                        trains all STEPS, saves after LEFT of them, writes FOLDER/KIND/curve.json
+    trainer_returns.py FOLDER EXPORTED   goes on from EXPORTED/KIND, and compares with the run that never left"""
 
 import json
 import shutil
@@ -18,7 +18,10 @@ KINDS = {
     "restarts": dict(lr_scheduler_type="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": 2}, warmup_steps=7),
     "sgd": dict(lr_scheduler_type="constant_with_warmup", warmup_steps=3, optim="sgd", optim_args="momentum=0.9"),
 }
-mode, folder = sys.argv[1], Path(sys.argv[2])
+SHAPE = dict(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+SHAPE |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+# More threads wait for one another longer than they compute, at this size.
+torch.set_num_threads(1)
 rows = torch.randint(0, 61, (80, 16), generator=torch.Generator().manual_seed(4))
 data = [{"input_ids": row, "labels": row} for row in rows]
 
@@ -35,18 +38,19 @@ def curve(run):
     return [[e["step"], e["learning_rate"], e["loss"]] for e in run.state.log_history if "loss" in e]
 
 
-for kind in KINDS:
-    torch.manual_seed(3)
-    shape = dict(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    shape |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    if mode == "leave":
-        run = trainer(folder / kind, kind, GPT2LMHeadModel(GPT2Config(**shape)))
+def leave(folder):
+    for kind in KINDS:
+        torch.manual_seed(3)
+        run = trainer(folder / kind, kind, GPT2LMHeadModel(GPT2Config(**SHAPE)))
         run.train()
         (folder / kind / "curve.json").write_text(json.dumps(curve(run)))
-        continue
+
+
+def come_back(folder, exported, kind):
+    torch.manual_seed(3)
     left = folder / kind / f"checkpoint-{LEFT}"
     back = folder / kind / "back" / f"checkpoint-{LEFT}"
-    shutil.copytree(Path(sys.argv[3]) / kind, back)
+    shutil.copytree(exported / kind, back)
     for name in ("optimizer.pt", "scheduler.pt"):
         theirs, ours = (torch.load(dir / name, weights_only=True) for dir in (left, back))
         groups = theirs.get("param_groups", [theirs])
@@ -66,3 +70,8 @@ for kind in KINDS:
     assert len(went_on) == STEPS - LEFT and went_on == expected, (kind, went_on, expected)
     assert (folder / kind / "back" / f"checkpoint-{2 * LEFT}").is_dir(), "it saves when the source did"
     print("returned", kind)
+
+
+if __name__ == "__main__":
+    for kind in KINDS:
+        come_back(Path(sys.argv[1]), Path(sys.argv[2]), kind)

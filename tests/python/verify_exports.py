@@ -136,4 +136,4 @@ print("loads trainer")
 
 # Trainer warns of what is none of an export's business.
 warnings.resetwarnings()
-resume_trainer.resume(run, exports / "hf_full")
+resume_trainer.resume(run, exports / "trainer")
