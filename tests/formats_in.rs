@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::Role;
+use ckptd_core::store::Store;
 use ckptd_interop::export::{self, ExportFormat, ExportOptions};
 use ckptd_interop::import::{self, ImportOptions};
 use ckptd_interop::limits::ReadLimits;
@@ -62,6 +64,12 @@ fn a_folder_of_accelerate_comes_with_its_optimizer_and_a_trainers_with_its_newes
 }
 
 #[test]
+fn a_zip_archive_of_macos_is_the_model_in_it_and_what_is_passed_over_is_told() {
+    let notes = imported(&sources().join("mac.zip")).notes.join("\n");
+    assert!(notes.contains("__MACOSX/truth/._config.json and 2 more"), "{notes}");
+}
+
+#[test]
 fn a_distributed_checkpoint_is_the_nested_dict_that_was_saved() {
     let file = dcp::open(&sources().join("dcp"), &ReadLimits::default()).unwrap();
     let value = file.value();
@@ -111,6 +119,75 @@ fn what_is_not_read_is_named_with_the_command_that_helps() {
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("ckpt.pt"), "").unwrap();
     assert!(refusal(&folder).contains("--from"), "{}", refusal(&folder));
+}
+
+/// Runs `ckptd import` on an adapter; what it says.
+fn import_adapter(from: &Path, store: &Path, base: Option<&Path>) -> Result<String, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ckptd"));
+    command.arg("import").arg("--from").arg(from).arg(store);
+    if let Some(base) = base {
+        command.arg("--base").arg(base);
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    if output.status.success() { Ok(said) } else { Err(said) }
+}
+
+#[test]
+fn an_adapter_is_merged_into_its_base_model_as_peft_merges_it_to_the_bit() {
+    let work = tempfile::tempdir().unwrap();
+    for (name, base, says) in [
+        ("adapter", None, "a LoRA on 5 modules"),
+        ("adapter_biases", Some(sources().join("truth")), "a LoRA on 2 modules"),
+        ("adapter_head", None, "not tied any more"),
+    ] {
+        let store = work.path().join(name);
+        let said = import_adapter(&sources().join(name), &store, base.as_deref()).unwrap();
+        assert!(said.contains(says), "{name}: {said}");
+        let snapshot = Store::open(&store).unwrap().entries().unwrap()[0].path.clone();
+        let checked = check::check(&snapshot, Some(&sources().join(format!("{name}_truth"))), 1, &NoProgress).unwrap();
+        let wrong = checked.tensors.iter().find(|tensor| tensor.role == Role::Param && tensor.equal != Some(true));
+        assert!(wrong.is_none() && checked.only_there.is_empty(), "{name}: {wrong:?} {:?}", checked.only_there);
+    }
+    let left: Vec<_> = std::fs::read_dir(work.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[test]
+fn an_adapter_that_says_more_than_is_merged_is_refused_by_its_field_or_tensor() {
+    let work = tempfile::tempdir().unwrap();
+    let (copy, store) = (work.path().join("adapter"), work.path().join("store"));
+    std::fs::create_dir(&copy).unwrap();
+    let config = std::fs::read_to_string(sources().join("adapter/adapter_config.json")).unwrap();
+    let weights = std::fs::read(sources().join("adapter/adapter_model.safetensors")).unwrap();
+    std::fs::write(copy.join("adapter_model.safetensors"), &weights).unwrap();
+    let refused = |from: &str, to: &str| {
+        assert!(config.contains(from), "{from}");
+        std::fs::write(copy.join("adapter_config.json"), config.replacen(from, to, 1)).unwrap();
+        import_adapter(&copy, &store, None).unwrap_err()
+    };
+    for (from, to, says) in [
+        ("\"r\": 3", "\"use_dora\": true, \"r\": 3", "use_dora"),
+        ("\"r\": 3", "\"use_bdlora\": {\"nblocks\": 2}, \"r\": 3", "use_bdlora"),
+        ("\"LORA\"", "\"IA3\"", "peft_type: it is IA3"),
+        ("\"r\": 3", "\"r\": 4", "shape"),
+        ("\"wte\"]", "\"wte\", \"c_fc\"]", "no LoRA for c_fc"),
+        ("\"c_attn\", ", "", "c_attn has a LoRA, and is none of the target_modules"),
+        ("[\"ln_f\"]", "null", "transformer.ln_f.weight is neither of a LoRA nor"),
+        ("[\"ln_f\"]", "[\"ln_f\", \"wpe\"]", "no tensor of wpe"),
+    ] {
+        let said = refused(from, to);
+        assert!(said.contains(says) && said.contains("adapter"), "{says}: {said}");
+        assert!(said.contains("merge_and_unload"), "{says}: {said}");
+        assert!(!store.exists(), "{says}");
+    }
+    let said = import_adapter(&sources().join("adapter_biases"), &store, None).unwrap_err();
+    assert!(said.contains("nowhere is not here") && said.contains("--base"), "{said}");
+    let said = import_adapter(&sources().join("truth"), &store, Some(&sources().join("truth"))).unwrap_err();
+    assert!(said.contains("is no adapter of PEFT"), "{said}");
+    std::fs::write(copy.join("adapter_config.json"), &config).unwrap();
+    std::fs::write(copy.join("adapter_model.safetensors"), &weights[..weights.len() - 4]).unwrap();
+    assert!(import_adapter(&copy, &store, None).unwrap_err().contains("adapter_model.safetensors"));
 }
 
 #[test]

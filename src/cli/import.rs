@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::adapter_merge::MergedAdapter;
 use super::console::Console;
 use super::{exit_code, output};
 use ckptd_core::config::Config;
 use ckptd_core::error::Result;
 use ckptd_interop::import::{self, FreshOptimizer, ImportOptions};
 
-/// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, or a bundle.
+/// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, a bundle, or an adapter of
+/// PEFT.
 #[derive(clap::Args)]
 pub(super) struct ImportArgs {
     /// What to import.
@@ -32,6 +34,9 @@ pub(super) struct ImportArgs {
     /// A model folder or config.json, for a source without one.
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
+    /// The base model of an adapter of PEFT, where the folder that the adapter names is not here.
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    base: Option<PathBuf>,
     /// How hard to compress, 0 to 19, as [snapshot] level.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=19))]
     level: u8,
@@ -62,7 +67,16 @@ pub(super) fn execute(args: &ImportArgs) -> Result<u8> {
         cancel: console.cancelled(),
         ..ImportOptions::default()
     };
-    let imported = import::import(&args.from, &store, &options, &console)?;
+    let merged = MergedAdapter::of(&args.from, args.base.as_deref(), &store, &console)?;
+    let imported = match &merged {
+        None => import::import(&args.from, &store, &options, &console)?,
+        Some(merged) => {
+            let mut imported = import::import(merged.path(), &store, &options, &console)
+                .map_err(|error| merged.about_adapter(error))?;
+            imported.notes.splice(0..0, merged.notes.iter().cloned());
+            imported
+        }
+    };
     drop(console);
     if args.json {
         output::json(&imported)?;

@@ -4,6 +4,7 @@
 //! on which path and what to do; exit codes are those of the contract. Nothing here asks a question. Deliberately not
 //! here: what the commands are about (training, core's store, interop).
 
+mod adapter_merge;
 mod begin;
 mod check;
 pub mod command;
@@ -29,3 +30,4 @@ mod status;
 mod target;
 mod unpack;
 mod verify;
+mod worker_task;

@@ -5,7 +5,7 @@
 //! and device) and [`process`] (threads, malloc), [`gpt2`] (the model and its gradients), [`capture`] (the training
 //! state and snapshots of it that do not stop the training), [`optim`] (the update), [`data`] and [`tokens`] (what it
 //! trains on), [`rng`], [`weights`] (weights for inference), [`probe`] (a fingerprint of the logits), [`generate`]
-//! (text generation).
+//! (text generation), [`merge`] (an adapter into its base model).
 
 #![warn(unreachable_pub)]
 
@@ -15,6 +15,7 @@ pub mod evaluations;
 pub mod events;
 pub mod generate;
 pub mod gpt2;
+pub mod merge;
 pub mod optim;
 pub mod probe;
 pub mod process;

@@ -19,7 +19,7 @@ use ckptd_gpt2::events::{CommandReader, EventSender};
 use ckptd_gpt2::setup::TrainingSetup;
 use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
 use ckptd_gpt2::train::TrainingLoop;
-use ckptd_gpt2::{generate, probe, process, torch};
+use ckptd_gpt2::{generate, merge, probe, process, torch};
 use clap::{Parser, Subcommand};
 
 /// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.
@@ -41,6 +41,8 @@ enum ModelTask {
     Logits(probe::LogitsArguments),
     /// Print the variance of a model's logits and how far they are from another model's (for `ckptd check`).
     Probe(probe::ProbeArguments),
+    /// Write a base model with an adapter of PEFT merged into it (for `ckptd import`).
+    Merge(merge::MergeArguments),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
             ModelTask::Generate(arguments) => generate::generate(&arguments),
             ModelTask::Logits(arguments) => probe::logits(&arguments),
             ModelTask::Probe(arguments) => probe::probe(&arguments),
+            ModelTask::Merge(arguments) => merge::merge(&arguments),
         };
         return match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -176,7 +176,7 @@ fn shards(dir: &Path, path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
 }
 
 /// The tensors of a `.pt` file that holds a state dict and nothing else.
-fn state_dict(path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
+pub fn state_dict(path: &Path, limits: &ReadLimits) -> Result<Vec<Tensor>> {
     let file = PtFile::open(path, limits)?;
     state_dict_tensors(&file, file.value())
 }

@@ -6,11 +6,12 @@
 //!
 //! In reading order: [`limits`], [`mapped`], [`archive`], [`safetensors`], [`plain`], [`torch_pt`], [`dcp`], [`gguf`],
 //! [`npz`], [`llmc`], [`foreign`], [`python_json`], [`names`], [`hf`] (reading and writing files); [`gpt2_names`],
-//! [`gpt2_config`], [`gpt2_reading`] (what a GPT-2's files mean), [`output`]; [`export_record`], [`source_record`],
-//! [`export`], [`bundle`], [`import`], [`compare`], [`check`].
+//! [`gpt2_config`], [`gpt2_reading`] (what a GPT-2's files mean), [`adapter`] (LoRA of PEFT), [`output`];
+//! [`export_record`], [`source_record`], [`export`], [`bundle`], [`import`], [`compare`], [`check`].
 
 #![warn(unreachable_pub)]
 
+pub mod adapter;
 pub mod archive;
 pub mod bundle;
 pub mod check;

@@ -22,6 +22,13 @@ pub const TORCH_WEIGHTS: &str = "pytorch_model.bin";
 /// Which shard holds which weight, of shards that are `.pt` files.
 pub const TORCH_WEIGHTS_INDEX: &str = "pytorch_model.bin.index.json";
 
+/// What an adapter of PEFT says of itself.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Its tensors.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// Its tensors in one `.pt` file.
+pub const TORCH_ADAPTER_WEIGHTS: &str = "adapter_model.bin";
+
 /// What makes a tokenizer, and the settings of generation: the files that travel with a model besides its config.
 pub const COMPANIONS: [&str; 9] = [
     GENERATION,

@@ -27,4 +27,5 @@ mod trainer;
 pub use assemble::LoadedSource;
 pub use load::{is_snapshot, load, load_model};
 pub use options::{FreshOptimizer, ImportOptions, LoadOptions};
+pub use places::{SourcePlace, find_adapter};
 pub use run::{ImportReport, import};

@@ -10,14 +10,14 @@ use crate::limits::ReadLimits;
 use crate::mapped::read_small;
 use crate::names::{self, CONFIG, OPTIMIZER, TRAINER_STATE};
 use crate::torch_pt::PtFile;
-use crate::{dcp, hf};
+use crate::{adapter, dcp, hf};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::format::plain_name;
 
 const MAX_REFERENCE_BYTES: u64 = 256;
 
 /// A source's own place.
-pub(super) struct SourcePlace {
+pub struct SourcePlace {
     pub path: PathBuf,
     /// What was chosen and what was passed over.
     pub notes: Vec<String>,
@@ -29,12 +29,23 @@ pub(super) struct SourcePlace {
 /// [`Error::Malformed`] for a folder that is known and not read, with the command that makes something of it;
 /// [`Error::NotFound`] for one that holds no model, with what is in it.
 pub(super) fn find(from: &Path, limits: &ReadLimits) -> Result<SourcePlace> {
-    let here = |path: &Path| SourcePlace { path: path.to_path_buf(), notes: Vec::new() };
-    if !from.is_dir() || is_source(from) {
-        return Ok(here(from));
+    let place = locate(from, limits)?;
+    if adapter::is_adapter(&place.path) {
+        return Err(Error::malformed(&place.path, foreign::adapter(&place.path)));
     }
-    if from.join("adapter_config.json").exists() {
-        return Err(Error::malformed(from, foreign::adapter(from)));
+    Ok(place)
+}
+
+/// Where the source at `from` lies, if that is an adapter of PEFT.
+pub fn find_adapter(from: &Path, limits: &ReadLimits) -> Option<SourcePlace> {
+    // What is wrong with any other source is told when it is read.
+    locate(from, limits).ok().filter(|place| adapter::is_adapter(&place.path))
+}
+
+fn locate(from: &Path, limits: &ReadLimits) -> Result<SourcePlace> {
+    let here = |path: &Path| SourcePlace { path: path.to_path_buf(), notes: Vec::new() };
+    if !from.is_dir() || is_source(from) || adapter::is_adapter(from) {
+        return Ok(here(from));
     }
     if let Some(known) = foreign::by_folder(from) {
         return Err(Error::malformed(from, known));
@@ -113,8 +124,8 @@ fn newest_checkpoint(from: &Path, limits: &ReadLimits) -> Result<Option<SourcePl
 
 /// Opens what a checkpoint consists of: a save that was interrupted left it in parts.
 fn is_whole(dir: &Path, limits: &ReadLimits) -> Result<()> {
-    if dir.join("adapter_config.json").exists() && !hf::has_weights(dir) {
-        return Err(Error::malformed(dir, foreign::adapter(dir)));
+    if adapter::is_adapter(dir) {
+        return adapter::tensors(dir, limits).map(drop);
     }
     hf::open(dir, limits)?;
     let optimizer = dir.join(OPTIMIZER);
