@@ -18,14 +18,15 @@ import traceback
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
-os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+CKPTD = os.environ.get("CKPTD", str(Path(__file__).resolve().parents[1] / "target/release/ckptd"))
+# The commands that refusals print: python with these packages, and this ckptd.
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{Path(CKPTD).parent}:{os.environ['PATH']}"
 
 import numpy as np
 import torch
 from safetensors.torch import save_file, save_model
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-CKPTD = os.environ.get("CKPTD", str(Path(__file__).resolve().parents[1] / "target/release/ckptd"))
 VERSIONS = ("torch", "transformers", "safetensors", "numpy", "accelerate", "peft", "lightning", "gguf", "onnx", "h5py")
 LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 ROWS = []
@@ -88,6 +89,14 @@ pretrained("variant fp16", dtype=torch.float16, variant="fp16")
 pretrained("variant, shards", variant="mine", max_shard_size="100KB")
 
 
+@row("pytorch_model.bin beside config.json")
+def torch_weights(work):
+    small = Small()
+    small.model.config.save_pretrained(work / "source")
+    torch.save(small.state, work / "source/pytorch_model.bin")
+    return work / "source", small.state
+
+
 @row("hub cache models--x--y")
 def hub_cache(work):
     small, cache = Small(), work / "models--x--y"
@@ -134,6 +143,19 @@ def trainer_cut(work):
     return work / "out", load_file(work / "out/checkpoint-2/model.safetensors")
 
 
+@row("Trainer: SGD with momentum, gradient accumulation")
+def trainer_sgd(work):
+    small = Small()
+    arguments = dict(optim="sgd", optim_args="momentum=0.9", gradient_accumulation_steps=2)
+    return work / "out/checkpoint-4", train(work, small, **arguments)
+
+
+@row("Trainer: Adafactor")
+def trainer_adafactor(work):
+    train(work, Small(), optim="adafactor")
+    return work / "out/checkpoint-4", None
+
+
 @row("Trainer: save_only_model")
 def trainer_model(work):
     small = Small()
@@ -143,13 +165,15 @@ def trainer_model(work):
 # --- single files -----------------------------------------------------------------------------------------------------
 
 
-def saved(name, content):
+def saved(name, content, taken_as=torch.float32, **how):
+    """`taken_as`: the type in which its values are expected, None where the source is to be refused."""
+
     @row(f"torch.save: {name}")
     def make(work):
         small = Small(groups=two_groups)
         config_of(small, work)
-        torch.save(content(small), work / "x.pt")
-        return work / "x.pt", small.state
+        torch.save(content(small), work / "x.pt", **how)
+        return work / "x.pt", taken_as and {k: v.to(taken_as) for k, v in small.state.items()}
 
 
 saved("state_dict", lambda s: s.model.state_dict())
@@ -157,6 +181,47 @@ saved("model, optimizer, step", lambda s: {"model": s.model.state_dict(), "optim
 saved("DDP's module.", lambda s: {f"module.{k}": v for k, v in s.state.items()})
 saved("torch.compile's _orig_mod.", lambda s: {f"_orig_mod.{k}": v for k, v in s.state.items()})
 saved("named parameters", lambda s: dict(s.model.named_parameters()))
+
+
+saved("state_dict in bf16", lambda s: {k: v.bfloat16() for k, v in s.state.items()}, torch.bfloat16)
+saved("state_dict in half", lambda s: {k: v.half() for k, v in s.state.items()}, torch.float16)
+saved("the tied matrix as lm_head alone", lambda s: {k: v for k, v in s.state.items() if k != "transformer.wte.weight"})
+saved("the tied matrix as wte alone", lambda s: s.tied)
+saved("keys of its own, numpy beside it", lambda s: {"net": s.state, "opt": s.optimizer.state_dict(), "rng": np.random.get_state()})
+saved("a step beyond the count of AdamW's float32", lambda s: {
+    "model": s.state, "optimizer": at_step(s, torch.tensor(2.0**24)), "step": 2**24 + 3})
+saved("state_dict in double", lambda s: {k: v.double() for k, v in s.state.items()}, None)
+saved("the whole module", lambda s: s.model, None)
+saved("legacy format", lambda s: s.state, None, _use_new_zipfile_serialization=False)
+
+
+def at_step(small, step):
+    """The optimiser's state, with that step."""
+    state = small.optimizer.state_dict()
+    state["state"] = {key: {**entry, "step": step} for key, entry in state["state"].items()}
+    return state
+
+
+def optimizer_row(name, make):
+    """An optimiser that ckptd does not have: the weights alone are the way out."""
+
+    @row(f"torch.save: {name}")
+    def made(work):
+        small = Small()
+        config_of(small, work)
+        optimizer = make(small.model.parameters())
+        small.model(small.rows[0]["input_ids"][None], labels=small.rows[0]["labels"][None]).loss.backward()
+        optimizer.step()
+        torch.save({"model": small.model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1}, work / "x.pt")
+        return work / "x.pt", None
+
+
+optimizer_row("AMSGrad", lambda p: torch.optim.AdamW(p, amsgrad=True))
+optimizer_row("RAdam", torch.optim.RAdam)
+optimizer_row("NAdam", torch.optim.NAdam)
+optimizer_row("Adam with L2", lambda p: torch.optim.Adam(p, weight_decay=0.1))
+optimizer_row("Adafactor", torch.optim.Adafactor)
+optimizer_row("SGD with Nesterov's momentum", lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, nesterov=True))
 
 
 @row("torch.save: state_dict by names (get_state_dict)")
@@ -222,18 +287,47 @@ def nanogpt(work):
     return work / "ckpt.pt", small.state
 
 
+@row("nanoGPT's ckpt.pt, bias=False")
+def nanogpt_plain(work):
+    small = Small(activation_function="gelu")
+    turned = {k: v.t().contiguous() if k.endswith(LINEAR) else v for k, v in small.state.items() if not k.endswith(".bias")}
+    arguments = dict(n_layer=2, n_head=4, n_embd=64, block_size=64, bias=False, vocab_size=512, dropout=0.0)
+    torch.save({"model": turned, "model_args": arguments, "iter_num": 3, "best_val_loss": 1.0, "config": {}}, work / "ckpt.pt")
+    return work / "ckpt.pt", None
+
+
+@row("minGPT's state_dict: nn.Linear, masks, a head of its own")
+def mingpt(work):
+    small = Small(tie_word_embeddings=False)
+    config_of(small, work)
+    turned = {k: v.t().contiguous() if k.endswith(LINEAR) else v for k, v in small.state.items()}
+    masks = {f"transformer.h.{i}.attn.bias": torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64) for i in range(2)}
+    torch.save(turned | masks, work / "model.pt")
+    return work / "model.pt", small.state
+
+
 @row("llm.c, float32")
-def llmc(work):
-    small = Small()
+def llmc_float32(work):
+    return llmc(work, 3, torch.float32)
+
+
+@row("llm.c, bf16")
+def llmc_bf16(work):
+    return llmc(work, 5, torch.bfloat16)
+
+
+def llmc(work, version, kind):
+    small = Small(dtype=kind)
     header = np.zeros(256, dtype=np.int32)
-    header[:8] = [20240326, 3, 64, 512, 2, 4, 64, 640]
-    parts = [torch.cat([small.state["transformer.wte.weight"], torch.zeros(128, 64)]), small.state["transformer.wpe.weight"]]
+    header[:8] = [20240326, version, 64, 512, 2, 4, 64, 640]
+    embedding = torch.cat([small.state["transformer.wte.weight"], torch.zeros(128, 64, dtype=kind)])
+    parts = [embedding, small.state["transformer.wpe.weight"]]
     for kind in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
         for end in ("weight", "bias"):
             blocks = [small.state[f"transformer.h.{i}.{kind}.{end}"] for i in range(2)]
             parts += [b.t().contiguous() if b.dim() == 2 else b for b in blocks]
     parts += [small.state["transformer.ln_f.weight"], small.state["transformer.ln_f.bias"]]
-    (work / "model.bin").write_bytes(header.tobytes() + b"".join(p.numpy().tobytes() for p in parts))
+    (work / "model.bin").write_bytes(header.tobytes() + b"".join(p.contiguous().view(torch.uint8).numpy().tobytes() for p in parts))
     return work / "model.bin", small.state
 
 
@@ -288,6 +382,28 @@ def dcp_all(work):
     return work / "dcp", small.state
 
 
+@row("FSDP2: full state dicts of model and optimizer")
+def fsdp(work):
+    from torch import distributed
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    small = Small()
+    config_of(small, work)
+    distributed.init_process_group("gloo", store=distributed.FileStore(str(work / "rendezvous"), 1), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        fully_shard(small.model, mesh=mesh)
+        optimizer = torch.optim.AdamW(small.model.parameters(), lr=1e-3)
+        small.model(small.rows[0]["input_ids"][None], labels=small.rows[0]["labels"][None]).loss.backward()
+        optimizer.step()
+        model, states = get_state_dict(small.model, optimizer, options=StateDictOptions(full_state_dict=True))
+        torch.save({"model": model, "optimizer": states, "step": 1}, work / "x.pt")
+        return work / "x.pt", model
+    finally:
+        distributed.destroy_process_group()
+
+
 @row("accelerate: save_state")
 def accelerate_state(work):
     from accelerate import Accelerator
@@ -327,16 +443,73 @@ def lightning_file(work):
     return work / "x.ckpt", {k: v.detach().clone() for k, v in small.model.state_dict().items()}
 
 
-@row("PEFT: adapter")
-def adapter(work):
+def adapter_row(name, base=None, adapter_dtype=None, refused=False, **settings):
+    """An adapter of PEFT with every one of its tensors random; expected is what its own merge_and_unload makes."""
+
+    @row(f"PEFT: {name}")
+    def make(work):
+        import peft
+
+        small = Small(**(base or {}))
+        small.model.save_pretrained(work / "base")
+        model = GPT2LMHeadModel.from_pretrained(work / "base", dtype=torch.float32)
+        settings.setdefault("target_modules", ["c_attn"])
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.05)
+        if adapter_dtype:
+            wrapped.to(adapter_dtype)
+        wrapped.save_pretrained(work / "adapter")
+        if refused:
+            return work / "adapter", None
+        return work / "adapter", peft_merges(work / "base", work / "adapter")
+
+
+def peft_merges(base, adapter):
+    import peft
+
+    model = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32)
+    return dict(peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict())
+
+
+adapter_row("LoRA")
+adapter_row("LoRA, rslora, all linear layers", use_rslora=True, r=6, lora_alpha=17, target_modules="all-linear")
+adapter_row("LoRA, rank_pattern and alpha_pattern", r=4, target_modules=["c_attn", "c_proj", "c_fc"],
+            rank_pattern={"h.0.attn.c_attn": 2, ".*mlp.c_proj": 7}, alpha_pattern={"h.1.*c_fc": 3})
+adapter_row("LoRA, modules_to_save", modules_to_save=["ln_f", "wpe"])
+adapter_row("LoRA, modules_to_save of the head", modules_to_save=["lm_head"])
+adapter_row("LoRA, bias all", bias="all", modules_to_save=["ln_f"])
+adapter_row("LoRA, bias lora_only, lora_bias", bias="lora_only", lora_bias=True)
+adapter_row("LoRA, embeddings and head, tied", target_modules=["wte", "wpe", "lm_head", "c_attn"])
+adapter_row("LoRA, embeddings and head, untied", base={"tie_word_embeddings": False}, target_modules=["wte", "lm_head"])
+adapter_row("LoRA, layers_to_transform", target_modules=["c_fc"], layers_to_transform=[1])
+adapter_row("LoRA, in bf16, base in bf16", base={"dtype": torch.bfloat16}, adapter_dtype=torch.bfloat16)
+adapter_row("DoRA", refused=True, use_dora=True)
+adapter_row("LoRA, PiSSA", refused=True, init_lora_weights="pissa")
+
+
+@row("PEFT: IA3")
+def ia3(work):
+    import peft
+
+    Small().model.save_pretrained(work / "base")
+    model = GPT2LMHeadModel.from_pretrained(work / "base")
+    settings = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True)
+    peft.get_peft_model(model, settings).save_pretrained(work / "adapter")
+    return work / "adapter", None
+
+
+@row("PEFT: Trainer's output folder")
+def adapter_trainer(work):
     import peft
 
     small = Small()
     small.model.save_pretrained(work / "base")
-    model = GPT2LMHeadModel.from_pretrained(work / "base")
-    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
-    peft.get_peft_model(model, settings).save_pretrained(work / "adapter")
-    return work / "adapter", None
+    small.model = peft.get_peft_model(
+        GPT2LMHeadModel.from_pretrained(work / "base"), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
+    train(work, small)
+    return work / "out", peft_merges(work / "base", work / "out/checkpoint-4")
 
 
 @row("ONNX")
@@ -369,6 +542,44 @@ def pt2(work):
 def script(work):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(work / "x.pt")
     return work / "x.pt", None
+
+
+@row("gzip of a .pt file")
+def gzipped(work):
+    torch.save(Small().state, work / "x.pt")
+    subprocess.run(["gzip", work / "x.pt"], check=True)
+    return work / "x.pt.gz", None
+
+
+@row("zip")
+def zipped(work):
+    small = Small()
+    small.model.save_pretrained(work / "model")
+    shutil.make_archive(str(work / "x"), "zip", work, "model")
+    return work / "x.zip", small.state
+
+
+@row("zip as macOS makes it: __MACOSX, .DS_Store")
+def mac(work):
+    import zipfile
+
+    small = Small()
+    small.model.save_pretrained(work / "model")
+    with zipfile.ZipFile(work / "x.zip", "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("model/", "")
+        bundle.writestr("model/.DS_Store", b"\0\0\0\1Bud1")
+        for file in sorted((work / "model").iterdir()):
+            bundle.write(file, f"model/{file.name}")
+            bundle.writestr(f"__MACOSX/model/._{file.name}", b"\0\5\x16\7")
+    return work / "x.zip", small.state
+
+
+@row("tar.zst")
+def tar_zst(work):
+    small = Small()
+    small.model.save_pretrained(work / "model")
+    subprocess.run("tar --format=ustar -cf - model | zstd -q -o x.tar.zst", shell=True, cwd=work, check=True)
+    return work / "x.tar.zst", small.state
 
 
 @row("tar")
@@ -421,6 +632,25 @@ def load_nanogpt(out, _):
     return {name: t.t() if name.endswith(LINEAR) else t for name, t in model.items()}
 
 
+def load_bundle(unpack):
+    def load(out, _):
+        folder = out.parent / f"{out.name}-unpacked"
+        folder.mkdir()
+        subprocess.run([*unpack(out, folder)], check=True, capture_output=True)
+        return GPT2LMHeadModel.from_pretrained(folder).state_dict()
+
+    return load
+
+
+def load_safetensors(out, _):
+    from safetensors.torch import load_file
+
+    return load_file(out)
+
+
+export_row("safetensors", load_safetensors)
+export_row("zip", load_bundle(lambda out, folder: (sys.executable, "-m", "zipfile", "-e", out, folder)))
+export_row("tar.zst", load_bundle(lambda out, folder: ("tar", "--zstd", "-xf", out, "-C", folder)))
 export_row("hf", lambda out, _: GPT2LMHeadModel.from_pretrained(out).state_dict())
 export_row("pt", lambda out, _: torch.load(out, weights_only=True))
 export_row("trainer", lambda out, _: GPT2LMHeadModel.from_pretrained(out / "checkpoint-3").state_dict())
@@ -455,7 +685,7 @@ def verdict(make, work):
         if not commands or source.name not in said:
             return "refused-", said
         run = subprocess.run(["bash", "-c", commands[-1]], capture_output=True, text=True, cwd=work)
-        return ("refused+", commands[-1].split(" -c ")[0]) if run.returncode == 0 else ("refused-", said + run.stderr[-300:])
+        return ("refused+", commands[-1].split(" -c ")[0].replace(f"{work}/", "")) if run.returncode == 0 else ("refused-", said + run.stderr[-300:])
     if expected is None:
         return "silent", f"taken: {said}"
     code, said = ckptd("check", work / "store", "latest", "--json")
@@ -472,8 +702,8 @@ def verdict(make, work):
 
 
 def main():
-    results = []
-    for name, make in ROWS:
+    results, only = [], os.environ.get("ROWS", "")
+    for name, make in (chosen for chosen in ROWS if only in chosen[0]):
         work = Path(tempfile.mkdtemp())
         try:
             results.append((name, *verdict(make, work)))
