@@ -6,7 +6,8 @@
 # make picture        docs/picture.svg, of a real run
 #
 # make bench          ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute
-# make bench-formats  what exports of GPT-2 cost, beside transformers
+# make bench-formats  what exports and imports of GPT-2 cost, beside transformers
+# make bench-trainer  of them a Trainer's checkpoint in and out: time and memory, in turn, held against their bounds
 # make interval       the automatic snapshot interval against the best fixed one, simulated
 #
 # make formats        files of other programs through ckptd, with pinned packages, into docs/formats-matrix.md
@@ -29,7 +30,7 @@ SEED ?= 1
 SOAK_HOURS ?= 2
 
 .PHONY: run formats help test bench build lint interval terms damages slurm systemd-check faults faults-short soak programs setup setup-full setup-bench \
-	text fuzz bench-formats docs picture clean
+	text fuzz bench-formats bench-trainer docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -107,6 +108,10 @@ fuzz: setup
 
 bench-formats: build setup-full
 	@.cache/python/bin/python bench/formats.py
+	@.cache/python/bin/python bench/trainer.py
+
+bench-trainer: build setup-full
+	@.cache/python/bin/python bench/trainer.py
 
 formats: build setup-full
 	@scripts/formats.sh
