@@ -13,6 +13,7 @@
 # make formats        files of other programs through ckptd, with pinned packages, into docs/formats-matrix.md
 #
 # make terms          200 SIGTERMs at random moments, and how long it took until the state was durable
+# make kills          50 sessions killed at random moments, and whether their history is what their logs say
 # make fuzz           every reader of strangers' files, FUZZ_SECONDS (60) per reader
 # make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
 # make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
@@ -29,8 +30,8 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run formats help test bench build lint interval terms damages slurm systemd-check faults faults-short soak programs setup setup-full setup-bench \
-	text fuzz bench-formats bench-trainer docs picture clean
+.PHONY: run formats help test bench build lint interval terms kills damages slurm systemd-check faults faults-short soak \
+	programs setup setup-full setup-bench text fuzz bench-formats bench-trainer docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -51,6 +52,10 @@ interval: setup
 
 terms: build
 	CKPTD_TERMS=$${CKPTD_TERMS:-200} cargo test --release --locked -p ckptd --test sessions -- --nocapture sigterms
+
+kills: setup
+	CKPTD_KILLS=$${CKPTD_KILLS:-50} cargo test --release --locked -p ckptd --test agent -- --nocapture kills
+
 bench: setup-bench text
 	cargo build --release --locked --bins --examples
 	cargo build --release --locked -p ckptd-core --example bench-codec

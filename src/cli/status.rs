@@ -7,13 +7,13 @@ use jiff::Timestamp;
 
 use super::target::CommandTarget;
 use super::{exit_code, output};
+use crate::daemon::recorder;
 use crate::daemon::report::{
     DaemonReport, HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport,
     SnapshotStage, StallReport, StatusReport, StoredCounts, WorkerReport, percent,
 };
 use crate::daemon::status::ask;
 use crate::session::outlook::{self, SessionOutlook};
-use crate::session::records::SessionRecords;
 use ckptd_core::config;
 use ckptd_core::error::Result;
 use ckptd_core::store;
@@ -58,8 +58,7 @@ fn stored(target: &CommandTarget) -> Result<StoredCounts> {
 /// What the store's files say while no daemon runs.
 fn of_files(target: &CommandTarget) -> Result<StatusReport> {
     let now = Timestamp::now();
-    let mut records: SessionRecords =
-        target.store.read_record(store::Record::Sessions).ok().flatten().unwrap_or_default();
+    let mut records = recorder::sessions(&target.store);
     // No daemon answers: a session without an end will get none any more.
     records.close_killed();
     let entries = target.store.entries()?;

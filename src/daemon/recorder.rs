@@ -9,15 +9,26 @@ use std::time::Duration;
 use tracing::{debug, warn};
 
 use crate::once_flag::OnceFlag;
-use crate::session::records::SessionRecords;
+use crate::session::records::{SessionRecord, SessionRecords};
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::{Record, Store, StoreLock};
+
+/// The sessions of `store` so far, the last one to its last step; none where nothing can be read.
+pub fn sessions(store: &Store) -> SessionRecords {
+    let mut records: SessionRecords = store.read_record(Record::Sessions).ok().flatten().unwrap_or_default();
+    if let Some(mark) = store.read_mark() {
+        records.take_mark(mark);
+    }
+    records
+}
 
 /// What is to be written.
 pub enum RecorderNote {
     Sessions(Box<SessionRecords>),
     Job(Box<Config>),
+    /// How far the session under way is; it costs no wait for the disk.
+    Mark(Box<SessionRecord>),
 }
 
 /// A handle to the recording thread.
@@ -58,13 +69,19 @@ impl Recorder {
 
 fn write_all(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<RecorderNote>) {
     let mut told = OnceFlag::default();
+    // Without one the history of a killed session is less exact.
+    let open_mark = store.open_mark(lock).ok();
     while let Ok(first) = queue.recv() {
-        let (mut records, mut job) = (None, None);
+        let (mut records, mut job, mut mark) = (None, None, None);
         for note in std::iter::once(first).chain(queue.try_iter()) {
             match note {
                 RecorderNote::Sessions(newer) => records = Some(newer),
                 RecorderNote::Job(newer) => job = Some(newer),
+                RecorderNote::Mark(newer) => mark = Some(newer),
             }
+        }
+        if let (Some(open), Some(mark)) = (&open_mark, mark) {
+            let _ = store.write_mark(open, &mark);
         }
         let written = [
             records.map(|records| store.write_record(lock, Record::Sessions, &records)),

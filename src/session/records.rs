@@ -85,6 +85,20 @@ impl SessionRecords {
         }
     }
 
+    /// Takes over `mark`, which the session that was under way last has written at its last step; it may have died
+    /// before it was entered.
+    pub fn take_mark(&mut self, mark: SessionRecord) {
+        match self.sessions.last_mut() {
+            Some(last) if last.began > mark.began => {}
+            Some(last) if last.began == mark.began => {
+                if last.ended.is_none() {
+                    *last = mark;
+                }
+            }
+            _ => self.sessions.push(mark),
+        }
+    }
+
     /// Gives those an end that have none; none of them is under way.
     pub fn close_killed(&mut self) {
         for session in self.sessions.iter_mut().filter(|session| session.ended.is_none()) {
@@ -95,19 +109,30 @@ impl SessionRecords {
         }
     }
 
-    /// The session under way goes on from `step`, saved at `saved_at`: where the one before was killed, it had come so
-    /// far, whatever it had lived to write down.
+    /// The session under way goes on from `step`, saved at `saved_at`: where those before it were killed, they had come
+    /// so far, whatever they had lived to write down.
     pub fn correct_killed(&mut self, step: u64, saved_at: Option<Timestamp>) {
-        let Some(killed) = self.sessions.iter_mut().rev().nth(1).filter(|session| session.cause == KILLED) else {
-            return;
-        };
-        let lost_before = killed.lost_steps.saturating_sub(killed.step.saturating_sub(killed.saved_step));
-        killed.saved_step = step;
-        killed.from_step = killed.from_step.min(step);
-        killed.step = killed.step.max(step);
-        killed.lost_steps = lost_before + (killed.step - step);
-        if let Some(saved_at) = saved_at.filter(|at| *at > killed.seen) {
-            (killed.seen, killed.ended) = (saved_at, Some(saved_at));
+        let (mut saved, mut saved_at) = (step, saved_at);
+        let before = self.sessions.len().saturating_sub(1);
+        for killed in self.sessions[..before].iter_mut().rev().take_while(|session| session.cause == KILLED) {
+            let made_it = saved_at.is_some_and(|at| at > killed.began);
+            if !made_it && killed.trained_seconds == 0.0 && killed.step == killed.from_step {
+                // It made no step, and may not even have known where it was to begin.
+                killed.from_step = saved;
+                killed.step = saved;
+            }
+            let lost_before = killed.lost_in_it();
+            killed.saved_step = saved;
+            killed.from_step = killed.from_step.min(saved);
+            killed.step = killed.step.max(saved);
+            killed.lost_steps = lost_before + (killed.step - saved);
+            if let Some(at) = saved_at.filter(|_| made_it) {
+                saved_at = None;
+                if at > killed.seen {
+                    (killed.seen, killed.ended) = (at, Some(at));
+                }
+            }
+            saved = killed.from_step;
         }
     }
 
@@ -170,6 +195,23 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_counts_for_the_session_that_wrote_it_as_long_as_that_has_no_end() {
+        let mut records = SessionRecords::default();
+        records.begin(&"run".into(), at(0));
+        let mut mark = records.sessions[0].clone();
+        (mark.step, mark.saved_step, mark.seen) = (33, 20, at(9));
+        let other = SessionRecord { began: at(1), ..mark.clone() };
+        records.take_mark(SessionRecord { began: at(0) - SignedDuration::from_mins(1), ..other });
+        assert_eq!((records.sessions.len(), records.sessions[0].step), (1, 0));
+        records.take_mark(mark.clone());
+        records.begin(&"run".into(), at(30));
+        assert_eq!((records.sessions[0].step, records.sessions[0].lost_steps), (33, 13));
+        assert_eq!(records.sessions[0].ended, Some(at(9)));
+        records.take_mark(mark);
+        assert_eq!(records.sessions[0].cause, KILLED);
+    }
+
+    #[test]
     fn a_killed_sessions_record_is_corrected_by_what_the_next_one_goes_on_from() {
         let mut records = SessionRecords::default();
         records.begin(&"run".into(), at(0));
@@ -186,6 +228,15 @@ mod tests {
         records.begin(&"run".into(), at(60));
         records.correct_killed(35, None);
         assert_eq!((records.sessions[1].saved_step, records.sessions[1].lost_steps), (35, 5));
+        // Two that were killed before the first of them was corrected; the second had made no step.
+        let mut both = records.clone();
+        let session = both.current().unwrap();
+        (session.from_step, session.saved_step, session.step, session.trained_seconds) = (35, 35, 44, 1.0);
+        both.begin(&"run".into(), at(62));
+        both.begin(&"run".into(), at(64));
+        both.correct_killed(41, Some(at(61)));
+        let steps = |session: &SessionRecord| [session.from_step, session.saved_step, session.step, session.lost_steps];
+        assert_eq!(both.sessions[2..4].iter().map(steps).collect::<Vec<_>>(), [[35, 41, 44, 3], [41, 41, 41, 0]]);
         // An orderly end is left as it is.
         records.current().unwrap().ended = Some(at(70));
         records.begin(&"run".into(), at(80));

@@ -191,11 +191,16 @@ impl JobProgress {
 
     /// What a line of the log says: "step 120/1000, loss 3.21, 4100 tokens/s".
     pub fn line_text(&self) -> String {
-        let loss = self.loss.map_or_else(|| "not finite".to_owned(), |loss| format!("{loss:.4}"));
+        let loss = match (self.loss, self.learning_rate) {
+            (Some(loss), _) => format!(", loss {loss:.4}"),
+            (None, Some(_)) => ", loss not finite".to_owned(),
+            // No step was made yet.
+            (None, None) => String::new(),
+        };
         let speed = self.tokens_per_second().map_or_else(String::new, |speed| format!(", {} tokens/s", count(speed)));
         let left = self.time_left().map_or_else(String::new, |left| format!(", {} to finish", rough_duration(left)));
         let rate = self.learning_rate.map_or_else(String::new, |rate| format!(", learning rate {}", significant(rate)));
-        format!("step {}/{}, loss {loss}{rate}{speed}{left}", self.step, self.total_steps)
+        format!("step {}/{}{loss}{rate}{speed}{left}", self.step, self.total_steps)
     }
 
     /// What stands behind the bar of the panel: what goes on, and how long it will.

@@ -280,6 +280,7 @@ impl TrainingDaemon<'_> {
                 }
             }
             JobAction::Record(records) => self.helpers.recorder.give(RecorderNote::Sessions(records)),
+            JobAction::Mark(session) => self.helpers.recorder.give(RecorderNote::Mark(session)),
             JobAction::Remember(config) => self.helpers.recorder.give(RecorderNote::Job(config)),
             JobAction::LookAtStore => self.look_at_store(),
             JobAction::AskSources => self.sources.look(),

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::job::events::JobEvent;
 use super::opening::MachineRoom;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
+use crate::daemon::recorder;
 use crate::daemon::signals::{self, DaemonSignal};
 use crate::daemon::status::StatusSocket;
 use crate::once_flag::OnceFlag;
@@ -76,7 +77,7 @@ pub(super) async fn start(
         warn!("the job is not remembered in the store: {e}");
     }
     let status_server = serve_status(config, inputs)?;
-    let records = store.read_record(Record::Sessions).ok().flatten().unwrap_or_default();
+    let records = recorder::sessions(&store);
     let room = MachineRoom { memory_bytes: available_memory(), disk_bytes: free_space(store.path()) };
     Ok(Some(Started { store, lock, run_id, records, room, status_server }))
 }

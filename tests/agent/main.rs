@@ -7,6 +7,7 @@ mod disk_full;
 mod faults;
 mod harness;
 mod history;
+mod kills;
 mod live;
 mod metadata;
 mod orders;

@@ -52,6 +52,31 @@ fn assert_shape(status: &Value) {
 }
 
 #[test]
+fn what_makes_no_sense_is_told_once_and_stands_in_status() {
+    let job = AgentJob::new(60, "").with("[train]", "[train]\nlearning_rate = 30.0\nwarmup_steps = 60");
+    let mut run = job.start();
+    run.wait_for("verified step 5:");
+    let findings = ["[train] warmup_steps = 60 of 60 steps", "[train] learning_rate = 30 is not one"];
+    let hold = |status: &Value| {
+        let told: Vec<&str> = status["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        for finding in findings {
+            assert_eq!(told.iter().filter(|told| told.contains(finding)).count(), 1, "{finding}: {status}");
+        }
+    };
+    hold(&job.json("status"));
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(0), "what makes no sense is no failure: {}", ended.log);
+    // When nothing runs any more, the store says it.
+    hold(&job.json("status"));
+    let text = job.ckptd(&["status", &job.store().to_string_lossy()]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    for finding in findings {
+        assert_eq!(ended.log.matches(finding).count(), 1, "{}", ended.log);
+        assert!(text.lines().any(|line| line.starts_with("warning: ") && line.contains(finding)), "{text}");
+    }
+}
+
+#[test]
 fn a_running_job_answers_beside_stuck_clients_a_stopped_one_from_files() {
     let job = AgentJob::new(1000, "[session]\nbudget = \"1h\"");
     let mut run = job.start();

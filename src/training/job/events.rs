@@ -3,7 +3,7 @@
 use crate::daemon::signals::DaemonSignal;
 use crate::daemon::verifier::{ReadBack, ResumeDecision};
 use crate::session::notice::SessionNotice;
-use crate::session::records::SessionRecords;
+use crate::session::records::{SessionRecord, SessionRecords};
 use crate::training::progress::KeptSnapshot;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
@@ -67,6 +67,8 @@ pub enum JobAction {
     },
     /// Write the sessions so far to the store.
     Record(Box<SessionRecords>),
+    /// Write how far the session is where its death cannot lose it.
+    Mark(Box<SessionRecord>),
     /// Read the job file again.
     Reload,
     /// Look into the store: what does it hold now?

@@ -377,6 +377,7 @@ impl JobMachine {
         if is_first {
             self.records.correct_killed(step, saved_at);
         }
+        self.act(JobAction::Record(Box::new(self.records.clone())));
     }
 
     pub(super) fn act(&mut self, action: JobAction) {

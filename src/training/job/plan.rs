@@ -167,6 +167,14 @@ impl JobMachine {
         self.act(JobAction::Record(Box::new(self.records.clone())));
     }
 
+    /// Has written how far the session is.
+    pub(super) fn mark(&mut self, now: ClockReading) {
+        self.count_time(now);
+        self.note_progress(now);
+        let session = self.records.current().cloned();
+        session.into_iter().for_each(|session| self.act(JobAction::Mark(Box::new(session))));
+    }
+
     /// How far the session has come; before its first look into the store nothing is known of that.
     fn note_progress(&mut self, now: ClockReading) {
         let (saved, step) = (self.progress.last_verified.as_ref().map(|last| last.step), self.progress.step);

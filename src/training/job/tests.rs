@@ -52,7 +52,7 @@ impl Bench {
     pub(super) fn on(&mut self, event: JobEvent) -> &[JobAction] {
         self.actions = self.drive(event);
         // The records are written beside everything else.
-        self.actions.retain(|action| !matches!(action, JobAction::Record(_)));
+        self.actions.retain(|action| !matches!(action, JobAction::Record(_) | JobAction::Mark(_)));
         &self.actions
     }
 
@@ -398,7 +398,7 @@ proptest! {
                         return Ok(());
                     }
                     JobAction::Reload => {}
-                    JobAction::Record(_) | JobAction::Remember(_) | JobAction::SetLogLevel(_) => {}
+                    JobAction::Record(_) | JobAction::Mark(_) | JobAction::Remember(_) | JobAction::SetLogLevel(_) => {}
                     JobAction::Kill | JobAction::Verify { .. } => {}
                     JobAction::LookAtStore | JobAction::AskSources | JobAction::StandStill => {}
                 }

@@ -84,6 +84,7 @@ impl JobMachine {
                 self.progress.stepped(step, loss, learning_rate, tokens, now.at);
                 let found = self.sanity.stepped(step, loss, grad_norm, self.config.train.grad_clip);
                 self.tell(found);
+                self.mark(now);
             }
             WorkerEvent::Eval { step, val_loss, best } => {
                 self.progress.stage = None;

@@ -49,6 +49,8 @@ pub const REMOTE: &str = "remote.json";
 pub const UPLOAD: &str = "upload.json";
 /// The sessions of the store, and what they taught.
 pub const SESSIONS: &str = "sessions.json";
+/// How far the session under way is.
+pub const MARK: &str = "session.mark";
 /// What was said in the sessions, and what was before that.
 pub const LOG: &str = "session.log";
 /// The older part of the log.

@@ -17,6 +17,7 @@ pub mod handle;
 pub mod layout;
 pub mod lock;
 pub mod log;
+pub mod mark;
 pub mod outline;
 pub mod peek;
 pub mod quarantine;
