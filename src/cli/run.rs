@@ -9,7 +9,7 @@ use crate::training::display::LineInterval;
 use crate::training::job::events::SessionOutcome;
 use crate::training::run::{self, RunOptions, SessionSeries};
 use ckptd_core::config::{Config, LogLevel};
-use ckptd_core::error::Result;
+use ckptd_core::error::{Error, Result};
 use ckptd_core::text::parse_duration;
 
 /// Train, snapshot, verify, rotate and resume, in the foreground.
@@ -70,11 +70,16 @@ pub(super) fn execute(args: &RunArgs) -> Result<u8> {
             set_log_level: &|level| log.set_level(args.level().unwrap_or(level)),
         };
         let asked = BeginOptions { weights_only: args.weights_only, accept_changes: args.accept_changes };
+        let asked_for = config.clone();
         let outcome = match begin::prepare(&config, &options.text, &args.config, asked) {
             Ok(Beginning::Ready) => run::run(config, &options),
             Ok(Beginning::Interrupted) => Ok(SessionOutcome::Resume),
             Err(error) => Err(error),
         };
+        let outcome = outcome.map_err(|error| match error {
+            Error::Config(what) => Error::Config(asked_for.place_problem(&options.text, &args.config, &what)),
+            other => other,
+        });
         if let (Err(error), log::LogFormat::Json) = (&outcome, args.log_format) {
             tracing::error!("{error}");
         }

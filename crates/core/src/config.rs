@@ -15,6 +15,7 @@ mod foreign;
 mod keys;
 pub mod live;
 mod load;
+mod placing;
 mod problem;
 mod recorded;
 mod sections;

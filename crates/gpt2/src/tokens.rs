@@ -51,7 +51,7 @@ impl TokenFile {
         let file = File::open(path).map_err(|e| Error::io("opening token file", path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io("reading", path, e))?;
         if !metadata.is_file() {
-            return Err(Error::Config(format!("token file {}: it is not a plain file", path.display())));
+            return Err(Error::Config(format!("[data] tokens: {} is not a plain file", path.display())));
         }
         // SAFETY: the mapping is read only. Bytes that another process changes underneath are read as other ids,
         // which are checked where they matter; a file shortened underneath raises SIGBUS, as documented above.
@@ -77,7 +77,7 @@ impl TokenView {
     pub fn open(path: &Path, width: TokenWidth) -> Result<(TokenView, FileStamp)> {
         let file = TokenFile::open(path)?;
         let layout = TokenLayout::plain(width, file.bytes().len() as u64)
-            .map_err(|what| Error::Config(format!("token file {}: {what}", path.display())))?;
+            .map_err(|what| Error::Config(format!("[data] tokens: {}: {what}", path.display())))?;
         Ok((file.view(&layout), file.stamp))
     }
 

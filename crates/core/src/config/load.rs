@@ -47,6 +47,16 @@ impl Config {
         }
     }
 
+    /// The store of a job file at `path` that names none.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the working directory is not known or a name is no UTF-8.
+    pub fn usual_store(path: &Path) -> Result<PathBuf> {
+        let mut config = Config::default();
+        config.resolve(path)?;
+        Ok(config.job.store)
+    }
+
     /// The store that the job file at `path` names, as far as a file that is wrong can say.
     pub fn store_named_in(path: &Path) -> Option<PathBuf> {
         let text = std::fs::read_to_string(path).ok()?;

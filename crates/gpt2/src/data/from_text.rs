@@ -303,7 +303,7 @@ impl Tokenizing<'_> {
     fn fails(&self, block: &TextBlock, e: &tokenizers::Error) -> Error {
         let path = self.input.files[block.file].path.display();
         Error::Config(format!(
-            "the tokenizer fails on the text of {path}: {e}; give it a token for what it does not know (unk_token), or \
+            "[data] text: the tokenizer fails on the text of {path}: {e}; give it a token for what it does not know (unk_token), or \
              try another [data] tokenizer"
         ))
     }

@@ -150,8 +150,9 @@ fn split(view: &TokenView, request: &DataRequest) -> Result<(TokenView, TokenVie
     );
     if (train_len as u64) < needed {
         return Err(Error::Config(format!(
-            "[data]: too little text: {train_len} tokens to train on, and {explain}; give more text, or lower [train] \
-             batch_size or sequence_length"
+            "[data] {}: too little text: {train_len} tokens to train on, and {explain}; give more text, or lower \
+             [train] batch_size or sequence_length",
+            if request.data.tokens.is_some() { "tokens" } else { "text" }
         )));
     }
     if train.eval_every > 0 && (val_len as u64) < needed {

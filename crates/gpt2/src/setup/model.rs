@@ -54,7 +54,8 @@ impl OpenedModel {
         if config.train.sequence_length > shape.n_positions as u64 {
             let (asked, has) = (config.train.sequence_length, shape.n_positions);
             return Err(Error::Config(format!(
-                "[train] sequence_length: {asked} is more than the model's {has} positions"
+                "[train] sequence_length: {asked} is more than the model's {has} positions; write `sequence_length = \
+                 {has}`"
             )));
         }
         Ok(OpenedModel { shape, folder, files })
@@ -108,7 +109,7 @@ fn shape_of(
             origin.display()
         )));
     };
-    let what = format!("{} is not there any more; the snapshot has all of it that is needed", dir.display());
+    let what = format!("{} is no model folder now; the snapshot has all of it that is needed", dir.display());
     events.log(MessageLevel::Info, what);
     let name = format!("{}: {}", origin.display(), names::CONFIG);
     Gpt2Config::from_json(&String::from_utf8_lossy(&config.bytes), &name)
