@@ -230,13 +230,59 @@ fn compare_finds_equal_states_identical_and_names_the_first_difference() {
     assert_eq!(document["first_difference"], document["tensors"][0]["tensor"]);
     assert_eq!(document["train_state"]["step"], Value::from(vec![10, 20]));
     assert!(document["l2"].as_f64().unwrap() > document["tensors"][0]["l2"].as_f64().unwrap(), "{document}");
+    assert_eq!(json(&ckptd(&["compare", "--json", path(&store), "10", "latest"])), document);
+    // The farthest three, or all of them.
     let text = stdout(&ckptd(&["compare", &file(&a), &file(&b)]));
-    assert!(text.contains("||A-B||_2") && text.contains("param h.0.weight"), "{text}");
+    assert!(text.contains("FARTHEST") && text.contains("param h.0.weight") && text.contains("--all"), "{text}");
+    let all = stdout(&ckptd(&["compare", "--all", path(&store), "10", "20"]));
+    assert!(all.contains("param h.0.bias") && !text.contains("param h.0.bias"), "{text}{all}");
+    assert_eq!(text.lines().count() + 2, all.lines().count(), "5 of 6 differ: {text}{all}");
     let unknown = ckptd(&["compare", "latest", "10"]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(stderr(&unknown).contains("--store"), "{unknown:?}");
+    assert!(stderr(&unknown).contains("ckptd compare STORE latest 10"), "{unknown:?}");
     flip(&b.path, 300);
     assert_eq!(ckptd(&["compare", &file(&a), &file(&b)]).status.code(), Some(1));
+}
+
+#[test]
+fn a_distance_is_no_failure_unless_sameness_is_asked_for() {
+    let (_folder, store, _) = job_store();
+    let saved = save(&store, 10, 1);
+    save(&store, 20, 2);
+    let copy = saved.path.to_str().unwrap();
+    let check = |more: &[&str]| ckptd(&[&["check", path(&store)], more].concat());
+    let far = check(&["20", "--against", "10"]);
+    assert_eq!(far.status.code(), Some(0), "{far:?}");
+    assert!(stdout(&far).contains("not the same") && stdout(&far).lines().count() < 8, "{far:?}");
+    assert_eq!(check(&["20", "--against", "10", "--exact"]).status.code(), Some(1));
+    assert_eq!(check(&["10", "--against", copy, "--exact"]).status.code(), Some(0));
+    assert_eq!(check(&["20", "--exact"]).status.code(), Some(2));
+    assert!(stdout(&check(&["20", "--all"])).contains("h.0.weight"));
+}
+
+#[test]
+fn an_import_writes_a_job_file_that_says_what_is_missing_and_keeps_the_time() {
+    let (folder, store, _) = job_store();
+    let saved = save_verified(&store, 10, 1);
+    let (from, new) = (saved.path.to_str().unwrap(), folder.path().join("new"));
+    let imported = ckptd(&["import", "--from", from, new.to_str().unwrap()]);
+    assert_eq!(imported.status.code(), Some(0), "{imported:?}");
+    let job = folder.path().join("new.toml");
+    let lacks = format!("wrote {}, which lacks one thing: ", job.display());
+    assert!(stdout(&imported).contains(&lacks) && stdout(&imported).contains("write `text = "), "{imported:?}");
+    let text = std::fs::read_to_string(&job).unwrap();
+    std::fs::write(&job, text.replace("# text = [\"data/*.txt\"]", "text = [\"a\"]")).unwrap();
+    assert_eq!(Config::load(&job).unwrap().job.store, new);
+    let created = |store: &Store| store.find("10").unwrap().manifest.unwrap().created_at;
+    assert_eq!(created(&Store::open(&new).unwrap()), created(&store));
+    // A job file that is to be is named as one, and nothing is written over.
+    let named = folder.path().join("named.toml");
+    let arguments = ["import", "--from", from, named.to_str().unwrap(), "--text", "a"];
+    let imported = ckptd(&arguments);
+    assert!(stdout(&imported).contains(&format!("next: ckptd run {} goes on", named.display())), "{imported:?}");
+    assert!(folder.path().join("checkpoints/named/snapshots").is_dir());
+    let again = ckptd(&arguments[..4]);
+    assert!(again.status.code() == Some(1) && stderr(&again).contains("holds snapshots already"), "{again:?}");
 }
 
 #[test]
@@ -281,6 +327,10 @@ fn a_wrong_config_is_78_and_a_wrong_command_line_is_2_with_what_to_do() {
     assert_eq!(ckptd(&["run"]).status.code(), Some(2));
     assert_eq!(ckptd(&["explode"]).status.code(), Some(2));
     assert_eq!(ckptd(&["--version"]).status.code(), Some(0));
+    assert_eq!(stdout(&ckptd(&["run", "--version"])), stdout(&ckptd(&["--version"])));
+    let resume = ckptd(&["resume", "job.toml"]);
+    assert_eq!(resume.status.code(), Some(2));
+    assert!(stderr(&resume).contains("'run'") && !stderr(&resume).contains("prune"), "{resume:?}");
     let no_store = ckptd(&["list", folder.path().to_str().unwrap()]);
     assert_eq!(no_store.status.code(), Some(1));
     assert!(stderr(&no_store).contains("is no ckptd store"), "{no_store:?}");

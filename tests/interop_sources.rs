@@ -127,6 +127,30 @@ fn a_trainer_that_comes_back_goes_on_as_if_it_had_never_left() {
 }
 
 #[test]
+fn an_imported_trainer_goes_on_by_the_job_file_that_was_written() {
+    let work = tempfile::tempdir().unwrap();
+    let ckptd = |arguments: &[&Path]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ckptd")).args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let ids: Vec<u8> = (0..4000u32).flat_map(|n| (n.wrapping_mul(7919) as u16 % 61).to_le_bytes()).collect();
+    std::fs::write(work.path().join("ids.bin"), ids).unwrap();
+    let from = trainers().join("cosine/checkpoint-5");
+    let store = work.path().join("cosine");
+    let (code, said) = ckptd(&["import".as_ref(), "--from".as_ref(), &from, &store]);
+    assert!(code == Some(0) && said.contains("which lacks one thing"), "{said}");
+    let job = work.path().join("cosine.toml");
+    let text = std::fs::read_to_string(&job).unwrap();
+    let found = text.replace("# text = [\"data/*.txt\"]", "tokens = \"ids.bin\"");
+    std::fs::write(&job, format!("{found}eval_every = 0\n")).unwrap();
+    let (code, said) = ckptd(&["run".as_ref(), &job]);
+    assert!(code == Some(0) && said.contains("resuming from step 5 of 16"), "{said}");
+    // Nothing of the source's settings is another one here.
+    assert!(!said.contains("in the source") && !said.contains("was to be"), "{said}");
+}
+
+#[test]
 fn an_import_tells_the_schedule_where_it_is_known_and_else_asks() {
     let work = tempfile::tempdir().unwrap();
     let notes = |kind: &str| {

@@ -114,7 +114,7 @@ fn what_was_passed_over_is_in_the_json_and_strict_makes_it_an_error() {
         &["export", text(&at), "latest", "--format", "safetensors", text(&out)],
         &["check", text(&at), "latest"],
         &["inspect", text(&at), "latest"],
-        &["compare", "--store", text(&at), "10", "latest"],
+        &["compare", text(&at), "10", "latest"],
     ];
     for command in commands {
         let output = ckptd(&[command, &["--strict"]].concat());

@@ -140,6 +140,17 @@ fn a_model_with_the_state_of_another_training_is_not_taken_for_weights_without_a
     // The same settings: it goes on.
     let job = write_job(there.path(), &from, text(&texts), "");
     assert_eq!(train(&job, &[]), home.root);
+    // It is finished: other evaluations change nothing, and more steps have a way out.
+    let text_of = |job: &Path| std::fs::read_to_string(job).unwrap();
+    std::fs::write(&job, text_of(&job).replace("eval_every = 6", "eval_every = 3")).unwrap();
+    assert_eq!(train(&job, &[]), home.root);
+    std::fs::write(&job, text_of(&job).replace("steps = 12", "steps = 16")).unwrap();
+    let refused = ckptd(&["run", text(&job)]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    for part in ["train.steps: 12 then, 16 now", "--accept-changes", "the learning rate is ", "it was "] {
+        assert!(said.contains(part) && !said.contains("loading"), "{part}: {said}");
+    }
     // Others: it stops, with the commands, and each of them works.
     let other = there.path().join("other");
     std::fs::create_dir(&other).unwrap();

@@ -10,7 +10,7 @@ use ckptd_core::os::process::processors;
 use ckptd_interop::check::{self, CheckReport, ProbeReport, TensorCheck};
 
 /// Prove what a snapshot holds: statistics, and the distance from another snapshot, file or folder (exit code 1 where
-/// something is not finite or differs).
+/// something is not finite; with --exact also where anything differs).
 #[derive(clap::Args)]
 pub(super) struct CheckArgs {
     /// The store's folder, or the job file.
@@ -21,9 +21,15 @@ pub(super) struct CheckArgs {
     /// Another snapshot, a .pt or safetensors file, a bundle, or a model folder.
     #[arg(long, value_name = "SNAPSHOT|FILE|DIR")]
     against: Option<String>,
+    /// Exit code 1 where anything differs from the other: the proof that an export or a copy is the same to the bit.
+    #[arg(long, requires = "against")]
+    exact: bool,
     /// Ask the worker what the model answers, too: the variance of its logits, and how far they are from the other's.
     #[arg(long)]
     outputs: bool,
+    /// A line for each tensor.
+    #[arg(long)]
+    all: bool,
     /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
     #[arg(long)]
     strict: bool,
@@ -51,18 +57,24 @@ pub(super) fn execute(args: &CheckArgs) -> Result<u8> {
     }
     drop(console);
     let document = WithPassedOver { document: &checked, passed_over: &passed_over };
-    output::show(args.json, &document, |_| describe(&checked))?;
-    Ok(if checked.passes() { exit_code::DONE } else { exit_code::CHECK_FAILED })
+    output::show(args.json, &document, |_| describe(&checked, args.all))?;
+    let passes = checked.is_sound() && (!args.exact || checked.equal == Some(true));
+    Ok(if passes { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 
-fn describe(checked: &CheckReport) -> String {
+fn describe(checked: &CheckReport, is_all: bool) -> String {
     let compared = checked.against.is_some();
     let mut head = vec!["TENSOR", "TYPE", "SHAPE", "NOT FINITE", "MEAN", "STD"];
     if compared {
         head.extend(["EPSILON", "LARGEST"]);
     }
-    let rows: Vec<Vec<String>> = checked.tensors.iter().map(|tensor| row(tensor, compared)).collect();
-    format!("{}\n{}", output::table(&head, &rows), summary(checked))
+    let is_shown = |tensor: &&TensorCheck| is_all || tensor.nonfinite > 0;
+    let shown = checked.tensors.iter().filter(is_shown).take(if is_all { usize::MAX } else { output::FEW });
+    let rows: Vec<Vec<String>> = shown.map(|tensor| row(tensor, compared)).collect();
+    let table = if rows.is_empty() { String::new() } else { output::table(&head, &rows) + "\n" };
+    let tensors = checked.tensors.len();
+    let rest = if is_all { String::new() } else { format!("{tensors} tensors; --all shows each\n") };
+    format!("{table}{}{rest}", summary(checked))
 }
 
 fn row(tensor: &TensorCheck, compared: bool) -> Vec<String> {

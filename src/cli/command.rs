@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use super::{
     check, compare, export, generate, import, init, inspect, list, log, logs, orders, output, pin, prune, run, status,
-    unpack, verify,
+    unpack, usage, verify,
 };
 use ckptd_core::error::Result;
 
@@ -49,7 +49,7 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     ckptd_core::os::fs::refuse_size_limit_signal();
     // Usage errors end here, with 2.
-    let cli = CommandLine::parse();
+    let cli = CommandLine::try_parse().unwrap_or_else(|error| usage::leave(error));
     match execute(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

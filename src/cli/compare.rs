@@ -12,14 +12,18 @@ use ckptd_interop::compare::{self, CompareReport, TensorComparison};
 
 /// Compare two snapshots tensor by tensor; exit code 1 if anything differs.
 ///
-/// A and B are files, or with --store also latest, best or a step number.
+/// A and B are files, or what a name means in the store: latest, best or a step number.
 #[derive(clap::Args)]
 pub(super) struct CompareArgs {
-    a: String,
-    b: String,
-    /// The store's folder, or the job file, that names like `latest` refer to.
-    #[arg(long, value_name = "STORE|CONFIG")]
+    /// The store's folder, or the job file, and the two snapshots; the store can be left out where both are files.
+    #[arg(value_names = ["STORE|CONFIG", "A", "B"], num_args = 2..=3, required = true)]
+    snapshots: Vec<String>,
+    /// The store, as an earlier release had it.
+    #[arg(long, value_name = "STORE|CONFIG", hide = true)]
     store: Option<PathBuf>,
+    /// A line for each tensor that differs.
+    #[arg(long)]
+    all: bool,
     /// An error where latest or best passes over a snapshot that is newer, or that cannot be read.
     #[arg(long)]
     strict: bool,
@@ -28,7 +32,8 @@ pub(super) struct CompareArgs {
 }
 
 pub(super) fn execute(args: &CompareArgs) -> Result<u8> {
-    let target = args.store.as_deref().map(CommandTarget::open).transpose()?;
+    let (store, pair) = args.sides()?;
+    let target = store.as_deref().map(CommandTarget::open).transpose()?;
     let mut passed_over = Vec::new();
     let mut open = |spec: &str| match (&target, Path::new(spec)) {
         (_, path) if path.is_file() => SnapshotReader::open(path),
@@ -38,37 +43,51 @@ pub(super) fn execute(args: &CompareArgs) -> Result<u8> {
             SnapshotReader::open(&entry.path)
         }
         (None, _) => Err(Error::NotFound(format!(
-            "{spec} is no file; give a snapshot's file, or --store STORE with a name such as latest"
+            "{spec} is no file; give two snapshots' files, or the store before them: ckptd compare STORE {} {}",
+            pair[0], pair[1]
         ))),
     };
     let console = Console::start()?;
-    let (a, b) = (open(&args.a)?, open(&args.b)?);
+    let (a, b) = (open(pair[0])?, open(pair[1])?);
     let comparison = compare::compare(a, b, processors(), &console)?;
     drop(console);
     let document = WithPassedOver { document: &comparison, passed_over: &passed_over };
-    output::show(args.json, &document, |_| describe(&comparison))?;
+    output::show(args.json, &document, |_| describe(&comparison, args.all))?;
     Ok(if comparison.identical { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 
-fn describe(comparison: &CompareReport) -> String {
+impl CompareArgs {
+    /// The store, where one is given, and the two snapshots.
+    fn sides(&self) -> Result<(Option<PathBuf>, [&str; 2])> {
+        match (self.snapshots.as_slice(), &self.store) {
+            ([a, b], store) => Ok((store.clone(), [a, b])),
+            ([store, a, b], None) => Ok((Some(store.into()), [a, b])),
+            _ => Err(Error::Other("give the store once: ckptd compare STORE A B".into())),
+        }
+    }
+}
+
+fn describe(comparison: &CompareReport, is_all: bool) -> String {
     let mut text = format!("A {}\nB {}\n", comparison.a.display(), comparison.b.display());
     if comparison.identical {
-        return text
-            + &format!(
-                "identical: {} tensors and the train state, bit for bit; ||A-B||_2 = 0\n",
-                comparison.tensors.len()
-            );
+        let tensors = comparison.tensors.len();
+        text.push_str(&format!("identical: {tensors} tensors and the train state, bit for bit; ||A-B||_2 = 0\n"));
+        return text;
     }
-    for name in &comparison.only_in_a {
-        text.push_str(&format!("only in A: {name}\n"));
-    }
-    for name in &comparison.only_in_b {
-        text.push_str(&format!("only in B: {name}\n"));
+    for (side, names) in [("A", &comparison.only_in_a), ("B", &comparison.only_in_b)] {
+        text.extend(output::few(names, is_all).into_iter().map(|name| format!("only in {side}: {name}\n")));
     }
     for (name, [a, b]) in &comparison.train_state {
         text.push_str(&format!("train state {name}: {a} against {b}\n"));
     }
-    let different: Vec<&TensorComparison> = comparison.tensors.iter().filter(|t| !t.identical).collect();
+    let mut different: Vec<&TensorComparison> = comparison.tensors.iter().filter(|t| !t.identical).collect();
+    let count = different.len();
+    if !is_all {
+        // Those that cannot be subtracted, then the farthest.
+        let distance = |t: &TensorComparison| if t.l2.is_nan() { f64::INFINITY } else { t.l2 };
+        different.sort_by(|a, b| distance(b).total_cmp(&distance(a)));
+        different.truncate(output::FEW);
+    }
     let rows: Vec<Vec<String>> = different
         .iter()
         .map(|t| match &t.mismatch {
@@ -77,11 +96,12 @@ fn describe(comparison: &CompareReport) -> String {
         })
         .collect();
     if !rows.is_empty() {
-        text.push_str(&output::table(&["TENSOR", "||A-B||_2", "LARGEST"], &rows));
+        let head = if rows.len() < count { "FARTHEST" } else { "TENSOR" };
+        text.push_str(&output::table(&[head, "||A-B||_2", "LARGEST"], &rows));
     }
+    let rest = if rows.len() < count { "; --all shows each" } else { "" };
     text + &format!(
-        "{} of {} tensors differ, first {}; ||A-B||_2 = {:.6e}, largest difference {:.6e}\n",
-        different.len(),
+        "{count} of {} tensors differ, first {}; ||A-B||_2 = {:.6e}, largest difference {:.6e}{rest}\n",
         comparison.tensors.len(),
         comparison.first_difference.as_deref().unwrap_or("none"),
         comparison.l2,

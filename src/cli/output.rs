@@ -52,6 +52,17 @@ pub(super) fn complain(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
+/// What a list shows unless all of it is asked for.
+pub(super) const FEW: usize = 3;
+
+/// The first names and how many more there are, or all of them.
+pub(super) fn few(names: &[String], is_all: bool) -> Vec<String> {
+    let shown = if is_all { names.len() } else { FEW };
+    let more = names.len().saturating_sub(shown);
+    let rest = (more > 0).then(|| format!("and {more} more"));
+    names.iter().take(shown).cloned().chain(rest).collect()
+}
+
 /// Columns that are as wide as they need to be, the last one ragged.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {

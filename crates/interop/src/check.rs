@@ -95,13 +95,12 @@ pub struct ProbeReport {
 }
 
 impl CheckReport {
-    /// All parameters and answers are finite, the answers are as they were, and nothing differs from the other side, if
-    /// there is one.
-    pub fn passes(&self) -> bool {
+    /// All parameters and answers are finite, and the answers are as they were. How far the other side is is no matter.
+    pub fn is_sound(&self) -> bool {
         let finite = self.tensors.iter().all(|tensor| tensor.role != Role::Param || tensor.nonfinite == 0);
         let answers =
             self.probe.as_ref().is_none_or(|probe| probe.sigma2.is_some() && probe.matches_saved != Some(false));
-        finite && answers && self.equal != Some(false)
+        finite && answers
     }
 }
 

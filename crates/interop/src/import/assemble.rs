@@ -5,7 +5,7 @@
 //! as the GPT-2 of its config, floats widened to float32, the optimiser's state by names or by order.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -31,6 +31,8 @@ use ckptd_core::store::format;
 /// A source as a snapshot. Its tensors may lie in a bundle's unpacked files, which live as long as this.
 pub struct LoadedSource {
     pub snapshot: Snapshot,
+    /// The folder or file that was read.
+    pub from: PathBuf,
     /// The snapshot that the source was exported from, whether or not all of it is here.
     pub state: Option<ExportRecord>,
     /// The snapshot is that one, bit for bit.
@@ -165,6 +167,7 @@ fn exact(
     };
     Ok(LoadedSource {
         snapshot,
+        from: from.to_owned(),
         state: Some(state),
         exact: true,
         has_optimizer: true,
@@ -192,7 +195,7 @@ fn changed(from: &Path, meta: &TensorMeta) -> Error {
     Error::malformed(
         from,
         format!(
-            "{name} was changed since the export: its hash differs; delete ckptd.json to import the folder as it is now"
+            "{name} was changed since the export: its hash differs; take ckptd.json out of the folder to import it as it is now"
         ),
     )
 }
@@ -234,7 +237,8 @@ fn plain(mut parts: SourceParts, from: &Path, options: &LoadOptions<'_>) -> Resu
     let provenance =
         Provenance { ckptd: env!("CARGO_PKG_VERSION").into(), reason: "import".into(), ..Provenance::default() };
     let snapshot = Snapshot { tensors, train, metrics: parts.metrics, provenance, files: parts.files };
-    Ok(LoadedSource { snapshot, state: None, exact: false, has_optimizer, notes: parts.notes, _scratch: None })
+    let (from, notes) = (from.to_owned(), parts.notes);
+    Ok(LoadedSource { snapshot, from, state: None, exact: false, has_optimizer, notes, _scratch: None })
 }
 
 /// Lets the record of the source travel, and tells what of it a job has to say.

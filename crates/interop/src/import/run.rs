@@ -19,6 +19,8 @@ use ckptd_core::store::{CommitHandle, CommitOptions, Store, commit};
 pub struct ImportReport {
     pub id: SnapshotId,
     pub path: PathBuf,
+    /// The folder or file that was read, which may lie within the one that was named.
+    pub from: PathBuf,
     pub step: u64,
     pub root: StateRoot,
     /// The snapshot is the one that was exported, bit for bit: same root.
@@ -78,6 +80,8 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
         parent: state.as_ref().and_then(|state| state.parent.clone()),
         level: options.level,
         threads: options.threads,
+        // The very state that was saved then.
+        created_at: state.as_ref().filter(|_| *exact).map(|state| state.created_at),
         handle: Arc::new(CommitHandle::cancelled_by(Arc::clone(&options.cancel))),
         ..CommitOptions::new(&run_id, state.as_ref().map_or(1, |state| state.seq))
     };
@@ -91,6 +95,7 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
     Ok(ImportReport {
         id: committed.id,
         path: committed.path,
+        from: loaded.from.clone(),
         step,
         root: committed.root,
         exact: *exact,

@@ -61,8 +61,11 @@ impl SourceRecord {
                 differ(key, there.to_string(), here.to_string());
             }
         }
+        // A cosine has a step more here, at the rate 0 (`train_lines`).
+        let is_followed = train.steps > self.step && self.schedule_difference(train).is_none();
+        let steps = figures.steps.filter(|steps| !(is_followed && *steps + 1 == train.steps));
         let counts = [
-            ("steps", figures.steps, train.steps),
+            ("steps", steps, train.steps),
             ("batch_size", figures.batch_size, train.batch_size),
             ("grad_accumulation", figures.grad_accumulation, train.grad_accumulation),
         ];
@@ -299,9 +302,7 @@ mod tests {
                 let (here, there) = (learning_rate(&train, step), schedule.rate(step));
                 assert!((here - there).abs() <= 1e-15 * there.max(1e-3), "{kind} {warmup} {step}: {here} {there}");
             }
-            let differences = record.differences(&train);
-            let only_steps = differences.iter().all(|line| line.starts_with("steps was 40"));
-            assert!(only_steps && differences.len() == usize::from(kind == "cosine"), "{differences:?}");
+            assert_eq!(record.differences(&train), Vec::<String>::new(), "{kind}");
         }
     }
 
