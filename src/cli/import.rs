@@ -21,7 +21,8 @@ pub(super) struct ImportArgs {
     /// What to import.
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
-    /// The new store's folder, or the job file that names it (a name that ends in .toml and is not there: one to write).
+    /// The new store's folder, or the job file that names it (a name that ends in .toml and is not there: one to
+    /// write).
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
     /// A text file, folder or glob to train on, for the job file that is written; may be given more than once.
@@ -168,7 +169,8 @@ fn describe(args: &ImportArgs, imported: &ImportReport, job: Option<&Path>) -> S
             Ok(_) => format!("next: ckptd run {} goes on from step {step}\n", job.display()),
             Err(missing) => {
                 let job = job.display();
-                format!("wrote {job}, which lacks one thing: {missing}\nnext: then ckptd run {job} goes on from step {step}\n")
+                let lacks = format!("wrote {job}, which lacks one thing: {missing}");
+                format!("{lacks}\nnext: then ckptd run {job} goes on from step {step}\n")
             }
         }
     });

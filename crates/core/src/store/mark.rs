@@ -1,8 +1,8 @@
 //! How far the session under way is: one small document that is written over in place, again and again.
 //!
 //! Invariant: it survives the death of the process that wrote it, since a write is one call into the page cache, and
-//! nobody waits for the disk. After a power cut it may be anything, and then reads as absent: nothing but the history of
-//! sessions depends on it. Deliberately not here: what stands in it.
+//! nobody waits for the disk. After a power cut it may be anything, and then reads as absent: nothing but the history
+//! of sessions depends on it. Deliberately not here: what stands in it.
 
 use std::fs::File;
 

@@ -303,8 +303,8 @@ impl Tokenizing<'_> {
     fn fails(&self, block: &TextBlock, e: &tokenizers::Error) -> Error {
         let path = self.input.files[block.file].path.display();
         Error::Config(format!(
-            "[data] text: the tokenizer fails on the text of {path}: {e}; give it a token for what it does not know (unk_token), or \
-             try another [data] tokenizer"
+            "[data] text: the tokenizer fails on the text of {path}: {e}; give it a token for what it does not know \
+             (unk_token), or try another [data] tokenizer"
         ))
     }
 

@@ -34,8 +34,8 @@ pub(super) fn train(
     let alphabet = ByteLevel::alphabet();
     if vocab_size <= alphabet.len() as u64 {
         return Err(Error::Config(format!(
-            "[data] tokenizer: one trained on the text needs a vocabulary of at least {}, the model has {vocab_size}; name the \
-             model's own",
+            "[data] tokenizer: one trained on the text needs a vocabulary of at least {}, the model has {vocab_size}; \
+             name the model's own",
             alphabet.len() + 1
         )));
     }

@@ -195,7 +195,8 @@ fn changed(from: &Path, meta: &TensorMeta) -> Error {
     Error::malformed(
         from,
         format!(
-            "{name} was changed since the export: its hash differs; take ckptd.json out of the folder to import it as it is now"
+            "{name} was changed since the export: its hash differs; take ckptd.json out of the folder to import it as \
+             it is now"
         ),
     )
 }
