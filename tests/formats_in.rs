@@ -148,9 +148,13 @@ fn an_adapter_is_merged_into_its_base_model_as_peft_merges_it_to_the_bit() {
         let checked = check::check(&snapshot, Some(&sources().join(format!("{name}_truth"))), 1, &NoProgress).unwrap();
         let wrong = checked.tensors.iter().find(|tensor| tensor.role == Role::Param && tensor.equal != Some(true));
         assert!(wrong.is_none() && checked.only_there.is_empty(), "{name}: {wrong:?} {:?}", checked.only_there);
+        // The job goes on with the base model's folder: the merged one is gone.
+        let job = std::fs::read_to_string(store.with_extension("toml")).unwrap();
+        let from = job.lines().find_map(|line| line.strip_prefix("from = \"")).unwrap().trim_end_matches('"');
+        assert!(work.path().join(from).join("config.json").is_file(), "{name}: {job}");
     }
     let left: Vec<_> = std::fs::read_dir(work.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 3, "{left:?}");
+    assert_eq!(left.len(), 6, "{left:?}");
 }
 
 #[test]

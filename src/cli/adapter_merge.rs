@@ -16,7 +16,10 @@ use ckptd_interop::{foreign, names};
 /// The merged model, as long as this lives.
 pub(super) struct MergedAdapter {
     folder: ScratchFolder,
-    adapter: PathBuf,
+    /// Where the adapter lies.
+    pub(super) adapter: PathBuf,
+    /// What it was merged into.
+    pub(super) base: PathBuf,
     /// What the user should know.
     pub(super) notes: Vec<String>,
 }
@@ -59,7 +62,7 @@ impl MergedAdapter {
         if path.join(names::OPTIMIZER).exists() {
             notes.push(format!("{} holds the moments of the adapter, and was left out", names::OPTIMIZER));
         }
-        Ok(Some(MergedAdapter { folder, adapter: path, notes }))
+        Ok(Some(MergedAdapter { folder, adapter: path, base, notes }))
     }
 
     /// Where the merged model lies.

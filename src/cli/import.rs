@@ -85,11 +85,14 @@ pub(super) fn execute(args: &ImportArgs) -> Result<u8> {
             let mut imported = import::import(merged.path(), &place.store, &options, &console)
                 .map_err(|error| merged.about_adapter(error))?;
             imported.notes.splice(0..0, merged.notes.iter().cloned());
+            imported.from.clone_from(&merged.adapter);
             imported
         }
     };
     drop(console);
-    let job = place.write_job(args, &imported)?;
+    // The merged model is gone by the time that the job runs.
+    let model = merged.as_ref().map_or(&imported.from, |merged| &merged.base);
+    let job = place.write_job(args, &imported, model)?;
     if args.json {
         output::json(&ImportedWithJob { imported: &imported, job })?;
         return Ok(exit_code::DONE);
@@ -132,9 +135,9 @@ impl ImportPlace {
         Ok(ImportPlace { store: target.to_owned(), job: job.into(), writes_job: true, names_store: true })
     }
 
-    /// The job file that goes on from `imported`, written where it is not there yet; `None`: the snapshot does not say
-    /// what a job needs, or a job of another store has that name.
-    fn write_job(&self, args: &ImportArgs, imported: &ImportReport) -> Result<Option<PathBuf>> {
+    /// The job file that goes on from `imported`, a state of `model`, written where it is not there yet; `None`: the
+    /// snapshot does not say what a job needs, or a job of another store has that name.
+    fn write_job(&self, args: &ImportArgs, imported: &ImportReport, model: &Path) -> Result<Option<PathBuf>> {
         if !self.writes_job {
             return Ok(Some(self.job.clone()));
         }
@@ -142,7 +145,7 @@ impl ImportPlace {
             return Ok(None);
         }
         // What was imported may be one of the folders in the source.
-        let folder = imported.from.is_dir().then_some(imported.from.as_path());
+        let folder = model.is_dir().then_some(model);
         let store = self.store.file_name().filter(|_| self.names_store);
         let from = folder.unwrap_or(&args.from);
         let job = ImportedJob { file: &self.job, store, from, texts: &args.text };
