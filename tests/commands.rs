@@ -245,18 +245,18 @@ fn compare_finds_equal_states_identical_and_names_the_first_difference() {
 }
 
 #[test]
-fn a_distance_is_no_failure_unless_sameness_is_asked_for() {
+fn a_distance_is_a_failure_unless_it_is_asked_for_alone() {
     let (_folder, store, _) = job_store();
     let saved = save(&store, 10, 1);
     save(&store, 20, 2);
     let copy = saved.path.to_str().unwrap();
     let check = |more: &[&str]| ckptd(&[&["check", path(&store)], more].concat());
     let far = check(&["20", "--against", "10"]);
-    assert_eq!(far.status.code(), Some(0), "{far:?}");
+    assert_eq!(far.status.code(), Some(1), "{far:?}");
     assert!(stdout(&far).contains("not the same") && stdout(&far).lines().count() < 8, "{far:?}");
-    assert_eq!(check(&["20", "--against", "10", "--exact"]).status.code(), Some(1));
-    assert_eq!(check(&["10", "--against", copy, "--exact"]).status.code(), Some(0));
-    assert_eq!(check(&["20", "--exact"]).status.code(), Some(2));
+    assert_eq!(check(&["20", "--against", "10", "--may-differ"]).status.code(), Some(0));
+    assert_eq!(check(&["10", "--against", copy]).status.code(), Some(0));
+    assert_eq!(check(&["20", "--may-differ"]).status.code(), Some(2));
     assert!(stdout(&check(&["20", "--all"])).contains("h.0.weight"));
 }
 

@@ -124,7 +124,7 @@ impl SanityWatch {
                 format!("the gradient's norm is not finite in step {step}: the learning rate may be too high")
             }));
         }
-        let is_clipped = grad_clip > 0.0 && grad_norm.is_some_and(|norm| norm > grad_clip);
+        let is_clipped = grad_clip > 0.0 && grad_norm.is_some_and(|norm| norm.is_finite() && norm > grad_clip);
         self.clipped = if is_clipped { self.clipped + 1 } else { 0 };
         if self.clipped >= CLIPPED {
             found.extend(self.tell(Finding::AlwaysClipped, || {
