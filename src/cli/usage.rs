@@ -85,6 +85,6 @@ mod tests {
         assert_eq!(suggestions("resume", vec!["prune".into()]), ["run"]);
         assert_eq!(suggestions("prume", vec!["prune".into()]), Vec::<String>::new());
         assert_eq!(suggestions("delete", vec!["generate".into()]), Vec::<String>::new());
-        assert_eq!(suggestions("exprot", vec!["export".into()]), ["export"]);
+        assert_eq!(suggestions("exportt", vec!["export".into()]), ["export"]);
     }
 }
