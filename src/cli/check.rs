@@ -21,8 +21,8 @@ pub(super) struct CheckArgs {
     /// Another snapshot, a .pt or safetensors file, a bundle, or a model folder.
     #[arg(long, value_name = "SNAPSHOT|FILE|DIR")]
     against: Option<String>,
-    /// A distance from the other is no failure: a fine-tuned model is far from its base. Exit code 1 only where something
-    /// is not finite.
+    /// A distance from the other is no failure: a fine-tuned model is far from its base. Exit code 1 only where
+    /// something is not finite.
     #[arg(long, requires = "against")]
     may_differ: bool,
     /// Ask the worker what the model answers, too: the variance of its logits, and how far they are from the other's.

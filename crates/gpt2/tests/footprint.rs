@@ -38,7 +38,8 @@ fn the_estimate_of_a_workers_memory_is_roughly_what_it_holds() {
     for (batch, length, dropout) in [(1, 32, 0.0), (48, 256, 0.0), (16, 256, 0.1)] {
         let config = folder.path().join(format!("job{batch}.toml"));
         let text = format!(
-            "[job]\nthreads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = {dropout:?}\n[data]\ntokens = \"tokens.bin\"\nvalidation = 0.0\n\
+            "[job]\nthreads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = {dropout:?}\n\
+             [data]\ntokens = \"tokens.bin\"\nvalidation = 0.0\n\
              [train]\nsteps = 2\nwarmup_steps = 1\nbatch_size = {batch}\nsequence_length = {length}\neval_every = 0\n\
              [snapshot]\nevery_steps = 1\n"
         );
