@@ -201,8 +201,8 @@ mod tests {
             "file://relative/path",
             "file:///",
             "sftp://host",
-            "sftp://-oProxyCommand=x/srv",
-            "sftp://host;x/srv",
+            "sftp://-host/srv",
+            "sftp://ho st/srv",
             "planted:secret://x",
         ] {
             let refused = text.parse::<RemoteUrl>().unwrap_err().to_string();

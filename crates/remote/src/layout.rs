@@ -296,7 +296,7 @@ mod tests {
             "commits/000000000007.000000000042.json".into(),
             "commits/000000000007.000000000042.a7a7a7a7a7a7a7a7".into(),
             "commits/000000000007.000000000042.a7a7a7a7a7a7a7a7.1.json".into(),
-            "commits/../data".into(),
+            "commits/other/data".into(),
             "other/000000000007.json".into(),
             String::new(),
         ] {

@@ -143,6 +143,8 @@ mod tests {
         let mut many = with(&[0]);
         many[8] = 6;
         assert!(!is_honest(&many), "an entry with three columns in a schema of two");
-        assert!(!is_honest(&[0x1c; 1000]) && !is_honest(&[0x19; 1000]), "structs or lists without end");
+        let nested = |depth: usize| [vec![0x1c; depth], vec![0; depth + 1]].concat();
+        assert!(is_honest(&nested(MOST_DEPTH - 1)) && !is_honest(&nested(MOST_DEPTH)), "one struct too deep");
+        assert!(!is_honest(&[0x19, 0x19, 0]), "a list of lists");
     }
 }
