@@ -1,7 +1,7 @@
 # One cell of a Colab notebook: run it again whenever the session was taken away. See docs/sessions.md.
 # In the drive, ckptd/ holds bin/ (ckptd, ckptd-gpt2), data/ and finetune.toml with
-#   [job] store = "/content/drive/MyDrive/ckptd/store", [snapshot] every = "5m", [session] budget = "11h30m"
-# On Kaggle there is no drive to mount: read bin/ and data/ from a dataset under /kaggle/input, put the store under
+#   [remote] url = "file:///content/drive/MyDrive/ckptd/remote", [snapshot] every = "5m", [session] budget = "11h30m"
+# On Kaggle there is no drive to mount: read bin/ and data/ from a dataset under /kaggle/input, put the remote under
 # /kaggle/working, save the notebook's output, and add it as a dataset to the next session.
 import os, shutil, subprocess
 
@@ -14,7 +14,8 @@ if not os.path.isdir('/content/drive/MyDrive'):
 packages = ['torch==2.11.0', 'nvidia-cuda-runtime==13.0.*', 'nvidia-cuda-cupti==13.0.*']
 subprocess.check_call(['pip', 'install', '-q', '--no-deps', '--target', '/content/libtorch', *packages])
 # Programs cannot be run from the drive, and data is read faster from the machine's own disk.
-shutil.copytree(home, '/content/job', ignore=shutil.ignore_patterns('store'), dirs_exist_ok=True)
+os.makedirs(f'{home}/remote', exist_ok=True)
+shutil.copytree(home, '/content/job', ignore=shutil.ignore_patterns('remote'), dirs_exist_ok=True)
 for program in ('ckptd', 'ckptd-gpt2'):
     os.chmod(f'/content/job/bin/{program}', 0o755)
 code = subprocess.call(

@@ -34,22 +34,32 @@ fn the_page_on_the_command_line_is_made_of_the_program() {
     let mut program = ckptd::cli::command::command();
     program.build();
     let mut made = String::from("\n## All commands\n\n| command | what it does |\n|---|---|\n");
-    let commands = || program.get_subcommands().filter(|command| command.get_name() != "help");
-    for command in commands() {
-        let (name, about) = (command.get_name(), command.get_about().unwrap());
-        made += &format!("| [`ckptd {name}`](#ckptd-{name}) | {} |\n", cell(&about.to_string()));
+    let commands = commands(&program, "ckptd");
+    for (name, command) in &commands {
+        let (anchor, about) = (name.replace(' ', "-"), command.get_about().unwrap());
+        made += &format!("| [`{name}`](#{anchor}) | {} |\n", cell(&about.to_string()));
     }
-    for command in commands() {
-        made += &command_section(command.clone());
+    for (name, command) in commands {
+        made += &command_section(&name, command);
     }
     hold("docs/cli.md", &made);
 }
 
-fn command_section(mut command: clap::Command) -> String {
+/// The commands below `parent`, with their whole names; of one that has commands of its own, those.
+fn commands(parent: &clap::Command, name: &str) -> Vec<(String, clap::Command)> {
+    let own = parent.get_subcommands().filter(|command| command.get_name() != "help");
+    let below = |command: &clap::Command| {
+        let name = format!("{name} {}", command.get_name());
+        if command.has_subcommands() { commands(command, &name) } else { vec![(name, command.clone())] }
+    };
+    own.flat_map(below).collect()
+}
+
+fn command_section(name: &str, mut command: clap::Command) -> String {
     let about = command.get_long_about().or(command.get_about()).unwrap().to_string();
     let usage = command.render_usage().to_string();
     let usage = usage.trim_start_matches("Usage: ");
-    let mut section = format!("\n## ckptd {}\n\n{}\n\n```text\n{usage}\n```\n", command.get_name(), about.trim());
+    let mut section = format!("\n## {name}\n\n{}\n\n```text\n{usage}\n```\n", about.trim());
     let hidden = ["help", "version"];
     let shown = |argument: &&clap::Arg| !argument.is_hide_set() && !hidden.contains(&argument.get_id().as_str());
     let rows: Vec<String> = command.get_arguments().filter(shown).map(argument_row).collect();

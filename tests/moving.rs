@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use ckptd_core::store::{CommitOptions, SnapshotReader, SnapshotState, Store, StoreLock, commit};
+use ckptd_testkit::job::RunningAgent;
 use ckptd_testkit::python;
 use ckptd_testkit::small;
 
@@ -52,6 +53,56 @@ fn write_job(folder: &Path, model: &str, texts: &str, snapshot: &str) -> PathBuf
     );
     std::fs::write(&job, config).unwrap();
     job
+}
+
+/// A variable of a cloud's tools, with a credential that nothing may show.
+const PLANTED: (&str, &str) = ("AWS_SECRET_ACCESS_KEY", "planted/secret/of/a/cloud");
+
+/// Whether a file below `folder` holds `bytes`.
+fn is_in_a_file(folder: &Path, bytes: &[u8]) -> bool {
+    let holds = |path: &Path| std::fs::read(path).is_ok_and(|file| file.windows(bytes.len()).any(|part| part == bytes));
+    let mut paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.any(|path| if path.is_dir() { is_in_a_file(&path, bytes) } else { holds(&path) })
+}
+
+#[test]
+fn a_machine_with_nothing_but_the_url_ends_a_training_in_the_same_bits() {
+    let (away, drive, other) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let url = format!("file://{}/job", drive.path().display());
+    std::fs::create_dir(drive.path().join("job")).unwrap();
+    lay_texts(&away.path().join("texts"));
+    let remote = format!("[remote]\nurl = {url:?}\nlease = \"2s\"\n");
+    let job = write_job(away.path(), MODEL, "texts", "");
+    std::fs::write(&job, std::fs::read_to_string(&job).unwrap() + &remote).unwrap();
+    let ckptd = Path::new(env!("CARGO_BIN_EXE_ckptd"));
+    let mut command = Command::new(ckptd);
+    command.args(["run", "--verbose", "--log-format", "json", job.to_str().unwrap()]).env(PLANTED.0, PLANTED.1);
+    let mut first = RunningAgent::start(command);
+    first.wait_for("replicated step 4:");
+    if let Some(worker) = first.worker() {
+        let environment = std::fs::read(format!("/proc/{worker}/environ")).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&environment).contains(PLANTED.1), "our worker needs no credential");
+    }
+    first.signal(rustix::process::Signal::KILL);
+    let log = first.wait().log;
+    assert!(!log.contains(PLANTED.1));
+    for folder in [away.path(), drive.path()] {
+        assert!(!is_in_a_file(folder, PLANTED.1.as_bytes()), "{}", folder.display());
+    }
+    // Texts, job file and store are gone.
+    drop(away);
+    let second = Command::new(ckptd).args(["run", &url]).current_dir(other.path()).output().unwrap();
+    done(second);
+    let store = Store::open(&other.path().join("job/store")).unwrap();
+    let newest = store.find("latest").unwrap();
+    assert_eq!((newest.step(), newest.state), (12, SnapshotState::Verified));
+    assert_eq!(String::from(newest.manifest.unwrap().root), home().root);
+    // Its job file counts from now on.
+    let again = Command::new(ckptd).args(["run", &url]).current_dir(other.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(said.contains("the training is finished"), "{said}");
+    assert!(said.contains(&format!("step 12 is verified here and at {url}")), "{said}");
 }
 
 fn run(program: &str, arguments: &[&str]) -> Output {

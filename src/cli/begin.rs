@@ -8,6 +8,7 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::console::Console;
+use super::remote::with_job;
 use crate::training::settings_change;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
@@ -37,6 +38,12 @@ pub(super) enum Beginning {
 /// Readies the job at `path`, where `text` stands, for a session. A store that holds snapshots is ready.
 pub(super) fn prepare(config: &Config, text: &str, path: &Path, options: BeginOptions) -> Result<Beginning> {
     if !is_empty(&config.job.store)? {
+        return Ok(Beginning::Ready);
+    }
+    if let Some(url) = &config.remote.url
+        && with_job(url, async |job| job.run_id().await)?.is_some()
+    {
+        // The session fetches the newest snapshot there, which has all but the data.
         return Ok(Beginning::Ready);
     }
     // A worker of one's own may find its data otherwise.

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::{
-    check, compare, export, generate, import, init, inspect, list, log, logs, orders, output, pin, prune, run, status,
-    unpack, usage, verify,
+    check, compare, export, fetch, generate, import, init, inspect, list, log, logs, orders, output, pin, prune, push,
+    remote_job, run, status, unpack, usage, verify,
 };
 use ckptd_core::error::Result;
 
@@ -38,6 +38,9 @@ enum CliCommand {
     Generate(generate::GenerateArgs),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
+    Push(push::PushArgs),
+    Fetch(fetch::FetchArgs),
+    Remote(remote_job::RemoteArgs),
 }
 
 /// The command line as it is parsed, for the page that is made of it (docs/cli.md).
@@ -80,6 +83,9 @@ fn execute(command: CliCommand) -> Result<u8> {
         CliCommand::Generate(args) => generate::execute(&args),
         CliCommand::Pin(args) => pin::pin(&args),
         CliCommand::Unpin(args) => pin::unpin(&args),
+        CliCommand::Push(args) => push::execute(&args),
+        CliCommand::Fetch(args) => fetch::execute(&args),
+        CliCommand::Remote(args) => remote_job::execute(&args),
     }
 }
 

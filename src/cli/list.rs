@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::target::CommandTarget;
-use super::{exit_code, output};
+use super::{exit_code, output, remote_list};
 use ckptd_core::error::Result;
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::store::{LastSession, QuarantinedFile, SnapshotEntry, SnapshotState, layout};
@@ -18,6 +18,9 @@ pub(super) struct ListArgs {
     /// The store's folder, or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
+    /// The argument is a remote's URL, or a job file whose [remote] url is meant.
+    #[arg(long)]
+    remote: bool,
     #[arg(long)]
     json: bool,
 }
@@ -46,6 +49,9 @@ struct ListRow {
 }
 
 pub(super) fn execute(args: &ListArgs) -> Result<u8> {
+    if args.remote {
+        return remote_list::list(&args.target, args.json);
+    }
     let target = CommandTarget::open(&args.target)?;
     if let Some(problem) = &target.problem {
         output::complain(&format!("warning: {problem}"));

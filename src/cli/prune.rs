@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::target::CommandTarget;
-use super::{exit_code, output};
+use super::{exit_code, output, remote_list};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::RetentionVerdict;
@@ -17,6 +17,9 @@ pub(super) struct PruneArgs {
     /// The store's folder (whose policy is the last run's), or the job file.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
+    /// The argument is a remote's URL, or a job file whose [remote] url is meant.
+    #[arg(long)]
+    remote: bool,
     /// Only show the plan.
     #[arg(long)]
     dry_run: bool,
@@ -33,6 +36,9 @@ struct PruneRow<'a> {
 }
 
 pub(super) fn execute(args: &PruneArgs) -> Result<u8> {
+    if args.remote {
+        return remote_list::prune(&args.target, args.dry_run, args.json);
+    }
     let target = CommandTarget::open(&args.target)?.up_to_date()?;
     let Some(retention) = target.config.as_ref().map(|config| &config.retention) else {
         return Err(Error::Other(format!(

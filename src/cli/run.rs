@@ -1,8 +1,9 @@
 //! `ckptd run`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::begin::{self, BeginOptions, Beginning};
+use super::from_remote::{self, FromRemote};
 use super::{exit_code, log};
 use crate::daemon::user_stop::UserStop;
 use crate::training::display::LineInterval;
@@ -19,8 +20,17 @@ use ckptd_core::text::parse_duration;
 /// a snapshot, SIGHUP reads the job file again (as a change of it does).
 #[derive(clap::Args)]
 pub(super) struct RunArgs {
-    /// The job file; `ckptd init` writes one to start from.
+    /// The job file; `ckptd init` writes one to start from. Or the URL of a job at a remote, whose file, data and
+    /// newest snapshot come from there.
+    #[arg(value_name = "CONFIG|URL")]
     config: PathBuf,
+    /// With a URL: the folder for job file, data and store. Without it: the URL's last part, in the current folder.
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// With a URL: take also the worker's command of the job file there. Whoever may write there may then run anything
+    /// here.
+    #[arg(long)]
+    allow_commands: bool,
     /// Begin the next session when [session] budget has ended one, until the training is complete. What else ends a
     /// session ends the run: a signal, the notice file, a deadline, the end of the machine or of the allocation.
     #[arg(long)]
@@ -34,6 +44,9 @@ pub(super) struct RunArgs {
     /// As [snapshot] probe = true: store with each snapshot a fingerprint of the model's logits.
     #[arg(long)]
     probe: bool,
+    /// Take the job from another machine that owns it at the remote, without waiting for its lease to run out.
+    #[arg(long)]
+    take_over: bool,
     #[arg(long, value_enum, default_value = "text")]
     log_format: log::LogFormat,
     /// A line on the progress each time so long (10s) or so many steps (100) have passed, also beside the panel.
@@ -48,19 +61,34 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn execute(args: &RunArgs) -> Result<u8> {
+    match args.config.to_str().filter(|config| config.contains("://")) {
+        Some(url) => {
+            let asked = FromRemote { url, folder: args.folder.as_deref(), allow_commands: args.allow_commands };
+            run_file(args, &from_remote::job_file(asked)?)
+        }
+        None if args.folder.is_some() || args.allow_commands => {
+            Err(Error::Config("--folder and --allow-commands are for the URL of a job at a remote".into()))
+        }
+        None => run_file(args, &args.config),
+    }
+}
+
+fn run_file(args: &RunArgs, path: &Path) -> Result<u8> {
     let mut log: Option<log::RunLog> = None;
     let user_stop = args.until_done.then(UserStop::listen).transpose()?;
     let mut series = SessionSeries::new(user_stop);
     loop {
         // Read anew: the job file may have been changed while a session ended.
-        let text = Config::read(&args.config)?;
-        let mut config = Config::parse(&text, &args.config)?;
+        let text = Config::read(path)?;
+        let mut config = Config::parse(&text, path)?;
         config.snapshot.probe |= args.probe;
         let log = log.get_or_insert_with(|| args.start_log(&config));
         let options = RunOptions {
-            path: args.config.clone(),
+            path: path.to_path_buf(),
             text,
             accept_changes: args.accept_changes,
+            // Once: a job that was lost again meanwhile is another person's.
+            take_over: args.take_over && series.is_first,
             probe: args.probe,
             series,
             printer: &log.printer,
@@ -71,7 +99,7 @@ pub(super) fn execute(args: &RunArgs) -> Result<u8> {
         };
         let asked = BeginOptions { weights_only: args.weights_only, accept_changes: args.accept_changes };
         let asked_for = config.clone();
-        let outcome = match begin::prepare(&config, &options.text, &args.config, asked) {
+        let outcome = match begin::prepare(&config, &options.text, path, asked) {
             Ok(Beginning::Ready) => run::run(config, &options),
             Ok(Beginning::Interrupted) => Ok(SessionOutcome::Resume),
             Err(error) => Err(error),

@@ -14,6 +14,7 @@ use crate::daemon::report::{
 };
 use crate::daemon::status::ask;
 use crate::session::outlook::{self, SessionOutlook};
+use crate::training::replication::Replication;
 use ckptd_core::config;
 use ckptd_core::error::Result;
 use ckptd_core::store;
@@ -79,6 +80,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
             (JobState::Stopped, None)
         }
     };
+    let replication: Option<Replication> = target.store.read_record(store::Record::Replication).ok().flatten();
     let outlook = total_steps.and_then(|total| outlook::outlook(&records, total, None, now));
     Ok(StatusReport {
         state,
@@ -109,6 +111,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
         worker: WorkerReport::default(),
         interval: IntervalReport::default(),
         history: HistoryReport::of(&records, outlook),
+        remote: replication.map(|replication| replication.report(now)),
     })
 }
 
@@ -141,6 +144,15 @@ fn describe(report: &StatusReport) -> String {
     }
     lines.extend(report.problem.as_ref().map(|problem| format!("problem: {problem}")));
     lines.extend(report.warnings.iter().map(|warning| format!("warning: {warning}")));
+    if let Some(remote) = &report.remote {
+        let newest = match (remote.step, remote.age_seconds) {
+            (Some(step), Some(seconds)) => format!("step {step}, {} ago", age(seconds)),
+            _ => "nothing yet".to_owned(),
+        };
+        let missing = if remote.missing == 0 { String::new() } else { format!(", {} not replicated", remote.missing) };
+        lines.push(format!("remote: {}: {newest}{missing}", remote.place));
+        lines.extend(remote.problem.as_ref().map(|problem| format!("remote's problem: {problem}")));
+    }
     if !report.interval.why.is_empty() {
         lines.push(format!("interval: {}", report.interval.why));
     }

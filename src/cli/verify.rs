@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::console::Console;
 use super::target::CommandTarget;
-use super::{exit_code, output};
+use super::{exit_code, output, remote_list};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{SnapshotId, StateRoot};
 use ckptd_core::os::process::processors;
@@ -25,6 +25,12 @@ pub(super) struct VerifyArgs {
     /// is damaged fails.
     #[arg(value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
+    /// The argument is a remote's URL, or a job file whose [remote] url is meant.
+    #[arg(long, conflicts_with = "snapshots")]
+    remote: bool,
+    /// With --remote: read back only this share of each snapshot, such as 0.05; it is then called sampled.
+    #[arg(long, requires = "remote")]
+    share: Option<f64>,
     #[arg(long)]
     json: bool,
 }
@@ -45,6 +51,9 @@ struct VerifyRow {
 }
 
 pub(super) fn execute(args: &VerifyArgs) -> Result<u8> {
+    if args.remote {
+        return remote_list::verify(&args.target, args.share, args.json);
+    }
     let target = CommandTarget::open(&args.target)?;
     let console = Console::start()?;
     let mut rows = Vec::new();

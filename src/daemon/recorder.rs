@@ -26,6 +26,8 @@ pub fn sessions(store: &Store) -> SessionRecords {
 /// What is to be written.
 pub enum RecorderNote {
     Sessions(Box<SessionRecords>),
+    /// What is at the job's remote.
+    Replication(serde_json::Value),
     Job(Box<Config>),
     /// How far the session under way is; it costs no wait for the disk.
     Mark(Box<SessionRecord>),
@@ -72,12 +74,13 @@ fn write_all(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<RecorderNot
     // Without one the history of a killed session is less exact.
     let open_mark = store.open_mark(lock).ok();
     while let Ok(first) = queue.recv() {
-        let (mut records, mut job, mut mark) = (None, None, None);
+        let (mut records, mut job, mut mark, mut replication) = (None, None, None, None);
         for note in std::iter::once(first).chain(queue.try_iter()) {
             match note {
                 RecorderNote::Sessions(newer) => records = Some(newer),
                 RecorderNote::Job(newer) => job = Some(newer),
                 RecorderNote::Mark(newer) => mark = Some(newer),
+                RecorderNote::Replication(newer) => replication = Some(newer),
             }
         }
         if let (Some(open), Some(mark)) = (&open_mark, mark) {
@@ -86,6 +89,7 @@ fn write_all(store: &Store, lock: &StoreLock, queue: &mpsc::Receiver<RecorderNot
         let written = [
             records.map(|records| store.write_record(lock, Record::Sessions, &records)),
             job.map(|job| store.write_record(lock, Record::Job, &job)),
+            replication.map(|replication| store.write_record(lock, Record::Replication, &replication)),
         ];
         for error in written.into_iter().flatten().filter_map(Result::err) {
             // A full disk must not keep a training from going on, nor fill the log.

@@ -42,6 +42,9 @@ pub struct StatusReport {
     pub worker: WorkerReport,
     pub interval: IntervalReport,
     pub history: HistoryReport,
+    /// Null where the job has no remote, or where no daemon runs.
+    #[serde(default)]
+    pub remote: Option<RemoteReport>,
     /// What went wrong and what to do about it, while it is so; for a job that is not running, how it ended.
     #[serde(default)]
     pub problem: Option<String>,
@@ -71,6 +74,18 @@ pub struct SessionReport {
     pub seconds_left: Option<f64>,
     /// Why it ends then: "the session's budget ends".
     pub source: Option<String>,
+}
+
+/// What is at the job's remote.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoteReport {
+    pub place: String,
+    /// Of the newest snapshot that is there, and how long it has been.
+    pub step: Option<u64>,
+    pub age_seconds: Option<f64>,
+    /// Verified snapshots of this session that are not there.
+    pub missing: u64,
+    pub problem: Option<String>,
 }
 
 /// The time between snapshots, and why it is that.

@@ -85,6 +85,11 @@ impl ServiceManager {
         self.send(vec![ServiceMessage::Ready]);
     }
 
+    /// The daemon does `what` before it is up, which takes as long as it takes; to be said again every few seconds.
+    pub fn starting(&mut self, what: &str) {
+        self.send(vec![ServiceMessage::Status(one_line(what)), ServiceMessage::MoreTime]);
+    }
+
     /// The job file is being read again, because it was asked to.
     pub fn reloading(&mut self) {
         self.is_reloading.raise();

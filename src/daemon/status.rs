@@ -229,6 +229,7 @@ mod tests {
             worker: WorkerReport::default(),
             interval: IntervalReport::default(),
             history: HistoryReport::default(),
+            remote: None,
             problem: None,
         }
     }

@@ -62,17 +62,14 @@ pub enum ReadBack {
         bytes: u64,
         raw_bytes: u64,
         healthy: bool,
+        val_loss: Option<f64>,
         created_at: Timestamp,
         took: Duration,
     },
     /// It is not what was written, and in quarantine now.
-    Quarantined {
-        reason: String,
-    },
+    Quarantined { reason: String },
     /// It could not be judged, and stays where it is.
-    Unknown {
-        reason: String,
-    },
+    Unknown { reason: String },
     /// It is not in the store: taken away, or written elsewhere by the worker.
     Gone,
 }
@@ -216,6 +213,7 @@ fn read_back(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -
             bytes: entry.bytes,
             raw_bytes: manifest.raw_bytes,
             healthy: manifest.healthy,
+            val_loss: entry.val_loss(),
             created_at: manifest.created_at,
             took: began.elapsed(),
         },

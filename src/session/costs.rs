@@ -71,6 +71,8 @@ pub struct LearnedCosts {
     pub snapshots_ms: CostWindow,
     /// What the training lost to each of those: the steps' time beyond their usual one.
     pub lost_ms: CostWindow,
+    /// Snapshots sent to the job's remote, from the first request to the marker.
+    pub uploads_ms: CostWindow,
     /// Training time in all, and the failures in it that lost work: crashes, kills, sessions without an end.
     pub uptime_seconds: f64,
     pub failures: u64,
@@ -80,6 +82,11 @@ impl LearnedCosts {
     /// What the next final snapshot costs at most. Before the first one: what any snapshot does.
     pub fn final_cost(&self) -> Option<Duration> {
         self.finals_ms.p99().or_else(|| self.snapshots_ms.p99())
+    }
+
+    /// What the end of a session costs at most whose last snapshot is also to be at the job's remote.
+    pub fn final_cost_with_upload(&self) -> Option<Duration> {
+        Some(self.final_cost()? + self.uploads_ms.p99().unwrap_or_default())
     }
 
     /// What a snapshot beside the training takes.
@@ -165,6 +172,15 @@ mod tests {
         }
         assert!(window.p99().unwrap() < ms(105));
         assert_eq!(window.0.len(), WINDOW);
+    }
+
+    #[test]
+    fn a_session_with_a_remote_ends_early_enough_for_the_last_upload() {
+        let mut costs = LearnedCosts::default();
+        costs.uploads_ms.push(ms(2000));
+        assert_eq!(costs.final_cost_with_upload(), None);
+        costs.finals_ms.push(ms(100));
+        assert_eq!((costs.final_cost(), costs.final_cost_with_upload()), (Some(ms(150)), Some(ms(3150))));
     }
 
     #[test]

@@ -290,6 +290,7 @@ impl JobProgress {
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
             interval: IntervalReport::default(),
             history: HistoryReport::default(),
+            remote: None,
             problem: self.problem.clone().or_else(|| self.file_problem.clone()),
             warnings: self.warnings.clone(),
         }
@@ -360,7 +361,7 @@ mod tests {
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "daemon history interval last_snapshot learning_rate loss percent problem seconds_to_finish session \
+            "daemon history interval last_snapshot learning_rate loss percent problem remote seconds_to_finish session \
              snapshots stall_ms state step stored tokens_per_second total_steps warnings worker"
         );
         assert_eq!(keys(&json["session"]), "deadline seconds_left source");

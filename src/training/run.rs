@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::display::{LineInterval, ProgressDisplay};
 use super::job::events::{JobAction, JobEvent, SessionOutcome};
 use super::job::machine::{JobMachine, JobSurroundings};
+use super::remote::{self, SessionBeginning};
 use super::start::{self, Started};
 use super::store_end;
 use super::worker::WorkerProcess;
@@ -31,7 +32,10 @@ use crate::notices::sources::NoticeSources;
 use crate::session::clock::ClockReading;
 use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::store::{Store, StoreLock};
+use ckptd_core::os::dir::Dir;
+use ckptd_core::store::layout::{self, Folder};
+use ckptd_core::store::{Record, Store, StoreLock};
+use ckptd_remote::job::replicator::{ReplicaTask, Replicator};
 
 /// How long a killed worker is waited for at the end.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +54,8 @@ pub struct RunOptions<'a> {
     pub path: PathBuf,
     pub text: String,
     pub accept_changes: bool,
+    /// Take the job from another machine that owns it at the remote.
+    pub take_over: bool,
     /// Snapshots hold a fingerprint of the model's logits, also where the job file does not ask for it.
     pub probe: bool,
     pub series: SessionSeries,
@@ -100,7 +106,8 @@ async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcom
     signals::listen(&inputs, JobEvent::Signal)?;
     let mut manager = ServiceManager::connect(config.worker.hang_timeout.0, began.at);
     let sources = NoticeSources::start(&config.session, &notices_to(&inputs), &series.notices);
-    let Some(started) = start::start(&config, began, &inputs, &mut inbox).await? else {
+    let beginning = SessionBeginning { began, take_over: options.take_over, manager: &mut manager };
+    let Some(started) = start::start(&config, beginning, &inputs, &mut inbox).await? else {
         // To leave before it is up would be a failure.
         manager.ready();
         return Ok(SessionOutcome::Resume);
@@ -113,9 +120,9 @@ async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcom
     info!("{}: {} in {}", config.job.name, describe_model(&config), started.store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
-    let Started { store, lock, run_id, records, room, status_server } = started;
+    let Started { store, lock, run_id, records, room, status_server, replicator } = started;
     let store_path = store.path().to_owned();
-    let helpers = Helpers::start(store, &lock, options, &inputs)?;
+    let helpers = Helpers::start(store, &lock, replicator, options, &inputs)?;
     let (mut job, actions) = JobMachine::new(config, run_id, options.accept_changes, records, began);
     job.tell_opening(room);
     let surroundings = JobSurroundings { slurm: sources.has_slurm(), until_done: series.user_stop.is_some() };
@@ -157,15 +164,22 @@ struct Helpers {
     verifier: Verifier,
     recorder: Recorder,
     job_file: JobFileWatcher,
+    store: Arc<Store>,
+    lock: Arc<StoreLock>,
+    /// With where the snapshots are; `None`: the job has no remote.
+    replicator: Option<(Replicator, Dir)>,
 }
 
 impl Helpers {
     fn start(
         store: Arc<Store>,
         lock: &Arc<StoreLock>,
+        replicator: Option<Replicator>,
         options: &RunOptions<'_>,
         inputs: &InboxSender<JobEvent>,
     ) -> Result<Helpers> {
+        let snapshots = store.folder(Folder::Snapshots)?;
+        let replicator = replicator.map(|replicator| (replicator, snapshots));
         let to = inputs.clone();
         let verifier = Verifier::start(store.clone(), lock.clone(), move |report| {
             to.send_from_thread(match report {
@@ -173,7 +187,7 @@ impl Helpers {
                 VerifierReport::ReadBack { id, result } => JobEvent::ReadBack { id, result },
             })
         })?;
-        let recorder = Recorder::start(store, lock.clone())?;
+        let recorder = Recorder::start(store.clone(), lock.clone())?;
         let (to, probe) = (inputs.clone(), options.probe);
         let job_file = JobFileWatcher::start(options.path.clone(), options.text.clone(), move |mut config| {
             if let Ok(config) = &mut config {
@@ -181,7 +195,7 @@ impl Helpers {
             }
             to.send_from_thread(JobEvent::Config(config))
         })?;
-        Ok(Helpers { verifier, recorder, job_file })
+        Ok(Helpers { verifier, recorder, job_file, store, lock: lock.clone(), replicator })
     }
 }
 
@@ -256,6 +270,11 @@ impl TrainingDaemon<'_> {
                     threads: self.job.verify_threads(),
                 });
             }
+            JobAction::Replicate { id } => {
+                if let Some((replicator, snapshots)) = &self.helpers.replicator {
+                    replicator.give(ReplicaTask::Send(snapshots.join(&layout::snapshot_file(&id))));
+                }
+            }
             JobAction::Spawn => {
                 let event = match WorkerProcess::spawn(&self.job.config().worker.command, self.inputs.clone()) {
                     Ok(worker) => {
@@ -279,6 +298,7 @@ impl TrainingDaemon<'_> {
                     worker.kill();
                 }
             }
+            JobAction::RecordReplication(record) => self.helpers.recorder.give(RecorderNote::Replication(record)),
             JobAction::Record(records) => self.helpers.recorder.give(RecorderNote::Sessions(records)),
             JobAction::Mark(session) => self.helpers.recorder.give(RecorderNote::Mark(session)),
             JobAction::Remember(config) => self.helpers.recorder.give(RecorderNote::Job(config)),
@@ -319,6 +339,23 @@ impl TrainingDaemon<'_> {
         let left = self.job.time_to_leave(ClockReading::now());
         let wait = if self.job.is_settled() { VERIFIER_TIMEOUT.min(left) } else { Duration::ZERO };
         self.helpers.verifier.finish(wait);
+        self.finish_replication(inbox).await;
+    }
+
+    /// Lets what is on its way to the remote arrive, in the time that is left, and says what is where.
+    async fn finish_replication(&mut self, inbox: &mut Inbox<JobEvent>) {
+        let Some((replicator, snapshots)) = self.helpers.replicator.take() else { return };
+        if let Some(id) = self.job.owed_to_remote() {
+            replicator.give(ReplicaTask::Send(snapshots.join(&layout::snapshot_file(&id))));
+        }
+        remote::finish(&replicator, &mut self.job, &mut self.manager, inbox).await;
+        if let Some(text) = self.job.replication_text(ClockReading::now()) {
+            info!("{text}");
+        }
+        if let Some(record) = self.job.replication_record() {
+            // `status` knows less without it.
+            let _ = self.helpers.store.write_record(&self.helpers.lock, Record::Replication, &record);
+        }
     }
 
     /// Leaves no worker behind that would keep the store locked.

@@ -4,6 +4,7 @@
 //! Signals and notices are heard before the lock is waited for: both can end the wait. Nothing in the store is
 //! touched without the lock.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::job::events::JobEvent;
 use super::opening::MachineRoom;
+use super::remote::{self, SessionBeginning};
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::recorder;
 use crate::daemon::signals::{self, DaemonSignal};
@@ -27,6 +29,7 @@ use ckptd_core::os::fs::free_space;
 use ckptd_core::os::process::{available_memory, started_since_boot};
 use ckptd_core::store::lock::SESSION;
 use ckptd_core::store::{Record, Store, StoreLock};
+use ckptd_remote::job::replicator::Replicator;
 
 /// How long the worker of a daemon that is gone may take to commit its last snapshot.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,6 +48,8 @@ pub(super) struct Started {
     pub room: MachineRoom,
     /// Answers status requests; aborted, it removes its socket.
     pub status_server: JoinHandle<()>,
+    /// `None`: the job has no remote.
+    pub replicator: Option<Replicator>,
 }
 
 /// When the session began: the first one of a process with the process, since that is what a budget is counted from.
@@ -63,13 +68,16 @@ pub(super) fn began(config: &Config, is_first: bool) -> Result<ClockReading> {
 /// wait for the lock.
 pub(super) async fn start(
     config: &Config,
-    began: ClockReading,
+    beginning: SessionBeginning<'_>,
     inputs: &InboxSender<JobEvent>,
     inbox: &mut Inbox<JobEvent>,
 ) -> Result<Option<Started>> {
     let store = Arc::new(Store::create(&config.job.store)?);
-    let Some(lock) = take_lock(&store, config, began, inbox).await? else { return Ok(None) };
+    let Some(lock) = take_lock(&store, config, beginning.budget_ends(config), inbox).await? else { return Ok(None) };
     let lock = Arc::new(lock);
+    // First, since an empty store becomes that of the remote's training.
+    let begun = remote::begin(config, (&store, &lock), beginning, inputs, inbox).await?;
+    let ControlFlow::Continue(replicator) = begun else { return Ok(None) };
     let run_id = store.begin_run(&lock, RunId::random)?;
     debug!("the run is {run_id}");
     if let Err(e) = store.write_record(&lock, Record::Job, config) {
@@ -79,18 +87,17 @@ pub(super) async fn start(
     let status_server = serve_status(config, inputs)?;
     let records = recorder::sessions(&store);
     let room = MachineRoom { memory_bytes: available_memory(), disk_bytes: free_space(store.path()) };
-    Ok(Some(Started { store, lock, run_id, records, room, status_server }))
+    Ok(Some(Started { store, lock, run_id, records, room, status_server, replicator }))
 }
 
 /// Takes the store's lock. A worker whose daemon is gone is committing its last snapshot: it is waited for.
 async fn take_lock(
     store: &Store,
     config: &Config,
-    session: ClockReading,
+    budget_ends: Option<BootInstant>,
     inbox: &mut Inbox<JobEvent>,
 ) -> Result<Option<StoreLock>> {
     let began = Instant::now();
-    let budget_ends = config.session.budget.map(|budget| session.at + budget.0);
     let mut held = Vec::new();
     let mut told = OnceFlag::default();
     loop {

@@ -23,6 +23,7 @@ use crate::daemon::inbox::{DaemonInput, InboxSender};
 use crate::daemon::signals;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::protocol::{self, AgentCommand};
+use ckptd_remote::secrets::is_credential;
 
 const PROGRAM: &str = "ckptd-gpt2";
 /// Lines of stderr that are shown after a crash.
@@ -49,11 +50,18 @@ pub struct WorkerProcess {
 impl WorkerProcess {
     /// Starts `command`, or where that is empty the default worker; what it says and its exit go to `inputs`.
     pub fn spawn(command: &[String], inputs: InboxSender<JobEvent>) -> Result<WorkerProcess> {
+        let is_ours = command.is_empty();
         let command = match command {
             [] => vec![default_program()?.to_string_lossy().into_owned()],
             given => given.to_vec(),
         };
         let mut process = tokio::process::Command::new(&command[0]);
+        if is_ours {
+            // It speaks to no remote. A command of the user's own keeps its environment.
+            for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_credential)) {
+                process.env_remove(name);
+            }
+        }
         process.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         shield_from_signals(&mut process);
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {

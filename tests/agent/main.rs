@@ -11,6 +11,7 @@ mod kills;
 mod live;
 mod metadata;
 mod orders;
+mod remote;
 mod restart;
 mod service;
 mod sources;

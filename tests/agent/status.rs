@@ -29,6 +29,7 @@ fn assert_shape(status: &Value) {
             "loss",
             "percent",
             "problem",
+            "remote",
             "seconds_to_finish",
             "session",
             "snapshots",

@@ -84,10 +84,20 @@ impl Checked {
     }
 }
 
+/// `job.json`: the job as its file says, for a machine that has only the URL. What of it is taken is for the reader to
+/// decide: whoever may write there may write anything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// [`VERSION`] of the layout.
+    pub version: u32,
+    /// The sections of the job file, as JSON.
+    pub config: serde_json::Value,
+}
+
 /// A file that snapshots share and that lies in `blobs/`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobRecord {
-    /// Its name for people and for where it goes, below the store: "cache/tokens.bin".
+    /// What it is called on the machine that fetches it: "tokens.bin".
     pub name: String,
     /// Hash of its content.
     pub hash: ContentHash,

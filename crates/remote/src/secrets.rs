@@ -55,6 +55,14 @@ impl fmt::Debug for Environment {
     }
 }
 
+/// Whether the variable `name` is one by which a cloud's tools take a credential: a program that does not speak to a
+/// remote needs none of these.
+pub fn is_credential(name: &str) -> bool {
+    const WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "CREDENTIAL", "SAS", "CONNECTION_STRING"];
+    ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.starts_with(prefix))
+        && WORDS.iter().any(|word| name.contains(word))
+}
+
 /// Takes secrets out of texts: what stores and clients say may quote them.
 #[derive(Clone, Default)]
 pub struct Redactor(Vec<String>);

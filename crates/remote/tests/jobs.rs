@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{RetentionPolicy, Store, StoreLock};
+use ckptd_remote::job::companions::{Companion, CompanionBody, CompanionSource, fetch_companion};
 use ckptd_remote::job::fetch::fetch_newest;
 use ckptd_remote::job::local::agree;
 use ckptd_remote::job::owner::OwnerSettings;
@@ -17,7 +18,7 @@ use ckptd_remote::job::replicator::{ReplicaNews, ReplicaTask, Replicator, Replic
 use ckptd_remote::job::send::{CheckDepth, KeepNothing, SendOptions, send};
 use ckptd_remote::job::{JobError, RemoteJob, Survey, retention};
 use ckptd_remote::layout::{ContentHash, JobObject, Prefix};
-use ckptd_remote::records::{Checked, LeaseRecord, Marker, Nonce};
+use ckptd_remote::records::{Checked, JobRecord, LeaseRecord, Marker, Nonce, VERSION};
 use ckptd_remote::{MemoryStorage, ObjectStorage};
 use ckptd_testkit::small;
 
@@ -175,11 +176,22 @@ async fn retention_takes_the_marker_first_and_the_data_an_hour_later_and_a_late_
 
 fn settings(who: &str) -> ReplicatorSettings {
     let owner = OwnerSettings { ttl: Duration::from_secs(2), fenced: true, take_over: false, who: who.into() };
-    ReplicatorSettings { owner, depth: CheckDepth::Whole, max_rate: None, retention: RetentionPolicy::default() }
+    ReplicatorSettings {
+        owner,
+        depth: CheckDepth::Whole,
+        max_rate: None,
+        retention: RetentionPolicy::default(),
+        job: Some(JobRecord { version: VERSION, config: serde_json::json!({ "who": who }) }),
+        companions: CompanionSource::none(),
+    }
 }
 
 /// Starts a replicator; its news come out of the channel.
-fn replicate(storage: &MemoryStorage, store: &Arc<Store>, who: &str) -> (Replicator, mpsc::Receiver<ReplicaNews>) {
+fn replicate_as(
+    storage: &MemoryStorage,
+    store: &Arc<Store>,
+    settings: ReplicatorSettings,
+) -> (Replicator, mpsc::Receiver<ReplicaNews>) {
     let (to, news) = mpsc::channel();
     let (to, job) = (Mutex::new(to), job(storage));
     let report = move |news| {
@@ -187,8 +199,12 @@ fn replicate(storage: &MemoryStorage, store: &Arc<Store>, who: &str) -> (Replica
         std::ops::ControlFlow::Continue(())
     };
     let open = async move { Ok(job) };
-    let replicator = Replicator::start(open, (store.clone(), Arc::new(lock())), settings(who), report).unwrap();
+    let replicator = Replicator::start(open, (store.clone(), Arc::new(lock())), settings, report).unwrap();
     (replicator, news)
+}
+
+fn replicate(storage: &MemoryStorage, store: &Arc<Store>, who: &str) -> (Replicator, mpsc::Receiver<ReplicaNews>) {
+    replicate_as(storage, store, settings(who))
 }
 
 fn wait<T>(news: &mpsc::Receiver<ReplicaNews>, wanted: impl Fn(ReplicaNews) -> Option<T>) -> T {
@@ -243,6 +259,77 @@ fn a_session_replicates_and_another_machine_goes_on_when_it_has_left() {
         assert_eq!(wait(&news, committed).epoch, 2);
         drop(replicator);
     }
+}
+
+#[test]
+fn what_the_last_session_could_not_send_goes_first_and_is_the_same_snapshot_here_and_there() {
+    for storage in [MemoryStorage::new(), MemoryStorage::without_swap()] {
+        let (_folder, store) = small::store();
+        let store = Arc::new(store);
+        small::save_verified(&store, 10, 1);
+        let (replicator, news) = replicate(&storage, &store, "one");
+        wait(&news, began);
+        assert_eq!(wait(&news, committed).step, 10);
+        replicator.give(ReplicaTask::Finish);
+        replicator.join(Duration::from_secs(60));
+        let (replicator, news) = replicate(&storage, &store, "two");
+        let told = wait(&news, |news| match news {
+            ReplicaNews::Told(line) if line.contains("fetched") => Some(Some(line)),
+            ReplicaNews::Began(began) => began.map(|_| Some(None)).unwrap(),
+            _ => None,
+        });
+        assert_eq!(told, None, "what is here is as new as what is there");
+        replicator.give(ReplicaTask::Send(small::save_verified(&store, 20, 2).path));
+        let marker = wait(&news, committed);
+        assert_eq!((marker.step, marker.epoch), (20, 2), "nothing is sent twice");
+    }
+}
+
+/// A session whose snapshots need a file besides.
+fn replicate_with(storage: &MemoryStorage, store: &Arc<Store>, file: &Path) -> Marker {
+    let body = [CompanionBody::File(file.to_path_buf()), CompanionBody::Text("{}".into())];
+    let names = ["tokens.bin", "tokens.bin.json"];
+    let companions: Vec<Companion> =
+        names.into_iter().zip(body).map(|(name, body)| Companion { name: name.into(), body }).collect();
+    let companions = CompanionSource::new(move |_| Ok(companions.clone()));
+    let (replicator, news) = replicate_as(storage, store, ReplicatorSettings { companions, ..settings("one") });
+    wait(&news, began);
+    let seq = store.entries().unwrap().len() as u64 + 1;
+    replicator.give(ReplicaTask::Send(small::save_verified(store, 10 * seq, seq).path));
+    let marker = wait(&news, committed);
+    replicator.give(ReplicaTask::Finish);
+    replicator.join(Duration::from_secs(60));
+    marker
+}
+
+#[tokio::test]
+async fn a_file_beside_snapshots_is_sent_once_checked_and_fetched_whole_or_not_at_all() {
+    let (folder, store) = small::store();
+    let (storage, store) = (MemoryStorage::new(), Arc::new(store));
+    // More than goes in one request.
+    let file = folder.path().join("ids");
+    std::fs::write(&file, (0..9 << 20).map(|i: u32| (i / 7) as u8).collect::<Vec<u8>>()).unwrap();
+    let marker = replicate_with(&storage, &store, &file);
+    let job = job(&storage);
+    assert_eq!(job.job_record().await.unwrap().unwrap().config["who"], "one");
+    let [ids, _] = &marker.blobs[..] else { panic!("{marker:?}") };
+    let fetched = folder.path().join("fetched");
+    fetch_companion(&job, ids, &fetched, &NoProgress).await.unwrap();
+    assert_eq!(std::fs::read(&fetched).unwrap(), std::fs::read(&file).unwrap());
+    // The next session finds it there.
+    let version = storage.head(&JobObject::Blob(ids.hash.clone()).name()).await.unwrap().unwrap().version;
+    let next = replicate_with(&storage, &store, &file);
+    assert_eq!((next.epoch, &next.blobs), (2, &marker.blobs));
+    let head = storage.head(&JobObject::Blob(ids.hash.clone()).name()).await.unwrap().unwrap();
+    assert_eq!(head.version, version);
+    // One flipped bit.
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[8 << 20] ^= 1;
+    storage.put(&JobObject::Blob(ids.hash.clone()).name(), bytes.into()).await.unwrap();
+    std::fs::remove_file(&fetched).unwrap();
+    let error = fetch_companion(&job, ids, &fetched, &NoProgress).await.unwrap_err();
+    assert!(error.to_string().contains("is not what its name says"), "{error}");
+    assert!(!fetched.exists() && std::fs::read_dir(folder.path()).unwrap().count() == 2, "nothing half is left");
 }
 
 #[test]

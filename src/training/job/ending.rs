@@ -64,6 +64,12 @@ impl JobMachine {
         }
     }
 
+    /// Whether `signal`, while the last snapshot is on its way to the remote, means that it is not waited for.
+    pub fn ends_the_wait(&mut self, signal: DaemonSignal, now: ClockReading) -> bool {
+        let first = *self.heard.entry(signal.name()).or_insert(now.at);
+        (first == now.at || now.at >= first + SAME_SIGNAL) && self.is_impatience(signal)
+    }
+
     /// When a session is over that is asked to end now. A deadline does not wait because a signal came first; one that
     /// is past has ended nothing.
     pub(super) fn grace_ends(&self, now: ClockReading) -> BootInstant {
@@ -134,7 +140,10 @@ impl JobMachine {
                 info!("stopping: {why}; taking the last snapshot (SIGINT or SIGTERM again ends at once)");
             }
             (_, Some(deadline)) if deadline.why == why && deadline.at > now.at => {
-                let because = match self.records.costs.final_cost() {
+                let because = match self.final_cost() {
+                    Some(cost) if self.replication.is_some() => {
+                        format!("saving and sending it takes up to {}", rough_duration(cost))
+                    }
                     Some(cost) => format!("saving takes up to {}", rough_duration(cost)),
                     None => "it is not measured yet how long saving takes".to_owned(),
                 };
@@ -281,6 +290,10 @@ impl JobMachine {
 
     /// The loop kills and reaps the worker if one is left.
     pub(super) fn end(&mut self, outcome: Result<SessionOutcome>, now: ClockReading) {
+        let outcome = match self.lost.take() {
+            Some(lost) => Err(Error::Other(lost)),
+            None => outcome,
+        };
         self.count_time(now);
         self.phase = JobPhase::Ended;
         self.record_end(

@@ -9,6 +9,7 @@ use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{self, AgentCommand};
+use ckptd_remote::job::replicator::ReplicaNews;
 
 /// Everything that can happen to a job.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub enum JobEvent {
     Notice(SessionNotice),
     /// What the store holds at the end: the snapshot that the next session goes on from.
     Kept(Result<Option<KeptSnapshot>>),
+    /// What came of the job's snapshots at its remote.
+    Remote(ReplicaNews),
     /// The time that [`JobMachine::wake_at`](super::machine::JobMachine::wake_at) named has come.
     Tick,
 }
@@ -45,7 +48,12 @@ impl JobEvent {
     pub fn is_sign_of_life(&self) -> bool {
         !matches!(
             self,
-            JobEvent::Tick | JobEvent::Signal(_) | JobEvent::Notice(_) | JobEvent::Config(_) | JobEvent::Kept(_)
+            JobEvent::Tick
+                | JobEvent::Signal(_)
+                | JobEvent::Notice(_)
+                | JobEvent::Config(_)
+                | JobEvent::Kept(_)
+                | JobEvent::Remote(_)
         )
     }
 }
@@ -65,6 +73,12 @@ pub enum JobAction {
     Verify {
         id: SnapshotId,
     },
+    /// Send a verified snapshot to the job's remote.
+    Replicate {
+        id: SnapshotId,
+    },
+    /// Write to the store what of this session is at the job's remote.
+    RecordReplication(serde_json::Value),
     /// Write the sessions so far to the store.
     Record(Box<SessionRecords>),
     /// Write how far the session is where its death cannot lose it.

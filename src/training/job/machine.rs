@@ -21,6 +21,7 @@ use crate::session::plan::SessionPlan;
 use crate::session::records::SessionRecords;
 use crate::training::opening::MachineRoom;
 use crate::training::progress::JobProgress;
+use crate::training::replication::Replication;
 use crate::training::restarts::{FailureCause, RestartPolicy};
 use crate::training::sanity::SanityWatch;
 use crate::training::settings_change;
@@ -73,6 +74,10 @@ pub struct JobMachine {
     pub(super) gave_up: Option<String>,
     /// Snapshots in a row that were not what was written.
     pub(super) refuted_in_a_row: u32,
+    /// `None`: the job has no remote.
+    pub(super) replication: Option<Replication>,
+    /// Another process owns the job now, in words.
+    pub(super) lost: Option<String>,
     pub(super) actions: Vec<JobAction>,
 }
 
@@ -161,6 +166,8 @@ impl JobMachine {
             complaint: None,
             gave_up: None,
             refuted_in_a_row: 0,
+            replication: Replication::of(&config.remote),
+            lost: None,
             actions: Vec::new(),
             config,
             run_id,
@@ -209,6 +216,7 @@ impl JobMachine {
             JobEvent::Notice(notice) => self.noticed(notice, now),
             JobEvent::Config(config) => self.reconfigured(config, now),
             JobEvent::Kept(kept) => self.confirmed(kept, now),
+            JobEvent::Remote(news) => self.replicated(news, now),
             JobEvent::Tick => self.ticked(now),
         }
         self.after(now);

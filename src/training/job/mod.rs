@@ -12,6 +12,7 @@ mod orders;
 mod phase;
 mod plan;
 mod reload;
+mod remote;
 #[cfg(test)]
 mod session_tests;
 mod snapshots;

@@ -52,7 +52,7 @@ impl JobMachine {
 
     fn known_end(&self, now: ClockReading) -> Option<KnownEnd> {
         let SessionDeadline { at, why, .. } = self.deadline(now)?;
-        let final_cost = self.records.costs.final_cost();
+        let final_cost = self.final_cost();
         let reserve = plan::reserve(final_cost, self.config.session.margin, at - self.began);
         Some(KnownEnd { why, at: now.wall_at(at), reserve, final_cost })
     }

@@ -35,6 +35,12 @@ impl JobMachine {
         plan::earliest(self.began, budget, time_of_day, notices, now)
     }
 
+    /// What the end of the session costs at most: the last snapshot and, where it is replicated, its upload.
+    pub(super) fn final_cost(&self) -> Option<Duration> {
+        let costs = &self.records.costs;
+        if self.replication.is_some() { costs.final_cost_with_upload() } else { costs.final_cost() }
+    }
+
     /// What the session's plan asks for now. Snapshots are for a worker that trains.
     pub(super) fn plan(&self, now: ClockReading) -> SessionPlan {
         let inputs = PlanInputs {
@@ -42,7 +48,7 @@ impl JobMachine {
             deadline: self.deadline(now),
             // No snapshot is due while no worker trains.
             last_snapshot: if self.trains() { self.last_snapshot } else { now.at },
-            final_cost: self.records.costs.final_cost(),
+            final_cost: self.final_cost(),
             step: self.step_began().zip(self.meter.fastest_step()),
         };
         let every = self.interval().map(|choice| choice.every).filter(|_| self.trains());
@@ -89,7 +95,7 @@ impl JobMachine {
     fn stop_by(&mut self, deadline: &SessionDeadline, now: ClockReading) {
         let SessionDeadline { at, source, why } = deadline;
         let grace = self.config.session.grace.0;
-        let reserve = plan::reserve(self.records.costs.final_cost(), self.config.session.margin, *at - self.began);
+        let reserve = plan::reserve(self.final_cost(), self.config.session.margin, *at - self.began);
         let is_late = *at <= now.at || *at - now.at + LATE < reserve;
         let (by, cause) = match source {
             DeadlineSource::Notice(_) if *at <= now.at => (now.at + grace, StopCause::Plan),
@@ -227,6 +233,7 @@ impl JobMachine {
             report.session.source = Some(why);
         }
         report.interval = self.interval_report();
+        report.remote = self.replication.as_ref().map(|replication| replication.report(now.wall));
         let mut records = self.records.clone();
         let saved = self.progress.last_verified.as_ref().map(|last| last.step);
         if let Some(session) = records.current() {

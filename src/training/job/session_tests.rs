@@ -9,6 +9,7 @@ use crate::daemon::signals::DaemonSignal;
 use crate::session::notice::{NoticeKind, SessionNotice};
 use crate::training::progress::KeptSnapshot;
 use ckptd_core::protocol::{AgentCommand, WorkerEvent};
+use ckptd_remote::job::replicator::ReplicaNews;
 
 fn notice(kind: NoticeKind) -> JobEvent {
     JobEvent::Notice(SessionNotice { source: "Slurm".into(), kind })
@@ -97,6 +98,36 @@ fn a_stop_says_how_much_time_is_left_of_a_deadline_within_the_grace() {
         panic!("{actions:?}")
     };
     assert!((9_000..10_000).contains(within_ms), "{within_ms}");
+}
+
+/// A snapshot after `step` has got to the job's remote.
+fn replicated(step: u64, took: Duration) -> JobEvent {
+    let marker = serde_json::json!({
+        "version": 1, "nonce": "n", "run_id": "run", "epoch": 1, "seq": step, "step": step, "root": "root",
+        "file_hash": "ab".repeat(32), "bytes": 4, "raw_bytes": 4, "created_at": "2026-01-01T00:00:00Z",
+        "healthy": true, "val_loss": null, "checked": "whole",
+    });
+    let marker = Box::new(serde_json::from_value(marker).unwrap());
+    JobEvent::Remote(ReplicaNews::Committed { marker, took })
+}
+
+#[test]
+fn the_last_snapshot_begins_so_early_that_its_upload_fits_too() {
+    let stops_after = |remote: &str, took: u64| {
+        let session = "[session]\nbudget = \"5m\"\n[worker]\nhang_timeout = \"1h\"\n[snapshot]\nevery = \"1h\"\n";
+        let mut bench = Bench::training(&format!("{session}{remote}"), 0);
+        bench.say(step(1));
+        bench.say(committed(1));
+        bench.drive(verified(1));
+        bench.on(replicated(1, Duration::from_secs(took)));
+        ten_minutes(&mut bench, 0).unwrap().as_secs()
+    };
+    let remote = "[remote]\nurl = \"s3://bucket/job\"\n";
+    let without = stops_after("", 40);
+    // 40 s, by half more since they were measured once, times the margin.
+    assert_eq!(without - stops_after(remote, 40), 90);
+    // Never more than half of the session.
+    assert_eq!(stops_after(remote, 4000), 150);
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl JobMachine {
                     now,
                 );
             }
-            ReadBack::Verified { bytes, raw_bytes, healthy, created_at, took, .. } => {
+            ReadBack::Verified { bytes, raw_bytes, healthy, val_loss, created_at, took, .. } => {
                 let ratio = raw_bytes as f64 / bytes.max(1) as f64;
                 let percent = 100.0 * bytes as f64 / raw_bytes.max(1) as f64;
                 let seconds = (write + took).as_secs_f64();
@@ -103,6 +103,9 @@ impl JobMachine {
                 }
                 self.progress.snapshot(id, step, SnapshotStage::Verified, created_at);
                 self.learn_snapshot(began, stall, now);
+                if healthy {
+                    self.replicate(id, step, val_loss);
+                }
                 self.record(RecordTiming::WhenDue, now);
             }
             ReadBack::Quarantined { reason } => {

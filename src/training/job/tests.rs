@@ -159,7 +159,8 @@ pub(super) fn committed(step: u64) -> WorkerEvent {
 
 pub(super) fn verified(step: u64) -> JobEvent {
     let took = Duration::from_millis(5);
-    let result = ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, created_at: Timestamp::now(), took };
+    let created_at = Timestamp::now();
+    let result = ReadBack::Verified { step, bytes: 4, raw_bytes: 8, healthy: true, val_loss: None, created_at, took };
     JobEvent::ReadBack { id: format!("step-{step}").into(), result }
 }
 
@@ -398,8 +399,9 @@ proptest! {
                         return Ok(());
                     }
                     JobAction::Reload => {}
-                    JobAction::Record(_) | JobAction::Mark(_) | JobAction::Remember(_) | JobAction::SetLogLevel(_) => {}
-                    JobAction::Kill | JobAction::Verify { .. } => {}
+                    JobAction::Record(_) | JobAction::RecordReplication(_) | JobAction::Mark(_) => {}
+                    JobAction::Remember(_) | JobAction::SetLogLevel(_) => {}
+                    JobAction::Kill | JobAction::Verify { .. } | JobAction::Replicate { .. } => {}
                     JobAction::LookAtStore | JobAction::AskSources | JobAction::StandStill => {}
                 }
             }

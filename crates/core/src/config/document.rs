@@ -178,8 +178,11 @@ impl PlacedKeys {
     }
 }
 
-/// A piece of the file for a message: one line, not too long.
+/// A piece of the file for a message: one line, not too long, and without an address that may hold a credential.
 fn brief(raw: &str) -> String {
+    if values::holds_secret(raw) {
+        return "(not shown)".to_owned();
+    }
     let first = raw.lines().next().unwrap_or_default().trim_end();
     if raw.trim_end() == first && first.chars().count() <= LONGEST {
         return first.to_owned();

@@ -42,17 +42,24 @@ pub(super) enum ValueKind {
     Choice(&'static [&'static str]),
     /// "auto", "cpu", "cuda" or "cuda:N".
     Device,
-    /// A duration of at least this, as text; or the word beside it.
+    /// A duration in this range, as text; or the word beside it.
     Duration {
         least: Duration,
+        most: Duration,
         or: Option<&'static str>,
     },
     /// A moment, as text.
     Moment,
-    /// A number of bytes, as text.
-    Size,
+    /// A number of bytes of at least this, as text.
+    Size {
+        least: u64,
+    },
     /// An address that begins with http://
     Url,
+    /// The address of a remote, without credentials.
+    Remote,
+    /// One of these texts, or a share above 0 and below 1, as text.
+    ShareOr(&'static [&'static str]),
 }
 
 /// Which end of a range is not part of it.
@@ -83,17 +90,24 @@ impl ValueKind {
             ValueKind::Texts => "a list of texts, in brackets".into(),
             ValueKind::Choice(texts) => format!("one of {}", quoted(texts)),
             ValueKind::Device => "\"auto\", \"cpu\", or \"cuda:N\" with N from 0".into(),
-            ValueKind::Duration { least, or } => {
+            ValueKind::Duration { least, most, or } => {
                 let or = or.map_or_else(String::new, |word| format!(", or {word:?}"));
-                let least = match least {
-                    Duration::ZERO => "above 0".to_owned(),
-                    least => format!("of at least {}", crate::text::exact_duration(least)),
+                let exact = crate::text::exact_duration;
+                let range = match (least, most) {
+                    (Duration::ZERO, _) => "above 0".to_owned(),
+                    (least, Duration::MAX) => format!("of at least {}", exact(least)),
+                    (least, most) => format!("from {} to {}", exact(least), exact(most)),
                 };
-                format!("a duration {least} with its unit, in quotes{or}")
+                format!("a duration {range} with its unit, in quotes{or}")
             }
             ValueKind::Moment => "a moment with its offset, or a time on this machine's clock, in quotes".into(),
-            ValueKind::Size => "a size with its unit, in quotes".into(),
+            ValueKind::Size { least: 0 } => "a size with its unit, in quotes".into(),
+            ValueKind::Size { least } => format!("a size of at least {least} bytes with its unit, in quotes"),
             ValueKind::Url => "an address that begins with http://, in quotes".into(),
+            ValueKind::Remote => "an address such as s3://bucket/job, gs://, az://, sftp:// or file://, in quotes and \
+                                  without a credential, which it would show in logs"
+                .into(),
+            ValueKind::ShareOr(texts) => format!("one of {}, or a share above 0 and below 1, in quotes", quoted(texts)),
         }
     }
 }
@@ -116,7 +130,7 @@ const fn spec(section: &'static str, key: &'static str, kind: ValueKind, example
 }
 
 const fn duration(section: &'static str, key: &'static str, least_ms: u64, example: &'static str) -> KeySpec {
-    let kind = ValueKind::Duration { least: Duration::from_millis(least_ms), or: None };
+    let kind = ValueKind::Duration { least: Duration::from_millis(least_ms), most: Duration::MAX, or: None };
     KeySpec { section, key, kind, example }
 }
 
@@ -124,7 +138,12 @@ const ANY: u64 = u64::MAX;
 const POSITIVE: (f64, f64, OmittedEnd) = (0.0, f64::INFINITY, OmittedEnd::Least);
 const NOT_NEGATIVE: (f64, f64, OmittedEnd) = (0.0, f64::INFINITY, OmittedEnd::Neither);
 const SHARE: (f64, f64, OmittedEnd) = (0.0, 1.0, OmittedEnd::Most);
-const EVERY: ValueKind = ValueKind::Duration { least: Duration::from_millis(100), or: Some("auto") };
+const EVERY: ValueKind =
+    ValueKind::Duration { least: Duration::from_millis(100), most: Duration::MAX, or: Some("auto") };
+const LEASE: ValueKind =
+    ValueKind::Duration { least: Duration::from_secs(1), most: Duration::from_secs(3600), or: Some("none") };
+const SIZE: ValueKind = ValueKind::Size { least: 0 };
+const RATE: ValueKind = ValueKind::Size { least: 1024 };
 const ID_TYPES: ValueKind = ValueKind::Choice(&["uint16", "uint32", "int32", "int64"]);
 const LEVELS: ValueKind = ValueKind::Choice(&["error", "warn", "info", "debug"]);
 
@@ -173,7 +192,18 @@ pub(super) const KEYS: &[KeySpec] = &[
     whole("retention", "keep_every_steps", 1, ANY, "10000"),
     whole("retention", "keep_hourly", 0, ANY, "0"),
     whole("retention", "keep_daily", 0, ANY, "0"),
-    spec("retention", "max_bytes", ValueKind::Size, "\"50GiB\""),
+    spec("retention", "max_bytes", SIZE, "\"50GiB\""),
+    spec("remote", "url", ValueKind::Remote, "\"s3://bucket/job\""),
+    spec("remote", "send", ValueKind::Choice(&["every", "best", "final"]), "\"every\""),
+    spec("remote", "max_rate", RATE, "\"10MiB\""),
+    spec("remote", "lease", LEASE, "\"1m\""),
+    spec("remote", "verify", ValueKind::ShareOr(&["auto", "whole"]), "\"auto\""),
+    whole("remote", "keep_last", 2, ANY, "3"),
+    whole("remote", "keep_best", 0, ANY, "1"),
+    whole("remote", "keep_every_steps", 1, ANY, "10000"),
+    whole("remote", "keep_hourly", 0, ANY, "0"),
+    whole("remote", "keep_daily", 0, ANY, "0"),
+    spec("remote", "max_bytes", SIZE, "\"50GiB\""),
     duration("session", "budget", 0, "\"11h45m\""),
     spec("session", "deadline", ValueKind::Moment, "\"2030-11-24 23:00\""),
     number("session", "margin", (1.0, 100.0, OmittedEnd::Neither), "1.5"),

@@ -172,6 +172,7 @@ mod tests {
                data = ["field", "tokens", "tokens_dtype", "tokenizer"]
                snapshot = ["every_steps", "mtbf"]
                retention = ["keep_every_steps", "max_bytes"]
+               remote = ["url", "max_rate", "keep_every_steps", "max_bytes"]
                session = ["budget", "deadline", "notice_file"]"#,
         )
         .unwrap();
@@ -235,11 +236,34 @@ mod tests {
             ("[session]\nmargin = 0.5", "[session] margin"),
             ("[session]\ndeadline = \"tonight\"", "line 6"),
             ("[log]\nlevel = \"loud\"", "line 6"),
+            ("[remote]\nkeep_last = 1", "[remote] keep_last"),
+            ("[remote]\nurl = \"bucket/job\"", "[remote] url"),
+            ("[remote]\nlease = \"2h\"", "from 1s to 1h"),
+            ("[remote]\nverify = \"1.5\"", "[remote] verify"),
+            ("[remote]\nmax_rate = \"10B\"", "at least 1024 bytes"),
         ] {
             let error = parse(&format!("{base}{line}\n")).unwrap_err();
             assert_eq!(error.exit_code(), 78);
             assert!(error.to_string().contains(names), "{error}");
         }
+    }
+
+    #[test]
+    fn a_credential_in_an_address_is_refused_and_not_repeated() {
+        let base = "[model]\npreset = \"gpt2-mini\"\n[data]\ntext = [\"a\"]\n[remote]\n";
+        for line in [
+            "url = \"s3://AKIA:hunter2@bucket/job\"",
+            "url = \"az://container/job?sig=hunter2\"",
+            "urll = \"sftp://me:hunter2@host/job\"",
+            "bucket = \"s3://AKIA:hunter2@bucket/job\"",
+            "url = \"s3://bucket:hunter2@/job\"\nurl = \"x\"",
+            "url = s3://AKIA:hunter2@bucket/job",
+        ] {
+            let error = parse(&format!("{base}{line}\n")).unwrap_err();
+            assert_eq!(error.exit_code(), 78);
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        parse(&format!("{base}url = \"sftp://me@host:22/job\"")).unwrap();
     }
 
     #[test]

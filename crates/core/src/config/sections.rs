@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::remote::RemoteSection;
 use crate::error::Result;
 use crate::snapshot::TrainState;
 use crate::store::RetentionPolicy;
@@ -31,6 +32,8 @@ pub struct Config {
     pub snapshot: SnapshotSection,
     /// `[retention]`: which snapshots stay.
     pub retention: RetentionPolicy,
+    /// `[remote]`: where snapshots are replicated to.
+    pub remote: RemoteSection,
     /// `[session]`: when a session ends.
     pub session: SessionSection,
     /// `[worker]`: the training program.

@@ -4,8 +4,8 @@
 
 use toml::de::{DeTable, Error};
 
-use super::keys;
 use super::problem::{ConfigProblem, Correction};
+use super::{keys, values};
 
 /// Longest line in a message, in characters.
 const LONGEST: usize = 80;
@@ -20,12 +20,13 @@ pub(super) fn explain(error: &Error, text: &str) -> ConfigProblem {
     let line = lines.get(at).copied().unwrap_or_default();
     let message = error.message().lines().next().unwrap_or_default().trim().to_owned();
     let twice = message.contains("duplicate");
-    let (what, correction) = match repaired(line) {
+    let hidden = values::holds_secret(line);
+    let (what, correction) = match repaired(line).filter(|_| !hidden) {
         _ if twice => ("it stands here a second time".to_owned(), Correction::TakeOut),
         Some((why, repaired)) => (format!("no TOML ({message}): {why}"), Correction::Write(repaired)),
         None => (format!("no TOML ({message}): a line is `key = value`, text in quotes"), Correction::TakeOut),
     };
-    let place: String = line.trim().chars().take(LONGEST).collect();
+    let place: String = if hidden { "(not shown)".into() } else { line.trim().chars().take(LONGEST).collect() };
     ConfigProblem {
         line: Some(at + 1),
         place: if place.is_empty() { "the file".into() } else { place },

@@ -42,19 +42,38 @@ fn fits(kind: &ValueKind, value: &DeValue<'_>) -> bool {
         }
         ValueKind::Choice(texts) => text(value).is_some_and(|text| texts.contains(&text)),
         ValueKind::Device => text(value).is_some_and(is_device),
-        ValueKind::Duration { least, or } => text(value).is_some_and(|text| {
-            or == Some(text) || parse_duration(text).is_ok_and(|d| d >= least && d > Duration::ZERO)
+        ValueKind::Duration { least, most, or } => text(value).is_some_and(|text| {
+            or == Some(text) || parse_duration(text).is_ok_and(|d| d >= least && d > Duration::ZERO && d <= most)
         }),
-        ValueKind::Moment => text(value).is_some_and(reads::<TextValue<Timestamp>>),
-        ValueKind::Size => text(value).is_some_and(reads::<ByteSize>),
+        ValueKind::Moment => text(value).and_then(read::<TextValue<Timestamp>>).is_some(),
+        ValueKind::Size { least } => text(value).and_then(read::<ByteSize>).is_some_and(|size| size.0 >= least),
         ValueKind::Url => text(value).is_some_and(|text| text.starts_with("http://")),
+        ValueKind::Remote => text(value).is_some_and(is_remote),
+        ValueKind::ShareOr(texts) => text(value).is_some_and(|text| {
+            texts.contains(&text) || text.parse::<f64>().is_ok_and(|share| share > 0.0 && share < 1.0)
+        }),
     }
 }
 
-/// Whether `text` is read as a `T`, as in the file.
-fn reads<T: for<'de> Deserialize<'de>>(text: &str) -> bool {
+/// `text` read as a `T`, as in the file.
+fn read<T: for<'de> Deserialize<'de>>(text: &str) -> Option<T> {
     let deserializer: StrDeserializer<'_, ValueError> = text.into_deserializer();
-    T::deserialize(deserializer).is_ok()
+    T::deserialize(deserializer).ok()
+}
+
+/// Whether `text` is the address of a remote, as far as that can be told without its store: no credential is in it.
+fn is_remote(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let is_known = ["s3", "gs", "az", "sftp", "file"].contains(&scheme);
+    is_known && !rest.is_empty() && !holds_secret(text) && (scheme == "sftp" || !rest.contains('@'))
+}
+
+/// Whether an address in `text` may hold a credential: what stands between "//" and "@" with a colon in it, or a query.
+pub(super) fn holds_secret(text: &str) -> bool {
+    text.split("://").skip(1).any(|rest| {
+        let authority = rest.split('/').next().unwrap_or_default();
+        authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) || rest.contains('?')
+    })
 }
 
 fn is_device(text: &str) -> bool {
@@ -137,12 +156,16 @@ fn meant(kind: &ValueKind, value: &DeValue<'_>) -> Option<String> {
         }
         ValueKind::Duration { .. } => quoted(&duration(&said?)?),
         ValueKind::Moment => quoted(&said?),
-        ValueKind::Size => quoted(&format!("{}B", bare()?.parse::<u64>().ok().filter(|bytes| *bytes >= 1 << 20)?)),
+        ValueKind::Size { .. } => {
+            quoted(&format!("{}B", bare()?.parse::<u64>().ok().filter(|bytes| *bytes >= 1 << 20)?))
+        }
         ValueKind::Url => {
             let said = said?;
             quoted(&format!("http://{}", said.strip_prefix("https://").unwrap_or(&said)))
         }
-        ValueKind::Shares => None,
+        ValueKind::ShareOr(_) => quoted(&format!("{:?}", bare()?.parse::<f64>().ok()?)),
+        // What may hold a credential is not repeated.
+        ValueKind::Remote | ValueKind::Shares => None,
     }
 }
 

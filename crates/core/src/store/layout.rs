@@ -45,6 +45,8 @@ pub const RUN: &str = "run.json";
 pub const JOB: &str = "job.json";
 /// What the store remembers of its remote: under which ownership its snapshots were taken.
 pub const REMOTE: &str = "remote.json";
+/// What of the last session is at its remote.
+pub const REPLICATION: &str = "replication.json";
 /// How far the upload of a snapshot is.
 pub const UPLOAD: &str = "upload.json";
 /// The sessions of the store, and what they taught.

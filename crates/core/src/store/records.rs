@@ -21,6 +21,8 @@ pub enum Record {
     Sessions,
     /// The store's place in the history of a training that several machines may run.
     Remote,
+    /// What of the last session is at the job's remote, for `status`.
+    Replication,
     /// How far the upload of a snapshot is, so that it can be gone on with.
     Upload,
 }
@@ -31,6 +33,7 @@ impl Record {
             Record::Job => layout::JOB,
             Record::Sessions => layout::SESSIONS,
             Record::Remote => layout::REMOTE,
+            Record::Replication => layout::REPLICATION,
             Record::Upload => layout::UPLOAD,
         }
     }
@@ -39,7 +42,7 @@ impl Record {
     const fn max_bytes(self) -> u64 {
         match self {
             Record::Job => 1 << 20,
-            Record::Sessions | Record::Remote | Record::Upload => 4 << 20,
+            Record::Sessions | Record::Remote | Record::Replication | Record::Upload => 4 << 20,
         }
     }
 }
@@ -57,7 +60,7 @@ impl Store {
         let json = match record {
             // People read the job; the sessions are many.
             Record::Job => serde_json::to_vec_pretty(value),
-            Record::Sessions | Record::Remote | Record::Upload => serde_json::to_vec(value),
+            Record::Sessions | Record::Remote | Record::Replication | Record::Upload => serde_json::to_vec(value),
         };
         let json = json.map_err(|e| Error::Other(format!("writing {}: {e}", record.file())))?;
         self.dir.write_durably(record.file(), &json)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::format::Hash;
 use ckptd_core::store::peek::peek;
-use ckptd_core::store::{Record, SnapshotEntry, Store, StoreLock};
+use ckptd_core::store::{Record, SnapshotEntry, SnapshotState, Store, StoreLock};
 
 use super::error::Result;
 use super::fetch::{Fetched, fetch_newest};
@@ -70,7 +70,7 @@ pub async fn agree(
     let mut history = LocalHistory::read(store)?;
     set_orphans_aside(&survey.fence, &history, (store, lock), told)?;
     let here = store.choose_resume(lock, threads, told)?.map(|choice| choice.entry);
-    let place_here = here.as_ref().map(|entry| (history.epoch_of(entry.seq()), entry.seq()));
+    let place_here = here.as_ref().map(|entry| place_of(entry, &history, &survey)).transpose()?;
     let newer = |name: &crate::layout::MarkerName| place_here.is_none_or(|place| (name.epoch, name.seq) > place);
     let fetched = fetch_newest(job, &survey, (store, lock), newer, progress, told).await;
     let fetched = match fetched {
@@ -103,6 +103,24 @@ fn set_orphans_aside(
         told(format!("{}: {reason}: moved to {}", entry.id, aside.display()));
     }
     Ok(())
+}
+
+/// (epoch, sequence number) of a snapshot here: that of its very file at the remote, if that is there, since a file
+/// that is sent later has its marker under a later ownership.
+pub fn place_of(entry: &SnapshotEntry, history: &LocalHistory, survey: &Survey) -> Result<(u64, u64)> {
+    let (seq, hash) = (entry.seq(), file_hash(entry)?);
+    let same = survey.in_order().into_iter().filter(|name| name.seq == seq && name.short_hash() == hash.short());
+    let epochs = same.map(|name| name.epoch).chain([history.epoch_of(seq)]);
+    Ok((epochs.max().unwrap_or(0), seq))
+}
+
+/// The newest verified snapshot here, where it is not at the remote.
+pub fn newest_unsent(store: &Store, survey: &Survey) -> Result<Option<SnapshotEntry>> {
+    let entries = store.entries()?;
+    let newest = entries.into_iter().find(|entry| entry.own && entry.healthy());
+    let Some(newest) = newest.filter(|entry| entry.state == SnapshotState::Verified) else { return Ok(None) };
+    let hash = file_hash(&newest)?;
+    Ok(survey.markers.iter().all(|name| name.short_hash() != hash.short()).then_some(newest))
 }
 
 /// The hash of the file of a snapshot here.

@@ -1,10 +1,12 @@
 //! What a job keeps at a remote: markers and files, sent, checked, fetched and given up.
 //!
 //! Reading order: [`error`], [`place`] (the job's documents), [`survey`] (what is there), [`remote_file`] (a snapshot
-//! file there), [`send`], [`fetch`], [`retention`], [`lease_io`] and [`owner`] (the lease, carried out), [`local`]
-//! (what the store on this machine is beside it), [`prepare`], [`replicator`] (all of it in the background of a
-//! session).
+//! file there), [`send`], [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`probe`] (whether
+//! a store keeps its word), [`lease_io`] and [`owner`] (the lease, carried out), [`local`] (what the store on this
+//! machine is beside it), [`prepare`], [`replicator`] with `replica`, `replication` and `sent_once` (all of it in the
+//! background of a session).
 
+pub mod companions;
 pub mod error;
 pub mod fetch;
 pub mod lease_io;
@@ -12,11 +14,15 @@ pub mod local;
 pub mod owner;
 pub mod place;
 pub mod prepare;
+pub mod probe;
 pub mod rate;
 pub mod remote_file;
+mod replica;
+mod replication;
 pub mod replicator;
 pub mod retention;
 pub mod send;
+mod sent_once;
 pub mod survey;
 
 pub use error::{JobError, Result};

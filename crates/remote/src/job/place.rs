@@ -16,7 +16,7 @@ use super::error::{JobError, Result};
 use crate::confirmed::{ConfirmedStorage, Outcome};
 use crate::layout::{JobObject, MarkerName, Prefix};
 use crate::objects::{ObjectStorage, ObjectVersion};
-use crate::records::{Marker, RunRecord, TrashRecord, VERSION};
+use crate::records::{JobRecord, Marker, RunRecord, TrashRecord, VERSION};
 
 /// Largest document that is read.
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -88,6 +88,13 @@ impl RemoteJob {
         let Some((run, _)) = self.read::<RunRecord>(&JobObject::Run).await? else { return Ok(None) };
         self.require_version(run.version, &JobObject::Run)?;
         Ok(Some(run.run_id))
+    }
+
+    /// The job as its file says; none where no session has told it.
+    pub async fn job_record(&self) -> Result<Option<JobRecord>> {
+        let Some((record, _)) = self.read::<JobRecord>(&JobObject::Job).await? else { return Ok(None) };
+        self.require_version(record.version, &JobObject::Job)?;
+        Ok(Some(record))
     }
 
     /// Makes the job that of a training, for good.

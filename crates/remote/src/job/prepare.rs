@@ -14,7 +14,7 @@ use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{Manifest, Store, StoreLock};
 
 use super::error::{JobError, Result};
-use super::local::{LocalHistory, agree};
+use super::local::{LocalHistory, agree, place_of};
 use super::owner::Prepare;
 use super::place::RemoteJob;
 use super::survey::Survey;
@@ -115,7 +115,7 @@ impl Prepare for Meanwhile {
         let history = LocalHistory::read(&self.store)?;
         let entries = self.store.entries()?;
         let newest = entries.iter().find(|entry| entry.own && entry.healthy());
-        let place = newest.map_or((0, 0), |entry| (history.epoch_of(entry.seq()), entry.seq()));
+        let place = newest.map(|entry| place_of(entry, &history, &survey)).transpose()?.unwrap_or((0, 0));
         let there = survey.in_order().first().map(|name| (name.epoch, name.seq));
         if survey.fence.is_orphan(place.0, place.1) || there.is_some_and(|there| there > place) {
             let holder = survey.owner.as_ref().map_or_else(|| "another process".into(), |owner| owner.holder.text());

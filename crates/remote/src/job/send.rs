@@ -149,7 +149,7 @@ async fn check(job: &RemoteJob, hash: &ContentHash, confirmed: Option<Checked>, 
 }
 
 /// Sends a file to `object`, in parts where it is large.
-async fn send_file(
+pub(super) async fn send_file(
     job: &RemoteJob,
     path: &Path,
     object: &JobObject,
@@ -294,7 +294,7 @@ fn too_slow(job: &RemoteJob, name: &ObjectName, patience: Duration) -> JobError 
 }
 
 /// Does it again where that may help, with longer and longer pauses.
-async fn again<T, F: Future<Output = Result<T>>>(act: impl Fn() -> F) -> Result<T> {
+pub(super) async fn again<T, F: Future<Output = Result<T>>>(act: impl Fn() -> F) -> Result<T> {
     let mut pause = FIRST_PAUSE;
     for _ in 1..TRIES {
         match act().await {

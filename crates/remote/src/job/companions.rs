@@ -1,0 +1,206 @@
+//! What a machine needs besides a snapshot, such as tokens: sent once, under its content's hash.
+//!
+//! Invariant: a marker names such a file only after it was read back whole, by this process or by the one that wrote an
+//! earlier marker. A fetched file gets its name only after its hash matched. Deliberately not here: which files these
+//! are (the caller), and the job file.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ckptd_core::error::Error;
+use ckptd_core::os::fs;
+use ckptd_core::os::publish::{Existing, publish};
+use ckptd_core::progress::ProgressSink;
+use ckptd_core::store::Manifest;
+
+use super::error::{JobError, Result};
+use super::place::RemoteJob;
+use super::send::{SendOptions, again, send_file};
+use super::survey::Survey;
+use crate::layout::{ContentHash, JobObject};
+use crate::records::BlobRecord;
+
+/// Bytes that are read at a time.
+const PIECE_BYTES: usize = 1 << 20;
+const RANGE_BYTES: u64 = 8 << 20;
+
+/// A file that is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Companion {
+    /// What it is called on the machine that fetches it: "tokens.bin".
+    pub name: String,
+    /// What is in it.
+    pub body: CompanionBody,
+}
+
+/// Where the content of a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompanionBody {
+    /// In a file here.
+    File(PathBuf),
+    /// It is small, and this.
+    Text(String),
+}
+
+type Finder = dyn Fn(&Manifest) -> ckptd_core::Result<Vec<Companion>> + Send + Sync;
+
+/// Says what belongs to a snapshot.
+#[derive(Clone)]
+pub struct CompanionSource(Arc<Finder>);
+
+impl CompanionSource {
+    /// Asks `find`.
+    pub fn new(find: impl Fn(&Manifest) -> ckptd_core::Result<Vec<Companion>> + Send + Sync + 'static) -> Self {
+        CompanionSource(Arc::new(find))
+    }
+
+    /// Nothing belongs to any.
+    pub fn none() -> CompanionSource {
+        CompanionSource::new(|_| Ok(Vec::new()))
+    }
+
+    /// What belongs to the snapshot with this manifest.
+    pub fn of(&self, manifest: &Manifest) -> ckptd_core::Result<Vec<Companion>> {
+        (self.0)(manifest)
+    }
+}
+
+impl fmt::Debug for CompanionSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CompanionSource")
+    }
+}
+
+/// Sends what is not there yet of `companions`, and reads it back.
+pub async fn send_companions(
+    job: &RemoteJob,
+    companions: Vec<Companion>,
+    options: &SendOptions<'_>,
+) -> Result<Vec<BlobRecord>> {
+    if companions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let vouched = vouched_for(job).await?;
+    let mut records = Vec::new();
+    for Companion { name, body } in companions {
+        let (hash, bytes) = match &body {
+            CompanionBody::Text(text) => (blake3::hash(text.as_bytes()), text.len() as u64),
+            CompanionBody::File(path) => {
+                let path = path.clone();
+                let hashing = tokio::task::spawn_blocking(move || hash_of(&path));
+                hashing.await.map_err(|e| JobError::other(format!("hashing a file: {e}")))??
+            }
+        };
+        let hash = ContentHash::from(*hash.as_bytes());
+        let object = JobObject::Blob(hash.clone());
+        let is_there = job.storage().head(&object.name()).await?.is_some_and(|head| head.bytes == bytes);
+        if !is_there {
+            match &body {
+                CompanionBody::File(path) => send_file(job, path, &object, &hash, bytes, options).await?,
+                CompanionBody::Text(text) => {
+                    let body = bytes::Bytes::from(text.clone());
+                    let put = || async { Ok(job.storage().put(&object.name(), body.clone()).await.map(drop)?) };
+                    again(put).await?;
+                }
+            }
+        }
+        let record = BlobRecord { name, hash, bytes };
+        if !is_there || !vouched.contains(&record.hash) {
+            read_blob(job, &record, |_| Ok(())).await?;
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// Files that the newest marker names: whoever wrote it had read them back.
+async fn vouched_for(job: &RemoteJob) -> Result<BTreeSet<ContentHash>> {
+    let survey = Survey::of(job).await?;
+    let Some(name) = survey.markers.last() else { return Ok(BTreeSet::new()) };
+    let marker = job.marker(name).await?;
+    Ok(marker.into_iter().flat_map(|marker| marker.blobs).map(|blob| blob.hash).collect())
+}
+
+/// Hash and length of a file.
+fn hash_of(path: &Path) -> ckptd_core::Result<(blake3::Hash, u64)> {
+    let mut file = fs::open_path(path)?;
+    let (mut hasher, mut bytes, mut piece) = (blake3::Hasher::new(), 0, vec![0; PIECE_BYTES]);
+    loop {
+        match file.read(&mut piece).map_err(|e| Error::io("reading", path, e))? {
+            0 => return Ok((hasher.finalize(), bytes)),
+            length => {
+                hasher.update(&piece[..length]);
+                bytes += length as u64;
+            }
+        }
+    }
+}
+
+/// Reads a file there piece by piece, and holds the whole of it against its hash.
+async fn read_blob(
+    job: &RemoteJob,
+    blob: &BlobRecord,
+    mut take: impl FnMut(&[u8]) -> ckptd_core::Result<()>,
+) -> Result<()> {
+    let object = JobObject::Blob(blob.hash.clone());
+    let damaged = |what: &str| Err(Error::damaged(job.path_of(&object), what).into());
+    match job.storage().head(&object.name()).await? {
+        None => return damaged("is not there"),
+        Some(head) if head.bytes != blob.bytes => return damaged("has another length than its marker says"),
+        Some(_) => {}
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut from = 0;
+    while from < blob.bytes {
+        let to = blob.bytes.min(from + RANGE_BYTES);
+        let range = || async { Ok(job.storage().get_range(&object.name(), from..to).await?) };
+        let piece = again(range).await?;
+        hasher.update(&piece);
+        take(&piece)?;
+        from = to;
+    }
+    if ContentHash::from(*hasher.finalize().as_bytes()) != blob.hash {
+        return damaged("is not what its name says");
+    }
+    Ok(())
+}
+
+/// Whether the file at `path` is that of `blob`.
+pub fn is_whole(path: &Path, blob: &BlobRecord) -> ckptd_core::Result<bool> {
+    let (hash, bytes) = hash_of(path)?;
+    Ok(bytes == blob.bytes && ContentHash::from(*hash.as_bytes()) == blob.hash)
+}
+
+/// Fetches the file of `blob` to `path`, where it appears when it is whole and nothing else has come there.
+pub async fn fetch_companion(
+    job: &RemoteJob,
+    blob: &BlobRecord,
+    path: &Path,
+    progress: &dyn ProgressSink,
+) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let io = |operation| {
+        let partial = partial.clone();
+        move |e| Error::io(operation, partial, e)
+    };
+    progress.begin(&format!("fetching {}", blob.name), blob.bytes);
+    let mut file = std::fs::File::create(&partial).map_err(io("creating"))?;
+    let fetched = read_blob(job, blob, |piece| {
+        std::io::Write::write_all(&mut file, piece).map_err(io("writing"))?;
+        progress.advance(piece.len() as u64)
+    });
+    let fetched = match fetched.await {
+        Ok(()) => publish(&file, &partial, path, Existing::Keep).map_err(JobError::from),
+        Err(error) => Err(error),
+    };
+    if fetched.is_err() {
+        // Half a file is of no use to anybody.
+        let _ = std::fs::remove_file(&partial);
+    }
+    fetched
+}

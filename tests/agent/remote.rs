@@ -1,0 +1,293 @@
+//! Snapshots outlive the machine: a job whose folder is gone goes on from its remote to the same root.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ckptd_testkit::servers::ObjectServer;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::harness::AgentJob;
+
+/// A folder that is the remote of jobs.
+struct Remote(tempfile::TempDir);
+
+impl Remote {
+    fn new() -> Remote {
+        let remote = Remote(tempfile::tempdir().unwrap());
+        std::fs::create_dir(remote.path()).unwrap();
+        remote
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("job")
+    }
+
+    fn url(&self) -> String {
+        format!("file://{}", self.path().display())
+    }
+
+    fn section(&self) -> String {
+        section(&self.url())
+    }
+
+    fn list(&self, job: &AgentJob) -> Value {
+        list(job, &self.url(), &[])
+    }
+}
+
+fn section(url: &str) -> String {
+    format!("[remote]\nurl = {url:?}\nlease = \"2s\"")
+}
+
+fn list(job: &AgentJob, url: &str, environment: &[(&str, &str)]) -> Value {
+    let mut command = job.command(&["list", "--json", "--remote", url]);
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output.stderr)))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_store_that_is_deleted_after_a_kill_comes_back_and_ends_in_the_undisturbed_root() {
+    let (folder, server) = (Remote::new(), ObjectServer::start());
+    let endpoint = server.url();
+    let cloud = s3_environment(&endpoint);
+    let root = AgentJob::undisturbed_root(60);
+    let (behind_ssh, tools) = (Remote::new(), tempfile::tempdir().unwrap());
+    let path = ssh_in(tools.path());
+    let ssh = path.as_ref().map(|path| [("PATH", path.as_str())]);
+    let mut remotes = vec![(folder.url(), &[][..]), ("s3://bucket/a/job".into(), &cloud[..])];
+    remotes.extend(ssh.as_ref().map(|ssh| (format!("sftp://me@host{}", behind_ssh.path().display()), &ssh[..])));
+    for (url, environment) in remotes {
+        let job = AgentJob::new(60, &section(&url));
+        let mut run = job.start_with(environment);
+        run.wait_for("replicated step 20:");
+        run.signal(Signal::KILL);
+        assert_eq!(run.wait().code, None);
+        std::fs::remove_dir_all(job.store()).unwrap();
+        let mut next = job.start_with(environment);
+        next.wait_for("fetched step");
+        next.wait_for("resuming from step");
+        let ended = next.wait();
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        assert_eq!(job.json("list")[0]["root"], root);
+        assert!(ended.log.contains(&format!("step 60 is verified here and at {url}")), "{}", ended.log);
+        let rows = list(&job, &url, environment);
+        assert_eq!(rows[0]["root"], root);
+        assert!(rows[0]["step"] == 60 && rows[0]["state"] == "verified" && rows[0]["epoch"] == 2, "{rows}");
+        // What [remote] keep_last and keep_best say.
+        let because = |row: &Value| row["kept_because"].to_string();
+        assert!((3..=4).contains(&rows.as_array().unwrap().len()), "{rows}");
+        assert!(rows.as_array().unwrap().iter().skip(3).all(|row| because(row).contains("best")), "{rows}");
+        // What is where is known after the session, too.
+        let status = job.json("status");
+        assert!(status["remote"]["place"] == url && status["remote"]["step"] == 60, "{status}");
+        assert!(!ended.log.contains(SECRET));
+    }
+}
+
+/// A PATH with an `ssh` in `folder` that reaches this machine whatever host is asked for; none without OpenSSH's server
+/// of files.
+fn ssh_in(folder: &Path) -> Option<String> {
+    let server = ckptd_testkit::servers::sftp_server()?;
+    let ssh = folder.join("ssh");
+    std::fs::write(&ssh, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
+    std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
+    Some(format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default()))
+}
+
+/// What nothing may show.
+const SECRET: &str = "planted/secret/of/s3";
+
+/// The variables by which an S3 of one's own is reached.
+fn s3_environment(endpoint: &str) -> [(&str, &str); 3] {
+    [("AWS_ENDPOINT_URL", endpoint), ("AWS_ACCESS_KEY_ID", "AKIAPLANTEDKEYID"), ("AWS_SECRET_ACCESS_KEY", SECRET)]
+}
+
+#[test]
+fn a_store_that_ignores_conditions_is_refused_before_anything_is_trained() {
+    let server = ObjectServer::start();
+    server.set(|behaviour| behaviour.ignores_conditions = true);
+    let endpoint = server.url();
+    let (url, environment) = ("s3://bucket/job", s3_environment(&endpoint));
+    let job = AgentJob::new(20, &section(url));
+    let ended = job.start_with(&environment).wait();
+    assert_eq!(ended.code, Some(78), "{}", ended.log);
+    assert!(ended.log.contains("ignores the conditions of a write"), "{}", ended.log);
+    assert!(!server.state().paths().iter().any(|path| path.contains("check-")), "the probe leaves nothing behind");
+    let check = job.command(&["remote", "check", url]).envs(environment).output().unwrap();
+    assert_eq!(check.status.code(), Some(1), "{}", text(&check.stdout));
+    // Who sees to it that one machine runs the job may do without.
+    let job = job.with("lease = \"2s\"", "lease = \"none\"");
+    let ended = job.start_with(&environment).wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains(&format!("step 20 is verified here and at {url}")), "{}", ended.log);
+}
+
+#[test]
+fn a_remote_that_fails_for_a_while_or_is_emptied_is_told_once_and_caught_up_with() {
+    let server = ObjectServer::start();
+    let endpoint = server.url();
+    let (url, environment) = ("s3://bucket/job", s3_environment(&endpoint));
+    let job = AgentJob::new(5000, &section(url));
+    let mut run = job.start_with(&environment);
+    run.wait_for("replicated step 10:");
+    // As when credentials have expired.
+    server.set(|behaviour| behaviour.denies_with = Some("ExpiredToken"));
+    let told = run.wait_for("not replicated for now");
+    assert!(told.contains("ExpiredToken") || told.contains("credential"), "{told}");
+    let status = job.json("status");
+    assert!(status["remote"]["problem"].is_string() && status["state"] == "training", "{status}");
+    server.set(|behaviour| behaviour.denies_with = None);
+    run.wait_for("replication works again");
+    run.wait_for("replicated step");
+    server.state().clear();
+    // It begins anew there.
+    run.wait_for("this process owns");
+    run.wait_for("replicated step");
+    run.signal(Signal::TERM);
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(75), "{}", ended.log);
+    assert!(ended.log.contains(&format!("is verified here and at {url}")), "{}", ended.log);
+    assert!(ended.log.matches("not replicated for now").count() <= 2, "{}", ended.log);
+    let paths = server.state().paths();
+    for object in ["run.json", "job.json", "lease.json"] {
+        assert!(paths.iter().any(|path| path.ends_with(object)), "{object}: {paths:?}");
+    }
+}
+
+#[test]
+fn of_a_remote_job_file_nothing_is_run_unless_that_is_allowed() {
+    let remote = Remote::new();
+    let job = AgentJob::new(60, &remote.section());
+    let mut run = job.start();
+    run.wait_for("replicated step 20:");
+    run.signal(Signal::KILL);
+    run.wait();
+    let url = remote.url();
+    let here = tempfile::tempdir().unwrap();
+    let run_url = |name: &str, more: &[&str]| {
+        let folder = here.path().join(name);
+        let folder = folder.to_str().unwrap();
+        job.ckptd(&[&["run", "--folder", folder, &url][..], more].concat())
+    };
+    // Somebody who may write there plants commands.
+    let file = remote.path().join("job.json");
+    let whole: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let touched = here.path().join("touched");
+    let mut planted = whole.clone();
+    planted["config"]["worker"]["command"] = serde_json::json!(["touch", touched]);
+    planted["config"]["worker"]["max_restarts"] = 0.into();
+    planted["config"]["ranks"] = serde_json::json!({ "launcher": ["touch", touched] });
+    planted["config"]["hooks"] = serde_json::json!({ "verified": ["touch", touched] });
+    planted["config"]["job"]["store"] = here.path().join("escaped").to_str().into();
+    std::fs::write(&file, planted.to_string()).unwrap();
+    let ended = run_url("planted", &[]);
+    let said = text(&ended.stderr);
+    assert!(said.matches("touched").count() >= 3 && said.contains("--allow-commands"), "{said}");
+    assert!(!touched.exists() && !here.path().join("escaped").exists(), "{said}");
+    assert!(here.path().join("planted/store").is_dir());
+    // The job's own worker, taken on request.
+    std::fs::write(&file, whole.to_string()).unwrap();
+    let ended = run_url("allowed", &["--allow-commands"]);
+    assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+    let store = here.path().join("allowed/store");
+    let rows = job.ckptd(&["list", "--json", &store.to_string_lossy()]);
+    let rows: Value = serde_json::from_slice(&rows.stdout).unwrap();
+    assert_eq!(rows[0]["root"], AgentJob::undisturbed_root(60));
+}
+
+#[test]
+fn a_damaged_newest_snapshot_at_the_remote_is_passed_over_and_told() {
+    let remote = Remote::new();
+    let job = AgentJob::new(40, &remote.section());
+    assert_eq!(job.run().code, Some(0));
+    let root = job.json("list")[0]["root"].clone();
+    let newest = remote.list(&job)[0]["file"].as_str().unwrap().strip_prefix("file://").map(PathBuf::from).unwrap();
+    flip(&newest);
+    let verified = job.ckptd(&["verify", "--remote", &remote.url()]);
+    assert_eq!(verified.status.code(), Some(1));
+    assert!(text(&verified.stdout).contains("step 40: damaged:"), "{}", text(&verified.stdout));
+    std::fs::remove_dir_all(job.store()).unwrap();
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("passed over for the next older one"), "{}", ended.log);
+    assert_eq!(job.json("list")[0]["root"], root);
+}
+
+#[test]
+fn a_second_machine_waits_for_the_owner_and_a_take_over_ends_the_first() {
+    let remote = Remote::new();
+    let (one, other) = (AgentJob::new(2000, &remote.section()), AgentJob::new(2000, &remote.section()));
+    let mut first = one.start();
+    first.wait_for("replicated step 10:");
+    let mut second = other.start();
+    second.wait_for("waiting for it to be free");
+    second.signal(Signal::TERM);
+    assert_eq!(second.wait().code, Some(75));
+    let mut command = other.command(&["run", "--take-over", "--log-format", "json", &other.config().to_string_lossy()]);
+    command.stdin(std::process::Stdio::null());
+    let mut second = ckptd_testkit::job::RunningAgent::start(command);
+    second.wait_for("resuming from step");
+    let ended = first.wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.log);
+    assert!(ended.log.contains("goes on with this training: this machine stops"), "{}", ended.log);
+    assert!(ended.log.contains(&format!("process {} of ", second.pid())), "{}", ended.log);
+    second.wait_for("replicated step");
+    second.signal(Signal::TERM);
+    assert_eq!(second.wait().code, Some(75));
+    // The first one comes back, and goes on from what the second one has done.
+    let newest = remote.list(&other)[0].clone();
+    let mut first = one.start();
+    first.wait_for(&format!("fetched step {}", newest["step"]));
+    first.signal(Signal::TERM);
+    first.wait();
+}
+
+#[test]
+fn push_fetch_prune_check_and_adopt_work_on_a_remote_alone() {
+    let remote = Remote::new();
+    let job = AgentJob::new(20, "");
+    assert_eq!(job.run().code, Some(0));
+    let store = job.store().to_string_lossy().into_owned();
+    let root = job.json("list")[0]["root"].clone();
+    let check = job.ckptd(&["remote", "check", "--json", &remote.url()]);
+    assert_eq!(check.status.code(), Some(0), "{}{}", text(&check.stdout), text(&check.stderr));
+    let pushed = job.ckptd(&["push", "--json", &store, &remote.url()]);
+    assert_eq!(pushed.status.code(), Some(0), "{}", text(&pushed.stderr));
+    let pushed: Value = serde_json::from_slice(&pushed.stdout).unwrap();
+    assert!(pushed["root"] == root && pushed["state"] == "verified", "{pushed}");
+    let elsewhere = job.store().with_file_name("elsewhere");
+    let fetched = job.ckptd(&["fetch", "--json", &remote.url(), &elsewhere.to_string_lossy()]);
+    assert_eq!(fetched.status.code(), Some(0), "{}", text(&fetched.stderr));
+    let fetched: Value = serde_json::from_slice(&fetched.stdout).unwrap();
+    assert!(fetched["root"] == root && fetched["fetched"] == true, "{fetched}");
+    let again = job.ckptd(&["fetch", &remote.url(), &elsewhere.to_string_lossy()]);
+    assert!(text(&again.stdout).contains("is as new as"), "{}", text(&again.stdout));
+    // Another training does not go to the same place.
+    let stranger = AgentJob::new(20, "");
+    assert_eq!(stranger.run().code, Some(0));
+    let refused = job.ckptd(&["push", &stranger.store().to_string_lossy(), &remote.url()]);
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(text(&refused.stderr).contains("give each training a URL of its own"), "{}", text(&refused.stderr));
+    // A copy without markers becomes as good as the original.
+    let copy = Remote::new();
+    std::fs::create_dir(copy.path().join("data")).unwrap();
+    for entry in std::fs::read_dir(remote.path().join("data")).unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, copy.path().join("data").join(from.file_name().unwrap())).unwrap();
+    }
+    let adopted = job.ckptd(&["remote", "adopt", &copy.url()]);
+    assert_eq!(adopted.status.code(), Some(0), "{}", text(&adopted.stderr));
+    assert_eq!(copy.list(&job)[0]["root"], root);
+}
