@@ -18,7 +18,7 @@ use ckptd_remote::job::replicator::{ReplicaNews, ReplicaTask, Replicator, Replic
 use ckptd_remote::job::send::{CheckDepth, KeepNothing, SendOptions, send};
 use ckptd_remote::job::{JobError, RemoteJob, Survey, retention};
 use ckptd_remote::layout::{ContentHash, JobObject, Prefix};
-use ckptd_remote::records::{Checked, JobRecord, LeaseRecord, Marker, Nonce, VERSION};
+use ckptd_remote::records::{Checked, JobRecord, LeaseRecord, Marker, Nonce, UploadRecord, VERSION};
 use ckptd_remote::{MemoryStorage, ObjectStorage};
 use ckptd_testkit::small;
 
@@ -283,6 +283,23 @@ fn what_the_last_session_could_not_send_goes_first_and_is_the_same_snapshot_here
         let marker = wait(&news, committed);
         assert_eq!((marker.step, marker.epoch), (20, 2), "nothing is sent twice");
     }
+}
+
+#[tokio::test]
+async fn parts_that_a_killed_machine_left_behind_are_removed_by_the_next_owner() {
+    let (_folder, store) = small::store();
+    let (storage, store) = (MemoryStorage::new(), Arc::new(store));
+    let job = job(&storage);
+    let hash = ContentHash::from([7; 32]);
+    let (record, data) = (JobObject::Upload(hash.clone()), JobObject::Data(hash).name());
+    let upload = storage.begin_upload(&data, 4).await.unwrap();
+    job.put(&record, &UploadRecord { upload_id: upload.0.clone(), bytes: 8, part_bytes: 4 }).await.unwrap();
+    let (replicator, news) = replicate(&storage, &store, "one");
+    wait(&news, began);
+    replicator.give(ReplicaTask::Finish);
+    replicator.join(Duration::from_secs(60));
+    assert!(job.list(Prefix::Uploads).await.unwrap().is_empty());
+    assert!(storage.upload_part(&data, &upload, 0, 4, "abcd".into()).await.is_err(), "its parts are gone");
 }
 
 /// A session whose snapshots need a file besides.

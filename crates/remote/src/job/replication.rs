@@ -19,6 +19,7 @@ use ckptd_core::store::peek::peek;
 use ckptd_core::store::{Record, Store, StoreLock};
 
 use super::error::{JobError, Result};
+use super::leftovers;
 use super::local::{LocalHistory, newest_unsent};
 use super::owner::{JobOwner, now};
 use super::prepare::{Beginning, Meanwhile, adopt_run, lost_to, marker};
@@ -155,6 +156,10 @@ impl<'a> Replication<'a> {
                 }
             }
             Err(error) => self.tell_trouble(&error),
+        }
+        let own = self.keeper.load().filter(|kept| kept.place == self.owner.job().place()).map(|kept| kept.file_hash);
+        if let Err(error) = leftovers::clear(self.owner.job(), own.as_ref()).await {
+            let _ = (self.report)(ReplicaNews::Warned(format!("parts of earlier uploads were not removed: {error}")));
         }
     }
 
