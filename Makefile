@@ -19,6 +19,7 @@
 # make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
 #                     packages slurmctld slurmd slurm-client munge)
 # make systemd-check  the unit under a real systemd in namespaces of its own, one line per check (needs root)
+# make remote         a machine is killed, another one has only the URL: 20 rounds on each kind of remote (needs root)
 # make faults-short   a share of each part of the fault campaign (docs/reliability.md)
 # make faults         all of it: under 20 minutes on 2 cores; needs root, FUSE and loop devices for every part
 # make soak           SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
@@ -30,8 +31,8 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run formats help test bench build lint interval terms kills damages slurm systemd-check faults faults-short soak \
-	programs setup setup-full setup-bench text fuzz bench-formats bench-trainer docs picture clean
+.PHONY: run formats help test bench build lint interval terms kills damages slurm systemd-check remote faults faults-short \
+	soak programs setup setup-full setup-bench text fuzz bench-formats bench-trainer docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -80,6 +81,10 @@ slurm: build
 
 systemd-check: build
 	@scripts/systemd_check.sh target/release
+
+remote: build
+	cargo build --release --locked -p ckptd-testkit --bins
+	@scripts/remote_rounds.py target/release 20
 
 faults: programs text
 	faults/campaign.py --seed $(SEED)

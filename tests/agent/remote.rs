@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ckptd_testkit::servers::ObjectServer;
+use ckptd_testkit::servers::{Fault, FaultProxy, ObjectServer, Rule};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -164,6 +164,33 @@ fn a_remote_that_fails_for_a_while_or_is_emptied_is_told_once_and_caught_up_with
     for object in ["run.json", "job.json", "lease.json"] {
         assert!(paths.iter().any(|path| path.ends_with(object)), "{object}: {paths:?}");
     }
+}
+
+#[test]
+fn a_machine_that_is_cut_off_loses_the_job_is_told_and_one_history_remains() {
+    const STEPS: u64 = 500;
+    let server = ObjectServer::start();
+    let proxy = FaultProxy::start(&server.url());
+    let (near, far) = (proxy.url(), server.url());
+    let (url, direct) = ("s3://bucket/job", s3_environment(&far));
+    let (one, other) = (AgentJob::new(STEPS, &section(url)), AgentJob::new(STEPS, &section(url)));
+    let mut first = one.start_with(&s3_environment(&near));
+    first.wait_for("replicated step 10:");
+    proxy.set(["GET", "HEAD", "PUT", "POST", "DELETE"].map(|method| Rule::always(method, "", Fault::Reset)));
+    // The other one waits until the first has given no sign of life for the whole time.
+    let mut second = other.start_with(&direct);
+    second.wait_for("waiting for it to be free");
+    second.wait_for("resuming from step");
+    proxy.set([]);
+    let ended = first.wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.log);
+    assert!(ended.log.contains(&format!("process {} of ", second.pid())), "{}", ended.log);
+    let ended = second.wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert_eq!(other.json("list")[0]["root"], AgentJob::undisturbed_root(STEPS));
+    let rows = list(&other, url, &direct);
+    let counts = rows.as_array().unwrap().iter().filter(|row| row["orphan"] == false);
+    assert!(counts.clone().count() >= 3 && counts.clone().all(|row| row["epoch"] == 2), "{rows}");
 }
 
 #[test]
