@@ -1,4 +1,5 @@
-//! What killed machines leave behind at a remote: parts of uploads, which are paid for, and files that never got a name.
+//! What killed machines leave behind at a remote: parts of uploads, which are paid for, and files that never got a
+//! name.
 //!
 //! Invariant: only the owner of the job removes them, and never the upload that its own store can go on with.
 

@@ -1,10 +1,10 @@
 //! What a job keeps at a remote: markers and files, sent, checked, fetched and given up.
 //!
 //! Reading order: [`error`], [`place`] (the job's documents), [`survey`] (what is there), [`remote_file`] (a snapshot
-//! file there), [`send`], [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`leftovers`], [`probe`] (whether
-//! a store keeps its word), [`lease_io`] and [`owner`] (the lease, carried out), [`local`] (what the store on this
-//! machine is beside it), [`prepare`], [`replicator`] with `replica`, `replication` and `sent_once` (all of it in the
-//! background of a session).
+//! file there), [`send`], [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`leftovers`],
+//! [`probe`] (whether a store keeps its word), [`lease_io`] and [`owner`] (the lease, carried out), [`local`] (what
+//! the store on this machine is beside it), [`prepare`], [`replicator`] with `replica`, `replication` and `sent_once`
+//! (all of it in the background of a session).
 
 pub mod companions;
 pub mod error;
