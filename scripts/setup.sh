@@ -54,16 +54,23 @@ server() { # name, where it is, how it is installed
   [ -e "$2" ] || { echo "setup: installing $1 into $cache" >&2; eval "$3" ||
     { rm -rf "$2"; echo "setup: $1 could not be installed; its tests are left out" >&2; }; }
 }
+# Azurite's telemetry alone brings 200 MB; it is off here, and an older release of it has the same calls.
+azurite_packages() {
+  mkdir -p "$cache/azurite"
+  echo '{"private": true, "dependencies": {"azurite": "3.37.0"}, "overrides": {"applicationinsights": "1.8.10"}}' \
+    >"$cache/azurite/package.json"
+  npm install --silent --no-fund --no-audit --omit=dev --prefix "$cache/azurite"
+}
 case "${1:-}" in
   full | bench)
     if command -v npm >/dev/null; then
       server azurite "$cache/azurite/node_modules/azurite/dist/src/blob/main.js" \
-        "npm install --silent --no-fund --no-audit --omit=dev --prefix '$cache/azurite' azurite@3.37.0"
+        "azurite_packages"
     else
       echo "setup: npm is missing, without which azurite is not installed; apt-get install npm" >&2
     fi
     server moto "$cache/moto/bin/moto_server" \
-      "python3 -m venv '$cache/moto' && '$cache/moto/bin/pip' install --quiet --disable-pip-version-check 'moto[server]==5.2.5'"
+      "python3 -m venv '$cache/moto' && '$cache/moto/bin/pip' install --quiet --disable-pip-version-check 'moto[s3]==5.2.5' flask flask-cors"
     if [ ! -e /usr/lib/openssh/sftp-server ] && command -v apt-get >/dev/null; then
       server sftp-server "$cache/openssh/usr/lib/openssh/sftp-server" \
         "mkdir -p '$cache/openssh' && (cd '$cache/openssh' && apt-get download -qq openssh-sftp-server 2>/dev/null &&

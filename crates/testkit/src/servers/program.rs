@@ -107,7 +107,7 @@ pub fn azurite(folder: &Path) -> Option<Program> {
     }
     let port = free_port();
     command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(folder);
-    command.args(["--silent", "--skipApiVersionCheck"]);
+    command.args(["--silent", "--skipApiVersionCheck", "--disableTelemetry"]);
     start(command, port)
 }
 
