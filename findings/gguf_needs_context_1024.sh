@@ -5,7 +5,7 @@
 # gives the tensors that were written. A context of 1024 works either way, which is why nobody with the published weights
 # meets it.
 #
-# transformers 5.23.0, gguf 0.19.0, torch 2.11.0 from PyPI. Seen in November 2026:
+# transformers 5.23.0, gguf 0.19.0, accelerate 1.15.0, torch 2.11.0 from PyPI. Seen in November 2026:
 #   context 1024: loads, 17 of 17 tensors equal
 #   context 64:   RuntimeError, "Reinit due to size mismatch" for transformer.wpe.weight: [64, 32] against [1024, 32]
 #   context 64 with config=: loads, 17 of 17 tensors equal
@@ -14,7 +14,7 @@
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; cd "$work"
 python3 -m venv python
-python/bin/pip install --quiet --disable-pip-version-check torch==2.11.0 transformers==5.23.0 gguf==0.19.0
+python/bin/pip install --quiet --disable-pip-version-check torch==2.11.0 transformers==5.23.0 gguf==0.19.0 accelerate==1.15.0
 cat >show.py <<'PY'
 import os
 os.environ["HF_HUB_OFFLINE"] = "1"
