@@ -76,7 +76,7 @@ fn settings(config: &Config, take_over: bool) -> ReplicatorSettings {
         max_rate: remote.max_rate.map(|rate| rate.0),
         retention: remote.retention(),
         job: serde_json::to_value(config).ok().map(|config| JobRecord { version: VERSION, config }),
-        companions: companions::source(config.data.clone()),
+        companions: companions::source(config),
     }
 }
 

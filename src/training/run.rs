@@ -120,13 +120,13 @@ async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcom
     info!("{}: {} in {}", config.job.name, describe_model(&config), started.store.path().display());
     // Nothing that follows keeps the daemon from doing its work, and a training that is complete ends it at once.
     manager.ready();
-    let Started { store, lock, run_id, records, room, status_server, replicator } = started;
+    let Started { store, lock, run_id, records, room, status_server, replicator, data } = started;
     let store_path = store.path().to_owned();
     let helpers = Helpers::start(store, &lock, replicator, options, &inputs)?;
     let (mut job, actions) = JobMachine::new(config, run_id, options.accept_changes, records, began);
     job.tell_opening(room);
     let surroundings = JobSurroundings { slurm: sources.has_slurm(), until_done: series.user_stop.is_some() };
-    let job = job.within(surroundings);
+    let job = job.within(surroundings).trained_on(data);
     let mut daemon = TrainingDaemon { job, helpers, inputs, worker: None, options, manager, sources, store_path };
     let outcome = daemon.run(actions, &mut inbox).await;
     daemon.manager.finish(&daemon.job.progress().service_facts());

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use super::companions;
 use super::job::events::JobEvent;
 use super::opening::MachineRoom;
 use super::remote::{self, SessionBeginning};
@@ -22,7 +23,7 @@ use crate::daemon::status::StatusSocket;
 use crate::once_flag::OnceFlag;
 use crate::session::clock::{BootInstant, ClockReading};
 use crate::session::records::SessionRecords;
-use ckptd_core::config::Config;
+use ckptd_core::config::{Config, DataSection};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::RunId;
 use ckptd_core::os::fs::free_space;
@@ -50,6 +51,8 @@ pub(super) struct Started {
     pub status_server: JoinHandle<()>,
     /// `None`: the job has no remote.
     pub replicator: Option<Replicator>,
+    /// What is trained on where the job's own data is not on this machine.
+    pub data: Option<DataSection>,
 }
 
 /// When the session began: the first one of a process with the process, since that is what a budget is counted from.
@@ -87,7 +90,11 @@ pub(super) async fn start(
     let status_server = serve_status(config, inputs)?;
     let records = recorder::sessions(&store);
     let room = MachineRoom { memory_bytes: available_memory(), disk_bytes: free_space(store.path()) };
-    Ok(Some(Started { store, lock, run_id, records, room, status_server, replicator }))
+    let data = companions::travelled(config, &store);
+    if let Some(tokens) = data.as_ref().and_then(|data| data.tokens.as_ref()) {
+        info!("the data that the job names is not on this machine: training on {}", tokens.display());
+    }
+    Ok(Some(Started { store, lock, run_id, records, room, status_server, replicator, data }))
 }
 
 /// Takes the store's lock. A worker whose daemon is gone is committing its last snapshot: it is waited for.

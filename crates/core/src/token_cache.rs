@@ -140,6 +140,11 @@ impl TokenCache {
         &self.folder
     }
 
+    /// Whether `content`, which may come from anywhere, is a plain name: then what is named by it lies in the cache.
+    pub fn is_name(content: &str) -> bool {
+        (1..=128).contains(&content.len()) && content.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    }
+
     /// The tokens of the text with the hash `content`.
     pub fn tokens(&self, content: &str) -> PathBuf {
         self.folder.join(format!("tokens-{content}.bin"))

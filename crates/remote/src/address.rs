@@ -130,6 +130,41 @@ fn folder(url: &Url, text: &str) -> Result<RemoteUrl, BadUrl> {
     }
 }
 
+impl RemoteUrl {
+    /// The folder above, and the last part of the path; none where there is no such part.
+    pub fn split_last(&self) -> Option<(RemoteUrl, &str)> {
+        let cut = |prefix: &'_ str| prefix.rsplit_once('/').map_or_else(String::new, |(above, _)| above.to_owned());
+        let last = |path: &'_ str| path.rsplit('/').next().filter(|last| !last.is_empty()).map(str::len);
+        match self {
+            RemoteUrl::S3 { bucket, prefix } => {
+                let above = RemoteUrl::S3 { bucket: bucket.clone(), prefix: cut(prefix) };
+                Some((above, &prefix[prefix.len() - last(prefix)?..]))
+            }
+            RemoteUrl::Google { bucket, prefix } => {
+                let above = RemoteUrl::Google { bucket: bucket.clone(), prefix: cut(prefix) };
+                Some((above, &prefix[prefix.len() - last(prefix)?..]))
+            }
+            RemoteUrl::Azure { container, prefix } => {
+                let above = RemoteUrl::Azure { container: container.clone(), prefix: cut(prefix) };
+                Some((above, &prefix[prefix.len() - last(prefix)?..]))
+            }
+            RemoteUrl::Folder { path } => {
+                Some((RemoteUrl::Folder { path: path.parent()?.to_owned() }, path.file_name()?.to_str()?))
+            }
+            RemoteUrl::Sftp { user, host, port, path } => {
+                let folder = match path.rsplit_once('/') {
+                    Some(("", _)) => "/",
+                    Some((folder, _)) => folder,
+                    None => ".",
+                };
+                let (user, host) = (user.clone(), host.clone());
+                let above = RemoteUrl::Sftp { user, host, port: *port, path: folder.to_owned() };
+                Some((above, &path[path.len() - last(path)?..]))
+            }
+        }
+    }
+}
+
 impl fmt::Display for RemoteUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let in_bucket = |f: &mut fmt::Formatter<'_>, scheme: &str, bucket: &str, prefix: &str| {
@@ -170,6 +205,23 @@ mod tests {
         }
         let home = RemoteUrl::Sftp { user: None, host: "host".into(), port: None, path: "ckptd/job".into() };
         assert_eq!("sftp://host/~/ckptd/job/".parse::<RemoteUrl>().unwrap(), home);
+    }
+
+    #[test]
+    fn the_last_part_is_a_name_in_the_folder_above() {
+        for (text, above, last) in [
+            ("s3://bucket/runs/a.tar.zst", "s3://bucket/runs", "a.tar.zst"),
+            ("gs://bucket/a.zip", "gs://bucket", "a.zip"),
+            ("az://c/x/y/a.zip", "az://c/x/y", "a.zip"),
+            ("file:///mnt/My Drive/a.zip", "file:///mnt/My Drive", "a.zip"),
+            ("sftp://me@host:22/srv/a.zip", "sftp://me@host:22/srv", "a.zip"),
+            ("sftp://host/~/x/a.zip", "sftp://host/~/x", "a.zip"),
+        ] {
+            let url: RemoteUrl = text.parse().unwrap();
+            let (folder, name) = url.split_last().unwrap();
+            assert_eq!((folder.to_string().as_str(), name), (above, last));
+        }
+        assert_eq!("s3://bucket".parse::<RemoteUrl>().unwrap().split_last(), None);
     }
 
     #[test]

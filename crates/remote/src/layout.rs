@@ -39,7 +39,7 @@ pub enum Prefix {
     Blobs,
     /// Uploads under way.
     Uploads,
-    /// Markers that retention took away.
+    /// Markers that retention took away, and files that no marker names.
     Trash,
 }
 
@@ -188,6 +188,8 @@ pub enum JobObject {
     Upload(ContentHash),
     /// A marker that retention took away.
     Trash(MarkerName),
+    /// That no marker names a file in `blobs/` any longer, and since when.
+    Unnamed(ContentHash),
 }
 
 impl JobObject {
@@ -210,6 +212,7 @@ impl JobObject {
             JobObject::Blob(hash) => below(Prefix::Blobs, hash.to_string()),
             JobObject::Upload(hash) => below(Prefix::Uploads, format!("{hash}{JSON}")),
             JobObject::Trash(marker) => below(Prefix::Trash, format!("{marker}{JSON}")),
+            JobObject::Unnamed(hash) => below(Prefix::Trash, format!("{hash}{JSON}")),
         }
     }
 
@@ -234,7 +237,10 @@ impl JobObject {
             Prefix::Commits => marker().map(JobObject::Commit),
             Prefix::Blobs => hash(name).map(JobObject::Blob),
             Prefix::Uploads => hash(name.strip_suffix(JSON)?).map(JobObject::Upload),
-            Prefix::Trash => marker().map(JobObject::Trash),
+            Prefix::Trash => match marker() {
+                Some(marker) => Some(JobObject::Trash(marker)),
+                None => hash(name.strip_suffix(JSON)?).map(JobObject::Unnamed),
+            },
         }
     }
 }
@@ -314,7 +320,7 @@ mod tests {
             for name in [
                 JobObject::Epoch(one.0), JobObject::Beat(one.1), JobObject::Data(hash.clone()),
                 JobObject::Commit(marker.clone()), JobObject::Blob(hash.clone()), JobObject::Upload(hash.clone()),
-                JobObject::Trash(marker),
+                JobObject::Trash(marker), JobObject::Unnamed(hash.clone()),
             ] {
                 prop_assert_eq!(ObjectName::new(name.path()).unwrap(), name.name());
                 prop_assert_eq!(JobObject::parse(&name.path()), Some(name));

@@ -35,7 +35,8 @@ pub use errors::{ErrorKind, ObjectError, Operation, Result};
 pub use memory::MemoryStorage;
 pub use names::ObjectName;
 pub use objects::{
-    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped, UploadId,
+    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, PartsRule, RangeStream,
+    Swapped, UploadId,
 };
 pub use open::open;
 pub use settings::RemoteSettings;

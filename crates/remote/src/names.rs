@@ -42,6 +42,23 @@ impl ObjectName {
         }
     }
 
+    /// The name of one file of the user's own, which may have upper-case letters and `_`, too.
+    ///
+    /// # Errors
+    /// [`BadName`] where it has another character, begins with one that hides it, or is too long.
+    pub fn of_file(name: impl Into<String>) -> std::result::Result<ObjectName, BadName> {
+        let name = name.into();
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        if name.is_empty() || !is_plain || name.starts_with(['.', '-', '_']) {
+            let reason = "it may have letters, digits, '-', '_' and '.', and begins with a letter or a digit";
+            return Err(BadName { name, reason });
+        }
+        if name.len() > MAX_PART_BYTES {
+            return Err(BadName { name, reason: "it is longer than 200 bytes" });
+        }
+        Ok(ObjectName(name))
+    }
+
     /// A name that was built of parts which are names.
     pub(crate) fn built(name: String) -> ObjectName {
         debug_assert!(complaint(&name).is_none(), "{name}");

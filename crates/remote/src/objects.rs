@@ -105,7 +105,14 @@ pub trait ObjectStorage: Send + Sync + fmt::Debug {
     /// Whether the store refuses a body that was changed on its way. Writes to `scratch`, and removes it again.
     ///
     /// This is what [`Abilities::digests`] cannot promise: that the server at the other end really compares.
-    async fn checks_digests(&self, scratch: &ObjectName) -> Result<bool>;
+    async fn checks_digests(&self, _scratch: &ObjectName) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// What becomes of parts of an upload that nobody completes or aborts.
+    async fn parts_rule(&self) -> Result<PartsRule> {
+        Ok(PartsRule::Swept)
+    }
 
     /// How many seconds this machine's clock is ahead of the store's, as its newest answer says; none where it does
     /// not say.
@@ -152,6 +159,19 @@ pub struct Abilities {
     pub max_parts: u32,
     /// The least bytes of each part but the last.
     pub min_part_bytes: u64,
+}
+
+/// What becomes of the parts of an upload that nobody completes or aborts: they are paid for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartsRule {
+    /// [`ObjectStorage::sweep`] finds them.
+    Swept,
+    /// The store drops them by itself after so many days, or by a rule of the bucket.
+    Dropped { days: u32 },
+    /// The bucket has no rule that removes them; how one is made.
+    Missing { remedy: String },
+    /// These credentials may not look; how to look, and how a rule is made.
+    NotShown { remedy: String },
 }
 
 /// What became of [`ObjectStorage::create`].
@@ -218,4 +238,21 @@ pub struct PartReceipt {
     /// How the store calls it.
     pub tag: String,
     pub bytes: u64,
+}
+
+/// The version of a small object, where it is its content.
+pub(crate) fn version_of(body: &[u8]) -> ObjectVersion {
+    ObjectVersion(blake3::hash(body).to_hex()[..32].to_owned())
+}
+
+/// The bytes of an upload whose parts lie in one file, each at the offset that its tag says; none where one is missing.
+pub(crate) fn end_of(parts: &[PartReceipt]) -> Option<u64> {
+    let mut end = 0;
+    for (index, part) in (0..).zip(parts) {
+        if part.index != index || part.tag != end.to_string() {
+            return None;
+        }
+        end += part.bytes;
+    }
+    Some(end)
 }

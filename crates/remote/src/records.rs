@@ -159,6 +159,17 @@ pub struct TrashRecord {
     pub at: Timestamp,
 }
 
+/// `trash/`: a file in `blobs/` that no marker names any longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnnamedRecord {
+    /// Hash of the file.
+    pub hash: ContentHash,
+    /// Its length.
+    pub bytes: u64,
+    /// Since when, on the clock of the machine that saw it.
+    pub at: Timestamp,
+}
+
 /// `uploads/`: what has to be aborted where its process does not come back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadRecord {

@@ -25,7 +25,7 @@ use crate::training::replication::Replication;
 use crate::training::restarts::{FailureCause, RestartPolicy};
 use crate::training::sanity::SanityWatch;
 use crate::training::settings_change;
-use ckptd_core::config::Config;
+use ckptd_core::config::{Config, DataSection};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{RunId, SnapshotId};
 
@@ -39,6 +39,8 @@ pub(super) const OVERSLEPT: Duration = Duration::from_secs(3);
 /// One job in one session.
 pub struct JobMachine {
     pub(super) config: Config,
+    /// What the worker is given in place of the config's own data.
+    pub(super) data: Option<DataSection>,
     pub(super) run_id: RunId,
     pub(super) accept_changes: bool,
     pub(super) phase: JobPhase,
@@ -169,6 +171,7 @@ impl JobMachine {
             replication: Replication::of(&config.remote),
             lost: None,
             actions: Vec::new(),
+            data: None,
             config,
             run_id,
             accept_changes,

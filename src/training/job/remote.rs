@@ -5,11 +5,19 @@ use tracing::{debug, info, warn};
 use super::events::JobAction;
 use super::machine::{JobMachine, StopCause};
 use crate::session::clock::ClockReading;
+use ckptd_core::config::DataSection;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::rough_duration;
 use ckptd_remote::job::replicator::ReplicaNews;
 
 impl JobMachine {
+    /// The same job, whose worker is given `data` where the job's own is not on this machine.
+    #[must_use]
+    pub fn trained_on(mut self, data: Option<DataSection>) -> JobMachine {
+        self.data = data;
+        self
+    }
+
     /// A healthy snapshot was verified.
     pub(super) fn replicate(&mut self, id: &SnapshotId, step: u64, val_loss: Option<f64>) {
         let last = self.stop.is_some() || step >= self.config.train.steps;

@@ -12,6 +12,7 @@ use crate::daemon::report::JobState;
 use crate::session::clock::ClockReading;
 use crate::training::restarts::{FailureCause, RestartDecision};
 use crate::training::sanity::TrainingFacts;
+use ckptd_core::config::Config;
 use ckptd_core::error::Error;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{self, AgentCommand, MessageLevel, Start, WorkerEvent, WorkerFailure};
@@ -129,7 +130,10 @@ impl JobMachine {
         debug!("{worker} {worker_version} is there");
         let start = Start {
             protocol: protocol::VERSION,
-            config: self.config.clone(),
+            config: match &self.data {
+                Some(data) => Config { data: data.clone(), ..self.config.clone() },
+                None => self.config.clone(),
+            },
             run_id: self.run_id.clone(),
             next_seq: run.next_seq,
             resume: run.resume.as_ref().map(|resume| resume.path.clone()),

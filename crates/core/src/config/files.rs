@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Document, PlacedKeys};
 use super::problem::{self, ConfigProblem, Correction};
-use super::sections::Config;
+use super::sections::{Config, DataSection};
 use crate::error::{Error, Result};
 
 /// Shapes that the worker knows by name; people take them for downloads.
@@ -29,10 +29,7 @@ impl Config {
             problems.extend(path.as_deref().filter(|p| !p.exists()).map(|p| missing(&placed, "data", key, p, None)));
         }
         // The part before the first wildcard names a folder.
-        let fixed = |glob: &String| {
-            let plain: PathBuf = Path::new(glob).components().take_while(|c| !is_wild(c.as_os_str())).collect();
-            Some(plain).filter(|plain| !plain.exists())
-        };
+        let fixed = |glob: &String| Some(fixed_part(glob)).filter(|plain| !plain.exists());
         let absent = data.text.iter().find_map(fixed);
         problems.extend(absent.map(|absent| missing(&placed, "data", "text", &absent, Some(&data.text))));
         if problems.is_empty() {
@@ -40,6 +37,25 @@ impl Config {
         }
         Err(Error::Config(format!("{}: {}", path.display(), problem::list(problems))))
     }
+}
+
+impl DataSection {
+    /// Whether the tokens or texts are on this machine, as far as their names tell.
+    pub fn is_here(&self) -> bool {
+        let has_some = |path: &Path| match std::fs::read_dir(path) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => path.exists(),
+        };
+        match &self.tokens {
+            Some(tokens) => tokens.exists(),
+            None => self.text.iter().all(|glob| has_some(&fixed_part(glob))),
+        }
+    }
+}
+
+/// The part of a glob before its first wildcard.
+fn fixed_part(glob: &str) -> PathBuf {
+    Path::new(glob).components().take_while(|c| !is_wild(c.as_os_str())).collect()
 }
 
 fn is_wild(component: &std::ffi::OsStr) -> bool {

@@ -7,6 +7,7 @@ use object_store::path::Path;
 
 use super::answers::Reader;
 use super::http::Transport;
+use super::lifecycle::BucketRules;
 use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
 use crate::errors::{ErrorKind, ObjectError, Operation, Result};
 use crate::objects::Abilities;
@@ -51,8 +52,8 @@ pub fn open(place: String, container: &str, prefix: &str, settings: &RemoteSetti
         max_parts: MAX_PARTS,
         min_part_bytes: 1,
     };
-    let prefix = Path::from(prefix);
-    Ok(CloudStorage { place: place.clone(), prefix, clients, reader, version_by: VersionBy::ETag, abilities })
+    let (place, prefix, rules, version_by) = (place.clone(), Path::from(prefix), BucketRules::Azure, VersionBy::ETag);
+    Ok(CloudStorage { place, prefix, clients, reader, version_by, abilities, rules })
 }
 
 fn configured(

@@ -7,12 +7,15 @@ use object_store::path::Path;
 
 use super::answers::Reader;
 use super::http::Transport;
+use super::lifecycle::BucketRules;
 use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
 use crate::errors::{ErrorKind, ObjectError, Operation, Result};
 use crate::objects::Abilities;
 use crate::secrets::Redactor;
 use crate::settings::{RemoteSettings, Retries};
 
+/// The service itself.
+const ENDPOINT: &str = "https://storage.googleapis.com";
 const MAX_PARTS: u32 = 10_000;
 const MIN_PART_BYTES: u64 = 5 << 20;
 /// Where `gcloud auth application-default login` writes.
@@ -35,13 +38,16 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
         let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
         builder.with_http_connector(transport).build()
     };
-    let clients = || -> object_store::Result<Clients> {
+    let clients = || -> object_store::Result<(Clients, BucketRules)> {
         let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
         let data: GoogleCloudStorage = build(builder.clone(), transport.clone(), settings.data_retries)?;
         let control: Arc<GoogleCloudStorage> = Arc::new(control);
-        Ok(Clients { control: control.clone(), data: Arc::new(data), tampering: control })
+        let (transport, bucket, credentials) = (transport.clone(), bucket.to_owned(), control.credentials().clone());
+        let url = format!("{}/{bucket}", endpoint(settings).unwrap_or(ENDPOINT).trim_end_matches('/'));
+        let rules = BucketRules::Google { transport, url, bucket, credentials };
+        Ok((Clients { control: control.clone(), data: Arc::new(data), tampering: control }, rules))
     };
-    let clients = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
+    let (clients, rules) = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
     let abilities = Abilities {
         swap: true,
         digests: false,
@@ -50,8 +56,13 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
         max_parts: MAX_PARTS,
         min_part_bytes: MIN_PART_BYTES,
     };
-    let prefix = Path::from(prefix);
-    Ok(CloudStorage { place: place.clone(), prefix, clients, reader, version_by: VersionBy::Generation, abilities })
+    let (place, prefix, version_by) = (place.clone(), Path::from(prefix), VersionBy::Generation);
+    Ok(CloudStorage { place, prefix, clients, reader, version_by, abilities, rules })
+}
+
+/// Another endpoint than Google's.
+fn endpoint(settings: &RemoteSettings) -> Option<&str> {
+    settings.endpoint.as_deref().or_else(|| settings.environment.get("STORAGE_EMULATOR_HOST"))
 }
 
 fn configured(
@@ -61,7 +72,7 @@ fn configured(
 ) -> Result<GoogleCloudStorageBuilder, (ErrorKind, String)> {
     let environment = &settings.environment;
     let mut builder = GoogleCloudStorageBuilder::new().with_bucket_name(bucket);
-    if let Some(endpoint) = settings.endpoint.as_deref().or_else(|| environment.get("STORAGE_EMULATOR_HOST")) {
+    if let Some(endpoint) = endpoint(settings) {
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
     if let Some(token) = environment.first(&["GOOGLE_OAUTH_ACCESS_TOKEN", "CLOUDSDK_AUTH_ACCESS_TOKEN"]) {

@@ -7,6 +7,7 @@ use object_store::path::Path;
 
 use super::answers::Reader;
 use super::http::Transport;
+use super::lifecycle::{BucketAddress, BucketRules};
 use super::profile;
 use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
 use crate::errors::{ErrorKind, ObjectError, Operation, Result};
@@ -17,6 +18,7 @@ use crate::settings::{Digest, RemoteSettings, Retries};
 /// S3 takes so many parts of an upload, of at least so many bytes.
 const MAX_PARTS: u32 = 10_000;
 const MIN_PART_BYTES: u64 = 5 << 20;
+const USUAL_REGION: &str = "us-east-1";
 /// Other services that are given credentials by these variables, which must not be taken for those of the store.
 const PREFIX: [&str; 1] = ["AWS_"];
 
@@ -35,15 +37,18 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
         let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
         builder.with_http_connector(transport).build()
     };
-    let clients = || -> object_store::Result<Clients> {
+    let clients = || -> object_store::Result<(Clients, BucketRules)> {
         let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
         // Fetched once for all.
         let builder = builder.with_credentials(Arc::clone(control.credentials()));
         let data: AmazonS3 = build(builder.clone(), transport.clone(), settings.data_retries)?;
         let tampering = build(builder, transport.tampering(), Retries { max: 0, ..settings.control_retries })?;
-        Ok(Clients { control: Arc::new(control), data: Arc::new(data), tampering: Arc::new(tampering) })
+        let credentials = Arc::clone(control.credentials());
+        let (transport, bucket) = (transport.clone(), address(bucket, settings));
+        let rules = BucketRules::S3 { transport, bucket, credentials };
+        Ok((Clients { control: Arc::new(control), data: Arc::new(data), tampering: Arc::new(tampering) }, rules))
     };
-    let clients = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
+    let (clients, rules) = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
     let abilities = Abilities {
         swap: true,
         digests: true,
@@ -52,8 +57,8 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
         max_parts: MAX_PARTS,
         min_part_bytes: MIN_PART_BYTES,
     };
-    let prefix = Path::from(prefix);
-    Ok(CloudStorage { place: place.clone(), prefix, clients, reader, version_by: VersionBy::ETag, abilities })
+    let (place, prefix, version_by) = (place.clone(), Path::from(prefix), VersionBy::ETag);
+    Ok(CloudStorage { place, prefix, clients, reader, version_by, abilities, rules })
 }
 
 fn configured(
@@ -86,8 +91,7 @@ fn configured(
     if let Some(region) = region(settings) {
         builder = builder.with_region(region);
     }
-    let endpoint =
-        settings.endpoint.as_deref().or_else(|| environment.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
+    let endpoint = endpoint(settings);
     let digest = settings.digest.unwrap_or(match endpoint {
         Some(endpoint) if !endpoint.contains(".amazonaws.com") => Digest::Sha256,
         _ => Digest::Crc64Nvme,
@@ -95,14 +99,37 @@ fn configured(
     if digest == Digest::Crc64Nvme {
         builder = builder.with_unsigned_payload(true).with_checksum_algorithm(Checksum::CRC64NVME);
     }
-    // A certificate for *.host does not cover a bucket's name with dots.
-    let is_path_style = settings.path_style.unwrap_or(endpoint.is_some()) || bucket.contains('.');
+    let is_path_style = is_path_style(bucket, settings);
     match endpoint {
         Some(endpoint) if is_path_style => builder = builder.with_endpoint(endpoint.trim_end_matches('/')),
         Some(endpoint) => builder = builder.with_endpoint(before_host(endpoint, bucket)?),
         None => {}
     }
     Ok(builder.with_virtual_hosted_style_request(!is_path_style))
+}
+
+/// Another endpoint than Amazon's.
+fn endpoint(settings: &RemoteSettings) -> Option<&str> {
+    let named = || settings.environment.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]);
+    settings.endpoint.as_deref().or_else(named)
+}
+
+/// Whether the bucket is named in the path: a certificate for *.host does not cover a bucket's name with dots.
+fn is_path_style(bucket: &str, settings: &RemoteSettings) -> bool {
+    settings.path_style.unwrap_or(endpoint(settings).is_some()) || bucket.contains('.')
+}
+
+/// Where the bucket itself is reached, for what the client library does not ask.
+fn address(bucket: &str, settings: &RemoteSettings) -> BucketAddress {
+    let region = region(settings).unwrap_or_else(|| USUAL_REGION.to_owned());
+    let own = format!("https://s3.{region}.amazonaws.com");
+    let host = endpoint(settings).unwrap_or(&own).trim_end_matches('/');
+    let url = match before_host(host, bucket) {
+        Ok(url) if !is_path_style(bucket, settings) => format!("{url}/"),
+        _ => format!("{host}/{bucket}"),
+    };
+    let is_public = settings.environment.first(&["AWS_SKIP_SIGNATURE"]).is_some_and(|skips| skips != "false");
+    BucketAddress { name: bucket.to_owned(), url, region, is_public }
 }
 
 /// `https://host` as `https://bucket.host`.

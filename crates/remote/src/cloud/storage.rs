@@ -16,10 +16,12 @@ use object_store::{
 };
 
 use super::answers::Reader;
+use super::lifecycle::BucketRules;
 use crate::errors::{ErrorKind, ObjectError, Operation, Result};
 use crate::names::ObjectName;
 use crate::objects::{
-    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped, UploadId,
+    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, PartsRule, RangeStream,
+    Swapped, UploadId,
 };
 use crate::settings::Retries;
 
@@ -56,6 +58,7 @@ pub struct CloudStorage {
     pub reader: Reader,
     pub version_by: VersionBy,
     pub abilities: Abilities,
+    pub rules: BucketRules,
 }
 
 impl fmt::Debug for CloudStorage {
@@ -305,6 +308,11 @@ impl ObjectStorage for CloudStorage {
                 failed => Err(failed),
             },
         }
+    }
+
+    async fn parts_rule(&self) -> Result<PartsRule> {
+        let rule = self.rules.parts_rule(self.prefix.as_ref()).await;
+        rule.map_err(|(kind, detail)| self.error(Operation::Open, None, kind, &self.reader.redactor.clean(&detail)))
     }
 
     fn clock_offset_s(&self) -> Option<i64> {

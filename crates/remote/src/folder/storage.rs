@@ -16,7 +16,8 @@ use super::files::{CreateBy, Files};
 use crate::errors::{ErrorKind, ObjectError, Operation, Result};
 use crate::names::ObjectName;
 use crate::objects::{
-    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped, UploadId,
+    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped,
+    UploadId, end_of, version_of,
 };
 
 /// What is read at once.
@@ -56,11 +57,6 @@ fn kind_of(e: &io::Error) -> ErrorKind {
         io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => ErrorKind::Refused,
         _ => ErrorKind::Unreachable,
     }
-}
-
-/// The version of a small object is its content.
-fn version(body: &[u8]) -> ObjectVersion {
-    ObjectVersion(blake3::hash(body).to_hex()[..32].to_owned())
 }
 
 impl FolderStorage {
@@ -115,7 +111,7 @@ impl ObjectStorage for FolderStorage {
     }
 
     async fn create(&self, name: &ObjectName, body: Bytes) -> Result<Created> {
-        let (version, object) = (version(&body), name.clone());
+        let (version, object) = (version_of(&body), name.clone());
         let created = self.run(Operation::Create, Some(name), move |files| files.create(&object, &body)).await?;
         Ok(if created { Created::Created(version) } else { Created::AlreadyThere })
     }
@@ -126,14 +122,14 @@ impl ObjectStorage for FolderStorage {
     }
 
     async fn put(&self, name: &ObjectName, body: Bytes) -> Result<ObjectVersion> {
-        let (version, object) = (version(&body), name.clone());
+        let (version, object) = (version_of(&body), name.clone());
         self.run(Operation::Put, Some(name), move |files| files.put(&object, &body)).await.map(|()| version)
     }
 
     async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Option<Object>> {
         let object = name.clone();
         let body = self.run(Operation::Get, Some(name), move |files| files.get(&object, max_bytes)).await?;
-        Ok(body.map(|body| Object { version: version(&body), body }))
+        Ok(body.map(|body| Object { version: version_of(&body), body }))
     }
 
     async fn read_range(&self, name: &ObjectName, range: Range<u64>) -> Result<RangeStream> {
@@ -195,14 +191,8 @@ impl ObjectStorage for FolderStorage {
         upload: &UploadId,
         parts: &[PartReceipt],
     ) -> Result<ObjectVersion> {
-        let mut end = 0;
-        for (index, part) in (0..).zip(parts) {
-            if part.index != index || part.tag != end.to_string() {
-                let detail = "a part is missing";
-                return Err(self.error(Operation::CompleteUpload, Some(name), ErrorKind::Refused, detail));
-            }
-            end += part.bytes;
-        }
+        let missing = || self.error(Operation::CompleteUpload, Some(name), ErrorKind::Refused, "a part is missing");
+        let end = end_of(parts).ok_or_else(missing)?;
         let (upload, object) = (upload.0.clone(), name.clone());
         let complete = move |files: Files| files.complete_upload(&upload, &object, end);
         self.run(Operation::CompleteUpload, Some(name), complete).await?;
@@ -216,10 +206,6 @@ impl ObjectStorage for FolderStorage {
 
     async fn sweep(&self, idle: Duration) -> Result<u64> {
         self.run(Operation::Sweep, None, move |files| files.sweep(idle)).await
-    }
-
-    async fn checks_digests(&self, _scratch: &ObjectName) -> Result<bool> {
-        Ok(false)
     }
 }
 

@@ -13,13 +13,14 @@ use std::sync::Arc;
 use ckptd_core::error::Error;
 use ckptd_core::os::fs;
 use ckptd_core::os::publish::{Existing, publish};
-use ckptd_core::progress::ProgressSink;
+use ckptd_core::progress::{NoProgress, ProgressSink};
 use ckptd_core::store::Manifest;
 
 use super::error::{JobError, Result};
 use super::place::RemoteJob;
 use super::send::{SendOptions, again, send_file};
 use super::survey::Survey;
+use super::unnamed;
 use crate::layout::{ContentHash, JobObject};
 use crate::records::BlobRecord;
 
@@ -46,15 +47,25 @@ pub enum CompanionBody {
 }
 
 type Finder = dyn Fn(&Manifest) -> ckptd_core::Result<Vec<Companion>> + Send + Sync;
+type Places = dyn Fn(&Manifest) -> Vec<(String, PathBuf)> + Send + Sync;
 
-/// Says what belongs to a snapshot.
+/// Says what belongs to a snapshot, and where it goes on a machine that lacks it.
 #[derive(Clone)]
-pub struct CompanionSource(Arc<Finder>);
+pub struct CompanionSource {
+    find: Arc<Finder>,
+    places: Arc<Places>,
+}
 
 impl CompanionSource {
     /// Asks `find`.
     pub fn new(find: impl Fn(&Manifest) -> ckptd_core::Result<Vec<Companion>> + Send + Sync + 'static) -> Self {
-        CompanionSource(Arc::new(find))
+        CompanionSource { find: Arc::new(find), places: Arc::new(|_| Vec::new()) }
+    }
+
+    /// The same, and `places` says what this machine lacks for a snapshot: names, and where the files go.
+    #[must_use]
+    pub fn with_places(self, places: impl Fn(&Manifest) -> Vec<(String, PathBuf)> + Send + Sync + 'static) -> Self {
+        CompanionSource { places: Arc::new(places), ..self }
     }
 
     /// Nothing belongs to any.
@@ -64,7 +75,27 @@ impl CompanionSource {
 
     /// What belongs to the snapshot with this manifest.
     pub fn of(&self, manifest: &Manifest) -> ckptd_core::Result<Vec<Companion>> {
-        (self.0)(manifest)
+        (self.find)(manifest)
+    }
+
+    /// Fetches what this machine lacks for the snapshot with this manifest; returns where it is now.
+    pub async fn bring(&self, job: &RemoteJob, manifest: &Manifest) -> Result<Vec<PathBuf>> {
+        let places = (self.places)(manifest);
+        let mut brought = Vec::new();
+        if places.is_empty() {
+            return Ok(brought);
+        }
+        for blob in newest_blobs(job).await? {
+            let Some((_, path)) = places.iter().find(|(name, _)| *name == blob.name) else { continue };
+            if !path.exists() {
+                if let Some(folder) = path.parent() {
+                    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
+                }
+                fetch_companion(job, &blob, path, &NoProgress).await?;
+                brought.push(path.clone());
+            }
+        }
+        Ok(brought)
     }
 }
 
@@ -72,6 +103,17 @@ impl fmt::Debug for CompanionSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("CompanionSource")
     }
+}
+
+/// What the newest snapshot that counts needs besides itself.
+pub async fn newest_blobs(job: &RemoteJob) -> Result<Vec<BlobRecord>> {
+    let survey = Survey::of(job).await?;
+    for name in survey.in_order() {
+        if let Some(marker) = survey.marker(job, &name).await?.filter(|marker| marker.healthy) {
+            return Ok(marker.blobs);
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// Sends what is not there yet of `companions`, and reads it back.
@@ -96,6 +138,8 @@ pub async fn send_companions(
         };
         let hash = ContentHash::from(*hash.as_bytes());
         let object = JobObject::Blob(hash.clone());
+        // It was to be deleted, since no marker named it; one will again.
+        let was_condemned = unnamed::reprieve(job, &hash).await?;
         let is_there = job.storage().head(&object.name()).await?.is_some_and(|head| head.bytes == bytes);
         if !is_there {
             match &body {
@@ -108,7 +152,7 @@ pub async fn send_companions(
             }
         }
         let record = BlobRecord { name, hash, bytes };
-        if !is_there || !vouched.contains(&record.hash) {
+        if !is_there || was_condemned || !vouched.contains(&record.hash) {
             read_blob(job, &record, |_| Ok(())).await?;
         }
         records.push(record);
@@ -125,7 +169,7 @@ async fn vouched_for(job: &RemoteJob) -> Result<BTreeSet<ContentHash>> {
 }
 
 /// Hash and length of a file.
-fn hash_of(path: &Path) -> ckptd_core::Result<(blake3::Hash, u64)> {
+pub(super) fn hash_of(path: &Path) -> ckptd_core::Result<(blake3::Hash, u64)> {
     let mut file = fs::open_path(path)?;
     let (mut hasher, mut bytes, mut piece) = (blake3::Hasher::new(), 0, vec![0; PIECE_BYTES]);
     loop {
@@ -166,6 +210,17 @@ async fn read_blob(
         return damaged("is not what its name says");
     }
     Ok(())
+}
+
+/// Whether all of `blobs` are still there, as far as their lengths tell.
+pub async fn are_there(job: &RemoteJob, blobs: &[BlobRecord]) -> Result<bool> {
+    for blob in blobs {
+        let head = job.storage().head(&JobObject::Blob(blob.hash.clone()).name()).await?;
+        if head.is_none_or(|head| head.bytes != blob.bytes) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether the file at `path` is that of `blob`.

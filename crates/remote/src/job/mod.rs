@@ -1,11 +1,13 @@
 //! What a job keeps at a remote: markers and files, sent, checked, fetched and given up.
 //!
 //! Reading order: [`error`], [`place`] (the job's documents), [`survey`] (what is there), [`remote_file`] (a snapshot
-//! file there), [`send`], [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`leftovers`],
-//! [`probe`] (whether a store keeps its word), [`lease_io`] and [`owner`] (the lease, carried out), [`local`] (what
-//! the store on this machine is beside it), [`prepare`], [`replicator`] with `replica`, `replication` and `sent_once`
-//! (all of it in the background of a session).
+//! file there), [`send`], [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`unnamed`] (files
+//! that no marker names any longer), [`leftovers`], [`single`] (one file of the user's own), [`probe`] (whether a store
+//! keeps its word) and [`checkup`] (the rest of `ckptd remote check`), [`lease_io`] and [`owner`] (the lease, carried
+//! out), [`local`] (what the store on this machine is beside it), [`prepare`], [`replicator`] with `replica`,
+//! `replication` and `sent_once` (all of it in the background of a session).
 
+pub mod checkup;
 pub mod companions;
 pub mod error;
 pub mod fetch;
@@ -24,7 +26,9 @@ pub mod replicator;
 pub mod retention;
 pub mod send;
 mod sent_once;
+pub mod single;
 pub mod survey;
+pub mod unnamed;
 
 pub use error::{JobError, Result};
 pub use place::RemoteJob;

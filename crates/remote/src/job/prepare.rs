@@ -13,6 +13,7 @@ use ckptd_core::os::process::processors;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{Manifest, Store, StoreLock};
 
+use super::companions::CompanionSource;
 use super::error::{JobError, Result};
 use super::local::{LocalHistory, agree, place_of};
 use super::owner::Prepare;
@@ -80,6 +81,30 @@ pub struct Beginning<'a> {
     pub warned: &'a (dyn Fn(String) + Send + Sync),
     /// Hears what was fetched.
     pub told: &'a (dyn Fn(String) + Send + Sync),
+    /// What snapshots need besides.
+    pub companions: &'a CompanionSource,
+}
+
+impl Beginning<'_> {
+    /// Fetches what the newest snapshot here needs besides, where this machine lacks it.
+    async fn bring(&self, job: &RemoteJob) -> Result<()> {
+        let newest = self.store.entries()?.into_iter().find(|entry| entry.own && entry.healthy());
+        let Some(manifest) = newest.and_then(|entry| entry.manifest) else { return Ok(()) };
+        match self.companions.bring(job, &manifest).await {
+            Ok(brought) => {
+                brought.iter().for_each(|path| {
+                    (self.told)(format!("fetched {} from {}", path.display(), job.place()));
+                });
+                Ok(())
+            }
+            // The training may have its data elsewhere.
+            Err(error) if error.is_of_the_file() => {
+                (self.warned)(error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 #[async_trait]
@@ -93,6 +118,7 @@ impl Prepare for Beginning<'_> {
             let size = bytesize::ByteSize(bytes);
             (self.told)(format!("fetched step {step} from {}: {size}", job.place()));
         }
+        self.bring(job).await?;
         Ok((agreed.base, agreed.newest_epoch))
     }
 }

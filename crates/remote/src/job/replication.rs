@@ -116,7 +116,9 @@ impl<'a> Replication<'a> {
         let told = |line: String| {
             let _ = report(ReplicaNews::Told(line));
         };
-        let mut prepare = Beginning { store: &store, lock: &lock, warned: &warned, told: &told };
+        let companions = self.settings.companions.clone();
+        let mut prepare =
+            Beginning { store: &store, lock: &lock, warned: &warned, told: &told, companions: &companions };
         let mut told = |news: LeaseNews| {
             if let LeaseNews::Waiting(holder, ttl) = news {
                 let (place, ttl) = (holder.text(), ckptd_core::text::rough_duration(ttl));

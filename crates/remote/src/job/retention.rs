@@ -2,7 +2,7 @@
 //!
 //! In two phases: a marker is written to `trash/` and then taken away; at least an hour later its data goes, if no
 //! marker names it, and then the record. So there is never a marker without data, whatever is interrupted or lands
-//! late.
+//! late. What snapshots share goes likewise (`unnamed`).
 //!
 //! Invariant: the plan is that of the store on a disk ([`retain`]), made of whole lists only. Only what was checked
 //! whole counts as verified. Orphans go once a snapshot that counts is newer than all of them.
@@ -17,11 +17,12 @@ use ckptd_core::store::retain::{self, RetentionPolicy, SnapshotFacts};
 use super::error::Result;
 use super::place::RemoteJob;
 use super::survey::Survey;
+use super::unnamed;
 use crate::layout::{ContentHash, JobObject, MarkerName, Prefix};
 use crate::records::{Marker, TrashRecord};
 
 /// How long a write that was given up may take to land, with room.
-const TRASH_TIME: SignedDuration = SignedDuration::from_hours(1);
+pub(super) const TRASH_TIME: SignedDuration = SignedDuration::from_hours(1);
 
 /// What becomes of a snapshot at a remote.
 #[derive(Clone, Debug)]
@@ -146,7 +147,8 @@ pub async fn take_away(
     Ok(taken)
 }
 
-/// The second phase: data of markers that were taken away an hour ago. Returns how many bytes went.
+/// The second phase: data of markers that were taken away an hour ago; and both phases for files that no marker names
+/// any longer. Returns how many bytes went.
 pub async fn remove_data(job: &RemoteJob, now: Timestamp, may_write: impl Fn() -> bool) -> Result<u64> {
     let trashed: Vec<MarkerName> = objects(job, Prefix::Trash).await?;
     let mut removed = 0;
@@ -169,7 +171,7 @@ pub async fn remove_data(job: &RemoteJob, now: Timestamp, may_write: impl Fn() -
         }
         job.delete(&JobObject::Trash(name)).await?;
     }
-    Ok(removed)
+    Ok(removed + unnamed::clear(job, now, may_write).await?)
 }
 
 async fn objects(job: &RemoteJob, prefix: Prefix) -> Result<Vec<MarkerName>> {

@@ -4,7 +4,7 @@
 
 use ckptd_core::store::Manifest;
 
-use super::companions::send_companions;
+use super::companions::{are_there, send_companions};
 use super::error::Result;
 use super::place::RemoteJob;
 use super::replica::ReplicatorSettings;
@@ -40,7 +40,11 @@ impl SentOnce {
             self.job = true;
         }
         let data = manifest.train.settings.data_content().map(str::to_owned);
-        if self.companions.as_ref().is_some_and(|(of, _)| *of == data) {
+        if let Some((of, blobs)) = &self.companions
+            && *of == data
+            // Somebody may have removed them.
+            && are_there(job, blobs).await?
+        {
             return Ok(());
         }
         let blobs = match settings.companions.of(manifest) {

@@ -19,7 +19,8 @@ use crate::errors::{ErrorKind, ObjectError, Operation, Result};
 use crate::names::ObjectName;
 use crate::nonce::nonce;
 use crate::objects::{
-    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped, UploadId,
+    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped,
+    UploadId, end_of, version_of,
 };
 use crate::settings::RemoteSettings;
 
@@ -257,13 +258,7 @@ impl SftpStorage {
         parts: &[PartReceipt],
     ) -> Outcome<ObjectVersion> {
         let missing = || Trouble::Refused(ErrorKind::Refused, "a part is missing".into());
-        let mut end = 0;
-        for (index, part) in (0..).zip(parts) {
-            if part.index != index || part.tag != end.to_string() {
-                return Err(missing());
-            }
-            end += part.bytes;
-        }
+        let end = end_of(parts).ok_or_else(missing)?;
         let path = self.staging(upload_file(upload)?);
         let gone = || Trouble::Refused(ErrorKind::NoUpload, "there is no such upload".into());
         if session.size(&path).await?.ok_or_else(gone)? != end {
@@ -333,10 +328,6 @@ fn told(operation: Operation, failure: &Failure) -> (ErrorKind, String) {
     (kind, text)
 }
 
-fn version(body: &[u8]) -> ObjectVersion {
-    ObjectVersion(blake3::hash(body).to_hex()[..32].to_owned())
-}
-
 /// The name of an upload's file; one that is none cannot be there.
 fn upload_file(upload: &UploadId) -> Outcome<&str> {
     let nonce = upload.0.strip_prefix("upload-").filter(|nonce| nonce.bytes().all(|b| b.is_ascii_hexdigit()));
@@ -364,7 +355,7 @@ impl ObjectStorage for SftpStorage {
     async fn create(&self, name: &ObjectName, body: Bytes) -> Result<Created> {
         let call = self.begin(Operation::Create, Some(name), Line::Control).await?;
         let outcome = self.create_by(&call.session, name, &body).await;
-        Ok(if call.end(outcome).await? { Created::Created(version(&body)) } else { Created::AlreadyThere })
+        Ok(if call.end(outcome).await? { Created::Created(version_of(&body)) } else { Created::AlreadyThere })
     }
 
     async fn swap(&self, name: &ObjectName, _expected: &ObjectVersion, _body: Bytes) -> Result<Swapped> {
@@ -375,13 +366,13 @@ impl ObjectStorage for SftpStorage {
     async fn put(&self, name: &ObjectName, body: Bytes) -> Result<ObjectVersion> {
         let call = self.begin(Operation::Put, Some(name), Line::Control).await?;
         let outcome = self.put_by(&call.session, name, &body).await;
-        call.end(outcome).await.map(|()| version(&body))
+        call.end(outcome).await.map(|()| version_of(&body))
     }
 
     async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Option<Object>> {
         let call = self.begin(Operation::Get, Some(name), Line::Control).await?;
         let outcome = self.get_by(&call.session, name, max_bytes).await;
-        Ok(call.end(outcome).await?.map(|body| Object { version: version(&body), body }))
+        Ok(call.end(outcome).await?.map(|body| Object { version: version_of(&body), body }))
     }
 
     async fn read_range(&self, name: &ObjectName, range: Range<u64>) -> Result<RangeStream> {
@@ -454,9 +445,5 @@ impl ObjectStorage for SftpStorage {
         let call = self.begin(Operation::Sweep, None, Line::Control).await?;
         let outcome = self.sweep_by(&call.session, idle).await;
         call.end(outcome).await
-    }
-
-    async fn checks_digests(&self, _scratch: &ObjectName) -> Result<bool> {
-        Ok(false)
     }
 }

@@ -11,6 +11,6 @@ mod request;
 mod state;
 
 pub use objects::ObjectServer;
-pub use program::{Program, azurite, moto, sftp_server};
+pub use program::{Program, azurite, moto, sftp_server, ssh_in};
 pub use proxy::{Fault, FaultProxy, Rule};
 pub use state::Behaviour;

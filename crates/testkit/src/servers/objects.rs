@@ -110,6 +110,10 @@ impl Objects {
                 Ok(status(204))
             }
             ("GET" | "HEAD", None) if is_object => self.get(request),
+            ("GET", None) if request.query("lifecycle").is_some() => {
+                self.count("lifecycle");
+                self.state().behaviour.lifecycle.map(xml)
+            }
             ("GET", None) => Ok(self.list(request)),
             _ => Err((400, "InvalidRequest")),
         }

@@ -96,6 +96,17 @@ pub fn sftp_server() -> Option<PathBuf> {
     usual.or_else(|| found("sftp-server", "openssh/usr/lib/openssh/sftp-server", "apt-get install openssh-sftp-server"))
 }
 
+/// A PATH with an `ssh` in `folder` that reaches this machine whatever host is asked for; none without OpenSSH's server
+/// of files.
+pub fn ssh_in(folder: &Path) -> Option<String> {
+    let server = sftp_server()?;
+    let ssh = folder.join("ssh");
+    std::fs::write(&ssh, format!("#!/bin/sh\nexec {}\n", server.display())).expect("the folder can be written to");
+    let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&ssh, all).expect("the file is ours");
+    Some(format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default()))
+}
+
 /// Azurite with its files in `folder`; none where it is not installed.
 pub fn azurite(folder: &Path) -> Option<Program> {
     let script = "azurite/node_modules/azurite/dist/src/blob/main.js";

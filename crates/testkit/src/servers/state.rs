@@ -19,6 +19,8 @@ pub struct Behaviour {
     pub max_bytes: u64,
     /// Names in each answer to a list.
     pub page: usize,
+    /// The buckets' lifecycle rules, or why they are not shown.
+    pub lifecycle: Result<&'static str, Refusal>,
 }
 
 impl Default for Behaviour {
@@ -30,6 +32,7 @@ impl Default for Behaviour {
             checks_digests: true,
             max_bytes: u64::MAX,
             page: 1000,
+            lifecycle: Err((404, "NoSuchLifecycleConfiguration")),
         }
     }
 }
