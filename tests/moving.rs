@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use ckptd_core::store::{CommitOptions, SnapshotReader, SnapshotState, Store, StoreLock, commit};
 use ckptd_testkit::job::RunningAgent;
 use ckptd_testkit::python;
+use ckptd_testkit::servers::{ObjectServer, ssh_in};
 use ckptd_testkit::small;
 
 const MODEL: &str = "[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n";
@@ -92,6 +93,7 @@ fn a_machine_with_nothing_but_the_url_ends_a_training_in_the_same_bits() {
     }
     // Texts, job file and store are gone.
     drop(away);
+    the_job_file_alone_goes_on_from(&drive.path().join("job"));
     let second = Command::new(ckptd).args(["run", &url]).current_dir(other.path()).output().unwrap();
     done(second);
     let store = Store::open(&other.path().join("job/store")).unwrap();
@@ -103,6 +105,106 @@ fn a_machine_with_nothing_but_the_url_ends_a_training_in_the_same_bits() {
     let said = String::from_utf8_lossy(&again.stderr);
     assert!(said.contains("the training is finished"), "{said}");
     assert!(said.contains(&format!("step 12 is verified here and at {url}")), "{said}");
+}
+
+/// A machine that has the job file, without the texts that it names, trains on the tokens of a copy of `remote`.
+fn the_job_file_alone_goes_on_from(remote: &Path) {
+    let (copy, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let copied = Command::new("cp").arg("-r").arg(remote).arg(copy.path().join("job")).status().unwrap();
+    assert!(copied.success());
+    let job = write_job(there.path(), MODEL, "texts", "");
+    let url = format!("file://{}/job", copy.path().display());
+    let config = format!("{}[remote]\nurl = {url:?}\nlease = \"2s\"\n", std::fs::read_to_string(&job).unwrap());
+    std::fs::write(&job, config).unwrap();
+    assert_eq!(train(&job, &[]), home().root);
+    // Its snapshots are as good as the others' for the next machine.
+    let markers = std::fs::read_dir(copy.path().join("job/commits")).unwrap().map(|marker| marker.unwrap().path());
+    let newest = std::fs::read_to_string(markers.max().unwrap()).unwrap();
+    assert!(newest.contains("tokens.bin.json") && newest.contains("\"step\": 12"), "{newest}");
+}
+
+#[test]
+fn a_job_goes_by_a_remote_in_one_command_on_each_side() {
+    let home = home();
+    let (server, drive, tools) = (ObjectServer::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let endpoint = server.url();
+    let mut environment = vec![
+        ("AWS_ENDPOINT_URL".to_owned(), endpoint),
+        ("AWS_ACCESS_KEY_ID".into(), "AKIAPLANTEDKEYID".into()),
+        (PLANTED.0.into(), PLANTED.1.into()),
+    ];
+    let mut urls = vec!["s3://bucket/bundles/Gpt2_mini.tar.zst".into(), format!("file://{}/b.zip", text(drive.path()))];
+    if let Some(path) = ssh_in(tools.path()) {
+        environment.push(("PATH".into(), path));
+        urls.push(format!("sftp://me@host{}/b.tar.zst", text(drive.path())));
+    }
+    let ckptd = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ckptd"));
+        command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value))).output().unwrap()
+    };
+    let store = home.store();
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    for (at, url) in urls.iter().enumerate() {
+        let there = tempfile::tempdir().unwrap();
+        let format = if url.ends_with("zip") { "zip" } else { "tar.zst" };
+        let export = ["export", "--with-data", "--format", format, text(&store), "4", url];
+        let told = done(ckptd(&export));
+        assert!(told.contains(url) && told.contains("verified there"), "{told}");
+        // What is there is not replaced by chance.
+        let again = ckptd(&export);
+        assert!(said(&again).contains(&format!("{url} is there already; --force replaces it")), "{}", said(&again));
+        let job = there.path().join("job.toml");
+        let told = done(ckptd(&["import", "--from", url, text(&job)]));
+        assert!(told.contains(&format!("imported {url} as")) && told.contains("bit for bit"), "{told}");
+        assert!(!said(&again).contains(PLANTED.1) && !told.contains(PLANTED.1));
+        let here = there.path().join("checkpoints/job");
+        let left: Vec<PathBuf> = [&store, &here]
+            .iter()
+            .flat_map(|folder| {
+                std::fs::read_dir(folder.parent().unwrap()).unwrap().chain(std::fs::read_dir(folder).unwrap())
+            })
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| text(path).contains("scratch"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        if at == 0 {
+            // Neither texts nor the home machine's folder are needed.
+            let config = std::fs::read_to_string(&job).unwrap();
+            assert!(!config.contains(text(home.folder.path())), "{config}");
+            assert_eq!(train(&job, &[]), home.root);
+        }
+    }
+    // Nothing half is left at the store, and what is no bundle is neither replaced nor fetched whole.
+    assert_eq!(server.state().open_uploads(), 0);
+    assert_eq!(server.state().paths(), ["bucket/bundles/Gpt2_mini.tar.zst"]);
+    std::fs::write(drive.path().join("notes.zip"), "no bundle").unwrap();
+    let notes = format!("file://{}/notes.zip", text(drive.path()));
+    for arguments in [
+        &["export", "--force", "--format", "zip", text(&store), "4", &notes][..],
+        &["import", "--from", &notes, text(&drive.path().join("new.toml"))],
+        &["import", "--from", "s3://bucket/bundles/none.zip", text(&drive.path().join("new.toml"))],
+        &["export", "--format", "hf", text(&store), "4", "s3://bucket/bundles/folder"],
+    ] {
+        let refused = ckptd(arguments);
+        let url = arguments.iter().find(|argument| argument.contains("://")).unwrap();
+        assert!(!refused.status.success() && said(&refused).contains(url), "{}", said(&refused));
+    }
+    assert_eq!(std::fs::read_to_string(drive.path().join("notes.zip")).unwrap(), "no bundle");
+    assert!(!drive.path().join("new.toml").exists());
+    a_bundle_that_is_damaged_at_the_remote_is_not_imported(&server, &urls[0], &ckptd);
+}
+
+fn a_bundle_that_is_damaged_at_the_remote_is_not_imported(
+    server: &ObjectServer,
+    url: &str,
+    ckptd: &dyn Fn(&[&str]) -> Output,
+) {
+    let there = tempfile::tempdir().unwrap();
+    server.state().flip("bucket/bundles/Gpt2_mini.tar.zst", 1 << 20);
+    let refused = ckptd(&["import", "--from", url, text(&there.path().join("job.toml"))]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains(url), "{said}");
+    assert!(!there.path().join("checkpoints/job").exists() && !there.path().join("job.toml").exists());
 }
 
 fn run(program: &str, arguments: &[&str]) -> Output {

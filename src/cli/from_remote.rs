@@ -16,10 +16,10 @@ use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::publish::{Existing, publish};
 use ckptd_interop::names::{JOB, TOKENS, TOKENS_ORIGIN};
-use ckptd_remote::job::companions::{fetch_companion, is_whole};
-use ckptd_remote::job::{self, RemoteJob, Survey};
+use ckptd_remote::job::companions::{fetch_companion, is_whole, newest_blobs};
+use ckptd_remote::job::{self, RemoteJob};
 use ckptd_remote::layout::JobObject;
-use ckptd_remote::records::{BlobRecord, JobRecord};
+use ckptd_remote::records::JobRecord;
 
 /// Sections of which every key but these is a plain value.
 const PLAIN: [(&str, &[&str]); 9] = [
@@ -93,7 +93,8 @@ async fn make(job: &RemoteJob, asked: FromRemote<'_>, folder: &Path, console: &C
         ))
         .into());
     };
-    let blobs = newest_blobs(job).await?;
+    let mut blobs = newest_blobs(job).await?;
+    blobs.retain(|blob| [TOKENS, TOKENS_ORIGIN].contains(&blob.name.as_str()));
     let mut told = refused(&record.config, asked.allow_commands).map_or_else(Vec::new, |told| vec![told]);
     let source = job.path_of(&JobObject::Job);
     let config = safe_config(&record, asked, &source)?;
@@ -122,18 +123,6 @@ async fn make(job: &RemoteJob, asked: FromRemote<'_>, folder: &Path, console: &C
     write_new(&folder.join(JOB), &text)?;
     told.push(format!("the job of {place} is in {} now", folder.display()));
     Ok(told)
-}
-
-/// What the newest snapshot needs besides itself, by names that are known.
-async fn newest_blobs(job: &RemoteJob) -> job::Result<Vec<BlobRecord>> {
-    let survey = Survey::of(job).await?;
-    for name in survey.in_order() {
-        if let Some(marker) = survey.marker(job, &name).await?.filter(|marker| marker.healthy) {
-            let is_known = |blob: &BlobRecord| [TOKENS, TOKENS_ORIGIN].contains(&blob.name.as_str());
-            return Ok(marker.blobs.into_iter().filter(is_known).collect());
-        }
-    }
-    Ok(Vec::new())
 }
 
 /// What of the job file would be run, in words; none where there is nothing of the kind.

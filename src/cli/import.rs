@@ -8,18 +8,24 @@ use serde::Serialize;
 use super::adapter_merge::MergedAdapter;
 use super::console::Console;
 use super::imported_job::ImportedJob;
+use super::remote_bundle::BundleUrl;
 use super::{exit_code, init, output};
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::store::SnapshotReader;
+use ckptd_core::store::{Manifest, SnapshotReader, layout};
+use ckptd_core::token_cache::{TokenCache, TokenOrigin};
 use ckptd_interop::import::{self, FreshOptimizer, ImportOptions, ImportReport};
+use ckptd_interop::names;
+
+/// `[model] from` of a model that came from a remote.
+const NO_MODEL: &str = "model";
 
 /// Make a new store of a model folder, a Trainer checkpoint, a .pt or safetensors file, a bundle, or an adapter of
 /// PEFT; with a job file beside it that goes on, where none is there.
 #[derive(clap::Args)]
 pub(super) struct ImportArgs {
-    /// What to import.
-    #[arg(long, value_name = "PATH")]
+    /// What to import. A bundle may come from a remote: s3://bucket/folder/name, or gs, az, sftp and file.
+    #[arg(long, value_name = "PATH|URL")]
     from: PathBuf,
     /// The new store's folder, or the job file that names it (a name that ends in .toml and is not there: one to
     /// write).
@@ -78,6 +84,9 @@ pub(super) fn execute(args: &ImportArgs) -> Result<u8> {
         cancel: console.cancelled(),
         ..ImportOptions::default()
     };
+    if let Some(url) = BundleUrl::of(&args.from)? {
+        return from_remote(args, &place, (&url, &options), console);
+    }
     let merged = MergedAdapter::of(&args.from, args.base.as_deref(), &place.store, &console)?;
     let imported = match &merged {
         None => import::import(&args.from, &place.store, &options, &console)?,
@@ -92,13 +101,61 @@ pub(super) fn execute(args: &ImportArgs) -> Result<u8> {
     drop(console);
     // The merged model is gone by the time that the job runs.
     let model = merged.as_ref().map_or(&imported.from, |merged| &merged.base);
-    let job = place.write_job(args, &imported, model)?;
+    // What was imported may be one of the folders in the source.
+    let model = if model.is_dir() { model } else { &args.from };
+    let source = JobSource { told: &model.to_string_lossy(), model, tokens: None };
+    let job = place.write_job(args, &imported, source)?;
+    told(args, &imported, job)
+}
+
+fn told(args: &ImportArgs, imported: &ImportReport, job: Option<PathBuf>) -> Result<u8> {
     if args.json {
-        output::json(&ImportedWithJob { imported: &imported, job })?;
+        output::json(&ImportedWithJob { imported, job })?;
         return Ok(exit_code::DONE);
     }
-    output::text(&describe(args, &imported, job.as_deref()))?;
+    output::text(&describe(args, imported, job.as_deref()))?;
     Ok(exit_code::DONE)
+}
+
+/// Imports the bundle at `url`; data that it holds goes to the store's cache, where the job finds it.
+fn from_remote(
+    args: &ImportArgs,
+    place: &ImportPlace,
+    (url, options): (&BundleUrl, &ImportOptions),
+    console: Console,
+) -> Result<u8> {
+    if args.base.is_some() {
+        return Err(Error::Config(format!("--base: {} is a bundle, and no adapter of PEFT", url.url)));
+    }
+    let fetched = url.fetch(&place.store, &console)?;
+    let imported = import::import(&fetched.folder, &place.store, options, &console);
+    let mut imported = imported.map_err(|error| fetched.about(error))?;
+    imported.notes.splice(0..0, fetched.notes.iter().cloned());
+    imported.from = PathBuf::from(&url.url);
+    let snapshot = SnapshotReader::open(&imported.path)?;
+    let tokens = keep_tokens(&fetched.folder, &place.store, snapshot.manifest())?;
+    drop(console);
+    // A session resumes from the snapshot alone; the model's folder need not be there.
+    let model = place.job.with_file_name(NO_MODEL);
+    let source = JobSource { told: &url.url, model: &model, tokens: tokens.as_deref() };
+    let job = place.write_job(args, &imported, source)?;
+    told(args, &imported, job)
+}
+
+/// Moves the tokens of an unpacked bundle to the cache of `store`; none where it has none.
+fn keep_tokens(folder: &Path, store: &Path, manifest: &Manifest) -> Result<Option<PathBuf>> {
+    let from = folder.join(names::TOKENS);
+    let content = manifest.train.settings.data_content().filter(|content| TokenCache::is_name(content));
+    let (Some(content), true) = (content, from.is_file()) else { return Ok(None) };
+    let cache = TokenCache::new(&store.join(layout::CACHE));
+    let to = cache.tokens(content);
+    std::fs::create_dir_all(cache.folder()).map_err(|e| Error::io("creating", cache.folder(), e))?;
+    for (from, to) in [(TokenOrigin::path(&from), TokenOrigin::path(&to)), (from, to.clone())] {
+        if from.is_file() {
+            std::fs::rename(&from, &to).map_err(|e| Error::io("moving the data to", &to, e))?;
+        }
+    }
+    Ok(Some(to))
 }
 
 /// Where an import goes.
@@ -109,6 +166,16 @@ struct ImportPlace {
     writes_job: bool,
     /// The store is not the one that the job file has by itself.
     names_store: bool,
+}
+
+/// What a job file that goes on names.
+#[derive(Clone, Copy)]
+struct JobSource<'a> {
+    /// For people.
+    told: &'a str,
+    model: &'a Path,
+    /// The tokens that came with it, where they are not in the model's folder.
+    tokens: Option<&'a Path>,
 }
 
 /// An import's document, with the job file that goes on from it.
@@ -135,20 +202,18 @@ impl ImportPlace {
         Ok(ImportPlace { store: target.to_owned(), job: job.into(), writes_job: true, names_store: true })
     }
 
-    /// The job file that goes on from `imported`, a state of `model`, written where it is not there yet; `None`: the
+    /// The job file that goes on from `imported`, a state of `source`, written where it is not there yet; `None`: the
     /// snapshot does not say what a job needs, or a job of another store has that name.
-    fn write_job(&self, args: &ImportArgs, imported: &ImportReport, model: &Path) -> Result<Option<PathBuf>> {
+    fn write_job(&self, args: &ImportArgs, imported: &ImportReport, source: JobSource<'_>) -> Result<Option<PathBuf>> {
         if !self.writes_job {
             return Ok(Some(self.job.clone()));
         }
         if self.job.exists() {
             return Ok(None);
         }
-        // What was imported may be one of the folders in the source.
-        let folder = model.is_dir().then_some(model);
         let store = self.store.file_name().filter(|_| self.names_store);
-        let from = folder.unwrap_or(&args.from);
-        let job = ImportedJob { file: &self.job, store, from, texts: &args.text };
+        let JobSource { told, model: from, tokens } = source;
+        let job = ImportedJob { file: &self.job, store, told, from, tokens, texts: &args.text };
         let Some(text) = job.text(&SnapshotReader::open(&imported.path)?)? else { return Ok(None) };
         init::write_new(&self.job, &text)?;
         Ok(Some(self.job.clone()))

@@ -28,8 +28,12 @@ pub(super) struct ImportedJob<'a> {
     pub file: &'a Path,
     /// The name of its store, which lies beside it; `None`: the usual one.
     pub store: Option<&'a OsStr>,
+    /// What was imported, for people.
+    pub told: &'a str,
     /// Where the model came from.
     pub from: &'a Path,
+    /// Tokens to train on, where they are not beside the model.
+    pub tokens: Option<&'a Path>,
     /// Texts to train on, as the command line has them.
     pub texts: &'a [String],
 }
@@ -52,7 +56,7 @@ impl ImportedJob<'_> {
         Ok(Some(format!(
             "# To go on from step {step} of {}: ckptd run {}\n# `ckptd init` without --from writes every key with its \
              default.\n\n{}[model]\nfrom = {:?}\n\n[data]\n{}\n[train]\n{}\n",
-            self.from.display(),
+            self.told,
             self.file.display(),
             self.job_section(&manifest.train.settings),
             seen_from(self.file, &self.from.to_string_lossy())?,
@@ -75,7 +79,7 @@ impl ImportedJob<'_> {
     }
 
     fn data_lines(&self, settings: &TrainSettings, has_tokenizer: bool) -> Result<String> {
-        let packed = self.from.join(names::TOKENS);
+        let packed = self.tokens.map_or_else(|| self.from.join(names::TOKENS), Path::to_path_buf);
         let mut lines = match self.texts {
             [] if packed.is_file() => format!("tokens = {:?}\n", seen_from(self.file, &packed.to_string_lossy())?),
             [] => TEXT_IS_UNKNOWN.to_owned(),

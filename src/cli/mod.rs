@@ -30,6 +30,7 @@ mod pin;
 mod prune;
 mod push;
 mod remote;
+mod remote_bundle;
 mod remote_job;
 mod remote_list;
 mod run;

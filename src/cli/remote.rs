@@ -39,9 +39,14 @@ pub(super) fn with_job<T, F: Future<Output = job::Result<T>>>(
     url: &str,
     work: impl FnOnce(RemoteJob) -> F,
 ) -> Result<T> {
+    waited_for(async { work(open(url.to_owned()).await?).await })
+}
+
+/// What `work` comes to.
+pub(super) fn waited_for<T>(work: impl Future<Output = job::Result<T>>) -> Result<T> {
     let starting = |e| Error::Other(format!("starting the event loop: {e}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting)?;
-    let outcome = runtime.block_on(async { work(open(url.to_owned()).await?).await });
+    let outcome = runtime.block_on(work);
     runtime.shutdown_background();
     Ok(outcome?)
 }

@@ -1,7 +1,6 @@
 //! `ckptd remote check` and `ckptd remote adopt`
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::Serialize;
 
@@ -10,17 +9,14 @@ use super::remote::{RemoteTarget, own, with_job};
 use super::{exit_code, output};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
-use ckptd_core::text::rough_duration;
+use ckptd_remote::job::checkup::{CheckupRow, checkup};
 use ckptd_remote::job::owner::Prepare;
-use ckptd_remote::job::probe::{ProbeOutcome, ProbeRow, cannot_fence, probe};
+use ckptd_remote::job::probe::{ProbeOutcome, cannot_fence};
 use ckptd_remote::job::remote_file::RemoteFile;
 use ckptd_remote::job::{self, JobError, RemoteJob, Survey};
 use ckptd_remote::layout::{ContentHash, JobObject, Prefix};
 use ckptd_remote::protocol::LeaseNews;
 use ckptd_remote::records::{Checked, Marker, VERSION};
-
-/// S3 refuses requests whose time is 15 minutes off.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
 
 /// What concerns a remote as such.
 #[derive(clap::Args)]
@@ -35,7 +31,8 @@ enum RemoteCommand {
     Adopt(AdoptArgs),
 }
 
-/// Try what ckptd needs of a remote: permissions, conditions, lists, ranges, the clock; and how long an answer takes.
+/// Try what ckptd needs of a remote: permissions, conditions, uploads in parts, digests, the rule for parts that nobody
+/// completes, the clock, and how long an answer takes.
 #[derive(clap::Args)]
 struct CheckArgs {
     /// The job's own place at the remote, or a job file with a [remote] url.
@@ -67,45 +64,40 @@ pub(super) fn execute(args: &RemoteArgs) -> Result<u8> {
 struct CheckRow {
     what: &'static str,
     ok: bool,
-    /// Milliseconds.
-    took: f64,
+    /// Milliseconds; none where the time says nothing.
+    took: Option<f64>,
     problem: Option<String>,
+    /// What was found, or what to do, where it works all the same.
+    note: Option<String>,
 }
 
 fn check(args: &CheckArgs) -> Result<u8> {
     let target = RemoteTarget::of(&args.remote)?;
     let rows = with_job(&target.url, async |job| {
-        let rows = probe(&job).await?;
-        Ok(rows.into_iter().map(|tried| row(&job, tried)).chain(clock_row(&job)).collect::<Vec<_>>())
+        let rows = checkup(&job).await?;
+        Ok(rows.into_iter().map(|tried| row(&job, tried)).collect::<Vec<_>>())
     })?;
     output::show(args.json, &rows, |rows| {
         let cell = |row: &CheckRow| {
             let verdict = if row.ok { "ok".to_owned() } else { "fails".to_owned() };
-            vec![row.what.to_owned(), verdict, format!("{:.0} ms", row.took), row.problem.clone().unwrap_or_default()]
+            let took = row.took.map(|took| format!("{took:.0} ms")).unwrap_or_default();
+            let said = row.problem.as_ref().or(row.note.as_ref()).cloned().unwrap_or_default();
+            vec![row.what.to_owned(), verdict, took, said]
         };
-        output::table(&["WHAT", "", "TOOK", "PROBLEM"], &rows.iter().map(cell).collect::<Vec<_>>())
+        output::table(&["WHAT", "", "TOOK", "FOUND"], &rows.iter().map(cell).collect::<Vec<_>>())
     })?;
     Ok(if rows.iter().all(|row| row.ok) { exit_code::DONE } else { exit_code::CHECK_FAILED })
 }
 
 /// What was tried, as a row.
-fn row(job: &RemoteJob, row: ProbeRow) -> CheckRow {
+fn row(job: &RemoteJob, row: CheckupRow) -> CheckRow {
     let problem = match row.outcome {
         ProbeOutcome::Works => None,
         ProbeOutcome::Ignored => Some(cannot_fence(job.place())),
         ProbeOutcome::Failed(error) => Some(error.to_string()),
     };
-    let took = (row.took.as_secs_f64() * 1e4).round() / 10.0;
-    CheckRow { what: row.what, ok: problem.is_none(), took, problem }
-}
-
-/// That this machine's clock is too far off for stores that sign requests.
-fn clock_row(job: &RemoteJob) -> Option<CheckRow> {
-    let seconds = job.storage().clock_offset_s()?;
-    let (off, is) = (Duration::from_secs(seconds.unsigned_abs()), if seconds > 0 { "ahead of" } else { "behind" });
-    let problem = (off >= CLOCK_TOLERANCE)
-        .then(|| format!("this machine's clock is {} {is} the store's; set it (timedatectl)", rough_duration(off)));
-    Some(CheckRow { what: "clock", ok: problem.is_none(), took: 0.0, problem })
+    let took = row.took.map(|took| (took.as_secs_f64() * 1e4).round() / 10.0);
+    CheckRow { what: row.what, ok: problem.is_none(), took, problem, note: row.note }
 }
 
 #[derive(Serialize)]

@@ -12,6 +12,7 @@ mod live;
 mod metadata;
 mod orders;
 mod remote;
+mod remote_check;
 mod restart;
 mod service;
 mod sources;

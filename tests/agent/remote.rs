@@ -1,9 +1,8 @@
 //! Snapshots outlive the machine: a job whose folder is gone goes on from its remote to the same root.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ckptd_testkit::servers::{Fault, FaultProxy, ObjectServer, Rule};
+use ckptd_testkit::servers::{Fault, FaultProxy, ObjectServer, Rule, ssh_in};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -96,21 +95,11 @@ fn a_store_that_is_deleted_after_a_kill_comes_back_and_ends_in_the_undisturbed_r
     }
 }
 
-/// A PATH with an `ssh` in `folder` that reaches this machine whatever host is asked for; none without OpenSSH's server
-/// of files.
-fn ssh_in(folder: &Path) -> Option<String> {
-    let server = ckptd_testkit::servers::sftp_server()?;
-    let ssh = folder.join("ssh");
-    std::fs::write(&ssh, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
-    std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
-    Some(format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default()))
-}
-
 /// What nothing may show.
 const SECRET: &str = "planted/secret/of/s3";
 
 /// The variables by which an S3 of one's own is reached.
-fn s3_environment(endpoint: &str) -> [(&str, &str); 3] {
+pub fn s3_environment(endpoint: &str) -> [(&str, &str); 3] {
     [("AWS_ENDPOINT_URL", endpoint), ("AWS_ACCESS_KEY_ID", "AKIAPLANTEDKEYID"), ("AWS_SECRET_ACCESS_KEY", SECRET)]
 }
 
