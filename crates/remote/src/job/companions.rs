@@ -141,23 +141,34 @@ pub async fn send_companions(
         // It was to be deleted, since no marker named it; one will again.
         let was_condemned = unnamed::reprieve(job, &hash).await?;
         let is_there = job.storage().head(&object.name()).await?.is_some_and(|head| head.bytes == bytes);
-        if !is_there {
-            match &body {
-                CompanionBody::File(path) => send_file(job, path, &object, &hash, bytes, options).await?,
-                CompanionBody::Text(text) => {
-                    let body = bytes::Bytes::from(text.clone());
-                    let put = || async { Ok(job.storage().put(&object.name(), body.clone()).await.map(drop)?) };
-                    again(put).await?;
-                }
-            }
-        }
         let record = BlobRecord { name, hash, bytes };
+        if !is_there {
+            send_body(job, &body, &record, options).await?;
+        }
         if !is_there || was_condemned || !vouched.contains(&record.hash) {
-            read_blob(job, &record, |_| Ok(())).await?;
+            match read_blob(job, &record, |_| Ok(())).await {
+                // Damaged on the way, or since: it is replaced.
+                Err(error) if error.is_of_the_file() => {
+                    send_body(job, &body, &record, options).await?;
+                    read_blob(job, &record, |_| Ok(())).await?;
+                }
+                outcome => outcome?,
+            }
         }
         records.push(record);
     }
     Ok(records)
+}
+
+async fn send_body(job: &RemoteJob, body: &CompanionBody, blob: &BlobRecord, options: &SendOptions<'_>) -> Result<()> {
+    let object = JobObject::Blob(blob.hash.clone());
+    match body {
+        CompanionBody::File(path) => send_file(job, path, &object, &blob.hash, blob.bytes, options).await,
+        CompanionBody::Text(text) => {
+            let body = bytes::Bytes::from(text.clone());
+            again(|| async { Ok(job.storage().put(&object.name(), body.clone()).await.map(drop)?) }).await
+        }
+    }
 }
 
 /// Files that the newest marker names: whoever wrote it had read them back.

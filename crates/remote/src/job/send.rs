@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is called verified was read back whole, or the store has confirmed a digest of every part, of a
 //! store that was seen to refuse a wrong one. A file that is there already is not sent again, and is checked all the
-//! same.
+//! same; one that is damaged there is replaced.
 
 use std::fs::File;
 use std::path::Path;
@@ -115,7 +115,14 @@ pub async fn send(job: &RemoteJob, path: &Path, options: &SendOptions<'_>) -> Re
         confirmed = confirms_digests(job, &hash, options.depth).await;
         send_file(job, path, &object, &hash, bytes, options).await?;
     }
-    check(job, &hash, if confirmed { Some(Checked::Digests) } else { None }, options.depth).await
+    match check(job, &hash, if confirmed { Some(Checked::Digests) } else { None }, options.depth).await {
+        // A bit flipped on the way, or it rotted there: its length alone says that it is there, so it is replaced.
+        Err(error) if error.is_of_the_file() => {
+            send_file(job, path, &object, &hash, bytes, options).await?;
+            check(job, &hash, None, options.depth).await
+        }
+        outcome => outcome,
+    }
 }
 
 /// Whether the store refuses parts with a wrong digest, so that what it took need not be read back.
