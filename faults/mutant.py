@@ -10,7 +10,6 @@ import mutations
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOME = ROOT / "target/faults"
-CORE = "crates/core/src"
 SWITCH = '''
 /// Whether CKPTD_MUTATION names this bug.
 pub fn mutated(name: &str) -> bool {
@@ -29,13 +28,15 @@ def build_mutant() -> pathlib.Path:
     for mutation in mutations.MUTATIONS:
         switch = f'crate::mutated("{mutation.name}")'
         for file, old, new in mutation.changes:
-            path = f"{CORE}/{file}"
+            path = f"crates/{mutation.crate}/src/{file}"
             text = texts[path].decode()
             if text.count(old) != 1:
                 raise SystemExit(f"faults: the bug {mutation.name!r} no longer fits {path}: {old!r} is there "
                                  f"{text.count(old)} times; see faults/mutations.py")
             texts[path] = text.replace(old, re.sub(r"\bON\b", lambda _: switch, new)).encode()
-    texts[f"{CORE}/lib.rs"] = ("#![allow(warnings)]\n" + texts[f"{CORE}/lib.rs"].decode() + SWITCH).encode()
+    for crate in {mutation.crate for mutation in mutations.MUTATIONS}:
+        lib = f"crates/{crate}/src/lib.rs"
+        texts[lib] = ("#![allow(warnings)]\n" + texts[lib].decode() + SWITCH).encode()
     return build("ckptd-mutant", write_copy(texts), "mutant")
 
 

@@ -1,4 +1,4 @@
-"""Bugs that the campaign must catch, as changes of the store's text.
+"""Bugs that the campaign must catch, as changes of the text of the store and of its replication.
 
 Each is put into a copy of the sources, where `ON` becomes the question whether CKPTD_MUTATION names it; nothing of them
 is in what is shipped. A text that is not found exactly once is an error: the code went on, and so must the bug."""
@@ -10,11 +10,15 @@ class Mutation(NamedTuple):
     name: str
     # Sub-commands of the exerciser that are tried until one catches it.
     parts: tuple[str, ...]
-    # (file in crates/core/src, what is there, what is there instead)
+    # (file in the crate's src, what is there, what is there instead)
     changes: tuple[tuple[str, str, str], ...]
+    # Folder in crates/.
+    crate: str = "core"
 
 
 CRASH, SWEEP, DAMAGE, RACE = ("crash-states",), ("sweep",), ("damage",), ("contenders",)
+KILLS, ERRORS, LATE, PARTS = ("replica-kills",), ("replica-errors",), ("replica-late",), ("replica-parts",)
+ROT, TRASH, SCHEDULES = ("replica-rot",), ("replica-trash",), ("replica-schedules",)
 
 
 def without(statement: str) -> tuple[str, str]:
@@ -34,6 +38,19 @@ WRITE = "faults::write(path.into(), at, &buffer[done..], write)"
 NO_PROGRESS = 'return Err(Error::io("writing", path, std::io::ErrorKind::WriteZero.into()))'
 MODIFIED = "self.modified_ns == stamp.modified_ns()"
 CHANGED = "self.changed_ns == stamp.changed_ns()"
+SEND = "let checked = send(&job, &path, &options).await?;"
+EARLY_MARKER = ("let early = (epoch, nonce.clone(), crate::records::Checked::Whole); "
+                "let early = marker(&manifest, ContentHash::from(hash), &path, early)?; "
+                "job.create(&crate::layout::JobObject::Commit(early.name()), &early).await?;")
+MAKE_ROOM = ("let survey = Survey::of(&job).await?; "
+             "for (name, old) in retention::read_markers(&job, &survey, &BTreeMap::new()).await? { "
+             "job.delete(&crate::layout::JobObject::Commit(name)).await?; "
+             "job.delete(&crate::layout::JobObject::Data(old.file_hash)).await?; }")
+TAKE_MARKER = "job.delete(&JobObject::Commit(name)).await?;"
+COUNT = "counter: 0,\n            base,"
+NEXT_COUNT = "let counter = own.record.counter.saturating_add(1);"
+CLOCK = "u64::try_from(now.as_millis()).unwrap_or(0)"
+EXPIRED = "asked >= since + ttl"
 
 MUTATIONS = [
     Mutation("the file is not synced", CRASH, (("store/commit.rs", *without(SYNC_FILE)),)),
@@ -90,4 +107,48 @@ MUTATIONS = [
     Mutation("the lock is let go at once", RACE, (
         ("store/lock.rs", "        lock.write(&lock.holder);\n        Ok(StoreLock",
          "lock.write(&lock.holder);\nif ON { drop(rustix::fs::flock(&lock.file, rustix::fs::FlockOperation::Unlock)); }\nOk(StoreLock"),)),
+    Mutation("the marker is written before the data", KILLS, (
+        ("job/replication.rs", SEND, f"if ON {{ {EARLY_MARKER} }} {SEND}"),), "remote"),
+    Mutation("the snapshot before is deleted before its successor is there", KILLS, (
+        ("job/replication.rs", SEND, f"if ON {{ {MAKE_ROOM} }} {SEND}"),), "remote"),
+    Mutation("retention takes the data before the marker", KILLS, (
+        ("job/retention.rs", TAKE_MARKER,
+         f"if ON {{ job.delete(&JobObject::Data(marker.file_hash.clone())).await?; }} {TAKE_MARKER}"),), "remote"),
+    Mutation("retention removes data with its marker, not an hour later", KILLS, (
+        ("job/retention.rs", "age < TRASH_TIME ||", "!ON && age < TRASH_TIME ||"),), "remote"),
+    Mutation("retention goes by a list that broke off", TRASH, (
+        ("job/retention.rs", *instead("job.list(prefix).await?", "job.list(prefix).await.unwrap_or_default()")),), "remote"),
+    Mutation("an empty list stands for one that broke off", ERRORS, (
+        ("job/place.rs", 'let listed = self.storage.list(&format!("{}/", prefix.name())).await?;',
+         'let listed = self.storage.list(&format!("{}/", prefix.name())).await; '
+         "let listed = if ON { listed.unwrap_or_default() } else { listed? };"),), "remote"),
+    Mutation("retention counts what was only sampled", ROT, (
+        ("job/retention.rs", "verified: marker.checked.is_verified(),", "verified: ON || marker.checked.is_verified(),"),), "remote"),
+    Mutation("a sampled check is called a whole one", ROT, (
+        ("job/send.rs", *instead("Ok(Checked::Sampled)", "Ok(Checked::Whole)")),), "remote"),
+    Mutation("what was sent is not read back", ERRORS, (
+        ("job/send.rs", *without("file.read(|_| true, |_, _| Ok(())).await?;")),), "remote"),
+    Mutation("a damaged snapshot at the remote ends the resume", ROT, (
+        ("job/fetch.rs", "Err(error) if error.is_of_the_file() => {", "Err(error) if !ON && error.is_of_the_file() => {"),), "remote"),
+    Mutation("an answer that it is there already is believed", ERRORS, (
+        ("job/owner.rs", "Ok(Created::AlreadyThere) => WriteOutcome::Refused,",
+         "Ok(Created::AlreadyThere) if ON => WriteOutcome::Done(()),\nOk(Created::AlreadyThere) => WriteOutcome::Refused,"),), "remote"),
+    Mutation("an error is believed", ERRORS, (
+        ("protocol/markers.rs", "WriteOutcome::Refused | WriteOutcome::Unknown => actions.push(LeaseAction::ReadMarker(marker)),",
+         "WriteOutcome::Unknown if ON => { self.committing = None; "
+         "actions.push(LeaseAction::Tell(LeaseNews::NotCommitted(marker))); }\n"
+         "WriteOutcome::Refused | WriteOutcome::Unknown => actions.push(LeaseAction::ReadMarker(marker)),"),), "remote"),
+    Mutation("the lease is judged by the owner's clock", SCHEDULES, (
+        ("protocol/machine.rs", COUNT, COUNT.replace("0,", f"if ON {{ {CLOCK} }} else {{ 0 }},", 1)),
+        ("protocol/machine.rs", NEXT_COUNT, NEXT_COUNT + f" let counter = if ON {{ {CLOCK} }} else {{ counter }};"),
+        ("protocol/machine.rs", *instead(EXPIRED, "now >= Duration::from_millis(seen.record.counter) + ttl"))), "remote"),
+    Mutation("the epoch stays where the job is taken over", SCHEDULES, (
+        ("protocol/machine.rs", *instead("self.newest_epoch.saturating_add(1)", "self.newest_epoch.max(1)")),), "remote"),
+    Mutation("the late write of a machine that lost the job is chosen", LATE, (
+        ("fence.rs", "find(|(_, base)| **base < seq)", "find(|(_, base)| !ON && **base < seq)"),), "remote"),
+    Mutation("parts of another file are gone on with", PARTS, (
+        ("job/send.rs", "kept.file_hash == *hash", "(ON || kept.file_hash == *hash)"),), "remote"),
+    Mutation("the marker names other bytes than those that were sent", KILLS, (
+        ("job/prepare.rs", "        file_hash,\n        bytes,",
+         "        file_hash: if ON { ContentHash::from([7; 32]) } else { file_hash },\n        bytes,"),), "remote"),
 ]

@@ -77,8 +77,16 @@ impl Drop for CampaignScratch {
 
 /// Does `work` for every number below `count` on all processors.
 pub fn each(count: u64, work: impl Fn(u64) + Sync) {
+    each_on(processors(), count, work);
+}
+
+/// The same for work that mostly waits.
+pub fn each_waiting(count: u64, work: impl Fn(u64) + Sync) {
+    each_on(8 * processors(), count, work);
+}
+
+fn each_on(threads: usize, count: u64, work: impl Fn(u64) + Sync) {
     let next = AtomicU64::new(0);
-    let threads = processors();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -101,4 +109,8 @@ pub fn guarded(work: impl FnOnce() -> Vec<String>) -> Vec<String> {
 
 pub fn add(row: &Mutex<FaultRow>, what: impl FnOnce() -> String, broken: Vec<String>) {
     row.lock().unwrap_or_else(|e| e.into_inner()).point(what, broken);
+}
+
+pub fn violated(row: &Mutex<FaultRow>) -> bool {
+    row.lock().unwrap_or_else(|e| e.into_inner()).violations > 0
 }

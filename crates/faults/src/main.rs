@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`states`] (what is saved), [`drive`] (what is done), [`announce`] (what it says), [`promises`] (what
 //! must hold), [`judge`] (whether it does), [`hooks`] (what goes wrong), then the parts: [`sweep`], [`crash`] on
-//! [`disk`], [`damage`], [`contend`].
+//! [`disk`], [`damage`], [`contend`]; and [`replica`], the same for snapshots at a remote.
 
 mod announce;
 mod campaign;
@@ -17,6 +17,7 @@ mod judge;
 mod power_loss;
 mod prepare;
 mod promises;
+mod replica;
 mod states;
 mod sweep;
 
@@ -115,6 +116,46 @@ enum FaultsCommand {
         #[command(flatten)]
         common: CommonArgs,
     },
+    /// A machine that replicates is killed at each of its requests.
+    ReplicaKills {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// The same for an upload in parts, which is gone on with.
+    ReplicaParts {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// Each request of a machine that replicates fails.
+    ReplicaErrors {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// What a dead machine sent lands after another one took over.
+    ReplicaLate {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// Snapshots at a remote that were only sampled rot.
+    ReplicaRot {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// Data at a remote is removed, an hour after its marker.
+    ReplicaTrash {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// A snapshot goes up and comes down through a storm.
+    ReplicaStorms {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// Random schedules of the lease.
+    ReplicaSchedules {
+        #[command(flatten)]
+        common: CommonArgs,
+    },
 }
 
 fn main() -> ExitCode {
@@ -153,6 +194,22 @@ fn run(command: FaultsCommand) -> Result<bool> {
         FaultsCommand::Kills { common } => sweep::kills(&common.scratch, common.seed, &sweep_effort(&common, 2))?,
         FaultsCommand::Contenders { common } => contend::run(&common.scratch, common.seed, common.short)?,
         FaultsCommand::Damage { common } => damage::run(&common.scratch, common.seed, common.short)?,
+        FaultsCommand::ReplicaKills { common } => {
+            replica::requests::kills(&common.scratch, common.seed, request_effort(&common, 3))?
+        }
+        FaultsCommand::ReplicaParts { common } => {
+            replica::parts::run(&common.scratch, common.seed, request_effort(&common, 11))?
+        }
+        FaultsCommand::ReplicaErrors { common } => {
+            replica::requests::errors(&common.scratch, common.seed, request_effort(&common, 9))?
+        }
+        FaultsCommand::ReplicaLate { common } => {
+            replica::requests::late(&common.scratch, common.seed, request_effort(&common, 3))?
+        }
+        FaultsCommand::ReplicaRot { common } => replica::sampled::run(&common.scratch, common.seed, common.short)?,
+        FaultsCommand::ReplicaTrash { common } => replica::trash::run(&common.scratch, common.seed)?,
+        FaultsCommand::ReplicaStorms { common } => replica::storm::run(&common.scratch, common.seed, common.short)?,
+        FaultsCommand::ReplicaSchedules { common } => replica::schedules::run(common.seed, common.short),
     };
     rows.iter().for_each(campaign::FaultRow::print);
     Ok(rows.iter().all(|row| row.violations == 0))
@@ -166,6 +223,11 @@ fn crash_effort(common: &CommonArgs) -> crash::CrashEffort {
 /// Every `stride`-th call, for a quick look fewer.
 fn sweep_effort(common: &CommonArgs, stride: u64) -> sweep::SweepEffort {
     sweep::SweepEffort { rounds: 7, stride: if common.short { 13 } else { stride }, first: common.first }
+}
+
+/// Every point, for a quick look every `stride`-th.
+fn request_effort(common: &CommonArgs, stride: u64) -> replica::requests::RequestEffort {
+    replica::requests::RequestEffort { stride: if common.short { stride } else { 1 }, first: common.first }
 }
 
 fn session(store: &std::path::Path, seed: u64, rounds: u32, in_step: bool) -> Result<()> {

@@ -11,7 +11,7 @@ use ckptd_core::os::faults::set_hook;
 use rustix::io::Errno;
 
 use crate::announce::StoreAck;
-use crate::campaign::{CampaignScratch, FaultRow, add, each, guarded};
+use crate::campaign::{CampaignScratch, FaultRow, add, each, guarded, violated};
 use crate::hooks::{CallFault, FaultInjector};
 use crate::judge::{AfterCheck, FailedSaves};
 use crate::promises::Promises;
@@ -82,10 +82,6 @@ pub fn errors(below: &Path, seed: u64, effort: &SweepEffort) -> Result<Vec<Fault
         }
     }
     Ok(rows)
-}
-
-fn violated(row: &Mutex<FaultRow>) -> bool {
-    row.lock().unwrap_or_else(|e| e.into_inner()).violations > 0
 }
 
 fn one_error(

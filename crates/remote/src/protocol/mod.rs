@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`events`] (what can happen, what is wanted), [`machine`] (the decisions). Their proof is in the
 //! tests: every order of events up to a bound, and long random ones, with writes that are lost, late, doubled and
-//! misreported.
+//! misreported. The random ones are the fault campaign's, too (feature `faults`).
 //!
 //! Invariant: no clock is read and no store is asked here. Time is passed in, from a clock that nobody sets.
 
@@ -12,10 +12,12 @@ mod markers;
 
 #[cfg(test)]
 mod exhaustive;
-#[cfg(test)]
+#[cfg(any(test, feature = "faults"))]
+mod invariants;
+#[cfg(any(test, feature = "faults"))]
 mod model;
-#[cfg(test)]
-mod schedules;
+#[cfg(any(test, feature = "faults"))]
+pub mod schedules;
 
 pub use events::{LeaseAction, LeaseEvent, LeaseNews, SeenLease, WriteOutcome};
 pub use machine::{LeaseMachine, LeaseSettings};

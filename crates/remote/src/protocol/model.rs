@@ -3,7 +3,7 @@
 //! The processes are the machine that the agent runs. The store is what a store is (a lease that is swapped, epochs
 //! that are created once, markers, data); the way to it is as bad as it gets: a write is done and told, done and not
 //! told, done and told as refused, not done and told as refused or failed, done later, done twice. Time passes for each
-//! process by itself.
+//! process by itself. What must hold is in `invariants`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,8 +20,10 @@ pub(super) const TICK: Duration = Duration::from_secs(4);
 
 /// Whether the store swaps, or only creates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum StoreKind {
+pub enum StoreKind {
+    /// It replaces what is still of an expected version.
     Swaps,
+    /// It creates what is not there.
     Creates,
 }
 
@@ -69,10 +71,10 @@ impl Fate {
 /// What a store holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct Store {
-    lease: Option<(LeaseRecord, u64)>,
+    pub(super) lease: Option<(LeaseRecord, u64)>,
     versions: u64,
     /// (epoch, base): what a reader knows of the epochs.
-    epochs: BTreeMap<u64, LeaseRecord>,
+    pub(super) epochs: BTreeMap<u64, LeaseRecord>,
     beats: BTreeMap<u64, (LeaseRecord, u64)>,
     pub(super) markers: BTreeMap<MarkerName, usize>,
     pub(super) data: BTreeSet<u64>,
@@ -90,6 +92,8 @@ pub(super) struct Process {
     /// How many snapshots it has put to their destination.
     pub(super) sent: u64,
     pub(super) is_dead: bool,
+    /// The lease, and since when by its own clock it has seen nothing else; kept where schedules are long.
+    pub(super) watched: Option<(LeaseRecord, Duration)>,
 }
 
 /// All of it.
@@ -100,8 +104,10 @@ pub(super) struct World {
     pub(super) processes: Vec<Process>,
     pub(super) late: BTreeSet<Write>,
     /// Which process said that it owns an epoch.
-    owners: BTreeMap<u64, usize>,
+    pub(super) owners: BTreeMap<u64, usize>,
     pub(super) committed: u64,
+    /// Whether it is held that who takes a lease has watched it.
+    watches: bool,
 }
 
 /// One thing that can happen.
@@ -132,7 +138,7 @@ pub(super) enum Step {
     Leave(usize),
 }
 
-fn nonce(process: usize) -> Nonce {
+pub(super) fn nonce(process: usize) -> Nonce {
     Nonce(format!("{process}"))
 }
 
@@ -141,7 +147,7 @@ fn hash_of(epoch: u64, seq: u64) -> ContentHash {
     ContentHash::from([(epoch * 16 + seq) as u8; 32])
 }
 
-fn data_of(marker: &MarkerName) -> u64 {
+pub(super) fn data_of(marker: &MarkerName) -> u64 {
     marker.epoch * 1000 + marker.seq
 }
 
@@ -157,6 +163,7 @@ impl World {
                 at: (0, 0),
                 sent: 0,
                 is_dead: false,
+                watched: None,
             }
         };
         let mut world = World {
@@ -166,9 +173,20 @@ impl World {
             late: BTreeSet::new(),
             owners: BTreeMap::new(),
             committed: 0,
+            watches: false,
         };
         (0..count).for_each(|index| world.tell(index, LeaseEvent::Tick).unwrap_or_default());
         world
+    }
+
+    /// Sets the clocks of the processes, which have done nothing yet, and holds what they see against them.
+    pub(super) fn set_clocks(&mut self, clocks: impl IntoIterator<Item = Duration>) {
+        self.watches = true;
+        for (process, clock) in self.processes.iter_mut().zip(clocks) {
+            process.now = clock;
+            process.machine = LeaseMachine::new(process.machine.settings.clone(), clock);
+            process.wanted = process.machine.on(LeaseEvent::Tick, clock);
+        }
     }
 
     /// What can happen now. Time passes in steps of `TICK`.
@@ -225,6 +243,9 @@ impl World {
             Step::Answer { process, wish, fate } => {
                 let wanted = self.processes[process].wanted.remove(wish);
                 let event = self.answer(process, wanted, fate);
+                if let (LeaseEvent::Read(found), true) = (&event, self.watches) {
+                    self.processes[process].watches(found.as_ref());
+                }
                 self.tell(process, event)?;
             }
         }
@@ -385,41 +406,9 @@ impl World {
                     }
                 }
                 LeaseAction::Tell(_) => {}
-                wanted => self.processes[process].wanted.push(wanted),
-            }
-        }
-        Ok(())
-    }
-
-    /// A process says that it owns an epoch.
-    fn owns(&mut self, process: usize, epoch: u64) -> Result<(), String> {
-        if let Some(other) = self.owners.insert(epoch, process).filter(|other| *other != process) {
-            return Err(format!("processes {other} and {process} both own epoch {epoch}"));
-        }
-        let (from, seq) = self.processes[process].at;
-        match self.fence().overtaken_by(from, seq) {
-            Some(later) => Err(format!("epoch {epoch} goes on from {from}.{seq}, which epoch {later} left behind")),
-            None => Ok(()),
-        }
-    }
-
-    /// What must hold at every moment.
-    fn check(&self) -> Result<(), String> {
-        for marker in self.store.markers.keys() {
-            if !self.store.data.contains(&data_of(marker)) {
-                return Err(format!("{marker} has no data"));
-            }
-            if !self.owners.contains_key(&marker.epoch) {
-                return Err(format!("{marker} is of an epoch that nobody owned"));
-            }
-        }
-        let place = |marker: &&MarkerName| (marker.epoch, marker.seq);
-        if let Some(chosen) = self.fence().in_order(self.store.markers.keys(), place).first() {
-            // Held against the records one by one, without the fence.
-            let records = self.store.epochs.values().chain(self.store.lease.iter().map(|(record, _)| record));
-            for later in records.filter(|record| record.epoch > chosen.epoch) {
-                if later.base < chosen.seq {
-                    return Err(format!("{chosen} is chosen, and epoch {} went on from {}", later.epoch, later.base));
+                wanted => {
+                    self.check_claim(process, &wanted)?;
+                    self.processes[process].wanted.push(wanted);
                 }
             }
         }
