@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::console::Console;
 use super::remote::with_job;
+use crate::training::remote::RemotePlace;
 use crate::training::settings_change;
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
@@ -40,8 +41,8 @@ pub(super) fn prepare(config: &Config, text: &str, path: &Path, options: BeginOp
     if !is_empty(&config.job.store)? {
         return Ok(Beginning::Ready);
     }
-    if let Some(url) = &config.remote.url
-        && with_job(url, async |job| job.run_id().await)?.is_some()
+    if let Some(place) = RemotePlace::of(&config.remote)
+        && with_job(place, async |job| job.run_id().await)?.is_some()
     {
         // The session fetches the newest snapshot there, which has all but the data.
         return Ok(Beginning::Ready);

@@ -46,7 +46,7 @@ pub(super) fn execute(args: &FetchArgs) -> Result<u8> {
     let store = Store::create(&local_path(&args.store)?)?;
     let lock = store.lock("ckptd fetch")?;
     let console = Console::start()?;
-    let row = with_job(&target.url, async |job| fetch(job, (&store, &lock), &console).await)?;
+    let row = with_job(&target, async |job| fetch(job, (&store, &lock), &console).await)?;
     drop(console);
     row.told.iter().for_each(|line| output::complain(&format!("ckptd: {line}")));
     output::show(args.json, &row, |row| match row.fetched {

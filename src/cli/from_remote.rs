@@ -168,7 +168,8 @@ fn safe_config(record: &JobRecord, asked: FromRemote<'_>, source: &str) -> Resul
         taken.insert(section.to_owned(), keys.collect::<Map<_, _>>().into());
     }
     if let (Some(known), Some(there)) = (known["remote"].as_object(), record.config["remote"].as_object()) {
-        let keys = there.iter().filter(|(key, _)| known.contains_key(*key) && *key != "url");
+        let keys =
+            there.iter().filter(|(key, _)| known.contains_key(*key) && !["url", "endpoint"].contains(&key.as_str()));
         taken.insert("remote".into(), keys.map(|(k, v)| (k.clone(), v.clone())).collect::<Map<_, _>>().into());
     }
     let mut config: Config =
@@ -226,7 +227,7 @@ mod tests {
         session = { budget = "1h", notice_file = "/planted/n", aws = true, aws_url = "http://planted.example" }
         worker = { command = ["touch", "/planted/touched"], max_restarts = 3 }
         status = { socket = "/planted/s" }
-        remote = { url = "file:///planted/remote", keep_last = 5 }
+        remote = { url = "file:///planted/remote", endpoint = "http://planted.example", keep_last = 5 }
         ranks = { launcher = ["touch", "/planted/launched"], count = 2 }
         hooks = { verified = ["touch", "/planted/hooked"] }
     "#;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::training::remote::open;
+use crate::training::remote::{RemotePlace, open};
 use ckptd_core::config::{Config, RemoteSection};
 use ckptd_core::error::{Error, Result};
 use ckptd_remote::job::owner::{JobOwner, OwnerSettings, TTL};
@@ -34,12 +34,18 @@ impl RemoteTarget {
     }
 }
 
-/// Does `work` on the job at `url`.
+impl From<&RemoteTarget> for RemotePlace {
+    fn from(target: &RemoteTarget) -> RemotePlace {
+        target.remote.as_ref().and_then(RemotePlace::of).unwrap_or_else(|| target.url.as_str().into())
+    }
+}
+
+/// Does `work` on the job at `place`.
 pub(super) fn with_job<T, F: Future<Output = job::Result<T>>>(
-    url: &str,
+    place: impl Into<RemotePlace>,
     work: impl FnOnce(RemoteJob) -> F,
 ) -> Result<T> {
-    waited_for(async { work(open(url.to_owned()).await?).await })
+    waited_for(async { work(open(place.into()).await?).await })
 }
 
 /// What `work` comes to.

@@ -73,7 +73,7 @@ struct CheckRow {
 
 fn check(args: &CheckArgs) -> Result<u8> {
     let target = RemoteTarget::of(&args.remote)?;
-    let rows = with_job(&target.url, async |job| {
+    let rows = with_job(&target, async |job| {
         let rows = checkup(&job).await?;
         Ok(rows.into_iter().map(|tried| row(&job, tried)).collect::<Vec<_>>())
     })?;
@@ -113,7 +113,7 @@ struct AdoptRow {
 fn adopt(args: &AdoptArgs) -> Result<u8> {
     let target = RemoteTarget::of(&args.remote)?;
     let console = Console::start()?;
-    let rows = with_job(&target.url, async |job| adopt_all(job, &target, &console).await)?;
+    let rows = with_job(&target, async |job| adopt_all(job, &target, &console).await)?;
     drop(console);
     output::show(args.json, &rows, |rows| {
         let line = |row: &AdoptRow| match &row.problem {

@@ -23,7 +23,7 @@ use ckptd_remote::records::Marker;
 pub(super) fn list(target: &Path, as_json: bool) -> Result<u8> {
     let target = RemoteTarget::of(target)?;
     let policy = target.remote.as_ref().map(|remote| remote.retention()).unwrap_or_default();
-    let rows = with_job(&target.url, async |job| {
+    let rows = with_job(&target, async |job| {
         let verdicts = verdicts(&job, &policy).await?;
         let row = |v: &RemoteVerdict| RemoteRow::of(&job, &v.marker, v.orphan, v.reasons.clone());
         Ok(verdicts.iter().map(row).collect::<Vec<_>>())
@@ -85,7 +85,7 @@ pub(super) fn verify(target: &Path, share: Option<f64>, as_json: bool) -> Result
     }
     let target = RemoteTarget::of(target)?;
     let console = Console::start()?;
-    let rows = with_job(&target.url, async |job| {
+    let rows = with_job(&target, async |job| {
         let survey = Survey::of(&job).await?;
         let mut rows = Vec::new();
         for marker in read_markers(&job, &survey, &BTreeMap::new()).await?.values().rev() {
@@ -153,7 +153,7 @@ pub(super) fn prune(target: &Path, dry_run: bool, as_json: bool) -> Result<u8> {
         return Err(Error::Config(format!("{}: its policy is not known; give the job file instead", target.url)));
     };
     let policy = remote.retention();
-    let rows = with_job(&target.url, async |job| {
+    let rows = with_job(&target, async |job| {
         if dry_run {
             return Ok(rows_of(&job, &verdicts(&job, &policy).await?));
         }

@@ -16,7 +16,7 @@ use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::service::{ServiceFacts, ServiceManager};
 use crate::daemon::signals::DaemonSignal;
 use crate::session::clock::{BootInstant, ClockReading};
-use ckptd_core::config::{Config, Lease, RemoteVerify};
+use ckptd_core::config::{Config, Lease, RemoteSection, RemoteVerify};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::store::lock::SESSION;
 use ckptd_core::store::{Store, StoreLock};
@@ -52,10 +52,39 @@ impl SessionBeginning<'_> {
     }
 }
 
-/// The job at `url`.
-pub async fn open(url: String) -> Result<RemoteJob, JobError> {
-    let url: RemoteUrl = url.parse().map_err(|e| Error::Config(format!("[remote] url: {e}")))?;
-    Ok(RemoteJob::new(ckptd_remote::open(&url, &RemoteSettings::of_process()).await?))
+/// Where a job is.
+#[derive(Clone, Debug)]
+pub struct RemotePlace {
+    /// `[remote] url`.
+    pub url: String,
+    /// `[remote] endpoint`; `None`: as the environment says.
+    pub endpoint: Option<String>,
+}
+
+impl RemotePlace {
+    /// As a job file says; none where it names no remote.
+    pub fn of(remote: &RemoteSection) -> Option<RemotePlace> {
+        Some(RemotePlace { url: remote.url.clone()?, endpoint: remote.endpoint.clone() })
+    }
+}
+
+impl From<&str> for RemotePlace {
+    fn from(url: &str) -> RemotePlace {
+        RemotePlace { url: url.to_owned(), endpoint: None }
+    }
+}
+
+impl From<&String> for RemotePlace {
+    fn from(url: &String) -> RemotePlace {
+        RemotePlace::from(url.as_str())
+    }
+}
+
+/// The job at `place`.
+pub async fn open(place: RemotePlace) -> Result<RemoteJob, JobError> {
+    let url: RemoteUrl = place.url.parse().map_err(|e| Error::Config(format!("[remote] url: {e}")))?;
+    let settings = RemoteSettings { endpoint: place.endpoint, ..RemoteSettings::of_process() };
+    Ok(RemoteJob::new(ckptd_remote::open(&url, &settings).await?))
 }
 
 /// How a job is replicated, as its file says.
@@ -89,11 +118,12 @@ pub(super) async fn begin(
     inputs: &InboxSender<JobEvent>,
     inbox: &mut Inbox<JobEvent>,
 ) -> Result<ControlFlow<(), Option<Replicator>>> {
-    let Some(url) = config.remote.url.clone() else { return Ok(ControlFlow::Continue(None)) };
+    let Some(place) = RemotePlace::of(&config.remote) else { return Ok(ControlFlow::Continue(None)) };
+    let url = place.url.clone();
     info!("asking {url} for what is newer there");
     let settings = settings(config, beginning.take_over);
     let pair = (store.clone(), lock.clone());
-    let replicator = Replicator::start(open(url.clone()), pair, settings, news_to(inputs)?)?;
+    let replicator = Replicator::start(open(place), pair, settings, news_to(inputs)?)?;
     let mut held = Vec::new();
     let budget_ends = beginning.budget_ends(config);
     let mut tell_at = BootInstant::now();
@@ -108,8 +138,9 @@ pub(super) async fn begin(
         }
         match inbox.next(Some(BootInstant::now() + LOOK_INTERVAL)).await {
             Some(DaemonInput::Event(JobEvent::Remote(ReplicaNews::Began(began)))) => {
-                if let Some(error) = began? {
-                    warn!("{error}; the training goes on from what is here, and is replicated when that works again");
+                // Why is news of its own.
+                if began?.is_some() {
+                    info!("the training goes on from what is here, and is replicated when {url} works again");
                 }
                 inbox.hold(held);
                 return Ok(ControlFlow::Continue(Some(replicator)));

@@ -58,6 +58,8 @@ pub(super) enum ValueKind {
     Url,
     /// The address of a remote, without credentials.
     Remote,
+    /// The address of a service, without credentials.
+    Service,
     /// One of these texts, or a share above 0 and below 1, as text.
     ShareOr(&'static [&'static str]),
 }
@@ -106,6 +108,9 @@ impl ValueKind {
             ValueKind::Url => "an address that begins with http://, in quotes".into(),
             ValueKind::Remote => "an address such as s3://bucket/job, gs://, az://, sftp:// or file://, in quotes and \
                                   without a credential, which it would show in logs"
+                .into(),
+            ValueKind::Service => "an address such as https://minio.example:9000, in quotes and without a credential, \
+                                   which it would show in logs"
                 .into(),
             ValueKind::ShareOr(texts) => format!("one of {}, or a share above 0 and below 1, in quotes", quoted(texts)),
         }
@@ -194,6 +199,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     whole("retention", "keep_daily", 0, ANY, "0"),
     spec("retention", "max_bytes", SIZE, "\"50GiB\""),
     spec("remote", "url", ValueKind::Remote, "\"s3://bucket/job\""),
+    spec("remote", "endpoint", ValueKind::Service, "\"https://minio.example:9000\""),
     spec("remote", "send", ValueKind::Choice(&["every", "best", "final"]), "\"every\""),
     spec("remote", "max_rate", RATE, "\"10MiB\""),
     spec("remote", "lease", LEASE, "\"1m\""),

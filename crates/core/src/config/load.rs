@@ -172,7 +172,7 @@ mod tests {
                data = ["field", "tokens", "tokens_dtype", "tokenizer"]
                snapshot = ["every_steps", "mtbf"]
                retention = ["keep_every_steps", "max_bytes"]
-               remote = ["url", "max_rate", "keep_every_steps", "max_bytes"]
+               remote = ["url", "endpoint", "max_rate", "keep_every_steps", "max_bytes"]
                session = ["budget", "deadline", "notice_file"]"#,
         )
         .unwrap();
@@ -258,12 +258,15 @@ mod tests {
             "bucket = \"s3://AKIA:hunter2@bucket/job\"",
             "url = \"s3://bucket:hunter2@/job\"\nurl = \"x\"",
             "url = s3://AKIA:hunter2@bucket/job",
+            "endpoint = \"https://me:hunter2@minio.example:9000\"",
+            "endpoint = \"https://account.example/?sig=hunter2\"",
         ] {
             let error = parse(&format!("{base}{line}\n")).unwrap_err();
             assert_eq!(error.exit_code(), 78);
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
-        parse(&format!("{base}url = \"sftp://me@host:22/job\"")).unwrap();
+        let url = "url = \"sftp://me@host:22/job\"";
+        parse(&format!("{base}{url}\nendpoint = \"http://127.0.0.1:10000/devstoreaccount1\"")).unwrap();
     }
 
     #[test]

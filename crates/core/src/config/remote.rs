@@ -16,6 +16,8 @@ use crate::text::{ByteSize, parse_duration};
 pub struct RemoteSection {
     /// The job's own place; `None`: snapshots stay on this machine.
     pub url: Option<String>,
+    /// Another service with the protocol of the URL's scheme; `None`: as the environment says.
+    pub endpoint: Option<String>,
     /// Which verified snapshots are sent.
     pub send: SendWhat,
     /// Bytes per second at most; `None`: as fast as it goes.
@@ -78,6 +80,7 @@ impl Default for RemoteSection {
             RetentionPolicy::default();
         RemoteSection {
             url: None,
+            endpoint: None,
             send: SendWhat::Every,
             max_rate: None,
             lease: Lease::Ttl(Duration::from_secs(60)),

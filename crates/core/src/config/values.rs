@@ -49,6 +49,7 @@ fn fits(kind: &ValueKind, value: &DeValue<'_>) -> bool {
         ValueKind::Size { least } => text(value).and_then(read::<ByteSize>).is_some_and(|size| size.0 >= least),
         ValueKind::Url => text(value).is_some_and(|text| text.starts_with("http://")),
         ValueKind::Remote => text(value).is_some_and(is_remote),
+        ValueKind::Service => text(value).is_some_and(is_service),
         ValueKind::ShareOr(texts) => text(value).is_some_and(|text| {
             texts.contains(&text) || text.parse::<f64>().is_ok_and(|share| share > 0.0 && share < 1.0)
         }),
@@ -66,6 +67,12 @@ fn is_remote(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let is_known = ["s3", "gs", "az", "sftp", "file"].contains(&scheme);
     is_known && !rest.is_empty() && !holds_secret(text) && (scheme == "sftp" || !rest.contains('@'))
+}
+
+/// Whether `text` is the address of a service that is reached by HTTP: no credential is in it.
+fn is_service(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(['@', '?', '#', ' ']))
 }
 
 /// Whether an address in `text` may hold a credential: what stands between "//" and "@" with a colon in it, or a query.
@@ -165,7 +172,7 @@ fn meant(kind: &ValueKind, value: &DeValue<'_>) -> Option<String> {
         }
         ValueKind::ShareOr(_) => quoted(&format!("{:?}", bare()?.parse::<f64>().ok()?)),
         // What may hold a credential is not repeated.
-        ValueKind::Remote | ValueKind::Shares => None,
+        ValueKind::Remote | ValueKind::Service | ValueKind::Shares => None,
     }
 }
 
