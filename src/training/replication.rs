@@ -84,11 +84,9 @@ impl Replication {
         self.newest = Some((step, now));
     }
 
-    /// What does not work, if anything. Whether that is news: that anything does not, or that all does again.
-    pub fn trouble(&mut self, problem: Option<String>) -> bool {
-        let is_news = self.problem.is_some() != problem.is_some();
+    /// What does not work, if anything.
+    pub fn trouble(&mut self, problem: Option<String>) {
         self.problem = problem;
-        is_news
     }
 
     /// For `ckptd status`.
@@ -162,13 +160,5 @@ mod tests {
         let mut replication = of(SendWhat::Final);
         assert!(!replication.verified(7, None, false));
         assert!(replication.owes(7) && !replication.owes(7) && !replication.owes(5));
-    }
-
-    #[test]
-    fn a_trouble_is_news_once() {
-        let mut replication = of(SendWhat::Every);
-        assert!(replication.trouble(Some("down".into())) && !replication.trouble(Some("still down".into())));
-        assert_eq!(replication.report(Timestamp::now()).problem.as_deref(), Some("still down"));
-        assert!(replication.trouble(None) && !replication.trouble(None));
     }
 }

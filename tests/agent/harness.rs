@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::worker;
 
+/// A PID namespace of its own.
+const APART: [&str; 3] = ["--pid", "--fork", "--mount-proc"];
+
 pub struct AgentJob {
     folder: tempfile::TempDir,
 }
@@ -60,6 +63,21 @@ impl AgentJob {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ckptd"));
         command.args(arguments).env(worker::SCRIPT, self.script()).stdin(Stdio::null());
         command
+    }
+
+    /// The same on a machine of its own, as far as this user may make one: neither of two sees the other's processes.
+    pub fn apart(&self, arguments: &[&str]) -> Command {
+        if !AgentJob::can_be_apart() {
+            return self.command(arguments);
+        }
+        let mut command = Command::new("unshare");
+        command.args(APART).arg("--kill-child=KILL").arg(env!("CARGO_BIN_EXE_ckptd")).args(arguments);
+        command.env(worker::SCRIPT, self.script()).stdin(Stdio::null());
+        command
+    }
+
+    pub fn can_be_apart() -> bool {
+        Command::new("unshare").args(APART).arg("true").output().is_ok_and(|ended| ended.status.success())
     }
 
     /// Starts `ckptd run`.

@@ -50,7 +50,7 @@ impl Operation {
 }
 
 /// What the caller can do about an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ErrorKind {
     /// There is no such object.
     NotThere,
@@ -126,6 +126,7 @@ impl ObjectError {
             ErrorKind::ClockOff => Some("set this machine's clock, as with: timedatectl set-ntp true"),
             ErrorKind::NoSpace => Some("free some space there, or raise its quota"),
             ErrorKind::NoBucket => Some("create it, or correct the URL"),
+            ErrorKind::Unreachable => Some("see whether this machine's network and the store work"),
             _ => None,
         }
     }
@@ -156,7 +157,9 @@ mod tests {
         let text = error.to_string();
         assert!(text.starts_with("replacing s3://bucket/job/lease.json failed: the clock is off; set this"), "{text}");
         let error = ObjectError::new(Operation::List, place, None, ErrorKind::Unreachable, "no answer for 30 s");
-        assert_eq!(error.to_string(), "listing s3://bucket/job failed: no answer for 30 s");
+        let text =
+            "listing s3://bucket/job failed: no answer for 30 s; see whether this machine's network and the store work";
+        assert_eq!(error.to_string(), text);
         assert!(error.is_worth_retrying() && !error.is_not_there());
     }
 }

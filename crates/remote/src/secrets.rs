@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// A shorter text may stand in an ordinary word, and is no secret.
 const MIN_SECRET_BYTES: usize = 8;
@@ -58,35 +59,37 @@ impl fmt::Debug for Environment {
 /// Whether the variable `name` is one by which a cloud's tools take a credential: a program that does not speak to a
 /// remote needs none of these.
 pub fn is_credential(name: &str) -> bool {
-    const WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "CREDENTIAL", "SAS", "CONNECTION_STRING"];
-    ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.starts_with(prefix))
-        && WORDS.iter().any(|word| name.contains(word))
+    const WORDS: [&str; 7] = ["KEY", "SECRET", "TOKEN", "CREDENTIAL", "SAS", "CONNECTION_STRING", "IDENTITY_HEADER"];
+    const PREFIXES: [&str; 6] = ["AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "IDENTITY_", "MSI_"];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && WORDS.iter().any(|word| name.contains(word))
 }
 
-/// Takes secrets out of texts: what stores and clients say may quote them.
+/// Takes secrets out of texts: what stores and clients say may quote them. Clones hide the same, since credentials may
+/// be read anew while a store is in use.
 #[derive(Clone, Default)]
-pub struct Redactor(Vec<String>);
+pub struct Redactor(Arc<RwLock<Vec<String>>>);
 
 impl Redactor {
     /// Hides `secret`, as it is and as it stands in a URL.
-    pub fn hide(&mut self, secret: &str) {
+    pub fn hide(&self, secret: &str) {
         if secret.len() < MIN_SECRET_BYTES {
             return;
         }
         let encoded = percent_encoding::utf8_percent_encode(secret, percent_encoding::NON_ALPHANUMERIC).to_string();
+        let mut hidden = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for text in [secret.to_owned(), encoded] {
-            if !self.0.contains(&text) {
-                self.0.push(text);
+            if !hidden.contains(&text) {
+                hidden.push(text);
             }
         }
         // The longest first: one secret may be a part of another.
-        self.0.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        hidden.sort_by_key(|text| std::cmp::Reverse(text.len()));
     }
 
     /// `text` without secrets.
     pub fn clean(&self, text: &str) -> String {
         let hide = |text: String, secret: &String| text.replace(secret.as_str(), "[hidden]");
-        self.0.iter().fold(text.to_owned(), hide)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().fold(text.to_owned(), hide)
     }
 }
 
@@ -103,7 +106,7 @@ mod tests {
     #[test]
     fn neither_variables_nor_a_redactor_show_what_they_hold() {
         let environment = Environment::of([("AWS_SECRET_ACCESS_KEY", "planted/secret+value"), ("EMPTY", "")]);
-        let mut redactor = Redactor::default();
+        let redactor = Redactor::default();
         redactor.hide("planted/secret+value");
         redactor.hide("ab");
         assert!(!format!("{environment:?} {redactor:?}").contains("planted"));

@@ -281,3 +281,43 @@ async fn moto_conforms_one_at_a_time() {
     // it fail with the status 500.
     conforms_but_for_gone_uploads(stores::moto(&server).await, 0).await;
 }
+
+/// A folder with so little room that it can be filled; it is given back in the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> Option<SmallDisk> {
+        let disk = SmallDisk(tempfile::tempdir().unwrap());
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=512k", "none"]).arg(disk.0.path());
+        mount.output().is_ok_and(|ended| ended.status.success()).then_some(disk)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_as_such_by_folders_and_behind_sftp_and_nothing_is_left_of_what_did_not_fit() {
+    let Some(disk) = SmallDisk::new() else {
+        eprintln!("no file system can be mounted here, and a full one is left out");
+        return;
+    };
+    let mut storages = vec![stores::folder(disk.0.path()).await];
+    if let Some(server) = ckptd_testkit::servers::sftp_server() {
+        storages.push(stores::sftp(&server, disk.0.path()).await);
+    }
+    let (small, large) = (Bytes::from(vec![1; 300 << 10]), Bytes::from(vec![2; 1 << 20]));
+    for storage in storages {
+        for _ in 0..3 {
+            let full = storage.put(&name("data/large"), large.clone()).await.unwrap_err();
+            assert!(full.kind == ErrorKind::NoSpace && full.to_string().contains("raise its quota"), "{full}");
+        }
+        // What did not fit takes no room.
+        storage.put(&name("data/small"), small.clone()).await.unwrap();
+        storage.delete(&name("data/small")).await.unwrap();
+    }
+}

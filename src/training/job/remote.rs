@@ -42,15 +42,14 @@ impl JobMachine {
                 info!(step, seconds, "replicated step {step}: {size}, {checked} there, {}", rough_duration(took));
                 self.remember_replication();
             }
-            ReplicaNews::Trouble(problem) => {
-                if replication.trouble(problem.clone()) {
-                    match problem {
-                        Some(problem) => warn!("not replicated for now: {problem}"),
-                        None => info!("replication works again"),
-                    }
-                } else {
-                    debug!("not replicated for now: {problem:?}");
-                }
+            ReplicaNews::Trouble { problem, is_news: true } => {
+                warn!("not replicated for now: {problem}; the training goes on");
+                replication.trouble(Some(problem));
+            }
+            ReplicaNews::Trouble { problem, .. } => debug!("still not replicated: {problem}"),
+            ReplicaNews::Works => {
+                info!("replication works again");
+                replication.trouble(None);
             }
             ReplicaNews::Lost(what) => {
                 self.lost = Some(what);

@@ -20,6 +20,8 @@ const MAX_QUOTED: usize = 300;
 pub struct Reader {
     pub redactor: Redactor,
     pub clock: ClockOffset,
+    /// Where the credentials in use come from, and how there are new ones.
+    pub credentials: String,
 }
 
 impl Reader {
@@ -33,6 +35,9 @@ impl Reader {
         let kind = kind(error, &answer);
         let detail = match (&answer.status, kind) {
             (_, ErrorKind::ClockOff) => String::new(),
+            (Some(status), ErrorKind::Denied) => {
+                format!("the store answered {status}{}; {}", answer.told(), self.credentials)
+            }
             (Some(status), _) => format!("the store answered {status}{}", answer.told()),
             (None, _) => shorten(&said),
         };
@@ -45,6 +50,14 @@ impl Reader {
             _ => (kind, detail),
         }
     }
+}
+
+/// Of credentials in a variable, which a running process keeps.
+pub fn kept_for_good(variable: &str) -> String {
+    format!(
+        "the credentials are those of {variable} in the environment, which a running process keeps: for new ones end \
+         it, as by SIGTERM, and start it with them"
+    )
 }
 
 fn is_refused(kind: ErrorKind) -> bool {
@@ -124,9 +137,9 @@ fn kind(error: &object_store::Error, answer: &Answer) -> ErrorKind {
         "RequestTimeTooSkewed" => return ErrorKind::ClockOff,
         "NoSuchBucket" | "ContainerNotFound" => return ErrorKind::NoBucket,
         "NoSuchUpload" | "InvalidBlockList" | "InvalidPart" => return ErrorKind::NoUpload,
-        "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" | "StorageQuotaExceeded" => {
-            return ErrorKind::NoSpace;
-        }
+        "XMinioStorageFull" | "InsufficientStorage" => return ErrorKind::NoSpace,
+        // Ceph, MinIO (XMinioAdminBucketQuotaExceeded), NooBaa, Versity; S3, Google and Azure themselves have no quota.
+        quota if quota.ends_with("QuotaExceeded") && !quota.contains("Throttle") => return ErrorKind::NoSpace,
         "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => return ErrorKind::Denied,
         "RequestTimeout" | "SlowDown" | "InternalError" | "ServerBusy" | "OperationTimedOut" => {
             return ErrorKind::Unreachable;
@@ -139,6 +152,8 @@ fn kind(error: &object_store::Error, answer: &Answer) -> ErrorKind {
             ErrorKind::Denied
         }
         (_, 401 | 403) => ErrorKind::Denied,
+        // To a HEAD, which has no body, S3 says no more of credentials that have expired.
+        (_, 400) if answer.code.is_none() => ErrorKind::Denied,
         (_, 507) => ErrorKind::NoSpace,
         (_, 408 | 429 | 500..=599) => ErrorKind::Unreachable,
         (_, 416) => ErrorKind::BadAnswer,

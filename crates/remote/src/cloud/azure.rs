@@ -5,7 +5,7 @@ use std::sync::Arc;
 use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
 use object_store::path::Path;
 
-use super::answers::Reader;
+use super::answers::{Reader, kept_for_good};
 use super::http::Transport;
 use super::lifecycle::BucketRules;
 use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
@@ -29,9 +29,9 @@ const ALIASES: [(&str, &str); 3] = [
 pub fn open(place: String, container: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
     let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
     let transport = Transport::new(settings).map_err(fail)?;
-    let mut redactor = Redactor::default();
-    let builder = configured(container, settings, &mut redactor).map_err(fail)?;
-    let reader = Reader { redactor, clock: transport.clock() };
+    let redactor = Redactor::default();
+    let builder = configured(container, settings, &redactor).map_err(fail)?;
+    let reader = Reader { redactor, clock: transport.clock(), credentials: source_of(settings) };
     let build = |builder: MicrosoftAzureBuilder, transport: Transport, retries: Retries| {
         let options = transport.options();
         let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
@@ -59,7 +59,7 @@ pub fn open(place: String, container: &str, prefix: &str, settings: &RemoteSetti
 fn configured(
     container: &str,
     settings: &RemoteSettings,
-    redactor: &mut Redactor,
+    redactor: &Redactor,
 ) -> Result<MicrosoftAzureBuilder, (ErrorKind, String)> {
     let environment = &settings.environment;
     if environment.get("AZURE_STORAGE_CONNECTION_STRING").is_some()
@@ -71,7 +71,7 @@ fn configured(
     }
     let mut builder = MicrosoftAzureBuilder::new().with_container_name(container);
     for (name, value) in environment.beginning(&["AZURE_", "IDENTITY_", "MSI_"]) {
-        if ["SECRET", "TOKEN", "KEY", "SAS", "CONNECTION"].iter().any(|part| name.contains(part)) {
+        if ["SECRET", "TOKEN", "KEY", "SAS", "CONNECTION", "IDENTITY_HEADER"].iter().any(|part| name.contains(part)) {
             redactor.hide(value);
             hide_signature(value, redactor);
         }
@@ -87,8 +87,25 @@ fn configured(
     Ok(builder)
 }
 
+/// Where the credentials come from, and how there are new ones.
+fn source_of(settings: &RemoteSettings) -> String {
+    let kept = [
+        "AZURE_STORAGE_SAS_TOKEN",
+        "AZURE_STORAGE_SAS_KEY",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_KEY",
+        "AZURE_CLIENT_SECRET",
+    ];
+    let kept = kept.into_iter().find(|variable| settings.environment.get(variable).is_some());
+    let others = || match settings.environment.get("AZURE_FEDERATED_TOKEN_FILE") {
+        Some(_) => "the credentials are had by AZURE_FEDERATED_TOKEN_FILE".to_owned(),
+        None => "the credentials are those of the machine's managed identity".to_owned(),
+    };
+    kept.map_or_else(others, kept_for_good)
+}
+
 /// The signature of a shared access token, alone.
-fn hide_signature(token: &str, redactor: &mut Redactor) {
+fn hide_signature(token: &str, redactor: &Redactor) {
     if let Some((_, signature)) = token.split_once("sig=") {
         let signature = signature.split('&').next().unwrap_or_default();
         redactor.hide(signature);

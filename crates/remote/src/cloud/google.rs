@@ -5,7 +5,7 @@ use std::sync::Arc;
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
 use object_store::path::Path;
 
-use super::answers::Reader;
+use super::answers::{Reader, kept_for_good};
 use super::http::Transport;
 use super::lifecycle::BucketRules;
 use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
@@ -30,9 +30,9 @@ const MAX_CREDENTIALS_BYTES: u64 = 1 << 20;
 pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
     let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
     let transport = Transport::new(settings).map_err(fail)?;
-    let mut redactor = Redactor::default();
-    let builder = configured(bucket, settings, &mut redactor).map_err(fail)?;
-    let reader = Reader { redactor, clock: transport.clock() };
+    let redactor = Redactor::default();
+    let (builder, credentials) = configured(bucket, settings, &redactor).map_err(fail)?;
+    let reader = Reader { redactor, clock: transport.clock(), credentials };
     let build = |builder: GoogleCloudStorageBuilder, transport: Transport, retries: Retries| {
         let options = transport.options();
         let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
@@ -68,24 +68,28 @@ fn endpoint(settings: &RemoteSettings) -> Option<&str> {
 fn configured(
     bucket: &str,
     settings: &RemoteSettings,
-    redactor: &mut Redactor,
-) -> Result<GoogleCloudStorageBuilder, (ErrorKind, String)> {
+    redactor: &Redactor,
+) -> Result<(GoogleCloudStorageBuilder, String), (ErrorKind, String)> {
     let environment = &settings.environment;
     let mut builder = GoogleCloudStorageBuilder::new().with_bucket_name(bucket);
     if let Some(endpoint) = endpoint(settings) {
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
-    if let Some(token) = environment.first(&["GOOGLE_OAUTH_ACCESS_TOKEN", "CLOUDSDK_AUTH_ACCESS_TOKEN"]) {
-        redactor.hide(token);
-        return Ok(builder.with_bearer_token(token));
+    for variable in ["GOOGLE_OAUTH_ACCESS_TOKEN", "CLOUDSDK_AUTH_ACCESS_TOKEN"] {
+        if let Some(token) = environment.get(variable) {
+            redactor.hide(token);
+            return Ok((builder.with_bearer_token(token), kept_for_good(variable)));
+        }
     }
-    if let Some(key) = environment.first(&["GOOGLE_SERVICE_ACCOUNT_KEY"]) {
+    if let Some(key) = environment.get("GOOGLE_SERVICE_ACCOUNT_KEY") {
         hide_fields(key, redactor);
-        return Ok(builder.with_service_account_key(key));
+        return Ok((builder.with_service_account_key(key), kept_for_good("GOOGLE_SERVICE_ACCOUNT_KEY")));
     }
     let named = environment.first(&["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"]).map(Into::into);
     let found = environment.home(DEFAULT_CREDENTIALS).filter(|path| path.exists());
-    let Some(path) = named.or(found) else { return Ok(builder) };
+    let Some(path) = named.or(found) else {
+        return Ok((builder, "the credentials are those of the machine's metadata service".into()));
+    };
     let fail = |what: String| (ErrorKind::Config, format!("the credentials in {}: {what}", path.display()));
     let length = std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?.len();
     if length > MAX_CREDENTIALS_BYTES {
@@ -94,7 +98,10 @@ fn configured(
     let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
     let kind = hide_fields(&text, redactor).ok_or_else(|| fail("they are not JSON with a \"type\"".into()))?;
     match kind.as_str() {
-        "service_account" | "authorized_user" => Ok(builder.with_application_credentials(path.to_string_lossy())),
+        "service_account" | "authorized_user" => {
+            let source = format!("the credentials are those in {}, as they were at the start", path.display());
+            Ok((builder.with_application_credentials(path.to_string_lossy()), source))
+        }
         other => Err(fail(format!(
             "their type {other:?} cannot be read; use a service account's key, gcloud auth application-default login, \
              a machine with a service account, or GOOGLE_OAUTH_ACCESS_TOKEN=$(gcloud auth print-access-token)"
@@ -103,7 +110,7 @@ fn configured(
 }
 
 /// Hides every text of a key file that is a secret; its type.
-fn hide_fields(text: &str, redactor: &mut Redactor) -> Option<String> {
+fn hide_fields(text: &str, redactor: &Redactor) -> Option<String> {
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     for field in ["private_key", "private_key_id", "client_secret", "refresh_token"] {
         if let Some(secret) = value.get(field).and_then(|secret| secret.as_str()) {

@@ -10,6 +10,7 @@ mod google;
 mod http;
 mod lifecycle;
 mod profile;
+mod profile_keys;
 mod s3;
 mod storage;
 

@@ -53,19 +53,26 @@ pub fn region(environment: &Environment) -> Option<String> {
     section(environment, &chosen(environment)).remove("region")
 }
 
-fn chosen(environment: &Environment) -> String {
+/// The name of the chosen profile.
+pub fn chosen(environment: &Environment) -> String {
     environment.first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]).unwrap_or("default").to_owned()
+}
+
+/// Where profiles are: credentials, and the rest.
+pub fn files(environment: &Environment) -> [PathBuf; 2] {
+    let file = |variable: &str, below: &str| {
+        environment.get(variable).map(PathBuf::from).or_else(|| environment.home(below)).unwrap_or_default()
+    };
+    [file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"), file("AWS_CONFIG_FILE", ".aws/config")]
 }
 
 /// The keys of the profile `name` in both files; those of `credentials` count more.
 fn section(environment: &Environment, name: &str) -> BTreeMap<String, String> {
-    let file = |variable: &str, below: &str| -> Sections {
-        let path = environment.get(variable).map(PathBuf::from).or_else(|| environment.home(below));
-        parse(&path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default())
-    };
-    let mut config = file("AWS_CONFIG_FILE", ".aws/config");
+    let [credentials, config] = files(environment);
+    let file = |path: PathBuf| parse(&std::fs::read_to_string(path).unwrap_or_default());
+    let mut config = file(config);
     let mut keys = config.remove(&format!("profile {name}")).or_else(|| config.remove(name)).unwrap_or_default();
-    keys.extend(file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials").remove(name).unwrap_or_default());
+    keys.extend(file(credentials).remove(name).unwrap_or_default());
     keys
 }
 

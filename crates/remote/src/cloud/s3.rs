@@ -5,10 +5,11 @@ use std::sync::Arc;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::path::Path;
 
-use super::answers::Reader;
+use super::answers::{Reader, kept_for_good};
 use super::http::Transport;
 use super::lifecycle::{BucketAddress, BucketRules};
 use super::profile;
+use super::profile_keys::ProfileKeys;
 use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
 use crate::errors::{ErrorKind, ObjectError, Operation, Result};
 use crate::objects::Abilities;
@@ -29,9 +30,9 @@ const PREFIX: [&str; 1] = ["AWS_"];
 pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
     let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
     let transport = Transport::new(settings).map_err(fail)?;
-    let mut redactor = Redactor::default();
-    let builder = configured(bucket, settings, &mut redactor).map_err(fail)?;
-    let reader = Reader { redactor, clock: transport.clock() };
+    let redactor = Redactor::default();
+    let (builder, credentials) = configured(bucket, settings, &redactor).map_err(fail)?;
+    let reader = Reader { redactor, clock: transport.clock(), credentials };
     let build = |builder: AmazonS3Builder, transport: Transport, retries: Retries| {
         let options = transport.options();
         let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
@@ -64,8 +65,8 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
 fn configured(
     bucket: &str,
     settings: &RemoteSettings,
-    redactor: &mut Redactor,
-) -> Result<AmazonS3Builder, (ErrorKind, String)> {
+    redactor: &Redactor,
+) -> Result<(AmazonS3Builder, String), (ErrorKind, String)> {
     let environment = &settings.environment;
     let mut builder = AmazonS3Builder::new().with_bucket_name(bucket).with_disable_bulk_delete(true);
     for (name, value) in environment.beginning(&PREFIX) {
@@ -77,17 +78,14 @@ fn configured(
             Ok(key) => builder = builder.with_config(key, value),
         }
     }
-    if !has_credentials(settings) {
-        let profile = profile::read(environment).map_err(|what| (ErrorKind::Config, what))?;
-        if let Some(profile) = profile {
-            redactor.hide(&profile.secret_key);
-            builder = builder.with_access_key_id(profile.key_id).with_secret_access_key(profile.secret_key);
-            if let Some(token) = profile.token {
-                redactor.hide(&token);
-                builder = builder.with_token(token);
-            }
-        }
+    let mut source = source_of(settings);
+    if source.is_none()
+        && let Some(keys) = ProfileKeys::of(environment, redactor).map_err(|what| (ErrorKind::Config, what))?
+    {
+        source = Some(keys.source());
+        builder = builder.with_credentials(Arc::new(keys));
     }
+    let source = source.unwrap_or_else(|| "the credentials are those of the machine's metadata service".into());
     if let Some(region) = region(settings) {
         builder = builder.with_region(region);
     }
@@ -105,7 +103,7 @@ fn configured(
         Some(endpoint) => builder = builder.with_endpoint(before_host(endpoint, bucket)?),
         None => {}
     }
-    Ok(builder.with_virtual_hosted_style_request(!is_path_style))
+    Ok((builder.with_virtual_hosted_style_request(!is_path_style), source))
 }
 
 /// Another endpoint than Amazon's.
@@ -139,17 +137,22 @@ fn before_host(endpoint: &str, bucket: &str) -> Result<String, (ErrorKind, Strin
     Ok(format!("{scheme}://{bucket}.{host}"))
 }
 
-/// Whether the environment itself has credentials, or says where they are had without the user's files.
-fn has_credentials(settings: &RemoteSettings) -> bool {
-    let any = [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
+/// Where the credentials come from, if the environment itself has them or says where they are had without the user's
+/// files.
+fn source_of(settings: &RemoteSettings) -> Option<String> {
+    for variable in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        if settings.environment.get(variable).is_some() {
+            return Some(kept_for_good(variable));
+        }
+    }
+    let others = [
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
         "AWS_SKIP_SIGNATURE",
     ];
-    settings.environment.first(&any).is_some()
+    let found = others.into_iter().find(|variable| settings.environment.get(variable).is_some());
+    found.map(|variable| format!("the credentials are had by {variable}"))
 }
 
 fn region(settings: &RemoteSettings) -> Option<String> {

@@ -27,6 +27,11 @@ impl JobError {
         }
     }
 
+    /// Whether the request may not have arrived.
+    pub fn is_of_the_way(&self) -> bool {
+        matches!(self, JobError::There(error) if error.kind == ErrorKind::Unreachable)
+    }
+
     /// Whether the file there is not what it should be, or not there: an older one may be.
     pub fn is_of_the_file(&self) -> bool {
         match self {

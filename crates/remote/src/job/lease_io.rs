@@ -3,12 +3,14 @@
 //! Where the store swaps, `lease.json` is the lease, and `epochs/` keeps what it replaced. Where it does not, the file
 //! of an epoch is created once, and its owner's signs of life lie beside it.
 //!
-//! Invariant: a write is `Done` only where the store said so; all else is for the machine to find out.
+//! Invariant: a write is `Done` only where the store said so; all else is for the machine to find out. What went wrong
+//! comes beside it, for people.
 
 use std::time::Duration;
 
-use super::error::Result;
+use super::error::{JobError, Result};
 use super::place::{RemoteJob, json};
+use crate::errors::{ErrorKind, Operation};
 use crate::layout::{JobObject, Prefix};
 use crate::objects::{Created, ObjectVersion, Swapped};
 use crate::protocol::WriteOutcome;
@@ -31,13 +33,16 @@ pub async fn read_lease(job: &RemoteJob) -> Result<Option<(LeaseRecord, ObjectVe
     }
 }
 
+/// What a write of the lease came to, and what went wrong.
+pub type LeaseWritten = (WriteOutcome<ObjectVersion>, Option<JobError>);
+
 /// Takes the job: `record` in the place of `before`.
 pub async fn claim(
     job: &RemoteJob,
     record: &LeaseRecord,
     before: Option<(&LeaseRecord, &ObjectVersion)>,
     patience: Duration,
-) -> WriteOutcome<ObjectVersion> {
+) -> LeaseWritten {
     let claim = async {
         let storage = job.storage();
         if !storage.abilities().swap {
@@ -52,16 +57,11 @@ pub async fn claim(
         }
         swapped(storage.swap(&JobObject::Lease.name(), version, json(record)?).await)
     };
-    within(patience, claim).await
+    within(job, patience, claim).await
 }
 
 /// Shows that the owner lives, or that it has left.
-pub async fn renew(
-    job: &RemoteJob,
-    record: &LeaseRecord,
-    version: &ObjectVersion,
-    patience: Duration,
-) -> WriteOutcome<ObjectVersion> {
+pub async fn renew(job: &RemoteJob, record: &LeaseRecord, version: &ObjectVersion, patience: Duration) -> LeaseWritten {
     let renew = async {
         let storage = job.storage();
         if storage.abilities().swap {
@@ -69,11 +69,14 @@ pub async fn renew(
         }
         let version = storage.put(&JobObject::Beat(record.epoch).name(), json(record)?).await?;
         // Written first, looked for then: whoever comes later has seen the sign of life.
-        let is_taken = |(object, _): &(JobObject, u64)| matches!(object, JobObject::Epoch(e) if *e > record.epoch);
-        let taken = job.list(Prefix::Epochs).await?.iter().any(is_taken);
-        Ok(if taken { WriteOutcome::Refused } else { WriteOutcome::Done(version) })
+        let newest = job.list(Prefix::Epochs).await?.into_iter().filter_map(|(object, _)| match object {
+            JobObject::Epoch(epoch) => Some(epoch),
+            _ => None,
+        });
+        // Beyond this one: it was taken. None of them: the place was emptied.
+        Ok(if newest.max() == Some(record.epoch) { WriteOutcome::Done(version) } else { WriteOutcome::Refused })
     };
-    within(patience, renew).await
+    within(job, patience, renew).await
 }
 
 fn created(outcome: crate::Result<Created>) -> Result<WriteOutcome<ObjectVersion>> {
@@ -91,11 +94,19 @@ fn swapped(outcome: crate::Result<Swapped>) -> Result<WriteOutcome<ObjectVersion
 }
 
 async fn within(
+    job: &RemoteJob,
     patience: Duration,
     write: impl Future<Output = Result<WriteOutcome<ObjectVersion>>>,
-) -> WriteOutcome<ObjectVersion> {
+) -> LeaseWritten {
     match tokio::time::timeout(patience, write).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) | Err(_) => WriteOutcome::Unknown,
+        Ok(Ok(outcome)) => (outcome, None),
+        Ok(Err(error)) => (WriteOutcome::Unknown, Some(error)),
+        Err(_) => (WriteOutcome::Unknown, Some(no_answer(job, Operation::Swap, patience))),
     }
+}
+
+/// The lease is not waited for beyond the time in which it must be renewed.
+pub(super) fn no_answer(job: &RemoteJob, operation: Operation, patience: Duration) -> JobError {
+    let detail = format!("no answer within {:.1} s", patience.as_secs_f64());
+    job.storage().error(operation, Some(&JobObject::Lease.name()), ErrorKind::Unreachable, &detail).into()
 }

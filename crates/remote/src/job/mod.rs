@@ -5,7 +5,7 @@
 //! that no marker names any longer), [`leftovers`], [`single`] (one file of the user's own), [`probe`] (whether a store
 //! keeps its word) and [`checkup`] (the rest of `ckptd remote check`), [`lease_io`] and [`owner`] (the lease, carried
 //! out), [`local`] (what the store on this machine is beside it), [`prepare`], [`replicator`] with `replica`,
-//! `replication` and `sent_once` (all of it in the background of a session).
+//! `replication`, `sent_once` and [`troubles`] (all of it in the background of a session).
 
 pub mod checkup;
 pub mod companions;
@@ -28,7 +28,11 @@ pub mod send;
 mod sent_once;
 pub mod single;
 pub mod survey;
+pub mod troubles;
 pub mod unnamed;
+
+#[cfg(test)]
+mod outages;
 
 pub use error::{JobError, Result};
 pub use place::RemoteJob;

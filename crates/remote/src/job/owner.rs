@@ -14,6 +14,8 @@ use ckptd_core::os::process::start_ticks;
 use super::error::{JobError, Result};
 use super::lease_io;
 use super::place::{RemoteJob, json};
+use super::troubles::Concern;
+use crate::errors::Operation;
 use crate::holder::Holder;
 use crate::layout::{JobObject, MarkerName};
 use crate::objects::{Created, ObjectVersion};
@@ -57,12 +59,21 @@ pub struct JobOwner {
     seen: Option<(LeaseRecord, ObjectVersion)>,
     /// The markers of snapshots that were checked.
     checked: BTreeMap<MarkerName, Marker>,
-    /// The last failure of the way to the store.
-    trouble: Option<JobError>,
+    /// The last failure of the way to the store, and what it concerns.
+    trouble: Option<(Concern, JobError)>,
+    /// Why the lease was not written the last time, where it was not.
+    unwritten: Option<JobError>,
 }
 
-/// The time since the machine was started, its sleep included.
+/// The time since the machine was started, its sleep included. In a test of this crate it is that of the runtime, which
+/// may let it pass by itself.
 pub fn now() -> Duration {
+    #[cfg(test)]
+    if tokio::runtime::Handle::try_current().is_ok() {
+        static BEGINNING: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        let beginning = *BEGINNING.get_or_init(std::time::Instant::now);
+        return tokio::time::Instant::now().into_std().saturating_duration_since(beginning);
+    }
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
@@ -78,8 +89,8 @@ impl JobOwner {
             take_over: settings.take_over,
         };
         let machine = LeaseMachine::new(lease, now());
-        let (seen, checked, trouble) = (None, BTreeMap::new(), None);
-        Ok(JobOwner { job, machine, settings, here, nonce, seen, checked, trouble })
+        let (seen, checked, trouble, unwritten) = (None, BTreeMap::new(), None, None);
+        Ok(JobOwner { job, machine, settings, here, nonce, seen, checked, trouble, unwritten })
     }
 
     /// The job.
@@ -128,8 +139,13 @@ impl JobOwner {
     }
 
     /// The last failure of the way to the store, which is forgotten.
-    pub fn take_trouble(&mut self) -> Option<JobError> {
+    pub fn take_trouble(&mut self) -> Option<(Concern, JobError)> {
         self.trouble.take()
+    }
+
+    /// Why the lease could not be renewed, as far as the store said.
+    pub fn take_unwritten(&mut self) -> Option<JobError> {
+        self.unwritten.take()
     }
 
     /// Lets time pass, and does what is due.
@@ -157,8 +173,12 @@ impl JobOwner {
             if let Some(epoch) = self.epoch() {
                 return Ok(epoch);
             }
-            if let Some(trouble) = self.take_trouble() {
-                return Err(trouble);
+            if let Some((_, trouble)) = self.take_trouble() {
+                return Err(self.unwritten.take().unwrap_or(trouble));
+            }
+            // What was refused is refused the next time, too; what did not arrive may.
+            if let Some(refused) = self.unwritten.take_if(|error| !error.is_of_the_way()) {
+                return Err(refused);
             }
             tokio::time::sleep(self.idle()).await;
         }
@@ -213,14 +233,16 @@ impl JobOwner {
                 let before = self.seen.as_ref().filter(|(_, seen)| Some(seen) == version.as_ref());
                 let before = before.map(|(record, version)| (record, version));
                 LeaseEvent::Written(if self.settings.fenced {
-                    lease_io::claim(&self.job, &record, before, patience).await
+                    let written = lease_io::claim(&self.job, &record, before, patience).await;
+                    self.wrote(written)
                 } else {
                     self.note_epoch(&record).await
                 })
             }
             LeaseAction::Renew(record, version) | LeaseAction::Release(record, version) => {
                 LeaseEvent::Written(if self.settings.fenced {
-                    lease_io::renew(&self.job, &record, &version, patience).await
+                    let written = lease_io::renew(&self.job, &record, &version, patience).await;
+                    self.wrote(written)
                 } else {
                     WriteOutcome::Done(version)
                 })
@@ -232,7 +254,7 @@ impl JobOwner {
             LeaseAction::ReadMarker(name) => match self.job.marker(&name).await {
                 Ok(found) => LeaseEvent::MarkerRead(name, found.map(|marker| marker.nonce)),
                 Err(error) => {
-                    self.trouble = Some(error);
+                    self.trouble = Some((Concern::Sending, error));
                     LeaseEvent::MarkerNotRead(name)
                 }
             },
@@ -241,8 +263,13 @@ impl JobOwner {
     }
 
     fn failed(&mut self, error: JobError) -> LeaseEvent<ObjectVersion> {
-        self.trouble = Some(error);
+        self.trouble = Some((Concern::Lease, error));
         LeaseEvent::NotRead
+    }
+
+    fn wrote(&mut self, (outcome, unwritten): lease_io::LeaseWritten) -> WriteOutcome<ObjectVersion> {
+        self.unwritten = unwritten;
+        outcome
     }
 
     async fn read(&mut self, patience: Duration) -> LeaseEvent<ObjectVersion> {
@@ -250,7 +277,7 @@ impl JobOwner {
             return LeaseEvent::Read(None);
         }
         let read = tokio::time::timeout(patience, lease_io::read_lease(&self.job)).await;
-        let slow = || JobError::other(format!("reading the lease of {}: no answer in time", self.job.place()));
+        let slow = || lease_io::no_answer(&self.job, Operation::Get, patience);
         match read.unwrap_or_else(|_| Err(slow())) {
             Ok(found) => {
                 self.seen = found.clone();
@@ -268,7 +295,7 @@ impl JobOwner {
         match self.job.put(&JobObject::Epoch(record.epoch), record).await {
             Ok(()) => WriteOutcome::Done(ObjectVersion(String::new())),
             Err(error) => {
-                self.trouble = Some(error);
+                self.trouble = Some((Concern::Lease, error));
                 WriteOutcome::Unknown
             }
         }
@@ -281,7 +308,7 @@ impl JobOwner {
             Ok(Created::Created(_)) => WriteOutcome::Done(()),
             Ok(Created::AlreadyThere) => WriteOutcome::Refused,
             Err(error) => {
-                self.trouble = Some(error.into());
+                self.trouble = Some((Concern::Sending, error.into()));
                 WriteOutcome::Unknown
             }
         }

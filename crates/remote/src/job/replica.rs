@@ -59,6 +59,13 @@ pub enum ReplicaNews {
         /// From the first request to the marker.
         took: Duration,
     },
-    /// Something does not work, in the words for people; `None`: it works again.
-    Trouble(Option<String>),
+    /// Something does not work, in the words for people. Of one kind it is news once, until all works again.
+    Trouble {
+        /// What happened, where, and what to do.
+        problem: String,
+        /// Whether people are to be told.
+        is_news: bool,
+    },
+    /// All works again.
+    Works,
 }

@@ -3,6 +3,8 @@
 //! Invariant: what is reported of a snapshot is what the remote holds. Deliberately not here: the thread itself
 //! (`replicator`).
 
+mod telling;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use super::error::{JobError, Result};
 use super::leftovers;
 use super::local::{LocalHistory, newest_unsent};
 use super::owner::{JobOwner, now};
-use super::prepare::{Beginning, Meanwhile, adopt_run, lost_to, marker};
+use super::prepare::{Beginning, Meanwhile, adopt_run, marker};
 use super::probe::require_fencing;
 use super::rate::RateLimit;
 use super::replica::{ReplicaNews, ReplicaTask, ReplicatorSettings};
@@ -30,6 +32,7 @@ use super::retention;
 use super::send::{ProgressKeeper, SendOptions, UploadProgress, send};
 use super::sent_once::SentOnce;
 use super::survey::Survey;
+use super::troubles::{Concern, Troubles};
 use crate::layout::{ContentHash, MarkerName};
 use crate::protocol::LeaseNews;
 use crate::records::Marker;
@@ -43,6 +46,8 @@ type Work = Pin<Box<dyn Future<Output = WorkDone>>>;
 
 enum WorkDone {
     Sent(Box<SentSnapshot>),
+    /// The newest snapshot here, where it is not there.
+    Looked(Result<Option<PathBuf>>),
     Retained(Result<BTreeMap<MarkerName, Marker>>),
 }
 
@@ -69,7 +74,9 @@ pub(super) struct Replication<'a> {
     waiting: Option<PathBuf>,
     failures: u32,
     not_before: Duration,
-    troubled: bool,
+    troubles: Troubles,
+    /// The job became this process's in the middle of the session: what is there may be less than what was sent.
+    looks: bool,
     once: SentOnce,
 }
 
@@ -93,7 +100,8 @@ impl<'a> Replication<'a> {
             waiting: None,
             failures: 0,
             not_before: Duration::ZERO,
-            troubled: false,
+            troubles: Troubles::default(),
+            looks: false,
             once: SentOnce::default(),
         }
     }
@@ -157,7 +165,7 @@ impl<'a> Replication<'a> {
                     let _ = (self.report)(ReplicaNews::Found(Box::new(newest)));
                 }
             }
-            Err(error) => self.tell_trouble(&error),
+            Err(error) => self.tell_trouble(Concern::Sending, &error),
         }
         let own = self.keeper.load().filter(|kept| kept.place == self.owner.job().place()).map(|kept| kept.file_hash);
         if let Err(error) = leftovers::clear(self.owner.job(), own.as_ref()).await {
@@ -166,9 +174,13 @@ impl<'a> Replication<'a> {
     }
 
     /// A store that holds something may go on without its remote for now.
-    fn without_remote(&self, error: JobError) -> Result<Option<JobError>> {
+    fn without_remote(&mut self, error: JobError) -> Result<Option<JobError>> {
         let has_snapshot = self.store.entries()?.iter().any(|entry| entry.own && entry.healthy());
-        if error.is_worth_retrying() && has_snapshot { Ok(Some(error)) } else { Err(error) }
+        if !error.is_worth_retrying() || !has_snapshot {
+            return Err(error);
+        }
+        self.tell_trouble(Concern::Lease, &error);
+        Ok(Some(error))
     }
 
     /// Remembers what this store has come to own.
@@ -188,12 +200,12 @@ impl<'a> Replication<'a> {
         let mut retain = false;
         loop {
             if work.is_none() {
-                work = self.next_send();
+                work = self.next_look().or_else(|| self.next_send());
             }
             if work.is_none() && retain && self.owner.may_write() {
                 (work, retain) = (Some(self.retain()), false);
             }
-            let is_idle = work.is_none() && self.waiting.is_none() && !self.owner.is_committing();
+            let is_idle = work.is_none() && self.waiting.is_none() && !self.looks && !self.owner.is_committing();
             if self.owner.is_over() || finishing && is_idle {
                 break;
             }
@@ -212,13 +224,24 @@ impl<'a> Replication<'a> {
             let mut prepare = Meanwhile { store: self.store.clone(), lost: None };
             let news = self.owner.tick(&mut prepare).await;
             retain |= self.heard(news, Duration::ZERO);
-            self.note_trouble();
+            self.note_lease();
             if let Some(lost) = prepare.lost {
                 let _ = (self.report)(ReplicaNews::Lost(lost));
                 break;
             }
         }
         self.owner.leave(self.settings.owner.ttl / 4).await;
+    }
+
+    /// Begins to find out whether the newest snapshot here is there, where that may not be so.
+    fn next_look(&mut self) -> Option<Work> {
+        self.owner.epoch().filter(|_| self.looks && now() >= self.not_before)?;
+        self.looks = false;
+        let (job, store) = (self.owner.job().clone(), self.store.clone());
+        Some(Box::pin(async move {
+            let look = async { newest_unsent(&store, &Survey::of(&job).await?) };
+            WorkDone::Looked(look.await.map(|unsent| unsent.map(|entry| entry.path)))
+        }))
     }
 
     /// Begins to send the snapshot that waits.
@@ -250,12 +273,22 @@ impl<'a> Replication<'a> {
     async fn done(&mut self, done: WorkDone) -> bool {
         let sent = match done {
             WorkDone::Sent(sent) => *sent,
+            WorkDone::Looked(Ok(unsent)) => {
+                self.waiting = self.waiting.take().or(unsent);
+                return false;
+            }
+            WorkDone::Looked(Err(error)) => {
+                self.looks = true;
+                self.put_off(&error);
+                return false;
+            }
             WorkDone::Retained(Ok(known)) => {
                 self.known = known;
+                self.works(Concern::Retention);
                 return false;
             }
             WorkDone::Retained(Err(error)) => {
-                self.tell_trouble(&error);
+                self.tell_trouble(Concern::Retention, &error);
                 return false;
             }
         };
@@ -275,67 +308,19 @@ impl<'a> Replication<'a> {
             // Rotated out meanwhile: a newer one is on its way.
             Err(_) if !path.exists() => false,
             Err(error) => {
-                self.tell_trouble(&error);
-                self.failures += 1;
-                let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(7)).min(LONGEST_PAUSE);
-                self.not_before = now() + pause;
+                self.put_off(&error);
                 self.waiting.get_or_insert(path);
                 false
             }
         }
     }
 
-    /// Whether retention is due.
-    fn heard(&mut self, news: Vec<LeaseNews>, took: Duration) -> bool {
-        let until = self.owner.write_until().map_or(0, |until| until.as_millis() as u64);
-        self.write_until.store(until, Ordering::Relaxed);
-        let mut retain = false;
-        for what in news {
-            let report = match what {
-                LeaseNews::Committed(name) => {
-                    retain = true;
-                    if std::mem::take(&mut self.troubled) {
-                        let _ = (self.report)(ReplicaNews::Trouble(None));
-                    }
-                    let Some(marker) = self.known.get(&name).cloned() else { continue };
-                    ReplicaNews::Committed { marker: Box::new(marker), took }
-                }
-                LeaseNews::NotCommitted(name) => ReplicaNews::Warned(format!(
-                    "{name} was not committed at {}: another process owns the job, or owned it meanwhile",
-                    self.owner.job().place()
-                )),
-                LeaseNews::Owned { epoch } => {
-                    // What was there before may have gone with the lease.
-                    self.once = SentOnce::default();
-                    if let Err(error) = self.owns() {
-                        self.tell_trouble(&error);
-                    }
-                    ReplicaNews::Told(format!("this process owns {} (epoch {epoch})", self.owner.job().place()))
-                }
-                LeaseNews::Waiting(holder, _) => ReplicaNews::Warned(format!("{} owns the job", holder.text())),
-                LeaseNews::Suspended => ReplicaNews::Trouble(Some(format!(
-                    "the lease of {} could not be renewed in time: nothing is committed there until it is; the \
-                     training goes on",
-                    self.owner.job().place()
-                ))),
-                LeaseNews::Resumed => ReplicaNews::Trouble(None),
-                LeaseNews::Lost(holder) => ReplicaNews::Lost(lost_to(&holder.text(), self.owner.job().place())),
-                LeaseNews::Left => continue,
-            };
-            let _ = (self.report)(report);
-        }
-        retain
-    }
-
-    fn note_trouble(&mut self) {
-        if let Some(error) = self.owner.take_trouble() {
-            self.tell_trouble(&error);
-        }
-    }
-
-    fn tell_trouble(&mut self, error: &JobError) {
-        self.troubled = true;
-        let _ = (self.report)(ReplicaNews::Trouble(Some(error.to_string())));
+    /// What failed is tried again later, and later each time.
+    fn put_off(&mut self, error: &JobError) {
+        self.tell_trouble(Concern::Sending, error);
+        self.failures += 1;
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(7)).min(LONGEST_PAUSE);
+        self.not_before = now() + pause;
     }
 
     /// Takes away what the policy does not keep.

@@ -93,6 +93,8 @@ pub enum LeaseNews {
     Suspended,
     /// It is renewed again.
     Resumed,
+    /// The lease of this process is not there any more: somebody emptied the place. It is taken anew.
+    Gone,
     /// Another process owns the job now.
     Lost(Holder),
     /// A snapshot exists remotely.

@@ -281,7 +281,12 @@ impl<V: Clone + PartialEq> LeaseMachine<V> {
                 actions.push(LeaseAction::Tell(LeaseNews::Lost(seen.record.holder)));
             }
             // Somebody emptied the store: what is here goes there again, under a new epoch.
-            None => self.phase = LeasePhase::Watching(Watch::at(now)),
+            None => {
+                // Its own epoch was another history's.
+                self.newest_epoch = self.epoch().unwrap_or(0).max(self.newest_epoch);
+                self.phase = LeasePhase::Watching(Watch::at(now));
+                actions.push(LeaseAction::Tell(LeaseNews::Gone));
+            }
         }
     }
 

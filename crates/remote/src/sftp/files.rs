@@ -44,13 +44,19 @@ pub struct Entry {
 }
 
 impl Session {
-    /// Writes a file that must be new.
+    /// Writes a file that must be new; one that cannot be written whole is removed.
     pub async fn write_new(&self, path: &str, body: &Bytes) -> Result<()> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-        let handle = self.open_file(path, flags).await?;
+        let handle = match self.open_file(path, flags).await {
+            Ok(handle) => handle,
+            Err(failure) => return Err(self.with_space(failure, path, body.len()).await),
+        };
         let written = self.write_all(&handle, 0, body).await;
         self.close(handle).await?;
-        written
+        let Err(failure) = written else { return Ok(()) };
+        let failure = self.with_space(failure, path, body.len()).await;
+        let _ = self.remove(path).await; // the first failure is the one to tell
+        Err(failure)
     }
 
     /// Writes into a file that is there.
@@ -58,7 +64,25 @@ impl Session {
         let handle = self.open_file(path, OpenFlags::WRITE).await?;
         let written = self.write_all(&handle, offset, body).await;
         self.close(handle).await?;
-        written
+        match written {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(self.with_space(failure, path, body.len()).await),
+        }
+    }
+
+    /// SFTP has one word, "Failure", for a full disk and for much else: where the server tells how much room there is,
+    /// that is looked at.
+    async fn with_space(&self, failure: Failure, path: &str, bytes: usize) -> Failure {
+        let is_failure = matches!(&failure.error, SftpError::Status(s) if s.status_code == StatusCode::Failure);
+        if !is_failure || !self.has_statvfs {
+            return failure;
+        }
+        let folder = path.rsplit_once('/').map_or(path, |(folder, _)| folder);
+        let is_full = self.raw.statvfs(folder).await.is_ok_and(|room| {
+            let free = room.blocks_avail.saturating_mul(room.fragment_size);
+            free < bytes as u64 || room.inodes > 0 && room.inodes_avail == 0
+        });
+        Failure { is_full, ..failure }
     }
 
     async fn open_file(&self, path: &str, flags: OpenFlags) -> Result<String> {

@@ -30,6 +30,8 @@ pub struct Failure {
     pub error: SftpError,
     /// What `ssh` said on its standard error.
     pub said: String,
+    /// The server has no room for what was written.
+    pub is_full: bool,
 }
 
 /// An open connection.
@@ -38,6 +40,7 @@ pub struct Session {
     pub has_fsync: bool,
     pub has_hardlink: bool,
     pub has_posix_rename: bool,
+    pub has_statvfs: bool,
     said: Arc<Mutex<String>>,
     _ssh: Child, // ends with the session
 }
@@ -46,7 +49,7 @@ impl Session {
     /// Connects.
     pub async fn connect(server: &Server, settings: &RemoteSettings) -> Result<Session, Failure> {
         let said = Arc::new(Mutex::new(String::new()));
-        let failed = |error: SftpError, said: &Mutex<String>| Failure { error, said: text(said) };
+        let failed = |error: SftpError, said: &Mutex<String>| Failure { error, said: text(said), is_full: false };
         let mut command = command(server, settings);
         let mut ssh =
             command.spawn().map_err(|e| failed(SftpError::IO(format!("ssh cannot be started: {e}")), &said))?;
@@ -70,6 +73,7 @@ impl Session {
             has_fsync: has("fsync@openssh.com"),
             has_hardlink: has("hardlink@openssh.com"),
             has_posix_rename: has(POSIX_RENAME),
+            has_statvfs: has("statvfs@openssh.com"),
             raw,
             said,
             _ssh: ssh,
@@ -78,7 +82,7 @@ impl Session {
 
     /// What a call on this session came to.
     pub fn failure(&self, error: SftpError) -> Failure {
-        Failure { error, said: text(&self.said) }
+        Failure { error, said: text(&self.said), is_full: false }
     }
 }
 

@@ -305,6 +305,9 @@ impl SftpStorage {
 /// Kind and clause of a failed call.
 fn told(operation: Operation, failure: &Failure) -> (ErrorKind, String) {
     let is_upload = matches!(operation, Operation::UploadPart | Operation::CompleteUpload);
+    if failure.is_full {
+        return (ErrorKind::NoSpace, "the server has no room for it".into());
+    }
     if let SftpError::Status(status) = &failure.error {
         let kind = match status.status_code {
             StatusCode::NoSuchFile if is_upload => return (ErrorKind::NoUpload, "there is no such upload".into()),
@@ -312,7 +315,11 @@ fn told(operation: Operation, failure: &Failure) -> (ErrorKind, String) {
             StatusCode::PermissionDenied => ErrorKind::Denied,
             StatusCode::OpUnsupported => ErrorKind::Unsupported,
             StatusCode::Eof => return (ErrorKind::BadAnswer, "the object ends before the range".into()),
-            // A full disk is told so, too.
+            // A quota that is used up is told so, too.
+            StatusCode::Failure if is_write(operation) => {
+                let what = "the server answered: Failure, which is all it says of a quota that is used up, too";
+                return (ErrorKind::Unreachable, what.into());
+            }
             _ => ErrorKind::Unreachable,
         };
         return (kind, format!("the server answered: {}", status.error_message));
@@ -326,6 +333,13 @@ fn told(operation: Operation, failure: &Failure) -> (ErrorKind, String) {
     let error = &failure.error;
     let text = if said.is_empty() { error.to_string() } else { format!("{error}; ssh says: {said}{hint}") };
     (kind, text)
+}
+
+fn is_write(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Create | Operation::Put | Operation::BeginUpload | Operation::UploadPart | Operation::CompleteUpload
+    )
 }
 
 /// The name of an upload's file; one that is none cannot be there.

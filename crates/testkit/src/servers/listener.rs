@@ -1,7 +1,7 @@
-//! A thread that serves HTTP/1.1 on a free port of the loopback until its handle is dropped.
+//! A thread that serves HTTP/1.1 on a free port until its handle is dropped.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -60,8 +60,14 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// On the loopback.
     pub fn start(service: Arc<impl Service>) -> Listener {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
+        Listener::start_at(IpAddr::V4(Ipv4Addr::LOCALHOST), service)
+    }
+
+    /// At an address of this machine.
+    pub fn start_at(address: IpAddr, service: Arc<impl Service>) -> Listener {
+        let listener = std::net::TcpListener::bind((address, 0)).expect("the address has a free port");
         listener.set_nonblocking(true).expect("a socket can be made non-blocking");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (stop, stopped) = oneshot::channel::<()>();

@@ -5,6 +5,7 @@
 //! exactly one is told that it won. Deliberately not here: signatures, which are not looked at (but for their time).
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
@@ -36,12 +37,18 @@ struct Objects {
 }
 
 impl ObjectServer {
+    /// On the loopback.
     pub fn start() -> ObjectServer {
-        let service = Arc::new(Objects::default());
-        ObjectServer { listener: Listener::start(Arc::clone(&service)), service }
+        ObjectServer::start_at(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
-    /// `http://127.0.0.1:port`.
+    /// At an address of this machine.
+    pub fn start_at(address: IpAddr) -> ObjectServer {
+        let service = Arc::new(Objects::default());
+        ObjectServer { listener: Listener::start_at(address, Arc::clone(&service)), service }
+    }
+
+    /// Such as `http://127.0.0.1:port`.
     pub fn url(&self) -> String {
         format!("http://{}", self.listener.address)
     }
@@ -124,6 +131,13 @@ impl Objects {
         let behaviour = self.state().behaviour.clone();
         if let Some(code) = behaviour.denies_with {
             return Err((403, code));
+        }
+        if let Some(refusal) = behaviour.refuses_writes.filter(|_| matches!(request.method.as_str(), "PUT" | "POST")) {
+            return Err(refusal);
+        }
+        let is_of = |key: &str| request.header("authorization").is_some_and(|a| a.contains(&format!("={key}/")));
+        if behaviour.only_key.is_some_and(|key| !is_of(key)) {
+            return Err((400, "ExpiredToken"));
         }
         let signed = request.header("x-amz-date").and_then(|date| {
             let format = "%Y%m%dT%H%M%SZ";

@@ -11,6 +11,10 @@ pub struct Behaviour {
     pub clock_ahead_s: i64,
     /// Refuses everything with this error code.
     pub denies_with: Option<&'static str>,
+    /// Refuses writes, as a quota does.
+    pub refuses_writes: Option<Refusal>,
+    /// Takes no access key but this one: to it all others have expired.
+    pub only_key: Option<&'static str>,
     /// Takes conditional writes for plain ones.
     pub ignores_conditions: bool,
     /// Compares the digests of bodies.
@@ -28,6 +32,8 @@ impl Default for Behaviour {
         Behaviour {
             clock_ahead_s: 0,
             denies_with: None,
+            refuses_writes: None,
+            only_key: None,
             ignores_conditions: false,
             checks_digests: true,
             max_bytes: u64::MAX,
