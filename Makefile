@@ -19,7 +19,7 @@
 # make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
 #                     packages slurmctld slurmd slurm-client munge)
 # make systemd-check  the unit under a real systemd in namespaces of its own, one line per check (needs root)
-# make remote         a machine is killed, another one has only the URL: 20 rounds on each kind of remote (needs root)
+# make remote         a machine is killed, another one has only the URL: CKPTD_ROUNDS (20) rounds on each kind of remote (root)
 # make faults-short   a share of each part of the fault campaign (docs/reliability.md)
 # make faults         all of it: under 20 minutes on 2 cores; needs root, FUSE and loop devices for every part
 # make soak           SOAK_HOURS (2) of chaos under a small training; memory and descriptors must not grow
@@ -82,9 +82,9 @@ slurm: build
 systemd-check: build
 	@scripts/systemd_check.sh target/release
 
-remote: build
+remote: build setup-full
 	cargo build --release --locked -p ckptd-testkit --bins
-	@scripts/remote_rounds.py target/release 20
+	@CKPTD_ROUNDS=$${CKPTD_ROUNDS:-20} scripts/remote_rounds.py target/release
 
 faults: programs text
 	faults/campaign.py --seed $(SEED)
