@@ -14,6 +14,7 @@ mod orders;
 mod remote;
 mod remote_check;
 mod restart;
+mod secrets;
 mod service;
 mod sources;
 mod status;
