@@ -1,18 +1,15 @@
 //! Azure Blob Storage.
 
-use std::sync::Arc;
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 
-use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
-use object_store::path::Path;
-
-use super::answers::{Reader, kept_for_good};
-use super::http::Transport;
+use super::answers::kept_for_good;
 use super::lifecycle::BucketRules;
-use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
-use crate::errors::{ErrorKind, ObjectError, Operation, Result};
+use super::opening::{Clause, Opening, clients};
+use super::storage::{CloudStorage, VersionBy};
+use crate::errors::{ErrorKind, Result};
 use crate::objects::Abilities;
 use crate::secrets::Redactor;
-use crate::settings::{RemoteSettings, Retries};
+use crate::settings::RemoteSettings;
 
 const MAX_PARTS: u32 = 50_000;
 /// Azure's command line calls them so.
@@ -27,23 +24,6 @@ const ALIASES: [(&str, &str); 3] = [
 /// # Errors
 /// [`ErrorKind::Config`] where settings or credentials are malformed, or of a kind that cannot be read.
 pub fn open(place: String, container: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
-    let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
-    let transport = Transport::new(settings).map_err(fail)?;
-    let redactor = Redactor::default();
-    let builder = configured(container, settings, &redactor).map_err(fail)?;
-    let reader = Reader { redactor, clock: transport.clock(), credentials: source_of(settings) };
-    let build = |builder: MicrosoftAzureBuilder, transport: Transport, retries: Retries| {
-        let options = transport.options();
-        let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
-        builder.with_http_connector(transport).build()
-    };
-    let clients = || -> object_store::Result<Clients> {
-        let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
-        let data: MicrosoftAzure = build(builder.clone(), transport.clone(), settings.data_retries)?;
-        let control: Arc<MicrosoftAzure> = Arc::new(control);
-        Ok(Clients { control: control.clone(), data: Arc::new(data), tampering: control })
-    };
-    let clients = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
     let abilities = Abilities {
         swap: true,
         digests: false,
@@ -52,15 +32,19 @@ pub fn open(place: String, container: &str, prefix: &str, settings: &RemoteSetti
         max_parts: MAX_PARTS,
         min_part_bytes: 1,
     };
-    let (place, prefix, rules, version_by) = (place.clone(), Path::from(prefix), BucketRules::Azure, VersionBy::ETag);
-    Ok(CloudStorage { place, prefix, clients, reader, version_by, abilities, rules })
+    let opening = Opening { place, prefix, settings, version_by: VersionBy::ETag, abilities };
+    let configure = |redactor: &Redactor| configured(container, settings, redactor);
+    opening.open(configure, |builder, transport, settings| {
+        let (clients, _) = clients(builder, transport, settings)?;
+        Ok((clients, BucketRules::Azure))
+    })
 }
 
 fn configured(
     container: &str,
     settings: &RemoteSettings,
     redactor: &Redactor,
-) -> Result<MicrosoftAzureBuilder, (ErrorKind, String)> {
+) -> Result<(MicrosoftAzureBuilder, String), Clause> {
     let environment = &settings.environment;
     if environment.get("AZURE_STORAGE_CONNECTION_STRING").is_some()
         && environment.first(&["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"]).is_none()
@@ -84,7 +68,7 @@ fn configured(
     if let Some(endpoint) = &settings.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
     }
-    Ok(builder)
+    Ok((builder, source_of(settings)))
 }
 
 /// Where the credentials come from, and how there are new ones.

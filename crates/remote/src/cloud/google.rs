@@ -1,18 +1,15 @@
 //! Google Cloud Storage.
 
-use std::sync::Arc;
+use object_store::gcp::GoogleCloudStorageBuilder;
 
-use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
-use object_store::path::Path;
-
-use super::answers::{Reader, kept_for_good};
-use super::http::Transport;
+use super::answers::kept_for_good;
 use super::lifecycle::BucketRules;
-use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
-use crate::errors::{ErrorKind, ObjectError, Operation, Result};
+use super::opening::{Clause, Opening, clients};
+use super::storage::{CloudStorage, VersionBy};
+use crate::errors::{ErrorKind, Result};
 use crate::objects::Abilities;
 use crate::secrets::Redactor;
-use crate::settings::{RemoteSettings, Retries};
+use crate::settings::RemoteSettings;
 
 /// The service itself.
 const ENDPOINT: &str = "https://storage.googleapis.com";
@@ -28,26 +25,6 @@ const MAX_CREDENTIALS_BYTES: u64 = 1 << 20;
 /// # Errors
 /// [`ErrorKind::Config`] where settings or credentials are malformed, or of a kind that cannot be read.
 pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
-    let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
-    let transport = Transport::new(settings).map_err(fail)?;
-    let redactor = Redactor::default();
-    let (builder, credentials) = configured(bucket, settings, &redactor).map_err(fail)?;
-    let reader = Reader { redactor, clock: transport.clock(), credentials };
-    let build = |builder: GoogleCloudStorageBuilder, transport: Transport, retries: Retries| {
-        let options = transport.options();
-        let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
-        builder.with_http_connector(transport).build()
-    };
-    let clients = || -> object_store::Result<(Clients, BucketRules)> {
-        let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
-        let data: GoogleCloudStorage = build(builder.clone(), transport.clone(), settings.data_retries)?;
-        let control: Arc<GoogleCloudStorage> = Arc::new(control);
-        let (transport, bucket, credentials) = (transport.clone(), bucket.to_owned(), control.credentials().clone());
-        let url = format!("{}/{bucket}", endpoint(settings).unwrap_or(ENDPOINT).trim_end_matches('/'));
-        let rules = BucketRules::Google { transport, url, bucket, credentials };
-        Ok((Clients { control: control.clone(), data: Arc::new(data), tampering: control }, rules))
-    };
-    let (clients, rules) = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
     let abilities = Abilities {
         swap: true,
         digests: false,
@@ -56,8 +33,14 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
         max_parts: MAX_PARTS,
         min_part_bytes: MIN_PART_BYTES,
     };
-    let (place, prefix, version_by) = (place.clone(), Path::from(prefix), VersionBy::Generation);
-    Ok(CloudStorage { place, prefix, clients, reader, version_by, abilities, rules })
+    let opening = Opening { place, prefix, settings, version_by: VersionBy::Generation, abilities };
+    let configure = |redactor: &Redactor| configured(bucket, settings, redactor);
+    let url = format!("{}/{bucket}", endpoint(settings).unwrap_or(ENDPOINT).trim_end_matches('/'));
+    opening.open(configure, |builder, transport, settings| {
+        let (clients, client) = clients(builder, transport, settings)?;
+        let (transport, bucket) = (transport.clone(), bucket.to_owned());
+        Ok((clients, BucketRules::Google { transport, url, bucket, credentials: client.credentials().clone() }))
+    })
 }
 
 /// Another endpoint than Google's.
@@ -69,7 +52,7 @@ fn configured(
     bucket: &str,
     settings: &RemoteSettings,
     redactor: &Redactor,
-) -> Result<(GoogleCloudStorageBuilder, String), (ErrorKind, String)> {
+) -> Result<(GoogleCloudStorageBuilder, String), Clause> {
     let environment = &settings.environment;
     let mut builder = GoogleCloudStorageBuilder::new().with_bucket_name(bucket);
     if let Some(endpoint) = endpoint(settings) {

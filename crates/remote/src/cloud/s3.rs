@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum};
-use object_store::path::Path;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 
-use super::answers::{Reader, kept_for_good};
-use super::http::Transport;
+use super::answers::kept_for_good;
 use super::lifecycle::{BucketAddress, BucketRules};
+use super::opening::{Clause, ClientBuilder, Opening};
 use super::profile;
 use super::profile_keys::ProfileKeys;
-use super::storage::{Clients, CloudStorage, VersionBy, retry_config};
-use crate::errors::{ErrorKind, ObjectError, Operation, Result};
+use super::storage::{Clients, CloudStorage, VersionBy};
+use crate::errors::{ErrorKind, Result};
 use crate::objects::Abilities;
 use crate::secrets::Redactor;
 use crate::settings::{Digest, RemoteSettings, Retries};
@@ -28,28 +27,6 @@ const PREFIX: [&str; 1] = ["AWS_"];
 /// # Errors
 /// [`ErrorKind::Config`] where settings or credentials are malformed, or of a kind that cannot be read.
 pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings) -> Result<CloudStorage> {
-    let fail = |(kind, detail): (ErrorKind, String)| ObjectError::new(Operation::Open, &place, None, kind, detail);
-    let transport = Transport::new(settings).map_err(fail)?;
-    let redactor = Redactor::default();
-    let (builder, credentials) = configured(bucket, settings, &redactor).map_err(fail)?;
-    let reader = Reader { redactor, clock: transport.clock(), credentials };
-    let build = |builder: AmazonS3Builder, transport: Transport, retries: Retries| {
-        let options = transport.options();
-        let builder = builder.with_retry(retry_config(retries)).with_client_options(options);
-        builder.with_http_connector(transport).build()
-    };
-    let clients = || -> object_store::Result<(Clients, BucketRules)> {
-        let control = build(builder.clone(), transport.clone(), settings.control_retries)?;
-        // Fetched once for all.
-        let builder = builder.with_credentials(Arc::clone(control.credentials()));
-        let data: AmazonS3 = build(builder.clone(), transport.clone(), settings.data_retries)?;
-        let tampering = build(builder, transport.tampering(), Retries { max: 0, ..settings.control_retries })?;
-        let credentials = Arc::clone(control.credentials());
-        let (transport, bucket) = (transport.clone(), address(bucket, settings));
-        let rules = BucketRules::S3 { transport, bucket, credentials };
-        Ok((Clients { control: Arc::new(control), data: Arc::new(data), tampering: Arc::new(tampering) }, rules))
-    };
-    let (clients, rules) = clients().map_err(|e| fail((ErrorKind::Config, reader.read(&e).1)))?;
     let abilities = Abilities {
         swap: true,
         digests: true,
@@ -58,15 +35,27 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
         max_parts: MAX_PARTS,
         min_part_bytes: MIN_PART_BYTES,
     };
-    let (place, prefix, version_by) = (place.clone(), Path::from(prefix), VersionBy::ETag);
-    Ok(CloudStorage { place, prefix, clients, reader, version_by, abilities, rules })
+    let opening = Opening { place, prefix, settings, version_by: VersionBy::ETag, abilities };
+    let configure = |redactor: &Redactor| configured(bucket, settings, redactor);
+    let address = address(bucket, settings);
+    opening.open(configure, |builder, transport, settings| {
+        let control = builder.clone().client(transport.clone(), settings.control_retries)?;
+        // Fetched once for all.
+        let builder = builder.with_credentials(Arc::clone(control.credentials()));
+        let retries = Retries { max: 0, ..settings.control_retries };
+        let tampering = Arc::new(builder.clone().client(transport.tampering(), retries)?);
+        let data = Arc::new(builder.client(transport.clone(), settings.data_retries)?);
+        let credentials = Arc::clone(control.credentials());
+        let rules = BucketRules::S3 { transport: transport.clone(), bucket: address, credentials };
+        Ok((Clients { control: Arc::new(control), data, tampering }, rules))
+    })
 }
 
 fn configured(
     bucket: &str,
     settings: &RemoteSettings,
     redactor: &Redactor,
-) -> Result<(AmazonS3Builder, String), (ErrorKind, String)> {
+) -> Result<(AmazonS3Builder, String), Clause> {
     let environment = &settings.environment;
     let mut builder = AmazonS3Builder::new().with_bucket_name(bucket).with_disable_bulk_delete(true);
     for (name, value) in environment.beginning(&PREFIX) {
@@ -131,7 +120,7 @@ fn address(bucket: &str, settings: &RemoteSettings) -> BucketAddress {
 }
 
 /// `https://host` as `https://bucket.host`.
-fn before_host(endpoint: &str, bucket: &str) -> Result<String, (ErrorKind, String)> {
+fn before_host(endpoint: &str, bucket: &str) -> Result<String, Clause> {
     let bad = || (ErrorKind::Config, "the endpoint has no scheme; write https://host".to_owned());
     let (scheme, host) = endpoint.trim_end_matches('/').split_once("://").ok_or_else(bad)?;
     Ok(format!("{scheme}://{bucket}.{host}"))

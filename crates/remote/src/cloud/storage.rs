@@ -11,8 +11,8 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    PutOptions, PutPayload, PutResult, RetryConfig, UpdateVersion,
+    Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload, PutResult, UpdateVersion,
 };
 
 use super::answers::Reader;
@@ -23,7 +23,6 @@ use crate::objects::{
     Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, PartsRule, RangeStream,
     Swapped, UploadId,
 };
-use crate::settings::Retries;
 
 /// What one of the library's stores can do.
 pub trait Client: ObjectStore + MultipartStore {}
@@ -65,12 +64,6 @@ impl fmt::Debug for CloudStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CloudStorage({})", self.place)
     }
-}
-
-/// The library's form of `retries`.
-pub fn retry_config(retries: Retries) -> RetryConfig {
-    let backoff = BackoffConfig { init_backoff: retries.first_wait, max_backoff: Duration::from_secs(15), base: 2.0 };
-    RetryConfig { backoff, max_retries: retries.max, retry_timeout: retries.within }
 }
 
 impl CloudStorage {

@@ -1,21 +1,17 @@
 //! The trait over files behind SFTP.
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
-use russh_sftp::client::error::Error as SftpError;
-use russh_sftp::protocol::StatusCode;
-use tokio::sync::Mutex;
 
+use super::calls::{Line, Outcome, SftpStorage, Trouble};
 use super::files;
-use super::session::{Failure, Server, Session};
-use crate::errors::{ErrorKind, ObjectError, Operation, Result};
+use super::session::{Server, Session};
+use crate::errors::{ErrorKind, Operation, Result};
 use crate::names::ObjectName;
 use crate::nonce::nonce;
 use crate::objects::{
@@ -26,28 +22,6 @@ use crate::settings::RemoteSettings;
 
 /// Holds what is not an object yet. No object's name has a `_`.
 const STAGING: &str = "_staging";
-/// One connection is one processor and one window: data goes over several.
-const DATA_CONNECTIONS: usize = 3;
-
-/// Objects as files behind SFTP. Connects when it is used, and again after a connection broke.
-#[derive(Clone)]
-pub struct SftpStorage(Arc<Inner>);
-
-struct Inner {
-    place: String,
-    server: Server,
-    root: String,
-    settings: RemoteSettings,
-    /// The first is for small objects.
-    connections: [Mutex<Option<Arc<Session>>>; 1 + DATA_CONNECTIONS],
-    turn: AtomicUsize,
-}
-
-impl fmt::Debug for SftpStorage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SftpStorage({})", self.0.place)
-    }
-}
 
 /// The folder `root` of a server; connects at once, so that a wrong host or key is told now.
 ///
@@ -61,89 +35,14 @@ pub async fn open(
     root: &str,
     settings: &RemoteSettings,
 ) -> Result<SftpStorage> {
-    let (settings, root, server) = (settings.clone(), root.to_owned(), Server { user, host, port });
-    let storage = SftpStorage(Arc::new(Inner {
-        place,
-        server,
-        root,
-        settings,
-        connections: Default::default(),
-        turn: AtomicUsize::new(0),
-    }));
+    let storage = SftpStorage::new(place, Server { user, host, port }, root, settings);
     let call = storage.begin(Operation::Open, None, Line::Control).await?;
     let outcome = storage.require_root(&call.session).await;
     call.end(outcome).await?;
     Ok(storage)
 }
 
-/// Which connections a call may take.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Line {
-    Control,
-    Data,
-}
-
-/// Why a call did not come to its end.
-enum Trouble {
-    Failure(Failure),
-    Refused(ErrorKind, String),
-}
-
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Trouble {
-        Trouble::Failure(failure)
-    }
-}
-
-/// A call over one connection.
-struct Call<'a> {
-    storage: &'a SftpStorage,
-    operation: Operation,
-    name: Option<&'a ObjectName>,
-    connection: &'a Mutex<Option<Arc<Session>>>,
-    session: Arc<Session>,
-}
-
-impl Call<'_> {
-    /// What it came to; a connection that broke is not used again.
-    async fn end<T>(self, outcome: Outcome<T>) -> Result<T> {
-        if let Err(Trouble::Failure(failure)) = &outcome
-            && !matches!(failure.error, SftpError::Status(_))
-        {
-            self.connection.lock().await.take_if(|now| Arc::ptr_eq(now, &self.session));
-        }
-        outcome.map_err(|trouble| self.storage.failed(self.operation, self.name, trouble))
-    }
-}
-
-type Outcome<T> = std::result::Result<T, Trouble>;
-
 impl SftpStorage {
-    fn connection(&self, line: Line) -> &Mutex<Option<Arc<Session>>> {
-        match line {
-            Line::Control => &self.0.connections[0],
-            Line::Data => &self.0.connections[1 + self.0.turn.fetch_add(1, Relaxed) % DATA_CONNECTIONS],
-        }
-    }
-
-    /// Takes a connection that stands.
-    async fn begin<'a>(&'a self, operation: Operation, name: Option<&'a ObjectName>, line: Line) -> Result<Call<'a>> {
-        let connection = self.connection(line);
-        match self.session(connection).await {
-            Ok(session) => Ok(Call { storage: self, operation, name, connection, session }),
-            Err(e) => Err(self.failed(operation, name, Trouble::Failure(e))),
-        }
-    }
-
-    async fn session(&self, connection: &Mutex<Option<Arc<Session>>>) -> std::result::Result<Arc<Session>, Failure> {
-        let mut connection = connection.lock().await;
-        if let Some(session) = &*connection {
-            return Ok(Arc::clone(session));
-        }
-        let session = Arc::new(Session::connect(&self.0.server, &self.0.settings).await?);
-        Ok(Arc::clone(connection.insert(session)))
-    }
-
     fn path(&self, name: &ObjectName) -> String {
         format!("{}/{name}", self.0.root)
     }
@@ -185,14 +84,6 @@ impl SftpStorage {
             session.make_folders(&self.0.root, folders).await?;
         }
         Ok(())
-    }
-
-    fn failed(&self, operation: Operation, name: Option<&ObjectName>, trouble: Trouble) -> ObjectError {
-        let (kind, detail) = match trouble {
-            Trouble::Refused(kind, detail) => (kind, detail),
-            Trouble::Failure(failure) => told(operation, &failure),
-        };
-        self.error(operation, name, kind, &detail)
     }
 
     async fn create_by(&self, session: &Session, name: &ObjectName, body: &Bytes) -> Outcome<bool> {
@@ -300,46 +191,6 @@ impl SftpStorage {
         found.sort();
         Ok(found)
     }
-}
-
-/// Kind and clause of a failed call.
-fn told(operation: Operation, failure: &Failure) -> (ErrorKind, String) {
-    let is_upload = matches!(operation, Operation::UploadPart | Operation::CompleteUpload);
-    if failure.is_full {
-        return (ErrorKind::NoSpace, "the server has no room for it".into());
-    }
-    if let SftpError::Status(status) = &failure.error {
-        let kind = match status.status_code {
-            StatusCode::NoSuchFile if is_upload => return (ErrorKind::NoUpload, "there is no such upload".into()),
-            StatusCode::NoSuchFile => return (ErrorKind::NotThere, "there is no such object".into()),
-            StatusCode::PermissionDenied => ErrorKind::Denied,
-            StatusCode::OpUnsupported => ErrorKind::Unsupported,
-            StatusCode::Eof => return (ErrorKind::BadAnswer, "the object ends before the range".into()),
-            // A quota that is used up is told so, too.
-            StatusCode::Failure if is_write(operation) => {
-                let what = "the server answered: Failure, which is all it says of a quota that is used up, too";
-                return (ErrorKind::Unreachable, what.into());
-            }
-            _ => ErrorKind::Unreachable,
-        };
-        return (kind, format!("the server answered: {}", status.error_message));
-    }
-    let said = failure.said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let refusals = ["Permission denied", "Host key verification failed", "Too many authentication failures"];
-    let is_refused = refusals.iter().any(|refusal| said.contains(refusal));
-    let kind = if is_refused { ErrorKind::Denied } else { ErrorKind::Unreachable };
-    let unknown = said.contains("Host key verification failed");
-    let hint = if unknown { "; compare the host's key and add it: ssh-keyscan HOST >> ~/.ssh/known_hosts" } else { "" };
-    let error = &failure.error;
-    let text = if said.is_empty() { error.to_string() } else { format!("{error}; ssh says: {said}{hint}") };
-    (kind, text)
-}
-
-fn is_write(operation: Operation) -> bool {
-    matches!(
-        operation,
-        Operation::Create | Operation::Put | Operation::BeginUpload | Operation::UploadPart | Operation::CompleteUpload
-    )
 }
 
 /// The name of an upload's file; one that is none cannot be there.
