@@ -13,4 +13,4 @@ mod state;
 pub use objects::ObjectServer;
 pub use program::{Program, azurite, moto, sftp_server, ssh_in};
 pub use proxy::{Fault, FaultProxy, Rule};
-pub use state::Behaviour;
+pub use state::{Behaviour, Crc64};

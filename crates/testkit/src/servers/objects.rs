@@ -19,10 +19,12 @@ use hyper::{Method, Request, Response};
 use super::date::http_date;
 use super::listener::{AnswerBody, Broken, Connection, Listener, Service, whole};
 use super::request::ObjectRequest;
-use super::state::{Behaviour, Condition, Refusal, State, Stored};
+use super::state::{Behaviour, Condition, Crc64, Refusal, State, Stored};
 
 /// S3 refuses signatures that are older.
 const MAX_SIGNATURE_AGE_S: i64 = 900;
+
+const CRC64: &str = "x-amz-checksum-crc64nvme";
 
 /// A running server. Buckets are there when they are written to.
 pub struct ObjectServer {
@@ -149,7 +151,7 @@ impl Objects {
             Some(signed) if (signed.as_second() - now).abs() > MAX_SIGNATURE_AGE_S => {
                 Err((403, "RequestTimeTooSkewed"))
             }
-            _ if behaviour.checks_digests => check_digests(request),
+            _ if behaviour.checks_digests => check_digests(request, behaviour.crc64),
             _ => Ok(()),
         }
     }
@@ -168,7 +170,7 @@ impl Objects {
     }
 
     fn put_part(&self, request: &ObjectRequest, upload: &str) -> Result<Response<AnswerBody>, Refusal> {
-        self.count("part");
+        self.count(if request.header(CRC64).is_some() { "part with crc64" } else { "part" });
         let number = request.query("partNumber").and_then(|number| number.parse().ok()).ok_or((400, "InvalidPart"))?;
         let stored = self.state().part(&request.path, upload, number, request.body.clone())?;
         Ok(described(&stored, 200))
@@ -181,7 +183,8 @@ impl Objects {
             .split("<Part>")
             .skip(1)
             .map(|part| {
-                Some((between(part, "PartNumber")?.parse().ok()?, between(part, "ETag")?.replace("&quot;", "\"")))
+                let e_tag = between(part, "ETag")?.replace("&quot;", "\"").replace("&#34;", "\"");
+                Some((between(part, "PartNumber")?.parse().ok()?, e_tag))
             })
             .collect();
         let parts = parts.filter(|parts| !parts.is_empty()).ok_or((400, "MalformedXML"))?;
@@ -240,7 +243,7 @@ impl Objects {
 }
 
 /// Compares what a body says of itself with what came.
-fn check_digests(request: &ObjectRequest) -> Result<(), Refusal> {
+fn check_digests(request: &ObjectRequest, crc64: Crc64) -> Result<(), Refusal> {
     let sha256 = request.header("x-amz-content-sha256").filter(|hash| hash.len() == 64);
     if let Some(told) = sha256.filter(|_| !request.body.is_empty()) {
         let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
@@ -250,7 +253,10 @@ fn check_digests(request: &ObjectRequest) -> Result<(), Refusal> {
             return Err((400, "XAmzContentSHA256Mismatch"));
         }
     }
-    if let Some(told) = request.header("x-amz-checksum-crc64nvme") {
+    if let Some(told) = request.header(CRC64).filter(|_| crc64 != Crc64::Ignored) {
+        if crc64 == Crc64::Refused {
+            return Err((400, "InvalidRequest"));
+        }
         let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
         request.body.iter().for_each(|piece| digest.update(piece));
         if told != BASE64_STANDARD.encode(digest.finalize().to_be_bytes()) {

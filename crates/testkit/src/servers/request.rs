@@ -1,9 +1,12 @@
 //! A request to an object store, taken apart.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Method, Request};
+
+/// What a body may say that it has at most, for its room to be made before it comes.
+const MAX_ROOM: usize = 64 << 20;
 
 /// A request, read to its end.
 pub struct ObjectRequest {
@@ -12,7 +15,7 @@ pub struct ObjectRequest {
     pub path: String,
     pub query: Vec<(String, String)>,
     pub headers: HeaderMap,
-    /// As it came.
+    /// In one piece, but for one whose length was not said.
     pub body: Vec<Bytes>,
 }
 
@@ -20,11 +23,20 @@ impl ObjectRequest {
     /// Reads `request` to its end; none where it broke off.
     pub async fn read(request: Request<Incoming>) -> Option<ObjectRequest> {
         let (parts, mut incoming) = request.into_parts();
-        let mut body = Vec::new();
-        while let Some(frame) = incoming.frame().await {
-            body.extend(frame.ok()?.into_data().ok());
-        }
         let declared = parts.headers.get("content-length").and_then(|bytes| bytes.to_str().ok()?.parse::<usize>().ok());
+        let mut body = Vec::new();
+        // A piece that came holds on to the whole buffer that it came in, so it is copied.
+        let mut last = BytesMut::with_capacity(declared.unwrap_or(0).min(MAX_ROOM));
+        while let Some(frame) = incoming.frame().await {
+            let Ok(piece) = frame.ok()?.into_data() else { continue };
+            if piece.len() > last.capacity() - last.len() {
+                let room = piece.len().max(MAX_ROOM.min(2 * last.len()));
+                body.push(std::mem::replace(&mut last, BytesMut::with_capacity(room)).freeze());
+            }
+            last.extend_from_slice(&piece);
+        }
+        body.push(last.freeze());
+        body.retain(|piece| !piece.is_empty());
         if declared.is_some_and(|bytes| bytes != body.iter().map(Bytes::len).sum::<usize>()) {
             return None;
         }

@@ -4,6 +4,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+/// What becomes of a body with a CRC-64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crc64 {
+    Compared,
+    Ignored,
+    /// The server does not know it, and says so.
+    Refused,
+}
+
 /// How the server deviates from a good one.
 #[derive(Clone, Debug)]
 pub struct Behaviour {
@@ -19,6 +28,7 @@ pub struct Behaviour {
     pub ignores_conditions: bool,
     /// Compares the digests of bodies.
     pub checks_digests: bool,
+    pub crc64: Crc64,
     /// Refuses writes beyond so many bytes.
     pub max_bytes: u64,
     /// Names in each answer to a list.
@@ -36,6 +46,7 @@ impl Default for Behaviour {
             only_key: None,
             ignores_conditions: false,
             checks_digests: true,
+            crc64: Crc64::Compared,
             max_bytes: u64::MAX,
             page: 1000,
             lifecycle: Err((404, "NoSuchLifecycleConfiguration")),
@@ -43,7 +54,7 @@ impl Default for Behaviour {
     }
 }
 
-/// An object, in the pieces in which it came.
+/// An object, in the pieces in which it came. Nothing is hashed for its tag.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub body: Vec<Bytes>,
@@ -88,7 +99,7 @@ impl State {
     fn store(&mut self, body: Vec<Bytes>) -> Stored {
         self.count += 1;
         let bytes = body.iter().map(|piece| piece.len() as u64).sum();
-        Stored { body, bytes, e_tag: format!("\"{:032x}\"", self.count), generation: self.count }
+        Stored { body, bytes, e_tag: format!("\"{:016x}\"", self.count), generation: self.count }
     }
 
     /// Bytes of all objects and parts.
