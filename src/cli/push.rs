@@ -8,6 +8,7 @@ use super::console::Console;
 use super::remote::{own, with_job};
 use super::target::CommandTarget;
 use super::{exit_code, output};
+use crate::training::remote::depth;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::ProgressSink;
@@ -22,7 +23,7 @@ use ckptd_remote::job::{self, JobError, RemoteJob, Survey};
 /// Send verified snapshots of a store to a remote, and check them there.
 #[derive(clap::Args)]
 pub(super) struct PushArgs {
-    /// The store's folder, or the job file.
+    /// The store's folder, or the job file, whose [remote] verify then says how it is checked.
     #[arg(value_name = "STORE|CONFIG")]
     target: PathBuf,
     /// The job's own place at the remote: s3://bucket/job, file:///folder and so on.
@@ -58,7 +59,10 @@ pub(super) fn execute(args: &PushArgs) -> Result<u8> {
         console.begin(entry.id.as_str(), entry.bytes);
         target.store.verify(&entry, processors(), &console)?;
     }
-    let pushed = with_job(&args.url, async |job| push(job, (&target.store, &lock), &entry, &console).await)?;
+    // A store alone knows the job that ran in it last, which may have been another one's wish.
+    let verify = target.config.as_ref().filter(|_| !args.target.is_dir()).map(|config| config.remote.verify);
+    let depth = verify.map_or(CheckDepth::Auto, depth);
+    let pushed = with_job(&args.url, async |job| push(job, (&target.store, &lock), &entry, (depth, &console)).await)?;
     drop(console);
     output::show(args.json, &pushed, |pushed| {
         format!("step {} is {} at {}, {}\n", pushed.step, pushed.state, pushed.place, output::size(pushed.bytes))
@@ -70,7 +74,7 @@ async fn push(
     job: RemoteJob,
     (store, lock): (&Store, &ckptd_core::store::StoreLock),
     entry: &SnapshotEntry,
-    console: &Console,
+    (depth, console): (CheckDepth, &Console),
 ) -> job::Result<Pushed> {
     let run_id = store.run_id()?.ok_or_else(|| JobError::other("the store has no training yet"))?;
     job.claim_run(&run_id).await?;
@@ -85,7 +89,7 @@ async fn push(
         let rate = RateLimit::new(None);
         console.begin(&format!("sending step {}", entry.step()), entry.bytes);
         let sent = |bytes| drop(console.advance(bytes));
-        let options = SendOptions { rate: &rate, keeper: &KeepNothing, depth: CheckDepth::Auto, sent: &sent };
+        let options = SendOptions { rate: &rate, keeper: &KeepNothing, depth, sent: &sent };
         // The lease is kept while the file travels.
         let sending = send(&job, &entry.path, &options);
         tokio::pin!(sending);

@@ -87,6 +87,15 @@ pub async fn open(place: RemotePlace) -> Result<RemoteJob, JobError> {
     Ok(RemoteJob::new(ckptd_remote::open(&url, &settings).await?))
 }
 
+/// How a snapshot is checked there, as a job file says.
+pub fn depth(verify: RemoteVerify) -> CheckDepth {
+    match verify {
+        RemoteVerify::Auto => CheckDepth::Auto,
+        RemoteVerify::Whole => CheckDepth::Whole,
+        RemoteVerify::Share(share) => CheckDepth::Share(share),
+    }
+}
+
 /// How a job is replicated, as its file says.
 fn settings(config: &Config, take_over: bool) -> ReplicatorSettings {
     let (remote, who) = (&config.remote, format!("{SESSION}, job {}", config.job.name));
@@ -94,14 +103,9 @@ fn settings(config: &Config, take_over: bool) -> ReplicatorSettings {
         Lease::Ttl(ttl) => (ttl, true),
         Lease::None => (TTL, false),
     };
-    let depth = match remote.verify {
-        RemoteVerify::Auto => CheckDepth::Auto,
-        RemoteVerify::Whole => CheckDepth::Whole,
-        RemoteVerify::Share(share) => CheckDepth::Share(share),
-    };
     ReplicatorSettings {
         owner: OwnerSettings { ttl, fenced, take_over, who },
-        depth,
+        depth: depth(remote.verify),
         max_rate: remote.max_rate.map(|rate| rate.0),
         retention: remote.retention(),
         job: serde_json::to_value(config).ok().map(|config| JobRecord { version: VERSION, config }),

@@ -27,7 +27,8 @@ pub struct RemoteSettings {
     pub data_retries: Retries,
     /// The same for small objects under a condition, where the caller would rather look again itself.
     pub control_retries: Retries,
-    /// What protects a body on its way (s3); none: by the endpoint.
+    /// What protects a body on its way (s3); none: CRC-64 at S3 itself, and elsewhere where the store was seen to
+    /// compare it; else SHA-256.
     pub digest: Option<Digest>,
     /// Where credentials come from.
     pub environment: Environment,

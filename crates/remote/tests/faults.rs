@@ -11,7 +11,7 @@ use ckptd_remote::{
     ConfirmedStorage, Created, ErrorKind, ObjectStorage, Outcome, PartReceipt, RemoteSettings, Swapped, open,
 };
 use ckptd_testkit::random::SeededRandom;
-use ckptd_testkit::servers::{Fault, FaultProxy, ObjectServer, Rule};
+use ckptd_testkit::servers::{Crc64, Fault, FaultProxy, ObjectServer, Rule};
 use futures_util::StreamExt;
 use stores::name;
 
@@ -249,6 +249,31 @@ async fn a_read_goes_on_where_it_broke_off() {
     faulty.proxy.set([Rule::once("GET", "data/1", Fault::FlipAnswer)]);
     let read = faulty.storage.get_range(&name("data/1"), 0..4 << 20).await.unwrap();
     assert!(read != whole, "HTTP knows no digest: the chunks' hashes must find it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cheaper_digest_is_used_only_where_the_store_was_seen_to_compare_it() {
+    // A store that refuses all bodies with a digest that it does not know refuses the changed one, too: no proof.
+    for (crc64, cheaper) in [(Crc64::Compared, 1), (Crc64::Ignored, 0), (Crc64::Refused, 0)] {
+        let server = ObjectServer::start();
+        server.set(|behaviour| behaviour.crc64 = crc64);
+        let settings = RemoteSettings { digest: None, ..stores::s3_settings(&server.url()) };
+        let storage = open(&"s3://bucket/job".parse().unwrap(), &settings).await.unwrap();
+        let at = name("data/1");
+        let upload = storage.begin_upload(&at, PART_BYTES).await.unwrap();
+        let send = |index| storage.upload_part(&at, &upload, index, PART_BYTES, body("a part"));
+        send(0).await.unwrap();
+        assert_eq!(server.counts().get("part with crc64"), None, "{crc64:?}: nothing was seen yet");
+        assert!(storage.checks_digests(&name("check-1")).await.unwrap(), "{crc64:?}: by the signature, if not by this");
+        send(1).await.unwrap();
+        assert_eq!(server.counts().get("part with crc64").copied().unwrap_or(0), cheaper, "{crc64:?}");
+        assert_eq!(storage.list("").await.unwrap(), [], "{crc64:?}: what was tried is gone");
+        // A store that ceases to compare is not trusted any more.
+        server.set(|behaviour| behaviour.checks_digests = false);
+        assert!(!storage.checks_digests(&name("check-2")).await.unwrap());
+        send(2).await.unwrap();
+        assert_eq!(server.counts().get("part with crc64").copied().unwrap_or(0), cheaper, "{crc64:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

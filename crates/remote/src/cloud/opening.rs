@@ -94,5 +94,5 @@ pub fn clients<B: ClientBuilder<Store: Client + 'static>>(
 ) -> object_store::Result<(Clients, Arc<B::Store>)> {
     let control = Arc::new(builder.clone().client(transport.clone(), settings.control_retries)?);
     let data = Arc::new(builder.client(transport.clone(), settings.data_retries)?);
-    Ok((Clients { control: control.clone(), data, tampering: control.clone() }, control))
+    Ok((Clients { control: control.clone(), data, tampering: control.clone(), cheaper: None }, control))
 }

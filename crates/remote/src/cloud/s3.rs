@@ -9,7 +9,7 @@ use super::lifecycle::{BucketAddress, BucketRules};
 use super::opening::{Clause, ClientBuilder, Opening};
 use super::profile;
 use super::profile_keys::ProfileKeys;
-use super::storage::{Clients, CloudStorage, VersionBy};
+use super::storage::{CheaperDigest, Clients, CloudStorage, VersionBy};
 use crate::errors::{ErrorKind, Result};
 use crate::objects::Abilities;
 use crate::secrets::Redactor;
@@ -42,12 +42,21 @@ pub fn open(place: String, bucket: &str, prefix: &str, settings: &RemoteSettings
         let control = builder.clone().client(transport.clone(), settings.control_retries)?;
         // Fetched once for all.
         let builder = builder.with_credentials(Arc::clone(control.credentials()));
-        let retries = Retries { max: 0, ..settings.control_retries };
-        let tampering = Arc::new(builder.clone().client(transport.tampering(), retries)?);
+        let once = Retries { max: 0, ..settings.control_retries };
+        let cheaper = match digest(settings) {
+            Some(_) => None,
+            None => {
+                let builder = crc64(builder.clone());
+                let data = Arc::new(builder.clone().client(transport.clone(), settings.data_retries)?);
+                let trial = Arc::new(builder.clone().client(transport.clone(), once)?);
+                Some(CheaperDigest::new(data, trial, Arc::new(builder.client(transport.tampering(), once)?)))
+            }
+        };
+        let tampering = Arc::new(builder.clone().client(transport.tampering(), once)?);
         let data = Arc::new(builder.client(transport.clone(), settings.data_retries)?);
         let credentials = Arc::clone(control.credentials());
         let rules = BucketRules::S3 { transport: transport.clone(), bucket: address, credentials };
-        Ok((Clients { control: Arc::new(control), data, tampering }, rules))
+        Ok((Clients { control: Arc::new(control), data, tampering, cheaper }, rules))
     })
 }
 
@@ -79,12 +88,8 @@ fn configured(
         builder = builder.with_region(region);
     }
     let endpoint = endpoint(settings);
-    let digest = settings.digest.unwrap_or(match endpoint {
-        Some(endpoint) if !endpoint.contains(".amazonaws.com") => Digest::Sha256,
-        _ => Digest::Crc64Nvme,
-    });
-    if digest == Digest::Crc64Nvme {
-        builder = builder.with_unsigned_payload(true).with_checksum_algorithm(Checksum::CRC64NVME);
+    if digest(settings) == Some(Digest::Crc64Nvme) {
+        builder = crc64(builder);
     }
     let is_path_style = is_path_style(bucket, settings);
     match endpoint {
@@ -117,6 +122,16 @@ fn address(bucket: &str, settings: &RemoteSettings) -> BucketAddress {
     };
     let is_public = settings.environment.first(&["AWS_SKIP_SIGNATURE"]).is_some_and(|skips| skips != "false");
     BucketAddress { name: bucket.to_owned(), url, region, is_public }
+}
+
+/// What protects a body; none: the signature, until the store was seen to compare the cheaper one.
+fn digest(settings: &RemoteSettings) -> Option<Digest> {
+    let is_aws = endpoint(settings).is_none_or(|endpoint| endpoint.contains(".amazonaws.com"));
+    settings.digest.or(is_aws.then_some(Digest::Crc64Nvme))
+}
+
+fn crc64(builder: AmazonS3Builder) -> AmazonS3Builder {
+    builder.with_unsigned_payload(true).with_checksum_algorithm(Checksum::CRC64NVME)
 }
 
 /// `https://host` as `https://bucket.host`.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +25,9 @@ use crate::objects::{
     Swapped, UploadId,
 };
 
+/// A body to try with whether a store compares digests.
+const SCRATCH: &[u8] = b"a bit of this is changed on its way";
+
 /// What one of the library's stores can do.
 pub trait Client: ObjectStore + MultipartStore {}
 
@@ -40,12 +44,32 @@ pub enum VersionBy {
 /// The same store three times, with other patience.
 #[derive(Clone)]
 pub struct Clients {
+    /// The same with a cheaper digest, which not every store compares.
+    pub cheaper: Option<CheaperDigest>,
     /// Small objects, conditions: a failure is told soon.
     pub control: Arc<dyn Client>,
     /// Parts, ranges, lists: tried for long.
     pub data: Arc<dyn Client>,
     /// Changes each body on its way, after its digest was computed.
     pub tampering: Arc<dyn Client>,
+}
+
+/// Clients whose digest costs less time than that of the others.
+#[derive(Clone)]
+pub struct CheaperDigest {
+    data: Arc<dyn Client>,
+    /// Asks once: a store may answer that it is out of order where it does not know the digest.
+    trial: Arc<dyn Client>,
+    tampering: Arc<dyn Client>,
+    /// The store was seen to take a body with this digest, and to refuse a changed one.
+    is_compared: Arc<AtomicBool>,
+}
+
+impl CheaperDigest {
+    /// Clients that are used once the store was seen to compare their digest.
+    pub fn new(data: Arc<dyn Client>, trial: Arc<dyn Client>, tampering: Arc<dyn Client>) -> CheaperDigest {
+        CheaperDigest { data, trial, tampering, is_compared: Arc::default() }
+    }
 }
 
 /// Objects in a bucket.
@@ -111,6 +135,33 @@ impl CloudStorage {
                 failed => Err(failed),
             },
         }
+    }
+
+    /// For parts and what belongs to them.
+    fn parts_client(&self) -> &dyn Client {
+        let cheaper = self.clients.cheaper.as_ref().filter(|cheaper| cheaper.is_compared.load(Relaxed));
+        cheaper.map_or(&*self.clients.data, |cheaper| &*cheaper.data)
+    }
+
+    /// Whether the store refuses what `tampering` sends; what it takes is removed.
+    async fn refuses(&self, tampering: &dyn Client, scratch: &ObjectName) -> Result<bool> {
+        match tampering.put(&self.path(scratch.as_str()), PutPayload::from_static(SCRATCH)).await {
+            Ok(_) => self.delete(scratch).await.map(|()| false),
+            Err(e) => match self.failed(Operation::Put, Some(scratch), &e) {
+                refused if refused.kind == ErrorKind::Refused => Ok(true),
+                failed => Err(failed),
+            },
+        }
+    }
+
+    /// Whether the store compares the cheaper digest. A refusal shows that only where the same body, unchanged, is
+    /// taken: a store may also refuse because it does not know the digest.
+    async fn compares_cheaper(&self, cheaper: &CheaperDigest, scratch: &ObjectName) -> bool {
+        let body = PutPayload::from_static(SCRATCH);
+        if cheaper.trial.put(&self.path(scratch.as_str()), body).await.is_err() || self.delete(scratch).await.is_err() {
+            return false;
+        }
+        self.refuses(&*cheaper.tampering, scratch).await.unwrap_or(false)
     }
 
     /// The entry of a list; none where the name is not ours.
@@ -239,7 +290,7 @@ impl ObjectStorage for CloudStorage {
     }
 
     async fn begin_upload(&self, name: &ObjectName, _part_bytes: u64) -> Result<UploadId> {
-        let begun = self.clients.data.create_multipart(&self.path(name.as_str())).await;
+        let begun = self.parts_client().create_multipart(&self.path(name.as_str())).await;
         begun.map(UploadId).map_err(|e| self.failed(Operation::BeginUpload, Some(name), &e))
     }
 
@@ -253,7 +304,7 @@ impl ObjectStorage for CloudStorage {
     ) -> Result<PartReceipt> {
         let bytes = body.len() as u64;
         let path = self.path(name.as_str());
-        let sent = self.clients.data.put_part(&path, &upload.0, index as usize, PutPayload::from(body)).await;
+        let sent = self.parts_client().put_part(&path, &upload.0, index as usize, PutPayload::from(body)).await;
         match sent {
             Ok(part) => Ok(PartReceipt { index, tag: part.content_id, bytes }),
             Err(e) => Err(no_upload(self.failed(Operation::UploadPart, Some(name), &e))),
@@ -270,7 +321,7 @@ impl ObjectStorage for CloudStorage {
             return Err(self.error(Operation::CompleteUpload, Some(name), ErrorKind::Refused, "a part is missing"));
         }
         let parts = parts.iter().map(|part| PartId { content_id: part.tag.clone() }).collect();
-        let told = self.clients.data.complete_multipart(&self.path(name.as_str()), &upload.0, parts).await;
+        let told = self.parts_client().complete_multipart(&self.path(name.as_str()), &upload.0, parts).await;
         let told = told.map_err(|e| no_upload(self.failed(Operation::CompleteUpload, Some(name), &e)))?;
         let (e_tag, version) = (told.e_tag, told.version);
         let version = self.version(e_tag.clone(), version).or(e_tag.map(ObjectVersion));
@@ -293,14 +344,14 @@ impl ObjectStorage for CloudStorage {
         if !self.abilities.digests {
             return Ok(false);
         }
-        let body = PutPayload::from_static(b"a bit of this is changed on its way");
-        match self.clients.tampering.put(&self.path(scratch.as_str()), body).await {
-            Ok(_) => self.delete(scratch).await.map(|()| false),
-            Err(e) => match self.failed(Operation::Put, Some(scratch), &e) {
-                refused if refused.kind == ErrorKind::Refused => Ok(true),
-                failed => Err(failed),
-            },
+        if let Some(cheaper) = &self.clients.cheaper {
+            let is_compared = self.compares_cheaper(cheaper, scratch).await;
+            cheaper.is_compared.store(is_compared, Relaxed);
+            if is_compared {
+                return Ok(true);
+            }
         }
+        self.refuses(&*self.clients.tampering, scratch).await
     }
 
     async fn parts_rule(&self) -> Result<PartsRule> {

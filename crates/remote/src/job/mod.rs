@@ -1,7 +1,7 @@
 //! What a job keeps at a remote: markers and files, sent, checked, fetched and given up.
 //!
 //! Reading order: [`error`], [`place`] (the job's documents), [`survey`] (what is there), [`remote_file`] (a snapshot
-//! file there), [`send`], [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`unnamed`] (files
+//! file there), [`send`] with `part_source`, [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`unnamed`] (files
 //! that no marker names any longer), [`leftovers`], [`single`] (one file of the user's own), [`probe`] (whether a store
 //! keeps its word) and [`checkup`] (the rest of `ckptd remote check`), [`lease_io`] and [`owner`] (the lease, carried
 //! out), [`local`] (what the store on this machine is beside it), [`prepare`], [`replicator`] with `replica`,
@@ -15,6 +15,7 @@ pub mod lease_io;
 pub mod leftovers;
 pub mod local;
 pub mod owner;
+mod part_source;
 pub mod place;
 pub mod prepare;
 pub mod probe;

@@ -48,9 +48,7 @@ pub fn cannot_fence(place: &str) -> String {
 
 /// Tries each thing that a job needs.
 pub async fn probe(job: &RemoteJob) -> Result<Vec<ProbeRow>> {
-    let nonce = Nonce::random()?;
-    // No name of a job: whatever stays of it is nobody's.
-    let scratch = ObjectName::new(format!("check-{}", nonce.0)).map_err(|e| JobError::other(e.to_string()))?;
+    let scratch = scratch_name()?;
     let mut rows = Vec::new();
     let mut row = |what, began: Instant, outcome: Result<ProbeOutcome>| {
         let outcome = outcome.unwrap_or_else(ProbeOutcome::Failed);
@@ -91,6 +89,13 @@ pub async fn require_fencing(job: &RemoteJob) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The name of an object that is only there to try something with: no name of a job, so that whatever stays of it is
+/// nobody's.
+pub(super) fn scratch_name() -> Result<ObjectName> {
+    let nonce = Nonce::random()?;
+    ObjectName::new(format!("check-{}", nonce.0)).map_err(|e| JobError::other(e.to_string()))
 }
 
 fn refused(is_refused: bool) -> ProbeOutcome {

@@ -4,21 +4,20 @@
 //! store that was seen to refuse a wrong one. A file that is there already is not sent again, and is checked all the
 //! same; one that is damaged there is replaced.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use ckptd_core::os::fs;
 use ckptd_core::store::SnapshotReader;
 
 use super::error::{JobError, Result};
+use super::part_source::{PART_STEP, PartSource};
 use super::place::RemoteJob;
+use super::probe::scratch_name;
 use super::rate::RateLimit;
 use super::remote_file::RemoteFile;
 use crate::confirmed::{ConfirmedStorage, Outcome};
@@ -44,6 +43,8 @@ const SHORTEST_PATIENCE: Duration = Duration::from_secs(30);
 const PATIENCE: f64 = 8.0;
 const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// What has arrived is written down so often: a record takes as long as a part on a fast link.
+const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How a file is checked at its destination.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -112,7 +113,7 @@ pub async fn send(job: &RemoteJob, path: &Path, options: &SendOptions<'_>) -> Re
     let is_there = job.storage().head(&object.name()).await?.is_some_and(|head| head.bytes == bytes);
     let mut confirmed = false;
     if !is_there {
-        confirmed = confirms_digests(job, &hash, options.depth).await;
+        confirmed = confirms_digests(job, options.depth).await;
         send_file(job, path, &object, &hash, bytes, options).await?;
     }
     match check(job, &hash, if confirmed { Some(Checked::Digests) } else { None }, options.depth).await {
@@ -126,12 +127,14 @@ pub async fn send(job: &RemoteJob, path: &Path, options: &SendOptions<'_>) -> Re
 }
 
 /// Whether the store refuses parts with a wrong digest, so that what it took need not be read back.
-async fn confirms_digests(job: &RemoteJob, hash: &ContentHash, depth: CheckDepth) -> bool {
-    if depth != CheckDepth::Auto || !job.storage().abilities().digests {
+async fn confirms_digests(job: &RemoteJob, depth: CheckDepth) -> bool {
+    if !job.storage().abilities().digests {
         return false;
     }
-    // The name of an upload's record, which nothing else has while this file is not there.
-    job.storage().checks_digests(&JobObject::Upload(hash.clone()).name()).await.unwrap_or(false)
+    // Asked in any case: a cheaper digest is used where the store is seen to compare it.
+    let Ok(scratch) = scratch_name() else { return false };
+    let confirms = job.storage().checks_digests(&scratch).await.unwrap_or(false);
+    confirms && depth == CheckDepth::Auto
 }
 
 /// Checks the file with this hash at its destination. `confirmed`: how the store has confirmed it, if it has.
@@ -164,9 +167,9 @@ pub(super) async fn send_file(
     bytes: u64,
     options: &SendOptions<'_>,
 ) -> Result<()> {
-    let file = fs::open_path(path)?;
+    let source = PartSource::open(path)?;
     if bytes <= SINGLE_BYTES && options.rate.bytes_per_second().is_none_or(|rate| bytes <= rate * PART_TIME) {
-        let body = read_part(&file, path, 0, bytes)?;
+        let body = source.read(0, bytes).await?;
         let put = || async { Ok(job.storage().put(&object.name(), body.clone()).await.map(drop)?) };
         again(put).await?;
         (options.sent)(bytes);
@@ -180,7 +183,7 @@ pub(super) async fn send_file(
         if progress.upload.0.is_empty() {
             progress = begin(job, object, hash, bytes, part_bytes, options).await?;
         }
-        match send_parts(job, &file, path, &name, bytes, &mut progress, options).await {
+        match send_parts(job, &source, &name, bytes, &mut progress, options).await {
             // It was aborted, or a lifecycle rule took it.
             Err(JobError::There(error)) if error.kind == ErrorKind::NoUpload => {
                 progress = begin_record(job, hash, part_bytes);
@@ -239,8 +242,7 @@ async fn begin(
 /// Sends the parts that have not arrived; `progress` then has all of them, in their order.
 async fn send_parts(
     job: &RemoteJob,
-    file: &File,
-    path: &Path,
+    source: &PartSource,
     name: &ObjectName,
     bytes: u64,
     progress: &mut UploadProgress,
@@ -259,7 +261,7 @@ async fn send_parts(
         let patience = patience(slowest, options.rate, length);
         let send = || async {
             options.rate.wait_for(length).await;
-            let body = read_part(file, path, from, length)?;
+            let body = source.read(from, length).await?;
             let began = Instant::now();
             let sending = job.storage().upload_part(name, upload, index, part_bytes, body);
             let receipt =
@@ -272,14 +274,22 @@ async fn send_parts(
         (options.sent)(length);
         Ok::<_, JobError>(receipt)
     };
-    let arrived = stream::iter(missing).map(send_part).buffer_unordered(IN_FLIGHT);
-    arrived
+    let mut kept_at = Instant::now();
+    let arriving = stream::iter(missing).map(send_part).buffer_unordered(IN_FLIGHT);
+    let arrived = arriving
         .try_for_each(|receipt| {
             progress.parts.push(receipt);
-            options.keeper.keep(Some(progress));
+            if kept_at.elapsed() >= KEEP_INTERVAL {
+                options.keeper.keep(Some(progress));
+                kept_at = Instant::now();
+            }
             async { Ok(()) }
         })
-        .await?;
+        .await;
+    if arrived.is_err() {
+        options.keeper.keep(Some(progress));
+    }
+    arrived?;
     progress.parts.sort_by_key(|part| part.index);
     Ok(())
 }
@@ -313,19 +323,11 @@ pub(super) async fn again<T, F: Future<Output = Result<T>>>(act: impl Fn() -> F)
     act().await
 }
 
-fn read_part(file: &File, path: &Path, from: u64, length: u64) -> Result<Bytes> {
-    let mut body = vec![0; length as usize];
-    fs::read_exact_at(file, &mut body, from, path)?;
-    // Beside a training the page cache has better uses.
-    fs::forget_cached(file);
-    Ok(body.into())
-}
-
 /// Length of every part but the last.
 fn part_bytes(bytes: u64, rate: Option<u64>, least: u64) -> u64 {
     let needed = bytes.div_ceil(MOST_PARTS).next_power_of_two();
     let wished = rate.map_or(PART_BYTES, |rate| PART_BYTES.min(rate * PART_TIME));
-    wished.max(least).max(needed)
+    wished.max(least).max(needed).next_multiple_of(PART_STEP)
 }
 
 #[cfg(test)]

@@ -1,0 +1,113 @@
+//! The parts of a file on this machine, in memory that is used again and again.
+//!
+//! Invariant: no more memory is held than parts are on their way at a time. What is read does not stay in the page
+//! cache, which has better uses beside a training.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use memmap2::MmapMut;
+
+use ckptd_core::error::Error;
+use ckptd_core::os::fs::{self, SECTOR, Transfer};
+
+use super::error::{JobError, Result};
+
+/// Parts begin at multiples of this, so that they can be read past the page cache.
+pub(super) const PART_STEP: u64 = SECTOR as u64;
+
+/// A file whose parts are to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct PartSource(Arc<SourceFile>);
+
+#[derive(Debug)]
+struct SourceFile {
+    file: File,
+    transfer: Transfer,
+    path: PathBuf,
+    /// Memory that no part is in.
+    free: Mutex<Vec<MmapMut>>,
+}
+
+impl PartSource {
+    /// Opens the file at `path`.
+    pub(super) fn open(path: &Path) -> ckptd_core::Result<PartSource> {
+        let (mut file, mut transfer) = fs::open_past_cache(path)?;
+        if transfer == Transfer::Direct {
+            // Some file systems take the flag and refuse the read.
+            let mut sector = fs::transfer_memory(SECTOR, path)?;
+            if fs::read_at(&file, &mut sector, 0, Transfer::Direct, path).is_err() {
+                (file, transfer) = (fs::open_path(path)?, Transfer::Cached);
+            }
+        }
+        let free = Mutex::default();
+        Ok(PartSource(Arc::new(SourceFile { file, transfer, path: path.to_owned(), free })))
+    }
+
+    /// The bytes from `from`, a multiple of [`PART_STEP`], on. The loop of events goes on meanwhile.
+    pub(super) async fn read(&self, from: u64, length: u64) -> Result<Bytes> {
+        let source = self.clone();
+        let reading = tokio::task::spawn_blocking(move || source.read_now(from, length));
+        Ok(reading.await.map_err(|e| JobError::other(format!("reading a file: {e}")))??)
+    }
+
+    fn read_now(&self, from: u64, length: u64) -> ckptd_core::Result<Bytes> {
+        let SourceFile { file, transfer, path, free } = &*self.0;
+        let length = usize::try_from(length).map_err(|_| Error::Other(format!("{length} bytes are no part")))?;
+        let room = length.max(1).next_multiple_of(SECTOR);
+        let kept = free.lock().unwrap_or_else(|e| e.into_inner()).pop().filter(|memory| memory.len() >= room);
+        let mut memory = kept.map_or_else(|| fs::transfer_memory(room, path), Ok)?;
+        let wanted = if *transfer == Transfer::Direct { room } else { length };
+        if fs::read_at(file, &mut memory[..wanted], from, *transfer, path)? < length {
+            return Err(Error::damaged(path, format!("the file ends within its data at byte {from}")));
+        }
+        if *transfer == Transfer::Cached {
+            fs::forget_cached(file);
+        }
+        Ok(Bytes::from_owner(PartBody { memory: Some(memory), length, source: self.0.clone() }))
+    }
+}
+
+/// A part in its memory, which goes back when the last reader is done.
+struct PartBody {
+    memory: Option<MmapMut>,
+    length: usize,
+    source: Arc<SourceFile>,
+}
+
+impl AsRef<[u8]> for PartBody {
+    fn as_ref(&self) -> &[u8] {
+        self.memory.as_ref().map_or(&[], |memory| &memory[..self.length])
+    }
+}
+
+impl Drop for PartBody {
+    fn drop(&mut self) {
+        self.source.free.lock().unwrap_or_else(|e| e.into_inner()).extend(self.memory.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn parts_are_read_exactly_and_share_the_memory_of_those_that_are_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let whole: Vec<u8> = (0..3 * SECTOR + 7).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&path, &whole).unwrap();
+        let source = PartSource::open(&path).unwrap();
+        for _ in 0..3 {
+            for (from, length) in [(0, 2 * SECTOR), (2 * SECTOR, SECTOR + 7)] {
+                let part = source.read(from as u64, length as u64).await.unwrap();
+                assert_eq!(part, whole[from..from + length]);
+            }
+        }
+        assert_eq!(source.0.free.lock().unwrap().len(), 1, "one part at a time needs one piece of memory");
+        let beyond = source.read(2 * PART_STEP, 2 * PART_STEP).await.unwrap_err();
+        assert!(beyond.to_string().contains("ends within its data"), "{beyond}");
+    }
+}
