@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ckptd_core::ids::RunId;
+use ckptd_remote::job::RemoteJob;
 use ckptd_remote::{
     ConfirmedStorage, Created, ErrorKind, ObjectStorage, Outcome, PartReceipt, RemoteSettings, Swapped, open,
 };
@@ -64,6 +66,15 @@ async fn a_create_whose_answer_is_lost_is_an_error_and_confirmed_mine() {
         let outcome = faulty.confirmed.create(&name(&again), body("mine too")).await;
         assert!(outcome.is_mine(), "{outcome:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_request_that_is_lost_does_not_end_a_job_that_begins() {
+    let faulty = faulty().await;
+    faulty.proxy.set([Rule::once("PUT", "run.json", Fault::Reset)]);
+    let (job, run_id) = (RemoteJob::new(Arc::clone(&faulty.storage)), RunId::random().unwrap());
+    job.claim_run(&run_id).await.unwrap();
+    assert_eq!(job.run_id().await.unwrap(), Some(run_id));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,6 +90,7 @@ impl Drop for PartBody {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

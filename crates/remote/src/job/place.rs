@@ -13,7 +13,9 @@ use ckptd_core::error::Error;
 use ckptd_core::ids::RunId;
 
 use super::error::{JobError, Result};
+use super::send::again;
 use crate::confirmed::{ConfirmedStorage, Outcome};
+use crate::errors::{ErrorKind, Operation};
 use crate::layout::{JobObject, MarkerName, Prefix};
 use crate::objects::{ObjectStorage, ObjectVersion};
 use crate::records::{JobRecord, Marker, RunRecord, TrashRecord, VERSION};
@@ -79,7 +81,11 @@ impl RemoteJob {
             Outcome::Mine(_) => Ok(true),
             Outcome::Other(_) => Ok(false),
             Outcome::Unknown(error) => Err(error.into()),
-            Outcome::NotThere => Err(JobError::other(format!("creating {} failed", self.path_of(object)))),
+            // Whoever tries again does no harm: it is created once.
+            Outcome::NotThere => {
+                let (operation, name) = (Operation::Create, object.name());
+                Err(self.storage.error(operation, Some(&name), ErrorKind::Unreachable, "the request was lost").into())
+            }
         }
     }
 
@@ -103,7 +109,8 @@ impl RemoteJob {
     /// [`Error::Config`] where it is that of another one.
     pub async fn claim_run(&self, run_id: &RunId) -> Result<()> {
         if self.run_id().await?.is_none() {
-            self.create(&JobObject::Run, &RunRecord { version: VERSION, run_id: run_id.clone() }).await?;
+            let record = RunRecord { version: VERSION, run_id: run_id.clone() };
+            again(|| self.create(&JobObject::Run, &record)).await?;
         }
         self.require_run(run_id).await
     }

@@ -1,6 +1,7 @@
 //! The object store of the tests as a process of its own, for measurements: its processor time counts apart. Its
 //! argument is the address that it listens at, else the loopback. It says its URL on standard output, and ends when
 //! standard input does.
+#![allow(clippy::expect_used)] // who measures by hand reads the panic
 
 use std::net::{IpAddr, Ipv4Addr};
 
