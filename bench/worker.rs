@@ -24,6 +24,7 @@ use ckptd_core::{Error, Result};
 use ckptd_gpt2::capture::StateCapturer;
 use ckptd_gpt2::events::EventSender;
 use ckptd_gpt2::process;
+use ckptd_gpt2::ranks::Alone;
 use ckptd_gpt2::setup::TrainingSetup;
 use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
 use ckptd_gpt2::train::TrainingLoop;
@@ -86,7 +87,7 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &EventSender) -> Result<Be
     let (policy, asked) = (Arc::<SnapshotPolicy>::default(), &job.config.snapshot);
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
     let snapshots = SnapshotTaker::new(capturer.clone(), settings, policy, events.clone())?;
-    let training = TrainingLoop::new(job, events.clone(), snapshots.clone());
+    let training = TrainingLoop::new(job, events.clone(), Some(snapshots.clone()), Box::new(Alone))?;
     Ok(Bench { training, snapshots, capturer, step })
 }
 

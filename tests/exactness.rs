@@ -27,13 +27,7 @@ struct LoggedJob {
 
 impl LoggedJob {
     fn new(train: &str) -> LoggedJob {
-        let folder = JobFolder::new(&format!(
-            "threads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n\
-             [data]\ntext = [\"text.txt\"]\ncache = \"cache\"\n[snapshot]\nevery_steps = 9\n\
-             [worker]\nmax_restarts = 1000\n[log]\nlevel = \"debug\"\n[retention]\nkeep_last = 1000\n\
-             [train]\nbatch_size = 2\nsequence_length = 48\nwarmup_steps = 5\n\
-             eval_every = {EVAL_EVERY}\neval_batches = 15\n{train}"
-        ));
+        let folder = JobFolder::new(&config(train));
         std::fs::write(folder.path("text.txt"), text::words(40_000)).unwrap();
         LoggedJob { folder, log: String::new() }
     }
@@ -92,6 +86,17 @@ impl LoggedJob {
         assert_eq!(self.end(agent), Some(0), "{}", self.log);
         self.folder.root()
     }
+}
+
+/// What follows on `[job] store`; `train` may have further sections at its end.
+fn config(train: &str) -> String {
+    format!(
+        "threads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n\
+         [data]\ntext = [\"text.txt\"]\ncache = \"cache\"\n[snapshot]\nevery_steps = 9\n\
+         [worker]\nmax_restarts = 1000\n[log]\nlevel = \"debug\"\n[retention]\nkeep_last = 1000\n\
+         [train]\nbatch_size = 2\nsequence_length = 48\nwarmup_steps = 5\n\
+         eval_every = {EVAL_EVERY}\neval_batches = 15\n{train}"
+    )
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,4 +225,29 @@ fn adamw_with_accumulation_and_dropout_is_exact_after_12_kills() {
 #[test]
 fn sgd_with_momentum_is_exact_after_12_kills() {
     survives("steps = 180\noptimizer = \"sgd\"\nmomentum = 0.9\nlearning_rate = 0.05", 12);
+}
+
+#[test]
+fn a_job_on_three_ranks_one_of_which_dies_goes_on_alone_to_the_same_root() {
+    const TRAIN: &str = "steps = 60\ngrad_accumulation = 4\nlearning_rate = 1e-3\n";
+    let expected = LoggedJob::new(TRAIN).run();
+    let mut job = LoggedJob::new(&format!("{TRAIN}[ranks]\ncount = 3\n"));
+    let mut agent = job.start();
+    agent.wait_for("3 ranks compute this training together");
+    agent.wait_for(" done: loss");
+    let rank = child_of(worker_of(&mut agent));
+    signal(rank, Signal::KILL);
+    agent.wait_for(" is gone, after step ");
+    agent.wait_for(" done: loss");
+    signal(agent.pid(), Signal::TERM);
+    assert_eq!(job.end(agent), Some(75), "{}", job.log);
+    assert!(job.folder.newest().unwrap().step() < 60);
+    job.folder.configure(&config(TRAIN));
+    assert_eq!(job.run(), expected, "{}", job.log);
+}
+
+/// A process that `parent` has started.
+fn child_of(parent: u32) -> u32 {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    children.split_whitespace().next().unwrap().parse().unwrap()
 }

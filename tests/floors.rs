@@ -40,13 +40,14 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
         "crates/gpt2/src",
         &[
             &["torch", "rng", "tokens", "events", "evaluations"],
-            &["capture", "process", "data"],
+            &["capture", "process", "data", "ranks"],
             &["gpt2", "optim"],
-            &["weights"],
+            &["weights", "reduction"],
             &["probe", "generate", "merge"],
             &["setup"],
             &["snapshots"],
             &["train"],
+            &["rank_session"],
         ],
     ),
     (

@@ -27,6 +27,6 @@ pub use load::TEMPLATE;
 pub use recorded::ResolvedJob;
 pub use remote::{Lease, RemoteSection, RemoteVerify, SendWhat};
 pub use sections::{
-    Config, DataSection, JobSection, LogLevel, LogSection, ModelSection, OptimizerKind, ScheduleKind, SessionSection,
-    SnapshotEvery, SnapshotSection, StatusSection, TrainSection, WorkerSection,
+    Config, DataSection, JobSection, LogLevel, LogSection, ModelSection, OptimizerKind, RanksSection, ScheduleKind,
+    SessionSection, SnapshotEvery, SnapshotSection, StatusSection, TrainSection, WorkerSection,
 };

@@ -16,6 +16,8 @@ use ckptd_core::{Error, Result};
 use ckptd_gpt2::evaluations::EvaluationPolicy;
 use ckptd_gpt2::events::COMMANDS_THREAD;
 use ckptd_gpt2::events::{CommandReader, EventSender};
+use ckptd_gpt2::rank_session::{self, RankZero};
+use ckptd_gpt2::ranks::{RankPlace, RanksEnd};
 use ckptd_gpt2::setup::TrainingSetup;
 use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
 use ckptd_gpt2::train::TrainingLoop;
@@ -65,6 +67,16 @@ fn main() -> ExitCode {
             }
         };
     }
+    let place = match RankPlace::from_environment() {
+        Ok(Some(place)) if place.rank > 0 => {
+            process::leave(rank_session::follow(&place, arguments.config.as_deref()));
+        }
+        Ok(place) => place,
+        Err(e) => {
+            eprintln!("ckptd-gpt2: {e}");
+            return ExitCode::from(e.exit_code());
+        }
+    };
     let events = match EventSender::to_stdout() {
         Ok(events) => events,
         Err(e) => {
@@ -73,28 +85,27 @@ fn main() -> ExitCode {
         }
     };
     let outcome = match arguments.config {
-        Some(path) => run_standalone(&path, &events),
-        None => run_as_worker(&events),
+        Some(path) => run_standalone(&path, place.as_ref(), &events),
+        None => run_as_worker(place.as_ref(), &events),
     };
     let code = outcome.map_or_else(|error| report(&error, &events), |()| 0);
     events.flush();
-    // libtorch's threads may still compute what is not needed any more.
-    std::process::exit(code);
+    process::leave(code)
 }
 
 /// Trains what the agent's `start` says.
-fn run_as_worker(events: &EventSender) -> Result<()> {
+fn run_as_worker(place: Option<&RankPlace>, events: &EventSender) -> Result<()> {
     let accepts = ["configure", "evaluations"].map(str::to_owned).to_vec();
     let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
     events.send(WorkerEvent::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
     let (start, commands) = wait_for_start()?;
-    train(start, Some(commands), StoreLock::inherited(), events)
+    train(start, place, Some(commands), StoreLock::inherited(), events)
 }
 
 /// Trains the job at `path` without an agent.
-fn run_standalone(path: &Path, events: &EventSender) -> Result<()> {
+fn run_standalone(path: &Path, place: Option<&RankPlace>, events: &EventSender) -> Result<()> {
     let (start, lock) = standalone(path)?;
-    train(start, None, lock, events)
+    train(start, place, None, lock, events)
 }
 
 /// Tells the agent why the worker cannot go on. Returns the exit code.
@@ -136,11 +147,18 @@ fn standalone(path: &Path) -> Result<(Start, StoreLock)> {
 
 /// Prepares and trains. Returns when the training is complete; an end by command leaves the process from within.
 /// Without commands the session ends when the training does, and takes its own snapshots.
-fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events: &EventSender) -> Result<()> {
+fn train(
+    mut start: Start,
+    place: Option<&RankPlace>,
+    commands: Option<CommandReader>,
+    lock: StoreLock,
+    events: &EventSender,
+) -> Result<()> {
     let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
     let snapshots: SharedTaker = Arc::default();
     let policy: Arc<SnapshotPolicy> = Arc::default();
     let evaluations: Arc<EvaluationPolicy> = Arc::default();
+    let ranks: Arc<OnceLock<RanksEnd>> = Arc::default();
     let asked = &start.config.snapshot;
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
     match (commands, asked.every) {
@@ -149,6 +167,7 @@ fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events:
                 snapshots: snapshots.clone(),
                 policy: policy.clone(),
                 evaluations: evaluations.clone(),
+                ranks: ranks.clone(),
             };
             serve_commands(commands, control, events.clone())?;
         }
@@ -157,7 +176,10 @@ fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events:
         }
         (None, _) => {}
     }
-    let setup = TrainingSetup::open(start, events)?;
+    let rank_zero = RankZero::open(place, &mut start, events)?;
+    let end = ranks.get_or_init(|| rank_zero.end()).clone();
+    let setup = TrainingSetup::open(start.clone(), events)?;
+    let group = rank_zero.begin(start, &setup)?;
     let settings = CommitSettings {
         store: Store::open(&setup.config.job.store)?,
         lock,
@@ -169,8 +191,22 @@ fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events:
         probe: setup.config.snapshot.probe.then(|| setup.probe()),
     };
     let taker = SnapshotTaker::new(setup.state.capturer(), settings, policy, events.clone())?;
+    let ready = ready(&setup);
+    let mut training = TrainingLoop::new(setup, events.clone(), Some(taker.clone()), group)?.obeying(evaluations);
+    events.send(ready);
+    // From here on an order to stop has a state to save.
+    let _ = snapshots.set(taker.clone());
+    let step = training.run()?;
+    taker.take_last("final", CommitPace::Alone, None)?;
+    end.leave();
+    events.send(WorkerEvent::Done { step, finished: true });
+    Ok(())
+}
+
+/// What the agent hears when the training begins.
+fn ready(setup: &TrainingSetup) -> WorkerEvent {
     let (train, _) = setup.state.train();
-    events.send(WorkerEvent::Ready {
+    WorkerEvent::Ready {
         step: train.step,
         total_steps: setup.config.train.steps,
         parameters: setup.model.config().parameter_count(),
@@ -181,13 +217,7 @@ fn train(start: Start, commands: Option<CommandReader>, lock: StoreLock, events:
         vocabulary: u64::try_from(setup.model.config().vocab_size).ok(),
         train_tokens: Some(setup.data.train.len() as u64),
         peak_bytes: Some(setup.model.config().sizes().peak_bytes(&setup.config.train)),
-    });
-    // From here on an order to stop has a state to save.
-    let _ = snapshots.set(taker.clone());
-    let step = TrainingLoop::new(setup, events.clone(), taker.clone()).obeying(evaluations).run()?;
-    taker.take_last("final", CommitPace::Alone, None)?;
-    events.send(WorkerEvent::Done { step, finished: true });
-    Ok(())
+    }
 }
 
 /// What commands act on.
@@ -195,6 +225,8 @@ struct WorkerControl {
     snapshots: SharedTaker,
     policy: Arc<SnapshotPolicy>,
     evaluations: Arc<EvaluationPolicy>,
+    /// Known as soon as they have come together.
+    ranks: Arc<OnceLock<RanksEnd>>,
 }
 
 /// What takes snapshots, once there is a state to take.
@@ -214,7 +246,7 @@ fn take_by_time(interval: Duration, snapshots: SharedTaker) -> Result<()> {
 
 /// Serves the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
 fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: EventSender) -> Result<()> {
-    let WorkerControl { snapshots, policy, evaluations } = control;
+    let WorkerControl { snapshots, policy, evaluations, ranks } = control;
     spawn(COMMANDS_THREAD, move || {
         let (save, reason, within) = loop {
             match commands.next_command() {
@@ -237,19 +269,17 @@ fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: E
             }
         };
         let mut code = 0;
-        if let Some(taker) = snapshots.get() {
-            taker.end_training();
-            if save {
-                // The failure was reported as an event.
-                code = i32::from(taker.take_last(&reason, CommitPace::Hurried, within).is_err());
-            }
+        // Before the other ranks leave: the training must not take that for a failure.
+        snapshots.get().into_iter().for_each(SnapshotTaker::end_training);
+        ranks.get().into_iter().for_each(RanksEnd::leave);
+        if let Some(taker) = snapshots.get().filter(|_| save) {
+            // The failure was reported as an event.
+            code = i32::from(taker.take_last(&reason, CommitPace::Hurried, within).is_err());
         }
         let step = snapshots.get().map_or(0, SnapshotTaker::step);
         events.send(WorkerEvent::Done { step, finished: false });
         events.flush();
-        // Not exit: its handlers would tear libtorch down under the step that is being computed.
-        // SAFETY: _exit has no preconditions.
-        unsafe { libc::_exit(code) }
+        process::leave(code)
     })
 }
 

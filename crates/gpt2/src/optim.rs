@@ -16,4 +16,5 @@ mod kernel;
 mod optimizer;
 mod tensors;
 
+pub use kernel::NORM_BLOCK;
 pub use optimizer::{ModelOptimizer, UpdateRule, UpdateStep};

@@ -35,12 +35,13 @@ fn the_estimate_of_a_workers_memory_is_roughly_what_it_holds() {
     let tokens: Vec<u8> =
         (0..200_000u32).flat_map(|n| ((n.wrapping_mul(2_654_435_761) >> 20) as u16).to_le_bytes()).collect();
     std::fs::write(folder.path().join("tokens.bin"), tokens).unwrap();
-    for (batch, length, dropout) in [(1, 32, 0.0), (48, 256, 0.0), (16, 256, 0.1)] {
+    for (batch, length, dropout, micro_batches) in [(1, 32, 0.0, 8), (48, 256, 0.0, 1), (16, 256, 0.1, 1)] {
         let config = folder.path().join(format!("job{batch}.toml"));
         let text = format!(
             "[job]\nthreads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = {dropout:?}\n\
              [data]\ntokens = \"tokens.bin\"\nvalidation = 0.0\n\
              [train]\nsteps = 2\nwarmup_steps = 1\nbatch_size = {batch}\nsequence_length = {length}\neval_every = 0\n\
+             grad_accumulation = {micro_batches}\n\
              [snapshot]\nevery_steps = 1\n"
         );
         std::fs::write(&config, text).unwrap();

@@ -1,7 +1,8 @@
 //! What a worker of GPT-2 holds in memory at its peak, as a formula whose constants were measured.
 //!
-//! The state is there twice, since a snapshot may hold the one while the training writes the other; so are a gradient
-//! and, for one micro-batch, what the backward pass needs of the forward one. Deliberately not here: measuring it.
+//! The state is there twice, since a snapshot may hold the one while the training writes the other; so are
+//! gradients and, for one micro-batch, what the backward pass needs of the forward one. Deliberately not here:
+//! measuring it.
 
 use std::path::Path;
 
@@ -26,6 +27,11 @@ const KEPT_SCORES_DROPOUT: u64 = 3;
 const LOGITS: u64 = 256 << 20;
 /// Blocks of a snapshot on its way to the device.
 const SNAPSHOT: u64 = 64 << 20;
+
+/// Sums of gradients that are there at once beside the one that is computed: they are added as a binary counter counts.
+fn sums(micro_batches: u64) -> u64 {
+    if micro_batches > 1 { u64::from((micro_batches - 1).ilog2()) + 1 } else { 0 }
+}
 
 /// The sizes of a GPT-2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +129,8 @@ impl ModelShape {
             self.layers * (widths / 2 * (self.width + self.inner / 4) + scores * self.heads * train.sequence_length);
         let kept = tokens.saturating_mul(per_token).saturating_mul(FLOAT);
         let logits = tokens.saturating_mul(self.vocabulary).saturating_mul(FLOAT).min(LOGITS);
-        let gradient = FLOAT * self.parameters();
-        [PROGRAM, SNAPSHOT, 2 * self.state_bytes(train), gradient, kept, logits]
+        let gradients = (1 + sums(train.grad_accumulation)).saturating_mul(FLOAT * self.parameters());
+        [PROGRAM, SNAPSHOT, 2 * self.state_bytes(train), gradients, kept, logits]
             .into_iter()
             .fold(0, u64::saturating_add)
     }

@@ -210,6 +210,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     whole("remote", "keep_hourly", 0, ANY, "0"),
     whole("remote", "keep_daily", 0, ANY, "0"),
     spec("remote", "max_bytes", SIZE, "\"50GiB\""),
+    whole("ranks", "count", 1, 1024, "1"),
     duration("session", "budget", 0, "\"11h45m\""),
     spec("session", "deadline", ValueKind::Moment, "\"2030-11-24 23:00\""),
     number("session", "margin", (1.0, 100.0, OmittedEnd::Neither), "1.5"),

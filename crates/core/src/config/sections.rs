@@ -34,6 +34,8 @@ pub struct Config {
     pub retention: RetentionPolicy,
     /// `[remote]`: where snapshots are replicated to.
     pub remote: RemoteSection,
+    /// `[ranks]`: how many processes compute it.
+    pub ranks: RanksSection,
     /// `[session]`: when a session ends.
     pub session: SessionSection,
     /// `[worker]`: the training program.
@@ -182,6 +184,14 @@ pub enum SnapshotEvery {
     Auto,
 }
 
+/// `[ranks]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RanksSection {
+    /// Processes on this machine that compute the training together. The result does not depend on it.
+    pub count: usize,
+}
+
 /// `[session]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -310,6 +320,12 @@ impl Default for SnapshotSection {
             encode_threads: 0,
             probe: false,
         }
+    }
+}
+
+impl Default for RanksSection {
+    fn default() -> RanksSection {
+        RanksSection { count: 1 }
     }
 }
 

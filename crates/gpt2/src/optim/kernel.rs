@@ -10,8 +10,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use super::coefficients::UpdateCoefficients;
 use crate::capture::UpdateSpan;
 
-/// Elements of a block: its four or seven streams of 64 KiB fit the second-level cache.
-const BLOCK: usize = 16 * 1024;
+/// Elements of a block: its four or seven streams of 64 KiB fit the second-level cache. The gradient's norm is a sum
+/// over these blocks in order, so that another size is another arithmetic.
+pub const NORM_BLOCK: usize = 16 * 1024;
 
 /// Independent partial sums of a block's norm.
 const LANES: usize = 16;
@@ -34,7 +35,7 @@ impl<'a> UpdateBlock<'a> {
             return Err(Error::Other("a gradient is not of its parameter's size".into()));
         }
         let part = move |index: usize, gradient: &'a [f32]| {
-            let offset = index * BLOCK;
+            let offset = index * NORM_BLOCK;
             let state = state.map(|span| {
                 span.map(|span| UpdateSpan {
                     source: span.source.wrapping_add(offset),
@@ -44,7 +45,7 @@ impl<'a> UpdateBlock<'a> {
             });
             UpdateBlock { state, gradient, coefficients }
         };
-        Ok(gradient.chunks(BLOCK).enumerate().map(move |(index, gradient)| part(index, gradient)))
+        Ok(gradient.chunks(NORM_BLOCK).enumerate().map(move |(index, gradient)| part(index, gradient)))
     }
 }
 
@@ -69,11 +70,9 @@ impl UpdateKernels {
         Ok(UpdateKernels { pool, width: VectorWidth::best() })
     }
 
-    /// The square root of the sum of squares over all tensors.
-    pub(super) fn norm(&self, tensors: &[&[f32]]) -> f64 {
-        let blocks: Vec<&[f32]> = tensors.iter().flat_map(|tensor| tensor.chunks(BLOCK)).collect();
-        let sums: Vec<f64> = self.pool.install(|| blocks.par_iter().map(|block| self.width.squares(block)).collect());
-        sums.iter().sum::<f64>().sqrt()
+    /// The sum of squares of each block.
+    pub(super) fn squares(&self, blocks: &[&[f32]]) -> Vec<f64> {
+        self.pool.install(|| blocks.par_iter().map(|block| self.width.squares(block)).collect())
     }
 
     pub(super) fn update(&self, blocks: &[UpdateBlock<'_>]) {

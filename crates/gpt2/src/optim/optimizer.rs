@@ -10,7 +10,7 @@ use ckptd_interop::gpt2_names;
 use tch::{Device, Tensor};
 
 use super::coefficients::UpdateCoefficients;
-use super::kernel::{UpdateBlock, UpdateKernels};
+use super::kernel::{NORM_BLOCK, UpdateBlock, UpdateKernels};
 use super::tensors;
 use crate::capture::{TrainingState, UpdatePlace};
 
@@ -69,6 +69,60 @@ impl ModelOptimizer {
         step: UpdateStep,
         advance: impl FnOnce(&mut TrainState, &mut Metrics),
     ) -> Result<f64> {
+        self.check(state, gradients)?;
+        let norm = self.norm(gradients)?;
+        self.update(state, gradients, norm, step, advance)?;
+        Ok(norm)
+    }
+
+    /// [`ModelOptimizer::step`] where the gradient's norm is known.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn update(
+        &self,
+        state: &mut TrainingState,
+        gradients: &[Tensor],
+        norm: f64,
+        step: UpdateStep,
+        advance: impl FnOnce(&mut TrainState, &mut Metrics),
+    ) -> Result<()> {
+        self.check(state, gradients)?;
+        let params = gradients.len();
+        let decays: Vec<bool> = state.metas()[..params].iter().map(gpt2_names::decays).collect();
+        let on_host = is_on_host(gradients);
+        let scale = self.clip_scale(norm);
+        let apply = |places: &[UpdatePlace]| {
+            if on_host {
+                self.on_host(places, gradients, &decays, step, scale)
+            } else {
+                self.on_device(places, gradients, &decays, step, scale)
+            }
+        };
+        state.update(apply, advance)
+    }
+
+    /// The global norm of these gradients.
+    pub fn norm(&self, gradients: &[Tensor]) -> Result<f64> {
+        if !is_on_host(gradients) {
+            return tensors::norm(gradients);
+        }
+        let values = slices(gradients);
+        let blocks: Vec<&[f32]> = values.iter().flat_map(|tensor| tensor.chunks(NORM_BLOCK)).collect();
+        Ok(ModelOptimizer::norm_of(self.block_norms(&blocks).into_iter()))
+    }
+
+    /// What each block of at most [`NORM_BLOCK`] values of one tensor gives to [`ModelOptimizer::norm_of`].
+    pub fn block_norms(&self, blocks: &[&[f32]]) -> Vec<f64> {
+        self.kernels.squares(blocks)
+    }
+
+    /// The norm, from what all blocks give, in the order of the tensors and within them.
+    pub fn norm_of(blocks: impl Iterator<Item = f64>) -> f64 {
+        blocks.sum::<f64>().sqrt()
+    }
+
+    fn check(&self, state: &TrainingState, gradients: &[Tensor]) -> Result<()> {
         let params = state.params().len();
         if gradients.len() != params || state.metas().len() != params * (1 + self.roles().len()) {
             let slots = state.metas().len();
@@ -85,19 +139,7 @@ impl ModelOptimizer {
                 )));
             }
         }
-        let decays: Vec<bool> = state.metas()[..params].iter().map(gpt2_names::decays).collect();
-        let on_host = gradients.iter().all(|gradient| gradient.device() == Device::Cpu);
-        let norm = if on_host { self.kernels.norm(&slices(gradients)) } else { tensors::norm(gradients)? };
-        let scale = self.clip_scale(norm);
-        let apply = |places: &[UpdatePlace]| {
-            if on_host {
-                self.on_host(places, gradients, &decays, step, scale)
-            } else {
-                self.on_device(places, gradients, &decays, step, scale)
-            }
-        };
-        state.update(apply, advance)?;
-        Ok(norm)
+        Ok(())
     }
 
     fn clip_scale(&self, norm: f64) -> f64 {
@@ -175,6 +217,10 @@ impl ModelOptimizer {
         }
         Ok(())
     }
+}
+
+fn is_on_host(tensors: &[Tensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.device() == Device::Cpu)
 }
 
 /// The values of contiguous float32 tensors in host memory.

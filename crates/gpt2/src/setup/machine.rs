@@ -3,7 +3,7 @@
 //! Invariant: a resume keeps the threads and the arithmetic of its snapshot, or says that it does not.
 //! Deliberately not here: settings that a job file names (`restore` compares them).
 
-use ckptd_core::arithmetic::{ArithmeticNumber, KnownArithmetic};
+use ckptd_core::arithmetic::ArithmeticNumber;
 use ckptd_core::config::Config;
 use ckptd_core::os::process::processors;
 use ckptd_core::protocol::MessageLevel;
@@ -13,10 +13,8 @@ use tch::Device;
 
 use super::restore::ChangedSettings;
 use crate::events::EventSender;
+use crate::reduction::{ARITHMETIC, begins_with};
 use crate::{process, torch};
-
-/// The arithmetic of this worker: `gpt2` and `optim` as they are, and the older ones that they still compute.
-const ARITHMETIC: KnownArithmetic = KnownArithmetic { newest: ArithmeticNumber::FIRST, older: &[] };
 
 /// Where and how a training is computed.
 pub(super) struct TrainingMachine {
@@ -37,7 +35,7 @@ impl TrainingMachine {
         changed: ChangedSettings,
         events: &EventSender,
     ) -> Result<TrainingMachine> {
-        let arithmetic = choose_arithmetic(snapshot, changed, events)?;
+        let arithmetic = choose_arithmetic(config, snapshot, changed, events)?;
         let device = torch::open_device(&config.job.device)?;
         let recorded = snapshot.and_then(|snapshot| snapshot.manifest().train.settings.threads());
         let threads = process::set_threads(choose_threads(config.job.threads, recorded, changed, events))?;
@@ -65,24 +63,36 @@ fn choose_threads(asked: usize, recorded: Option<usize>, changed: ChangedSetting
     }
 }
 
-/// The snapshot's own arithmetic, or the newest for a training that begins.
+/// The snapshot's own arithmetic; that of a training that begins, where there is none or changes are accepted.
 fn choose_arithmetic(
+    config: &Config,
     snapshot: Option<&SnapshotReader>,
     changed: ChangedSettings,
     events: &EventSender,
 ) -> Result<ArithmeticNumber> {
+    let new = begins_with(config.train.grad_accumulation);
     // A state imported from other programs was computed under none of ours.
     let Some(snapshot) = snapshot.filter(|snapshot| !snapshot.manifest().train.settings.is_empty()) else {
-        return Ok(ARITHMETIC.newest);
+        return Ok(new);
     };
-    let unknown = match ARITHMETIC.going_on(snapshot.manifest().train.arithmetic) {
-        Ok(number) => return Ok(number),
-        Err(unknown) => unknown,
-    };
-    if changed == ChangedSettings::Refuse {
-        let what = format!("{unknown}; use the release that took it, or go on to another result with --accept-changes");
-        return Err(Error::mismatch(snapshot.path(), what));
+    let recorded = snapshot.manifest().train.arithmetic;
+    match (ARITHMETIC.going_on(recorded), changed) {
+        (Ok(number), ChangedSettings::Refuse) => Ok(number),
+        (Ok(number), ChangedSettings::Accept) => {
+            if number != new {
+                let what = format!("going on with arithmetic {new}, and no more with the snapshot's, {number}");
+                events.log(MessageLevel::Warn, what);
+            }
+            Ok(new)
+        }
+        (Err(unknown), ChangedSettings::Refuse) => {
+            let what =
+                format!("{unknown}; use the release that took it, or go on to another result with --accept-changes");
+            Err(Error::mismatch(snapshot.path(), what))
+        }
+        (Err(unknown), ChangedSettings::Accept) => {
+            events.log(MessageLevel::Warn, format!("going on with arithmetic {new}: the snapshot {unknown}"));
+            Ok(new)
+        }
     }
-    events.log(MessageLevel::Warn, format!("going on with arithmetic {}: the snapshot {unknown}", ARITHMETIC.newest));
-    Ok(ARITHMETIC.newest)
 }

@@ -1,0 +1,31 @@
+//! The ranks of a training: the processes that compute it together.
+//!
+//! Reading order: `group` (the seam: five calls, and the one rank that is alone), `place` (which rank this process is,
+//! and where rank 0 is), `secret` and `frame` (who may enter, and what is said), `hub` and `link` (rank 0's side and
+//! the others'), `mailbox` (what has arrived), `mesh` (gradients over c10d's gloo), `together` (the group made of
+//! these), `launch` (ranks that rank 0 starts itself), `sameness` (what must be equal on all of them).
+//!
+//! Invariant: every wait ends: with what was waited for, after a time, or because a rank is gone, which is named.
+//! Nothing of a rank is believed before it has proved that it knows the job's secret. Deliberately not here: what is
+//! computed, and in which order gradients are added (`reduction`).
+
+mod frame;
+mod group;
+mod hub;
+mod launch;
+mod link;
+mod mailbox;
+mod mesh;
+mod place;
+mod sameness;
+mod secret;
+mod together;
+
+pub(crate) use group::share;
+pub use group::{Alone, Incoming, Outgoing, RankGroup};
+pub use hub::RanksEnd;
+pub use launch::LaunchedRanks;
+pub use place::RankPlace;
+pub use sameness::{RankFacts, libtorch_kind, processor_kind};
+pub use secret::JobSecret;
+pub use together::{Follower, Leader, RankVoice};

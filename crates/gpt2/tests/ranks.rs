@@ -1,0 +1,272 @@
+//! Many ranks, one result: plain processes that find one another through the environment, as any launcher sets it.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ckptd_core::ids::StateRoot;
+use ckptd_core::protocol::{self, WorkerEvent, WorkerFailure};
+use ckptd_core::store::Store;
+use rustix::process::{Pid, Signal, kill_process};
+
+const SECRET: &str = "a secret of this test alone";
+
+/// A test that waits for longer has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct RankJob {
+    folder: tempfile::TempDir,
+}
+
+impl RankJob {
+    /// Dropout, AdamW, clipping, evaluations, and the lines of `more`: sections whose keys are not there yet.
+    fn new(accumulation: u64, steps: u64, more: &str) -> RankJob {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens: Vec<u8> =
+            (0..30_000u32).flat_map(|n| ((n.wrapping_mul(2_654_435_761) >> 20) as u16).to_le_bytes()).collect();
+        std::fs::write(folder.path().join("tokens.bin"), tokens).unwrap();
+        let text = format!(
+            "[job]\nstore = \"store\"\nthreads = 1\n[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n\
+             [data]\ntokens = \"tokens.bin\"\n[snapshot]\nevery_steps = 1\n[retention]\nkeep_last = 100\n\
+             [train]\nsteps = {steps}\nbatch_size = 2\nsequence_length = 32\ngrad_accumulation = {accumulation}\n\
+             warmup_steps = 1\ngrad_clip = 0.5\neval_every = 2\neval_batches = 5\n{more}"
+        );
+        std::fs::write(folder.path().join("job.toml"), text).unwrap();
+        RankJob { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts rank 0 to `size` - 1; each but the first may get another job file.
+    fn start(&self, size: usize) -> Ranks {
+        let port = free_port();
+        let children = (0..size).map(|rank| spawn(&self.path("job.toml"), rank, size, port, SECRET)).collect();
+        Ranks::of(children)
+    }
+
+    fn run(&self, size: usize) -> StateRoot {
+        let mut ranks = self.start(size);
+        let last = ranks.events_until(|event| matches!(event, WorkerEvent::Done { finished: true, .. }));
+        assert!(last.is_some(), "{:?}", ranks.end());
+        let ended = ranks.end();
+        assert!(ended.iter().all(|output| output.status.success()), "{ended:?}");
+        self.newest().1
+    }
+
+    /// Steps and root of the newest snapshot, verified or not: there is no daemon.
+    fn newest(&self) -> (u64, StateRoot) {
+        let entries = Store::open(&self.path("store")).unwrap().entries().unwrap();
+        let manifests = entries.into_iter().map(|entry| entry.manifest.unwrap());
+        let newest = manifests.max_by_key(|manifest| manifest.seq).unwrap();
+        (newest.train.step, newest.root)
+    }
+}
+
+/// Processes of one job; what is left of them is killed.
+struct Ranks {
+    children: Vec<Child>,
+    said: BufReader<ChildStdout>,
+    log: String,
+}
+
+impl Ranks {
+    fn of(mut children: Vec<Child>) -> Ranks {
+        let said = BufReader::new(children[0].stdout.take().unwrap());
+        Ranks { children, said, log: String::new() }
+    }
+
+    /// The first event of rank 0 that `wanted` wants; `None` at the end of what it says.
+    fn events_until(&mut self, wanted: impl Fn(&WorkerEvent) -> bool) -> Option<WorkerEvent> {
+        loop {
+            let mut line = String::new();
+            if self.said.read_line(&mut line).unwrap() == 0 {
+                return None;
+            }
+            self.log.push_str(&line);
+            let event: WorkerEvent = protocol::parse(line.trim()).unwrap();
+            if wanted(&event) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn committed(&mut self, least: u64) {
+        let event = self.events_until(|event| matches!(event, WorkerEvent::Committed { step, .. } if *step >= least));
+        assert!(event.is_some(), "{}", self.log);
+    }
+
+    fn signal(&self, rank: usize, signal: Signal) {
+        kill_process(Pid::from_child(&self.children[rank]), signal).unwrap();
+    }
+
+    /// Waits for all of them.
+    fn end(&mut self) -> Vec<Output> {
+        let by = Instant::now() + PATIENCE;
+        for child in &mut self.children {
+            while child.try_wait().unwrap().is_none() {
+                assert!(Instant::now() < by, "a rank does not leave; {}", self.log);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let children = std::mem::take(&mut self.children);
+        children.into_iter().map(|child| child.wait_with_output().unwrap()).collect()
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn spawn(job: &Path, rank: usize, size: usize, port: u16, secret: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ckptd-gpt2"));
+    command.arg("--config").arg(job).stdin(Stdio::null()).stderr(Stdio::piped());
+    command.stdout(if rank == 0 { Stdio::piped() } else { Stdio::null() });
+    if size > 1 {
+        command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        command.env("CKPTD_RANKS_SECRET", secret);
+    }
+    command.spawn().unwrap()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn failure(event: Option<WorkerEvent>) -> (WorkerFailure, String) {
+    match event {
+        Some(WorkerEvent::Failed { failure, what }) => (failure, what),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_failed(event: &WorkerEvent) -> bool {
+    matches!(event, WorkerEvent::Failed { .. })
+}
+
+#[test]
+fn any_number_of_ranks_ends_in_one_root() {
+    for accumulation in [8, 6] {
+        let expected = RankJob::new(accumulation, 3, "").run(1);
+        for size in [2, 3, 4] {
+            let root = RankJob::new(accumulation, 3, "").run(size);
+            assert_eq!(root, expected, "{accumulation} micro-batches on {size} ranks");
+        }
+        let root = RankJob::new(accumulation, 3, "[ranks]\ncount = 3\n").run(1);
+        assert_eq!(root, expected, "{accumulation} micro-batches on ranks that rank 0 has started");
+    }
+}
+
+#[test]
+fn ranks_without_a_micro_batch_and_a_single_micro_batch_change_nothing() {
+    let expected = RankJob::new(1, 3, "").run(1);
+    assert_eq!(RankJob::new(1, 3, "").run(3), expected);
+}
+
+#[test]
+fn a_chain_of_sessions_on_four_one_and_three_ranks_ends_in_the_same_root() {
+    let expected = RankJob::new(6, 6, "optimizer = \"sgd\"\nmomentum = 0.9\n").run(2);
+    let job = RankJob::new(6, 6, "optimizer = \"sgd\"\nmomentum = 0.9\n");
+    for (size, step) in [(4, 2), (1, 4)] {
+        let mut ranks = job.start(size);
+        ranks.committed(step);
+        // The others leave when rank 0 is gone.
+        ranks.signal(0, Signal::KILL);
+        ranks.end();
+    }
+    assert_eq!(job.run(3), expected);
+}
+
+#[test]
+fn a_rank_that_dies_or_stops_is_named_and_the_newest_state_is_saved() {
+    let job = RankJob::new(6, 400, "[worker]\nhang_timeout = \"16s\"\n");
+    for (signal, rank, told) in [(Signal::KILL, 1, "rank 1 is gone"), (Signal::STOP, 2, "rank 2 gives no sign of life")]
+    {
+        let mut ranks = job.start(3);
+        ranks.committed(1);
+        ranks.signal(rank, signal);
+        let began = Instant::now();
+        let (failure, what) = failure(ranks.events_until(is_failed));
+        assert!(failure == WorkerFailure::Other && what.contains(told), "{what}");
+        assert!(began.elapsed() < PATIENCE / 2);
+        let computed = ranks.log.lines().filter_map(|line| protocol::parse::<WorkerEvent>(line).ok());
+        let computed = computed.filter_map(|event| match event {
+            WorkerEvent::Step { step, .. } => Some(step),
+            _ => None,
+        });
+        assert_eq!(Some(job.newest().0), computed.max(), "{}", ranks.log);
+        if signal == Signal::STOP {
+            ranks.signal(rank, Signal::KILL);
+        }
+        ranks.end();
+    }
+}
+
+#[test]
+fn strangers_and_ranks_that_would_compute_something_else_do_not_get_in() {
+    let job = RankJob::new(2, 2, "");
+    let other = std::fs::read_to_string(job.path("job.toml")).unwrap().replace("grad_clip = 0.5", "grad_clip = 0.25");
+    std::fs::write(job.path("other.toml"), other).unwrap();
+    let port = free_port();
+    let zero = spawn(&job.path("job.toml"), 0, 2, port, SECRET);
+    let mut ranks = Ranks::of(vec![zero]);
+    // One that is silent, one that talks nonsense.
+    let silent = connect(port);
+    let mut loud = connect(port);
+    loud.write_all(&[b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0xff; 4096]].concat()).unwrap();
+    let refused =
+        |event: &WorkerEvent| matches!(event, WorkerEvent::Log { message, .. } if message.contains("refused"));
+    assert!(ranks.events_until(refused).is_some());
+    let mut stranger = spawn(&job.path("job.toml"), 1, 2, port, "another secret");
+    let mut told = String::new();
+    stranger.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert_eq!(stranger.wait().unwrap().code(), Some(78));
+    assert!(told.contains("rank 1") && told.contains("CKPTD_RANKS_SECRET"), "{told}");
+    assert!(ranks.events_until(refused).is_some());
+
+    ranks.children.push(spawn(&job.path("other.toml"), 1, 2, port, SECRET));
+    let (failure, what) = failure(ranks.events_until(is_failed));
+    assert_eq!(failure, WorkerFailure::Config);
+    assert!(what.contains("rank 1: job file ") && what.contains("as on rank 0"), "{what}");
+    let ended = ranks.end();
+    assert!(ended.iter().all(|output| output.status.code() == Some(78)), "{ended:?}");
+    assert!(!ranks.log.contains("\"event\":\"step\""), "nothing was trained");
+    drop(silent);
+}
+
+/// A connection to a port where somebody will listen.
+fn connect(port: u16) -> TcpStream {
+    let by = Instant::now() + PATIENCE;
+    loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => return stream,
+            Err(e) => assert!(Instant::now() < by, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_training_in_sequential_order_stays_on_one_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/kept");
+    let status = Command::new("cp").arg("-r").arg(kept.join(".")).arg(folder.path()).status().unwrap();
+    assert!(status.success());
+    let port = free_port();
+    let children = (0..2).map(|rank| spawn(&folder.path().join("adamw.toml"), rank, 2, port, SECRET)).collect();
+    let mut ranks = Ranks::of(children);
+    let (failure, what) = failure(ranks.events_until(is_failed));
+    assert_eq!(failure, WorkerFailure::Config);
+    assert!(what.contains("arithmetic 1") && what.contains("--accept-changes"), "{what}");
+    ranks.end();
+}
