@@ -128,9 +128,8 @@ async fn make(job: &RemoteJob, asked: FromRemote<'_>, folder: &Path, console: &C
 /// What of the job file would be run, in words; none where there is nothing of the kind.
 fn refused(config: &Value, allow_commands: bool) -> Option<String> {
     let command = config.get("worker").and_then(|worker| worker.get("command")).filter(|command| !is_empty(command));
-    let others = ["ranks", "hooks", "guard"].into_iter().filter_map(|name| Some((name, config.get(name)?)));
-    let others: Vec<String> =
-        others.filter(|(_, value)| !is_empty(value)).map(|(name, value)| format!("[{name}] {value}")).collect();
+    let others = ["ranks", "hooks", "guard"].into_iter().filter_map(|name| Some((name, unknown_of(config, name)?)));
+    let others: Vec<String> = others.map(|(name, value)| format!("[{name}] {value}")).collect();
     let command = command.map(|command| format!("[worker] command = {command}"));
     let unknown = (!others.is_empty())
         .then(|| format!("this release knows no {}, and nothing of it is taken", others.join(", ")));
@@ -143,6 +142,16 @@ fn refused(config: &Value, allow_commands: bool) -> Option<String> {
     let commands = command.map(|command| format!("{command} {what}"));
     let both: Vec<String> = commands.into_iter().chain(unknown).collect();
     (!both.is_empty()).then(|| both.join("; "))
+}
+
+/// What this release does not know of a section, if there is anything.
+fn unknown_of(config: &Value, section: &str) -> Option<Value> {
+    let known = serde_json::to_value(Config::default()).unwrap_or_default();
+    let mut value = config.get(section)?.clone();
+    if let Some(keys) = value.as_object_mut() {
+        keys.retain(|key, _| known[section].get(key).is_none());
+    }
+    (!is_empty(&value)).then_some(value)
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -262,7 +271,9 @@ mod tests {
             safe_config(&record, asked(true), "job.json").unwrap().worker.command,
             ["touch", "/planted/touched"]
         );
-        assert_eq!(refused(&config("worker = { command = [] }\nhooks = {}\n"), false), None);
+        // How many ranks there are is this machine's own.
+        let harmless = config("worker = { command = [] }\nhooks = {}\nranks = { count = 2 }\n");
+        assert_eq!(refused(&harmless, false), None);
     }
 
     #[test]
