@@ -12,6 +12,8 @@ use super::remote_bundle::BundleUrl;
 use super::{exit_code, init, output};
 use ckptd_core::config::Config;
 use ckptd_core::error::{Error, Result};
+use ckptd_core::os::fs;
+use ckptd_core::os::publish::{Existing, publish};
 use ckptd_core::store::{Manifest, SnapshotReader, layout};
 use ckptd_core::token_cache::{TokenCache, TokenOrigin};
 use ckptd_interop::import::{self, FreshOptimizer, ImportOptions, ImportReport};
@@ -152,7 +154,7 @@ fn keep_tokens(folder: &Path, store: &Path, manifest: &Manifest) -> Result<Optio
     std::fs::create_dir_all(cache.folder()).map_err(|e| Error::io("creating", cache.folder(), e))?;
     for (from, to) in [(TokenOrigin::path(&from), TokenOrigin::path(&to)), (from, to.clone())] {
         if from.is_file() {
-            std::fs::rename(&from, &to).map_err(|e| Error::io("moving the data to", &to, e))?;
+            publish(&fs::open_path(&from)?, &from, &to, Existing::Replace)?;
         }
     }
     Ok(Some(to))

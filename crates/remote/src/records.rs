@@ -3,7 +3,7 @@
 //! Invariant: a document that another release wrote with more fields is read all the same; one that does not parse is
 //! an error that names it. None holds a credential. Deliberately not here: their names (layout).
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use ckptd_core::ids::{RunId, StateRoot};
@@ -147,6 +147,9 @@ impl Marker {
         MarkerName::new(self.epoch, self.seq, &self.file_hash)
     }
 }
+
+/// The time between the two phases of a deletion: how long a write that was given up may take to land, with room.
+pub const TRASH_TIME: SignedDuration = SignedDuration::from_hours(1);
 
 /// `trash/`: the first phase of a deletion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

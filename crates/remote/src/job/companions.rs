@@ -18,7 +18,8 @@ use ckptd_core::store::Manifest;
 
 use super::error::{JobError, Result};
 use super::place::RemoteJob;
-use super::send::{SendOptions, again, send_file};
+use super::retry::again;
+use super::send::{SendOptions, send_file};
 use super::survey::Survey;
 use super::unnamed;
 use crate::layout::{ContentHash, JobObject};

@@ -13,7 +13,7 @@ use ckptd_core::error::Error;
 use ckptd_core::ids::RunId;
 
 use super::error::{JobError, Result};
-use super::send::again;
+use super::retry::again;
 use crate::confirmed::{ConfirmedStorage, Outcome};
 use crate::errors::{ErrorKind, Operation};
 use crate::layout::{JobObject, MarkerName, Prefix};

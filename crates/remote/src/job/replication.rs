@@ -3,8 +3,6 @@
 //! Invariant: what is reported of a snapshot is what the remote holds. Deliberately not here: the thread itself
 //! (`replicator`).
 
-mod telling;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -60,24 +58,24 @@ struct SentSnapshot {
 }
 
 pub(super) struct Replication<'a> {
-    owner: JobOwner,
+    pub(super) owner: JobOwner,
     settings: ReplicatorSettings,
     rate: Arc<RateLimit>,
     keeper: Arc<StoreKeeper>,
     store: Arc<Store>,
     lock: Arc<StoreLock>,
-    report: &'a (dyn Fn(ReplicaNews) -> ControlFlow<()> + Send + Sync),
+    pub(super) report: &'a (dyn Fn(ReplicaNews) -> ControlFlow<()> + Send + Sync),
     /// Until when markers may be taken away, in milliseconds of [`now`].
-    write_until: Arc<AtomicU64>,
+    pub(super) write_until: Arc<AtomicU64>,
     /// Markers that were read: they never change.
-    known: BTreeMap<MarkerName, Marker>,
+    pub(super) known: BTreeMap<MarkerName, Marker>,
     waiting: Option<PathBuf>,
-    failures: u32,
-    not_before: Duration,
-    troubles: Troubles,
+    pub(super) failures: u32,
+    pub(super) not_before: Duration,
+    pub(super) troubles: Troubles,
     /// The job became this process's in the middle of the session: what is there may be less than what was sent.
-    looks: bool,
-    once: SentOnce,
+    pub(super) looks: bool,
+    pub(super) once: SentOnce,
 }
 
 impl<'a> Replication<'a> {
@@ -184,7 +182,7 @@ impl<'a> Replication<'a> {
     }
 
     /// Remembers what this store has come to own.
-    fn owns(&mut self) -> Result<()> {
+    pub(super) fn owns(&mut self) -> Result<()> {
         let Some(record) = self.owner.record() else { return Ok(()) };
         let mut history = LocalHistory::read(&self.store)?;
         if history.owned.last() != Some(&(record.epoch, record.base)) {

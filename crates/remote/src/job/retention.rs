@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::retain::{self, RetentionPolicy, SnapshotFacts};
@@ -19,10 +19,7 @@ use super::place::RemoteJob;
 use super::survey::Survey;
 use super::unnamed;
 use crate::layout::{ContentHash, JobObject, MarkerName, Prefix};
-use crate::records::{Marker, TrashRecord};
-
-/// How long a write that was given up may take to land, with room.
-pub(super) const TRASH_TIME: SignedDuration = SignedDuration::from_hours(1);
+use crate::records::{Marker, TRASH_TIME, TrashRecord};
 
 /// What becomes of a snapshot at a remote.
 #[derive(Clone, Debug)]

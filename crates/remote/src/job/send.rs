@@ -20,6 +20,7 @@ use super::place::RemoteJob;
 use super::probe::scratch_name;
 use super::rate::RateLimit;
 use super::remote_file::RemoteFile;
+use super::retry::{TRIES, again};
 use crate::confirmed::{ConfirmedStorage, Outcome};
 use crate::errors::ErrorKind;
 use crate::layout::{ContentHash, JobObject};
@@ -41,8 +42,6 @@ const LONGEST_PART: Duration = Duration::from_secs(600);
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(30);
 /// A part that takes so many times as long as the ones before is given up and sent again.
 const PATIENCE: f64 = 8.0;
-const TRIES: u32 = 6;
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// What has arrived is written down so often: a record takes as long as a part on a fast link.
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -308,19 +307,6 @@ fn too_slow(job: &RemoteJob, name: &ObjectName, patience: Duration) -> JobError 
     let detail = format!("a part did not arrive within {waited}");
     let operation = crate::errors::Operation::UploadPart;
     job.storage().error(operation, Some(name), ErrorKind::Unreachable, &detail).into()
-}
-
-/// Does it again where that may help, with longer and longer pauses.
-pub(super) async fn again<T, F: Future<Output = Result<T>>>(act: impl Fn() -> F) -> Result<T> {
-    let mut pause = FIRST_PAUSE;
-    for _ in 1..TRIES {
-        match act().await {
-            Err(error) if error.is_worth_retrying() => tokio::time::sleep(pause).await,
-            outcome => return outcome,
-        }
-        pause *= 2;
-    }
-    act().await
 }
 
 /// Length of every part but the last.

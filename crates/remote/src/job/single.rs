@@ -20,7 +20,7 @@ use ckptd_core::progress::ProgressSink;
 use super::companions::hash_of;
 use super::error::{JobError, Result};
 use super::place::RemoteJob;
-use super::send::again;
+use super::retry::again;
 use crate::confirmed::{ConfirmedStorage, Outcome};
 use crate::layout::ContentHash;
 use crate::names::ObjectName;

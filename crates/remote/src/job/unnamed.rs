@@ -12,9 +12,8 @@ use jiff::Timestamp;
 
 use super::error::Result;
 use super::place::RemoteJob;
-use super::retention::TRASH_TIME;
 use crate::layout::{ContentHash, JobObject, Prefix};
-use crate::records::{Marker, UnnamedRecord};
+use crate::records::{Marker, TRASH_TIME, UnnamedRecord};
 
 /// Both phases: condemns what no marker names, and removes what was condemned an hour before `now` and is still not
 /// named. `may_write` is asked before each change. Returns how many bytes went.

@@ -3,12 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::error::JobError;
-use super::super::prepare::lost_to;
-use super::super::replica::ReplicaNews;
-use super::super::sent_once::SentOnce;
-use super::super::troubles::Concern;
-use super::Replication;
+use super::error::JobError;
+use super::prepare::lost_to;
+use super::replica::ReplicaNews;
+use super::replication::Replication;
+use super::sent_once::SentOnce;
+use super::troubles::Concern;
 use crate::protocol::LeaseNews;
 
 impl Replication<'_> {
