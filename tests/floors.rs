@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A crate's sources, and its rooms from the ground up: a room imports lower floors only.
-const CRATES: [(&str, &[&[&str]]); 5] = [
+const CRATES: [(&str, &[&[&str]]); 6] = [
     ("src", &[&["session", "folder_watch", "once_flag"], &["notices", "daemon"], &["training"], &["cli"]]),
     (
         "crates/core/src",
@@ -58,6 +58,18 @@ const CRATES: [(&str, &[&[&str]]); 5] = [
             &["objects", "records"],
             &["cloud", "confirmed", "folder", "memory", "protocol", "sftp"],
             &["job", "open"],
+        ],
+    ),
+    (
+        "crates/history/src",
+        &[
+            &["record", "bytes", "frame"],
+            &["columns", "bucket", "tensorboard"],
+            &["batch"],
+            &["packed"],
+            &["part"],
+            &["writer", "reader"],
+            &["follow", "overview"],
         ],
     ),
 ];

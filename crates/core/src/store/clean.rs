@@ -21,7 +21,8 @@ impl Store {
     /// lock.
     fn clean_temporary(&self) -> Result<usize> {
         let mut cleaned = 0;
-        let below = [Folder::Quarantine, Folder::Receipts, Folder::Pins].map(|folder| self.dir.open_dir(folder.name()));
+        let below = [Folder::Quarantine, Folder::Receipts, Folder::Pins, Folder::History];
+        let below = below.map(|folder| self.dir.open_dir(folder.name()));
         for dir in below.into_iter().collect::<Result<Vec<_>>>()?.iter().flatten().chain([&self.dir]) {
             for name in dir.files()? {
                 if temporary::parse_temporary_file(&name).is_some_and(process::is_over) {

@@ -32,7 +32,11 @@ impl Store {
     pub fn create(path: &Path) -> Result<Store> {
         let store = Store { dir: Dir::create(path)? };
         for folder in Folder::ALL {
-            store.dir.make_dir(folder.name())?;
+            match store.dir.make_dir(folder.name()) {
+                // A store of an earlier release on a full disk: its snapshots come first.
+                Err(Error::NoSpace { .. }) if folder == Folder::History => {}
+                made => made?,
+            }
         }
         store.dir.sync()?;
         Ok(store)

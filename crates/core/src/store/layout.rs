@@ -18,12 +18,14 @@ pub enum Folder {
     Receipts,
     /// One empty file per snapshot that the user wants kept.
     Pins,
+    /// What happened in all sessions, step by step.
+    History,
 }
 
 impl Folder {
     /// All of them.
-    pub const ALL: [Folder; 5] =
-        [Folder::Snapshots, Folder::Staging, Folder::Quarantine, Folder::Receipts, Folder::Pins];
+    pub const ALL: [Folder; 6] =
+        [Folder::Snapshots, Folder::Staging, Folder::Quarantine, Folder::Receipts, Folder::Pins, Folder::History];
 
     /// Its name below the store.
     pub const fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Folder {
             Folder::Quarantine => "quarantine",
             Folder::Receipts => "receipts",
             Folder::Pins => "pins",
+            Folder::History => "history",
         }
     }
 }
@@ -62,6 +65,10 @@ pub const OLD_LOG: &str = "session.log.old";
 pub const STATUS_SOCKET: &str = "status.sock";
 /// The folder of tokenised texts, unless the job's config names another one.
 pub const CACHE: &str = "cache";
+
+/// How the name of a part of the history ends that is complete and packed, and of one that still grows.
+const PACKED_SUFFIX: &str = ".packed";
+const GROWING_SUFFIX: &str = ".growing";
 
 const PREFIX: &str = "step-";
 /// How the name of a snapshot file ends, wherever it lies.
@@ -149,6 +156,28 @@ pub fn is_reason_file(name: &str) -> bool {
     name.ends_with(TEXT_SUFFIX)
 }
 
+/// A part of the history: the parts follow each other by their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HistoryPart {
+    /// Which part.
+    pub number: u64,
+    /// It is complete and packed; else it still grows.
+    pub is_packed: bool,
+}
+
+/// The file of a part of the history, `00000007.growing`.
+pub fn history_file(part: HistoryPart) -> String {
+    format!("{:08}{}", part.number, if part.is_packed { PACKED_SUFFIX } else { GROWING_SUFFIX })
+}
+
+/// The part in the name of a file of the history, or `None` where it is not one.
+pub fn parse_history_file(name: &str) -> Option<HistoryPart> {
+    let part = [(PACKED_SUFFIX, true), (GROWING_SUFFIX, false)].into_iter().find_map(|(suffix, is_packed)| {
+        Some(HistoryPart { number: name.strip_suffix(suffix)?.parse().ok()?, is_packed })
+    })?;
+    (history_file(part) == name).then_some(part)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -161,6 +190,13 @@ mod tests {
             assert_eq!(parse_snapshot_file(&snapshot_file(&id)), Some(id));
         }
         assert_eq!(snapshot_file(&snapshot_id(1200, None)), "step-000000001200.ckpt");
+        for part in [(0, false), (7, true), (123_456_789, false)] {
+            let part = HistoryPart { number: part.0, is_packed: part.1 };
+            assert_eq!(parse_history_file(&history_file(part)), Some(part));
+        }
+        for name in ["7.packed", "+0000007.packed", "00000007.packed.tmp", "00000007", ".growing"] {
+            assert_eq!(parse_history_file(name), None, "{name}");
+        }
     }
 
     #[test]
