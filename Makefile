@@ -3,7 +3,7 @@
 # make test           everything: unit tests, whole-program tests, interop with Python's torch and transformers
 # make lint           formatting, clippy with warnings as errors, spelling, the width of lines, what crates may depend on
 # make docs           docs/cli.md and docs/config.md, made of the program
-# make picture        docs/picture.svg, of a real run
+# make picture        docs/picture.svg and docs/history.svg, of real runs
 #
 # make bench          ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute
 # make bench-formats  what exports and imports of GPT-2 cost, beside transformers
@@ -15,6 +15,7 @@
 #
 # make terms          200 SIGTERMs at random moments, and how long it took until the state was durable
 # make kills          50 sessions killed at random moments, and whether their history is what their logs say
+# make history-kills  200 sessions killed at random moments, and what is left of the history of their steps
 # make fuzz           every reader of strangers' files, FUZZ_SECONDS (60) per reader
 # make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
 # make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
@@ -32,7 +33,8 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 
-.PHONY: run formats help test bench build lint interval terms kills damages slurm systemd-check remote faults faults-short \
+.PHONY: run formats help test bench build lint interval terms kills history-kills damages slurm systemd-check \
+	remote faults faults-short \
 	soak programs setup setup-full setup-bench setup-clients text fuzz bench-formats bench-trainer \
 	bench-remote docs picture clean
 
@@ -58,6 +60,9 @@ terms: build
 
 kills: setup
 	CKPTD_KILLS=$${CKPTD_KILLS:-50} cargo test --release --locked -p ckptd --test agent -- --nocapture kills
+
+history-kills: setup
+	CKPTD_HISTORY_KILLS=$${CKPTD_HISTORY_KILLS:-200} cargo test --release --locked -p ckptd --test agent -- --nocapture steps::a_session
 
 bench: setup-bench text
 	cargo build --release --locked --bins --examples

@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
-"""Draws docs/picture.svg from a real run: a training that is left alone, and the same one killed in the middle.
+"""Draws docs/picture.svg from a real run, a training that is left alone and the same one killed in the middle, and
+docs/history.svg, what `ckptd plot` makes of a training in four sessions.
 
     scripts/picture.py [FOLDER OF ckptd AND ckptd-gpt2]     (default: target/release)
 
-Needs nothing but Python and the two programs, and takes about a minute.
+Needs nothing but Python and the two programs, and takes about two minutes.
 """
 
 import html
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / 'target/release').resolve()
@@ -40,19 +43,29 @@ def ckptd(*arguments):
     return [str(PROGRAMS / 'ckptd'), *arguments]
 
 
-def run(folder, name, kill_after=None):
-    """Runs a job; returns what it said. `kill_after`: kills daemon and worker soon after this step is verified."""
+def status(folder, job):
+    return json.loads(subprocess.check_output(ckptd('status', '--json', job), cwd=folder))
+
+
+def run(folder, name, kill_after=None, kill_at=0, stop_after=None):
+    """Runs a job; returns what it said. `kill_after`: kills daemon and worker soon after this step is verified and
+    step `kill_at` is done; `stop_after`: ends the session then."""
     lines = []
     job = f'{name}.toml'
     daemon = subprocess.Popen(ckptd('run', job), cwd=folder, stderr=subprocess.PIPE, text=True)
     for line in daemon.stderr:
-        # Without the time of day.
-        lines.append(line.rstrip().split(' ', 1)[1])
+        # Without the time.
+        lines.append(re.sub(r'^[-0-9]+ [:0-9]+ [-+:0-9]+ ', '', line.rstrip()))
         if kill_after and lines[-1].startswith(f'verified step {kill_after}:'):
-            status = json.loads(subprocess.check_output(ckptd('status', '--json', job), cwd=folder))
+            while status(folder, job)['step'] < kill_at:
+                time.sleep(0.01)
+            worker = status(folder, job)['worker']['pid']
             os.kill(daemon.pid, signal.SIGKILL)
-            os.kill(status['worker']['pid'], signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
             kill_after = None
+        if stop_after and lines[-1].startswith(f'verified step {stop_after}:'):
+            daemon.terminate()
+            stop_after = None
     daemon.wait()
     return lines
 
@@ -90,6 +103,20 @@ def draw(rows):
     return '\n'.join([*svg, '</g>', '</svg>', ''])
 
 
+def draw_history(folder):
+    """A training of more steps in four sessions; one of them is killed some steps after its last snapshot."""
+    job = JOB.replace('NAME', 'sessions').replace(f'steps = {STEPS}', 'steps = 600\nwarmup_steps = 40')
+    job = job.replace('eval_every = 0', 'eval_every = 75').replace('every_steps = 20', 'every_steps = 150')
+    job = job.replace('batch_size = 1', 'batch_size = 1\ngrad_accumulation = 4')
+    (folder / 'sessions.toml').write_text(job.replace('[job]', '[job]\nname = "gpt2-mini, four sessions"'))
+    run(folder, 'sessions', stop_after=150)
+    run(folder, 'sessions', kill_after=300, kill_at=368)
+    run(folder, 'sessions', stop_after=450)
+    run(folder, 'sessions')
+    picture = ROOT / 'docs/history.svg'
+    subprocess.run(ckptd('plot', 'sessions.toml', '-o', str(picture)), cwd=folder, check=True)
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -101,6 +128,7 @@ def main():
         alone = run(folder, 'alone')
         before = run(folder, 'killed', kill_after=100)
         after = run(folder, 'killed')
+        draw_history(folder)
         roots = root(folder, 'alone'), root(folder, 'killed')
         assert roots[0] == roots[1], roots
         assert before[-1] and not any(line.startswith('finished') for line in before), before

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::{
-    check, compare, export, fetch, generate, import, init, inspect, list, log, logs, orders, output, pin, prune, push,
-    remote_job, run, status, unpack, usage, verify,
+    check, compare, export, fetch, generate, history, import, init, inspect, list, log, logs, orders, output, pin,
+    plot, prune, push, remote_job, run, status, unpack, usage, verify,
 };
 use ckptd_core::error::Result;
 
@@ -27,6 +27,8 @@ enum CliCommand {
     Snapshot(orders::SnapshotArgs),
     Logs(logs::LogsArgs),
     List(list::ListArgs),
+    History(history::HistoryArgs),
+    Plot(plot::PlotArgs),
     Verify(verify::VerifyArgs),
     Prune(prune::PruneArgs),
     Inspect(inspect::InspectArgs),
@@ -72,6 +74,8 @@ fn execute(command: CliCommand) -> Result<u8> {
         CliCommand::Snapshot(args) => orders::snapshot(&args),
         CliCommand::Logs(args) => logs::execute(&args),
         CliCommand::List(args) => list::execute(&args),
+        CliCommand::History(args) => history::execute(&args),
+        CliCommand::Plot(args) => plot::execute(&args),
         CliCommand::Verify(args) => verify::execute(&args),
         CliCommand::Prune(args) => prune::execute(&args),
         CliCommand::Inspect(args) => inspect::execute(&args),

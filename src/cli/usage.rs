@@ -11,7 +11,7 @@ const KNOWN: &[(&str, &[&str])] = &[
     ("run", &["resume", "start", "train", "continue", "restart", "go", "fit", "launch", "daemon", "finetune"]),
     ("stop", &["kill", "quit", "end", "abort", "cancel", "terminate", "pause"]),
     ("status", &["ps", "info", "show", "state", "progress", "watch", "top"]),
-    ("logs", &["log", "tail", "journal", "history"]),
+    ("logs", &["log", "tail", "journal"]),
     ("list", &["ls", "snapshots", "checkpoints"]),
     ("snapshot", &["save", "checkpoint", "backup"]),
     ("inspect", &["cat", "describe", "dump"]),

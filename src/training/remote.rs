@@ -10,8 +10,9 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::companions;
-use super::job::events::JobEvent;
+use super::job::events::{JobAction, JobEvent};
 use super::job::machine::JobMachine;
+use crate::daemon::history::HistoryKeeper;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::service::{ServiceFacts, ServiceManager};
 use crate::daemon::signals::DaemonSignal;
@@ -166,7 +167,16 @@ pub(super) async fn finish(
     job: &mut JobMachine,
     manager: &mut ServiceManager,
     inbox: &mut Inbox<JobEvent>,
+    history: &HistoryKeeper,
 ) {
+    // What else it wants done is over.
+    let keep = |actions: Vec<JobAction>| {
+        for action in actions {
+            if let JobAction::Keep(record) = action {
+                history.give(record);
+            }
+        }
+    };
     replicator.give(ReplicaTask::Finish);
     let until = BootInstant::now() + LONGEST_FINISH;
     // An order may shorten it.
@@ -176,8 +186,7 @@ pub(super) async fn finish(
         match input {
             Some(DaemonInput::Event(JobEvent::Signal(signal))) if job.ends_the_wait(signal, now) => break,
             Some(DaemonInput::Event(JobEvent::Signal(_))) | None => {}
-            // What it wants done is over.
-            Some(DaemonInput::Event(event)) => drop(job.on(event, now)),
+            Some(DaemonInput::Event(event)) => keep(job.on(event, now)),
             Some(DaemonInput::Status(reply)) => drop(reply.send(job.report(now))),
             Some(DaemonInput::Order(order, reply)) => drop(reply.send(job.ordered(order, now).0)),
         }
@@ -186,7 +195,7 @@ pub(super) async fn finish(
     }
     // What it said last may still be on its way.
     while let Some(DaemonInput::Event(event)) = inbox.next(Some(BootInstant::now() + LAST_WORDS)).await {
-        job.on(event, ClockReading::now());
+        keep(job.on(event, ClockReading::now()));
     }
 }
 

@@ -17,6 +17,7 @@ use super::remote::{self, SessionBeginning};
 use super::start::{self, Started};
 use super::store_end;
 use super::worker::WorkerProcess;
+use crate::daemon::history::HistoryKeeper;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::job_file::JobFileWatcher;
 use crate::daemon::log_keeper::LogKeeper;
@@ -163,6 +164,7 @@ fn describe_model(config: &Config) -> String {
 struct Helpers {
     verifier: Verifier,
     recorder: Recorder,
+    history: HistoryKeeper,
     job_file: JobFileWatcher,
     store: Arc<Store>,
     lock: Arc<StoreLock>,
@@ -188,6 +190,7 @@ impl Helpers {
             })
         })?;
         let recorder = Recorder::start(store.clone(), lock.clone())?;
+        let history = HistoryKeeper::start(store.clone(), lock.clone())?;
         let (to, probe) = (inputs.clone(), options.probe);
         let job_file = JobFileWatcher::start(options.path.clone(), options.text.clone(), move |mut config| {
             if let Ok(config) = &mut config {
@@ -195,7 +198,7 @@ impl Helpers {
             }
             to.send_from_thread(JobEvent::Config(config))
         })?;
-        Ok(Helpers { verifier, recorder, job_file, store, lock: lock.clone(), replicator })
+        Ok(Helpers { verifier, recorder, history, job_file, store, lock: lock.clone(), replicator })
     }
 }
 
@@ -301,6 +304,7 @@ impl TrainingDaemon<'_> {
             JobAction::RecordReplication(record) => self.helpers.recorder.give(RecorderNote::Replication(record)),
             JobAction::Record(records) => self.helpers.recorder.give(RecorderNote::Sessions(records)),
             JobAction::Mark(session) => self.helpers.recorder.give(RecorderNote::Mark(session)),
+            JobAction::Keep(record) => self.helpers.history.give(record),
             JobAction::Remember(config) => self.helpers.recorder.give(RecorderNote::Job(config)),
             JobAction::LookAtStore => self.look_at_store(),
             JobAction::AskSources => self.sources.look(),
@@ -340,6 +344,8 @@ impl TrainingDaemon<'_> {
         let wait = if self.job.is_settled() { VERIFIER_TIMEOUT.min(left) } else { Duration::ZERO };
         self.helpers.verifier.finish(wait);
         self.finish_replication(inbox).await;
+        let left = self.job.time_to_leave(ClockReading::now());
+        self.helpers.history.finish(RECORDER_TIMEOUT.min(left.max(RECORDER_LEAST)));
     }
 
     /// Lets what is on its way to the remote arrive, in the time that is left, and says what is where.
@@ -348,7 +354,7 @@ impl TrainingDaemon<'_> {
         if let Some(id) = self.job.owed_to_remote() {
             replicator.give(ReplicaTask::Send(snapshots.join(&layout::snapshot_file(&id))));
         }
-        remote::finish(&replicator, &mut self.job, &mut self.manager, inbox).await;
+        remote::finish(&replicator, &mut self.job, &mut self.manager, inbox, &self.helpers.history).await;
         if let Some(text) = self.job.replication_text(ClockReading::now()) {
             info!("{text}");
         }

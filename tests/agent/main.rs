@@ -18,5 +18,6 @@ mod secrets;
 mod service;
 mod sources;
 mod status;
+mod steps;
 mod stop;
 mod worker;

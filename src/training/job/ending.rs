@@ -296,15 +296,14 @@ impl JobMachine {
         };
         self.count_time(now);
         self.phase = JobPhase::Ended;
-        self.record_end(
-            match (&outcome, &self.stop) {
-                (Ok(SessionOutcome::Finished), _) => "finished".to_owned(),
-                (Err(error), None) => format!("failed: {error}"),
-                (_, Some(stop)) => stop.why.clone(),
-                (Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver), None) => "stopped".to_owned(),
-            },
-            now,
-        );
+        let why = match (&outcome, &self.stop) {
+            (Ok(SessionOutcome::Finished), _) => "finished".to_owned(),
+            (Err(error), None) => format!("failed: {error}"),
+            (_, Some(stop)) => stop.why.clone(),
+            (Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver), None) => "stopped".to_owned(),
+        };
+        self.record_end(why.clone(), now);
+        self.keep_end(&why, now);
         if let (Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver), Some(outlook)) =
             (&outcome, self.outlook(&self.records, now))
         {

@@ -9,6 +9,7 @@ use ckptd_core::config::{Config, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{self, AgentCommand};
+use ckptd_history::record::HistoryRecord;
 use ckptd_remote::job::replicator::ReplicaNews;
 
 /// Everything that can happen to a job.
@@ -81,6 +82,8 @@ pub enum JobAction {
     RecordReplication(serde_json::Value),
     /// Write the sessions so far to the store.
     Record(Box<SessionRecords>),
+    /// Have it stand in the history of the training.
+    Keep(HistoryRecord),
     /// Write how far the session is where its death cannot lose it.
     Mark(Box<SessionRecord>),
     /// Read the job file again.

@@ -178,6 +178,7 @@ impl JobMachine {
         };
         job.act(JobAction::Choose { discard: None });
         job.record(RecordTiming::AtOnce, now);
+        job.keep_start(now);
         let actions = std::mem::take(&mut job.actions);
         (job, actions)
     }
@@ -348,6 +349,7 @@ impl JobMachine {
             Some(resume) => info!(step, id = %resume.id, "resuming from step {step} of {total}: {}", resume.why),
             None => info!("starting a training of {total} steps"),
         }
+        self.keep_resume(choice.resume.as_ref(), now);
         let run = WorkerRun::new(choice.resume, choice.next_seq, step, now.at);
         self.phase = JobPhase::Running(Box::new(run));
         self.act(JobAction::Spawn);

@@ -2,10 +2,11 @@
 //!
 //! Reading order: [`events`] (what can happen, what can be wanted), [`machine`] (the way of an
 //! event), `phase` (what a job and its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `waking`,
-//! `ending`, `opening`, `orders`.
+//! `ending`, `opening`, `orders`, `history`.
 
 mod ending;
 pub mod events;
+mod history;
 pub mod machine;
 mod opening;
 mod orders;

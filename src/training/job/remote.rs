@@ -8,6 +8,7 @@ use crate::session::clock::ClockReading;
 use ckptd_core::config::DataSection;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::text::rough_duration;
+use ckptd_history::record::HistoryEvent;
 use ckptd_remote::job::replicator::ReplicaNews;
 
 impl JobMachine {
@@ -40,6 +41,7 @@ impl JobMachine {
                 let (step, seconds, checked) = (marker.step, took.as_secs_f64(), marker.checked.name());
                 let size = bytesize::ByteSize(marker.bytes);
                 info!(step, seconds, "replicated step {step}: {size}, {checked} there, {}", rough_duration(took));
+                self.keep(HistoryEvent::Replicated { step: marker.step, bytes: marker.bytes, seconds }, now);
                 self.remember_replication();
             }
             ReplicaNews::Trouble { problem, is_news: true } => {

@@ -12,6 +12,7 @@ use crate::session::clock::ClockReading;
 use crate::training::restarts::FailureCause;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::WorkerEvent;
+use ckptd_history::record::HistoryEvent;
 
 /// One complaint, and what to do.
 const DISK_FULL: &str = "disk full: free some space or lower [retention] keep_last, then run again";
@@ -96,6 +97,7 @@ impl JobMachine {
                     warn!(step, "step {step} holds values that are not finite; a resume passes over it");
                 }
                 self.refuted_in_a_row = 0;
+                self.keep(HistoryEvent::SnapshotVerified { step, id: id.to_string(), healthy, val_loss }, now);
                 self.progress.counts.verified += 1;
                 // What is verified now may be older than what could not be written since.
                 if self.complaint.is_none() {
@@ -111,6 +113,7 @@ impl JobMachine {
             ReadBack::Quarantined { reason } => {
                 let told = format!("step {step} is not what was written and went to quarantine: {reason}");
                 warn!(step, %id, "{told}");
+                self.keep(HistoryEvent::SnapshotQuarantined { step, id: id.to_string(), reason }, now);
                 self.progress.problem = Some(told);
                 self.progress.counts.quarantined += 1;
                 self.progress.snapshot(id, step, SnapshotStage::Quarantined, now.wall);

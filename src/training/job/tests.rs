@@ -52,7 +52,7 @@ impl Bench {
     pub(super) fn on(&mut self, event: JobEvent) -> &[JobAction] {
         self.actions = self.drive(event);
         // The records are written beside everything else.
-        self.actions.retain(|action| !matches!(action, JobAction::Record(_) | JobAction::Mark(_)));
+        self.actions.retain(|action| !matches!(action, JobAction::Record(_) | JobAction::Mark(_) | JobAction::Keep(_)));
         &self.actions
     }
 
@@ -400,7 +400,7 @@ proptest! {
                     }
                     JobAction::Reload => {}
                     JobAction::Record(_) | JobAction::RecordReplication(_) | JobAction::Mark(_) => {}
-                    JobAction::Remember(_) | JobAction::SetLogLevel(_) => {}
+                    JobAction::Remember(_) | JobAction::SetLogLevel(_) | JobAction::Keep(_) => {}
                     JobAction::Kill | JobAction::Verify { .. } | JobAction::Replicate { .. } => {}
                     JobAction::LookAtStore | JobAction::AskSources | JobAction::StandStill => {}
                 }

@@ -16,7 +16,9 @@ use ckptd_core::config::Config;
 use ckptd_core::error::Error;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{self, AgentCommand, MessageLevel, Start, WorkerEvent, WorkerFailure};
+use ckptd_core::store::layout;
 use ckptd_core::text::{counted, rough_duration};
+use ckptd_history::record::HistoryEvent;
 
 impl JobMachine {
     pub(super) fn said(&mut self, message: WorkerEvent, now: ClockReading) {
@@ -33,6 +35,8 @@ impl JobMachine {
         if matches!(run.phase, WorkerPhase::Starting) {
             return self.kill_for(FailureCause::ProtocolError("its first message is not hello".into()), now);
         }
+        self.keep_said(&message, now);
+        let JobPhase::Running(run) = &mut self.phase else { return };
         match message {
             WorkerEvent::Hello { .. } | WorkerEvent::Alive { .. } => {}
             WorkerEvent::Progress { stage, fraction } => {
@@ -229,6 +233,8 @@ impl JobMachine {
             (WorkerFailure::Damaged, Some(id)) => {
                 warn!(%id, "{id} cannot be loaded and goes to quarantine: {what}");
                 self.progress.counts.quarantined += 1;
+                let (step, reason) = (layout::step_of(&id).unwrap_or(0), what.clone());
+                self.keep(HistoryEvent::SnapshotQuarantined { step, id: id.to_string(), reason }, now);
                 self.choose(Some((id, what)));
             }
             (_, _) => self.crashed(FailureCause::Failed(what), place, exit, now),
@@ -244,6 +250,7 @@ impl JobMachine {
             session.failures += 1;
         }
         self.record(RecordTiming::AtOnce, now);
+        self.keep(HistoryEvent::WorkerFailed { step: self.progress.step, reason: cause.to_string() }, now);
         match self.restarts.failed(&cause, place, self.config.worker.max_restarts) {
             RestartDecision::GiveUp(reason) => {
                 self.gave_up = Some(reason);
