@@ -251,10 +251,12 @@ mod tests {
         // Its marker takes its time: the second phase begins anew.
         assert_eq!(bench.retention_at(61).await, 0);
         assert_eq!(bench.has_both().await, [true, true]);
-        // One that is damaged there is found, although it has the right length.
+        // One that is damaged there is found, although it has the right length, and sent again.
         let name = JobObject::Blob(bench.other.hash.clone()).name();
         bench.storage.put(&name, Bytes::from_static(b"tokens of Before")).await.unwrap();
-        assert!(send_companions(&bench.job, vec![companion], &options).await.is_err());
+        send_companions(&bench.job, vec![companion], &options).await.unwrap();
+        let there = bench.storage.get(&name, 1 << 10).await.unwrap().unwrap();
+        assert_eq!(there.body, "tokens of before");
     }
 
     #[tokio::test]
