@@ -147,13 +147,14 @@ fn unzigzag(number: u64) -> u64 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
 
     proptest! {
         #[test]
-        fn numbers_come_back(values in proptest::collection::vec(any::<u64>(), 0..50)) {
+        fn numbers_come_back(values in vec(any::<u64>(), 0..50)) {
             let mut sink = ByteSink::default();
             sink.differences(values.iter().copied());
             sink.second_differences(values.iter().copied());
@@ -164,7 +165,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100), count in 0usize..1000) {
+        fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..100), count in 0..1000usize) {
             let _ = ByteSource(&bytes).differences(count);
             let _ = ByteSource(&bytes).second_differences(count);
             let _ = ByteSource(&bytes).floats(count);

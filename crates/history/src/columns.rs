@@ -85,6 +85,7 @@ fn norms(source: &mut ByteSource<'_>, count: usize) -> Result<Vec<Option<f32>>, 
 #[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     use super::*;
 
@@ -110,7 +111,7 @@ mod tests {
         }
 
         #[test]
-        fn changed_bytes_are_rows_or_refused(rows in rows(), at in any::<proptest::sample::Index>(), byte in any::<u8>()) {
+        fn changed_bytes_are_rows_or_refused(rows in rows(), at in any::<Index>(), byte in any::<u8>()) {
             let mut bytes = encode(&rows);
             let at = at.index(bytes.len());
             bytes[at] = byte;

@@ -1,9 +1,9 @@
 //! The history of a training over all its sessions: every step, evaluation and snapshot, how sessions began and ended.
 //!
-//! Reading order: [`record`] (what happened), [`bytes`] and [`columns`] (rows as few bytes), [`frame`] (bytes in a file,
-//! with length and checksum), [`bucket`] (summaries), [`batch`] and [`packed`] (the two kinds of files), [`part`] (one
-//! file, read), [`writer`], [`reader`] (all of it, with what a resume cut off), [`follow`], [`overview`] (for pictures),
-//! [`tensorboard`].
+//! Reading order: [`record`] (what happened), [`bytes`] and [`columns`] (rows as few bytes), [`frame`] (bytes in a
+//! file, with length and checksum), [`bucket`] (summaries), [`batch`] and [`packed`] (the two kinds of files), [`part`]
+//! (one file, read), [`writer`], [`reader`] (all of it, with what a resume cut off), [`follow`], [`overview`] (for
+//! pictures), [`tensorboard`].
 //!
 //! Invariant: a batch is read whole or not at all. Nothing here decides anything about a training.
 //! Deliberately not here: a clock, threads (the daemon), drawing (ckptd-plot).

@@ -1,6 +1,7 @@
 //! What can be in a history: steps, and everything else as events.
 //!
-//! Invariant: an event of a later release that this one does not know is read as [`HistoryEvent::Other`] and passed over.
+//! Invariant: an event of a later release that this one does not know is read as [`HistoryEvent::Other`] and passed
+//! over.
 
 use serde::{Deserialize, Serialize};
 

@@ -133,7 +133,7 @@ impl ReplicaMachine {
                     told.committed.push(*marker);
                     next(is_awaited)?;
                 }
-                Ok(ReplicaNews::Trouble(trouble)) => told.troubles.extend(trouble),
+                Ok(ReplicaNews::Trouble { problem, .. }) => told.troubles.push(problem),
                 Ok(ReplicaNews::Lost(what)) => told.troubles.push(what),
                 Ok(ReplicaNews::Warned(what)) => {
                     let is_given_up = what.contains("was not committed");

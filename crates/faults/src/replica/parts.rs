@@ -64,10 +64,7 @@ fn one(below: &Path, fault: (usize, WireFault), newer: bool, what: &mut String) 
     *what = format!(
         "{fault:?} ({}), then {}",
         wire.hit().map_or_else(String::new, |request| request.what),
-        match newer {
-            true => "a newer snapshot",
-            false => "the same one",
-        }
+        if newer { "a newer snapshot" } else { "the same one" }
     );
     if newer {
         machine.save(LARGE)?;

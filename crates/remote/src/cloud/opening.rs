@@ -65,7 +65,8 @@ pub struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    /// Opens what `configure` describes (a builder, and where its credentials come from), of which `clients` makes the library's clients. Makes no request.
+    /// Opens what `configure` describes (a builder, and where its credentials come from), of which `clients` makes the
+    /// library's clients. Makes no request.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] where settings or credentials are malformed, or of a kind that cannot be read.

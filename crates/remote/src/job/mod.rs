@@ -1,11 +1,12 @@
 //! What a job keeps at a remote: markers and files, sent, checked, fetched and given up.
 //!
-//! Reading order: [`error`], `retry`, [`place`] (the job's documents), [`survey`] (what is there), [`remote_file`] (a snapshot
-//! file there), [`send`] with `part_source`, [`companions`] (what snapshots need besides), [`fetch`], [`retention`], [`unnamed`] (files
-//! that no marker names any longer), [`leftovers`], [`single`] (one file of the user's own), [`probe`] (whether a store
-//! keeps its word) and [`checkup`] (the rest of `ckptd remote check`), [`lease_io`] and [`owner`] (the lease, carried
-//! out), [`local`] (what the store on this machine is beside it), [`prepare`], [`replicator`] with `replica`,
-//! `replication`, `telling`, `sent_once` and [`troubles`] (all of it in the background of a session).
+//! Reading order: [`error`], `retry`, [`place`] (the job's documents), [`survey`] (what is there), [`remote_file`]
+//! (a snapshot file there), [`send`] with `part_source`, [`companions`] (what snapshots need besides), [`fetch`],
+//! [`retention`], [`unnamed`] (files that no marker names any longer), [`leftovers`], [`single`] (one file of the
+//! user's own), [`probe`] (whether a store keeps its word) and [`checkup`] (the rest of `ckptd remote check`),
+//! [`lease_io`] and [`owner`] (the lease, carried out), [`local`] (what the store on this machine is beside it),
+//! [`prepare`], [`replicator`] with `replica`, `replication`, `telling`, `sent_once` and [`troubles`] (all of it in
+//! the background of a session).
 
 pub mod checkup;
 pub mod companions;
