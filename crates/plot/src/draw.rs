@@ -1,7 +1,7 @@
 //! A scene as a file: SVG, or PNG at twice the size.
 //!
-//! PNG text is drawn with a font that is part of the program: Latin letters of DejaVu Sans. An SVG names the fonts of
-//! whoever looks at it.
+//! PNG text is drawn with a font that is part of the program: DejaVu Sans. An SVG names the fonts of whoever
+//! looks at it.
 
 use std::fmt::Display;
 
@@ -24,7 +24,6 @@ const SAMPLES: u32 = 2;
 const SVG_TEXT: f64 = 1.24;
 const PNG_TEXT: f64 = 1.164;
 const FAMILY: &str = "sans-serif";
-static FONT: &[u8] = include_bytes!("../fonts/DejaVuSans-latin.ttf");
 
 /// Why a picture could not be drawn.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +74,8 @@ pub fn png(scene: &PictureScene) -> Result<Vec<u8>, DrawError> {
 }
 
 fn use_own_font() -> Result<(), DrawError> {
-    register_font(FAMILY, FontStyle::Normal, FONT).map_err(|_| DrawError("the font cannot be read".into()))
+    register_font(FAMILY, FontStyle::Normal, dejavu::sans::regular())
+        .map_err(|_| DrawError("the font cannot be read".into()))
 }
 
 /// Pixels of which each is the mean of some.
