@@ -124,11 +124,11 @@ fn flush(writer: &mut HistoryWriter, lost: &LostRecords, told: &mut OnceFlag) ->
             None
         }
         Err(error) => {
-            // A full disk must not keep a training from going on, nor fill the log.
-            if told.raise() {
-                warn!("the history is not written: {error}; the training goes on");
-            } else {
-                debug!("the history is not written: {error}");
+            // A full disk must not keep a training from going on, nor fill the log: of that the snapshots warn.
+            match (told.raise(), &error) {
+                (true, Error::NoSpace { .. }) => info!("the history is not written: {error}; the training goes on"),
+                (true, _) => warn!("the history is not written: {error}; the training goes on"),
+                (false, _) => debug!("the history is not written: {error}"),
             }
             Some(Instant::now() + RETRY)
         }
