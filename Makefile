@@ -4,12 +4,16 @@
 # make lint           formatting, clippy with warnings as errors, spelling, the width of lines, what crates may depend on
 # make docs           docs/cli.md and docs/config.md, made of the program
 # make picture        docs/picture.svg and docs/history.svg, of real runs
+# make screenshots    docs/page.png and its like: the page of a real training in a real Chromium
 #
 # make bench          ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute
 # make bench-formats  what exports and imports of GPT-2 cost, beside transformers
 # make bench-trainer  of them a Trainer's checkpoint in and out: time and memory, in turn, held against their bounds
 # make bench-remote   replication beside rclone, s5cmd and aws, 25 minutes, into bench/REMOTE.md; BENCH=short, BENCH=small
 # make interval       the automatic snapshot interval against the best fixed one, simulated
+#
+# make wheel          the Python package ckptd, with the command, into dist/, installed and tried
+# make python-kills   the loops of examples/python killed at random moments, CKPTD_PYTHON_KILLS (20) times each; half an hour
 #
 # make formats        files of other programs through ckptd, with pinned packages, into docs/formats-matrix.md
 #
@@ -20,6 +24,9 @@
 # make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
 # make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
 #                     packages slurmctld slurmd slurm-client munge)
+# make ranks          one root under plain processes, torchrun, mpirun and a real Slurm, 1 to 6 ranks, and in chains of
+#                     sessions with kills; what a sharded optimizer saves and costs (as root it installs Debian's openmpi-bin; Slurm as
+#                     for make slurm)
 # make systemd-check  the unit under a real systemd in namespaces of its own, one line per check (needs root)
 # make remote         a machine is killed, another one has only the URL: CKPTD_ROUNDS (20) rounds on each kind of remote (root)
 # make faults-short   a share of each part of the fault campaign (docs/reliability.md)
@@ -32,11 +39,13 @@ CONFIG ?= config/mini.toml
 FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
+# What ruff looks at.
+PYTHON = crates/python/python examples/python tests/python/odd_script.py tests/python/sampler.py \
+	tests/python/state_kinds.py
 
-.PHONY: run formats help test bench build lint interval terms kills history-kills damages slurm systemd-check \
-	remote faults faults-short \
-	soak programs setup setup-full setup-bench setup-clients text fuzz bench-formats bench-trainer \
-	bench-remote docs picture clean
+.PHONY: run formats help test bench build lint interval terms kills history-kills damages slurm systemd-check ranks \
+	remote faults faults-short soak programs setup setup-full setup-bench setup-clients text fuzz \
+	bench-formats bench-trainer bench-remote docs picture screenshots clean python-kills wheel
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -67,6 +76,7 @@ history-kills: setup
 bench: setup-bench text
 	cargo build --release --locked --bins --examples
 	cargo build --release --locked -p ckptd-core --example bench-codec
+	cargo build --release --locked -p ckptd-python
 	.cache/python/bin/python bench/run.py
 
 lint: setup-full
@@ -74,6 +84,12 @@ lint: setup-full
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	cargo clippy --release --locked -p ckptd-faults --features faults --bins -- -D warnings
 	.cache/python/bin/codespell
+	.cache/python/bin/ruff check --config crates/python/pyproject.toml $(PYTHON)
+	.cache/python/bin/ruff format --check --config crates/python/pyproject.toml $(PYTHON)
+	.cache/python/bin/mypy --strict crates/python/python/ckptd
+	@! $(MAKE) --dry-run help 2>&1 | grep warning
+	@for target in $$(sed -n 's/^# make \([a-z-]*\) .*/\1/p' Makefile); do grep -q "^$$target:" Makefile || \
+		{ echo "make $$target is told of and not there"; exit 1; }; done
 	@! git ls-files '*.rs' | LC_ALL=C.UTF-8 xargs grep -nE '^.{121,}'
 	@tree=$$(cargo tree --locked -e normal --prefix none -p ckptd-core -p ckptd-interop -p ckptd-gpt2) && \
 		! echo "$$tree" | grep -E '^(tokio|ureq|notify) '
@@ -85,6 +101,10 @@ damages: build
 
 slurm: build
 	@scripts/slurm_check.py target/release
+
+ranks: build setup-full
+	@.cache/python/bin/python scripts/ranks_check.py target/release
+	@scripts/ranks_costs.py target/release
 
 systemd-check: build
 	@scripts/systemd_check.sh target/release
@@ -126,10 +146,7 @@ text: .cache/text/python.txt
 fuzz: setup
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
-bench-bench-remote: programs setup-clients text
-	@.cache/python/bin/python bench/remote.py
-
-formats: build setup-full
+bench-formats: build setup-full
 	@.cache/python/bin/python bench/formats.py
 	@.cache/python/bin/python bench/trainer.py
 
@@ -142,11 +159,21 @@ bench-remote: programs setup-clients text
 formats: build setup-full
 	@scripts/formats.sh
 
+wheel: setup-full
+	@scripts/wheel.sh
+
+python-kills: setup-full
+	cargo build --release --locked -p ckptd -p ckptd-python
+	@.cache/python/bin/python scripts/python_kills.py target/release --kills $${CKPTD_PYTHON_KILLS:-20} --seed $(SEED)
+
 docs: setup
 	CKPTD_WRITE_DOCS=1 cargo test --release --locked -p ckptd --test docs made_of
 
 picture: build
 	scripts/picture.py target/release
+
+screenshots: setup-full
+	CKPTD_SCREENSHOTS=docs cargo test --release --locked -p ckptd --test page -- --nocapture
 
 clean:
 	cargo clean

@@ -1,15 +1,17 @@
 """The same training in PyTorch and transformers, and the ways to save it, under the benchmark's command.
 
-`peers.py TOKENS FOLDER PRESET ROWS POSITIONS` answers `ready`, then obeys one line at a time on stdin:
+`peers.py TOKENS FOLDER PRESET ROWS POSITIONS [attached]` answers `ready`, then obeys one line at a time on stdin:
 
 - `train STEPS SAVE_AFTER KIND`: so many steps; after the given one (from 1; 0: none) the state is saved that way.
 - `save KIND`: saves while the training rests; answers how long the training thread was blocked, and the time from the
   request until the file is durable (fsync of files and folder included, whatever the peer itself does).
-- `wait`: until an asynchronous save has landed; answers the time since its request.
+- `wait KIND`: until an asynchronous save has landed; answers the time from its request until then.
+- `memory STEPS KIND`: so many steps without a save and as many with one after the first; answers the peaks of both.
 
 Kinds: torch (torch.save), torch+fsync, dcp (torch.distributed.checkpoint.async_save, its staging memory kept from one
-save to the next), safetensors (save_file), hf (save_pretrained and optimizer.pt). Model and optimiser are the fastest
-eager ones there are: GPT2LMHeadModel with SDPA, AdamW(fused=True).
+save to the next), safetensors (save_file), hf (save_pretrained and optimizer.pt); ckptd, where the script is `attached`
+and `ckptd run` has started it. Model and optimiser are the fastest eager ones there are: GPT2LMHeadModel with SDPA,
+AdamW(fused=True), or the variant of AdamW that BENCH_OPTIMIZER names.
 """
 
 import json
@@ -18,6 +20,7 @@ import pathlib
 import resource
 import shutil
 import sys
+import threading
 import time
 import warnings
 
@@ -53,7 +56,8 @@ def model_and_optimizer(preset, model=None):
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return model, torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
+    variant = {os.environ.get("BENCH_OPTIMIZER", "fused"): True}
+    return model, torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, **variant)
 
 
 class Trainer:
@@ -80,6 +84,26 @@ class Trainer:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
 
+class AttachedTrainer(Trainer):
+    """The same training with ckptd's lines in it."""
+
+    def __init__(self, *arguments):
+        import ckptd
+
+        super().__init__(*arguments)
+        began = time.perf_counter()
+        self.run = ckptd.attach(self.model, self.optimizer, scheduler=self.schedule)
+        self.attach_s = time.perf_counter() - began
+        self.boundary_ms = []
+
+    def step(self):
+        loss = super().step()
+        began = time.perf_counter()
+        self.run.step(loss=loss)
+        self.boundary_ms.append((time.perf_counter() - began) * 1e3)
+        return loss
+
+
 class KeptStager(DefaultStager):
     """DCP's default staging, whose memory async_save would give back after every save, only to fault it in again."""
 
@@ -96,10 +120,13 @@ class Saver:
 
     def __init__(self, trainer, folder):
         self.trainer, self.folder = trainer, folder
-        self.stager, self.future, self.asked = None, None, 0.0
+        self.stager, self.future, self.flight, self.asked, self.landed = None, None, None, 0.0, None
 
     def begin(self, kind):
         """Seconds that the training thread is blocked."""
+        self.landed = None
+        if kind == "ckptd":
+            return self.attached_save()
         name = kind.replace("+", "-")
         place = self.folder / name
         shutil.rmtree(place, ignore_errors=True)
@@ -116,12 +143,37 @@ class Saver:
 
     def finish(self, kind):
         """Seconds from the request until it is durable."""
+        if kind == "ckptd":
+            self.flight.over.wait()
+            self.noting.join()
+            return self.landed
         place = self.folder / kind.replace("+", "-")
         if self.future is not None:
             self.future.result()
             self.future = None
+        began = time.perf_counter()
         sync(place)
-        return time.perf_counter() - self.asked
+        synced = time.perf_counter()
+        # What landed while the training went on was not waited for.
+        return synced - self.asked if self.landed is None else self.landed + synced - began
+
+    def attached_save(self):
+        """As ckptd's daemon asks for it at a step boundary."""
+        self.asked = time.perf_counter()
+        self.flight = self.trainer.run._begin("bench", hurried=False)
+        blocked = time.perf_counter() - self.asked
+
+        def note():
+            self.flight.over.wait()
+            self.landed = time.perf_counter() - self.asked
+
+        self.noting = threading.Thread(target=note)
+        self.noting.start()
+        return blocked
+
+    def stall_ms(self):
+        """What the training was held up at the next update, besides."""
+        return self.flight.stall_ms if self.flight else 0.0
 
     def torch(self, place):
         torch.save(self.trainer.state(), place / "state.pt")
@@ -129,6 +181,11 @@ class Saver:
     def async_save(self, place):
         self.stager = self.stager or KeptStager()
         self.future = dcp.async_save(self.trainer.state(), checkpoint_id=str(place), async_stager=self.stager)
+
+        def note(_future):
+            self.landed = time.perf_counter() - self.asked
+
+        self.future.add_done_callback(note)
 
     def safetensors(self, place):
         tensors = {f"param.{name}": p.detach() for name, p in self.trainer.model.named_parameters()}
@@ -154,6 +211,27 @@ def usage():
     return used.ru_utime + used.ru_stime, used.ru_minflt
 
 
+def peak_while(work):
+    """Bytes that the process held at most, resident, while it worked."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    work()
+    status = pathlib.Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def memory(trainer, saver, steps, kind):
+    without = peak_while(lambda: train(trainer, saver, steps, 0, kind))
+
+    def saved():
+        train(trainer, saver, steps, 1, kind)
+        saver.finish(kind)
+
+    state = sum(t.numel() * t.element_size() for t in trainer.model.parameters())
+    moments = (t for held in trainer.optimizer.state.values() for t in held.values())
+    state += sum(t.numel() * t.element_size() for t in moments)
+    return {"without": without, "with": peak_while(saved), "state": state}
+
+
 def train(trainer, saver, steps, save_after, kind):
     (cpu, faults), began = usage(), time.perf_counter()
     blocked, losses, step_ms = None, [], []
@@ -167,7 +245,7 @@ def train(trainer, saver, steps, save_after, kind):
     cpu_after, faults_after = usage()
     return {
         "wall_s": wall, "cpu_s": cpu_after - cpu, "faults": faults_after - faults, "blocked_s": blocked,
-        "step_ms": step_ms, "loss": losses[-1] if losses else None,
+        "step_ms": step_ms, "boundary_ms": getattr(trainer, "boundary_ms", [])[-steps:], "loss": losses[-1] if losses else None,
     }  # fmt: skip
 
 
@@ -176,7 +254,8 @@ def main():
     torch.set_num_threads(int(os.environ.get("BENCH_THREADS", "2")))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    trainer = Trainer(tokens, preset, int(rows), int(positions))
+    kind = AttachedTrainer if sys.argv[6:] == ["attached"] else Trainer
+    trainer = kind(tokens, preset, int(rows), int(positions))
     saver = Saver(trainer, pathlib.Path(folder))
     print(json.dumps({"reply": "ready"}), flush=True)
     for line in sys.stdin:
@@ -186,8 +265,10 @@ def main():
         elif words[0] == "save":
             blocked = saver.begin(words[1])
             reply = {"blocked_s": blocked, "durable_s": saver.finish(words[1])}
+        elif words[0] == "memory":
+            reply = memory(trainer, saver, int(words[1]), words[2])
         else:
-            reply = {"durable_s": saver.finish(words[1])}
+            reply = {"durable_s": saver.finish(words[1]), "stall_ms": saver.stall_ms()}
         print(json.dumps({"reply": words[0], **reply}), flush=True)
 
 

@@ -3,8 +3,9 @@
 Everything talks to the test kit's object store in memory, a process of its own whose processor time counts apart. Of
 each kind of measurement the programs work in turn, in another order each round; shares are medians of those of the
 rounds, so that a machine that is busy for a while does not decide. BENCH=short takes few rounds and short blocks,
-BENCH=small gpt2-mini besides, into bench/out. Parts: upload, resume, training; `remote.py PART...` runs some of them.
+BENCH=small gpt2-mini besides, into bench/out. Parts: server, upload, resume, training; `remote.py PART...` runs some.
 
+- server: the stand-in alone, at a client that only sends and receives: it must not be what the others wait for.
 - upload: the newest snapshot of a store, its file read from the disk and not from the page cache, from the start of the
   program to its end; ckptd's ends with the commit marker.
 - resume: an empty folder and the URL, until the first step after the resume was done; beside rclone's copy of a state.pt
@@ -90,6 +91,37 @@ class ObjectServer:
     def stop(self):
         self.process.stdin.close()
         self.process.wait(60)
+
+
+def server(bench, _made):
+    """What the stand-in takes and gives on one connection, in bytes a second."""
+    body, name = bytes(64 << 20), "/bench/server"
+    connection = http.client.HTTPConnection(bench.server.url.removeprefix("http://"), timeout=60)
+    connection.connect()
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    taken, given, buffer = [], [], bytearray(1 << 20)
+    for _ in range(16):
+        began = time.perf_counter()
+        connection.request("PUT", name, body)
+        connection.getresponse().read()
+        taken.append(len(body) / (time.perf_counter() - began))
+        began, received = time.perf_counter(), 0
+        connection.request("GET", name)
+        answer = connection.getresponse()
+        while part := answer.readinto(buffer):
+            received += part
+        given.append(received / (time.perf_counter() - began))
+    connection.close()
+    return {"taken": taken, "given": given}
+
+
+def write_server(part, _made, goals):
+    rows = []
+    for what, does in (("taken", "takes"), ("given", "gives")):
+        rates = [rate / 1e9 for rate in part[what]]
+        goals.at_least(f"the stand-in alone {does} (GB/s)", median(rates), 1)
+        rows.append((f"{does}, GB/s", spread(rates)))
+    return "One connection, 64 MiB at a time, the client's own time included.\n\n" + table(("", "median (from, to)"), rows)
 
 
 def cpu_of(pid):
@@ -416,6 +448,7 @@ def write_training(part, _made, goals):
 
 
 PARTS = {
+    "server": ("The stand-in alone", server, write_server),
     "upload": ("Upload, from the start to the marker", upload, write_upload),
     "resume": ("From an empty machine to the first step", resume, write_resume),
     "training": ("Beside a training, at the rate of a slow link", training, write_training),

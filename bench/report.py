@@ -2,6 +2,8 @@
 
 import statistics
 
+import watched
+
 NAMES = {
     "ours": "**ckptd**", "torch": "torch.save", "torch+fsync": "torch.save + fsync", "dcp": "DCP async_save",
     "safetensors": "safetensors save_file", "hf": "HF save_pretrained + optimizer.pt", "zip": "zip (deflate 6)",
@@ -217,6 +219,88 @@ def speed(results, goals):
     return note + table(head, rows)
 
 
+def being_watched(results, goals):
+    part = results["watched"]
+    pairs, events, scrapes = part["pairs"], sum(part["events"]), part["scrapes"]
+    shares = watched.shares(pairs)
+    mean, spread = {}, {}
+    for name, values in shares.items():
+        mean[name], spread[name] = watched.interval(values)
+    goals.at_most("CPU that the agent adds when watched, upper end of 95 % (% of the machine)", mean["agent"] + spread["agent"], 0.5)
+    goals.at_most("CPU that agent and worker add when watched (% of the machine)", mean["both"], 0.5)
+    rows = [
+        (label, f"{mean[name]:.3f}", f"{mean[name] - spread[name]:.3f} to {mean[name] + spread[name]:.3f}")
+        for name, label in (
+            ("none", "agent, not watched and without a history"), ("watched", "agent, watched"), ("agent", "what it adds"),
+            ("worker", "what the worker adds for the same steps"), ("both", "both"),
+        )
+    ]  # fmt: skip
+    speed = median(pair["none"]["steps"] / pair["none"]["wall_s"] for pair in pairs)
+    note = (
+        f"gpt2-mini, {speed:.0f} steps a second: the history kept, {watched.CLIENTS} clients on the event stream ({events} events) and a\n"
+        f"scrape each second ({scrapes}), against none of it; {len(pairs)} pairs of blocks of {pairs[0]['none']['wall_s']:.0f} s, in turn.\n\n"
+    )
+    return note + table(("% of the machine", "mean", "95 % interval"), rows)
+
+
+def attached(results, goals):
+    part = results["attached"]
+    (rows, positions), steps = part["sizes"], part["steps"]
+    table_rows = []
+    for variant in ("fused", "foreach"):
+        measured = part[variant]
+        rounds, stalls, memory = measured["rounds"], measured["stall_ms"], measured["memory"]
+        wall = {name: [r[name]["wall_s"] for r in rounds] for name in rounds[0]}
+        lost = {
+            name: median(save - none for save, none in zip(wall[name], wall["ours none" if name == "ours" else "peers none"]))
+            for name in ("ours", "dcp", "torch+fsync")
+        }
+        extra = {
+            name: (m["with"] - m["without"] + m.get("agent", 0)) / m["state"] for name, m in memory.items()
+        }  # fmt: skip
+        # What blocks until it is durable does not land later.
+        landed = {"ours": "durable_s", "dcp": "durable_s", "torch+fsync": "blocked_s"}
+        durable = {name: median(r[name][key] for r in rounds) for name, key in landed.items()}
+        boundary = median(ms for r in rounds for ms in r["ours none"]["boundary_ms"])
+        step_ms = median(ms for r in rounds for ms in r["ours none"]["step_ms"])
+        slower = median(o / p for o, p in zip(wall["ours none"], wall["peers none"])) * 100 - 100
+        of = f"a PyTorch script, {variant} AdamW"
+        goals.at_most(f"{of}: stall, p50 (ms)", median(stalls["ours"]), 2)
+        goals.at_least(f"{of}: DCP async_save's blocking time over it", median(stalls["dcp"]) / median(stalls["ours"]), 50, "{:.0f}")
+        if lost["dcp"] > 0:
+            # Else the windows differ by more than a save costs, and a ratio says nothing.
+            goals.at_most(f"{of}: training time lost per snapshot, over DCP's", lost["ours"] / lost["dcp"], 0.5)
+        goals.at_most(f"{of}: memory that a snapshot adds, in states", extra["ours"], 0.25)
+        goals.at_most(f"{of}: what a step boundary takes of a step (%)", boundary / step_ms * 100, 0.5)
+        for name in ("ours", "dcp", "torch+fsync"):
+            stall_text = f"{median(stalls[name]):.2f}" if name in stalls else f"{median(r[name]['blocked_s'] for r in rounds) * 1e3:.0f}"
+            spread = [save - none for save, none in zip(wall[name], wall["ours none" if name == "ours" else "peers none"])]
+            table_rows.append((
+                f"{variant}: {NAMES[name]}", stall_text, f"{max(stalls[name]):.2f}" if name in stalls else "",
+                f"{lost[name]:.2f} ({min(spread):.2f} to {max(spread):.2f})", f"{durable[name]:.2f}",
+                f"{extra[name]:.2f}" if name in extra else "",
+            ))  # fmt: skip
+        table_rows.append((
+            f"{variant}: ckptd attached, no snapshot", "", "", f"{slower:+.1f} % a window", "",
+            f"boundary {boundary:.2f} ms of {step_ms:.0f}",
+        ))  # fmt: skip
+    loads = {kind: [r[kind]["load_s"] for r in part["restore"]] for kind in ("ckptd", "torch")}
+    first = {kind: median(r[kind]["first_step_s"] for r in part["restore"]) for kind in loads}
+    share = median(o / t for o, t in zip(loads["ckptd"], loads["torch"]))
+    goals.at_most("a PyTorch script: restore from a cold cache, the load alone, over torch.load's", share, 0.85)
+    note = (
+        f"GPT-2 in plain PyTorch, {rows} x {positions} tokens a step, `ckptd.attach` and `run.step` in it; windows of {steps} steps with one\n"
+        "save less those with none. ckptd's snapshots are read back within it, and its memory has the daemon's in it.\n\n"
+    )
+    head = ("", "stall p50, ms", "largest", "lost per save, s (from, to)", "durable, s", "memory added, states")
+    tail = (
+        f"\nFrom a cold cache: `attach` loads all into model and optimiser in {median(loads['ckptd']):.2f} s ({min(loads['ckptd']):.2f} to "
+        f"{max(loads['ckptd']):.2f}), torch.load\nalone takes {median(loads['torch']):.2f} s ({min(loads['torch']):.2f} to {max(loads['torch']):.2f}); "
+        f"process start to the first resumed step: {first['ckptd']:.2f} and {first['torch']:.2f} s.\n"
+    )
+    return note + table(head, table_rows) + tail
+
+
 def formats(results, _goals):
     return results["formats"]["text"] or "Not measured here.\n"
 
@@ -229,5 +313,7 @@ SECTIONS = (
     ("restore", "(e) Restore", restore),
     ("speed", "(f) Training speed", speed),
     ("durable", "(g) The device", device),
+    ("attached", "(i) Any PyTorch training", attached),
+    ("watched", "(h) Being watched", being_watched),
     ("formats", "Export", formats),
 )

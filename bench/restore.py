@@ -1,7 +1,8 @@
 """Restores a training in PyTorch and trains one step: `restore.py KIND FOLDER PRESET ROWS POSITIONS TOKENS BEGAN`.
 
 Prints the seconds since BEGAN, the time of its start: when the imports were done, the file was loaded, the state was in place, the
-first step was done. Kinds: torch (torch.load of a state.pt), hf (from_pretrained and torch.load of optimizer.pt).
+first step was done. Kinds: torch (torch.load of a state.pt), hf (from_pretrained and torch.load of optimizer.pt), ckptd
+(`attach`, the script started by `ckptd run`; its load is all that it does, into the model and the optimiser).
 """
 
 import json
@@ -29,6 +30,11 @@ def main():
         trainer = peers.Trainer(tokens, preset, int(rows), int(positions))
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
+    elif kind == "ckptd":
+        trainer = peers.AttachedTrainer(tokens, preset, int(rows), int(positions))
+        times["load_s"] = trainer.attach_s
+        if trainer.run.steps_done == 0:
+            sys.exit("ckptd has not resumed")
     else:
         model = peers.GPT2LMHeadModel.from_pretrained(folder)
         optimizer = torch.load(folder / "optimizer.pt", weights_only=True)

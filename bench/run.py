@@ -1,8 +1,8 @@
 """Measures ckptd beside its peers, interleaved in one run, and writes bench/RESULTS.md. `make bench` sets up and runs it.
 
 BENCH=small takes gpt2-mini and a fraction of the repetitions: it shows that everything works, not how fast it is. A part
-that fails is reported, and the others go on. Parts: speed, training, stall, durable, codec, restore; `run.py PART...` runs
-some of them.
+that fails is reported, and the others go on. Parts: speed, training, stall, durable, codec, restore, attached, watched,
+formats; `run.py PART...` runs some of them.
 """
 
 import json
@@ -14,9 +14,11 @@ import sys
 import time
 import traceback
 
+import attached
 import host
 import parts
 import report
+import watched
 from serve import Server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,12 +27,14 @@ OUT = ROOT / "bench/out"
 FULL = {
     "preset": "gpt2", "warm_steps": 30, "batches": [(1, 128), (2, 256)], "speed_rounds": 3, "speed_steps": [8, 4],
     "training_rounds": 3, "every": 10, "stalls": 40, "peer_stalls": 5, "durable_rounds": 5, "codec_processes": 3,
-    "codec_rounds": 2, "restore_rounds": 3,
+    "codec_rounds": 2, "restore_rounds": 3, "watched_pairs": 10, "watched_block_s": 8,
+    "attached_batch": (2, 256), "attached_steps": 8, "attached_rounds": 3, "attached_stalls": 8,
 }  # fmt: skip
 SMALL = {
     **FULL, "preset": "gpt2-mini", "warm_steps": 4, "speed_rounds": 2, "speed_steps": [3, 2], "training_rounds": 1,
     "every": 4, "stalls": 4, "peer_stalls": 2, "durable_rounds": 2, "codec_processes": 1,
-    "codec_rounds": 1, "restore_rounds": 1,
+    "codec_rounds": 1, "restore_rounds": 1, "watched_pairs": 3, "watched_block_s": 4, "attached_steps": 3,
+    "attached_rounds": 1, "attached_stalls": 2,
 }  # fmt: skip
 
 JOB = """[job]
@@ -59,17 +63,19 @@ class Bench:
 
     def __init__(self, settings):
         self.settings = settings
+        self.root = ROOT
         self.out = OUT
         self.store = OUT / "store"
         self.saves = OUT / "saves"
         self.threads = min(2, os.cpu_count() or 1)
         self.rows, self.positions = settings["batches"][0]
         self.release = ROOT / "target/release"
+        self.text = ROOT / ".cache/text"
         self.environment = {**os.environ, "BENCH_THREADS": str(self.threads), "OMP_NUM_THREADS": str(self.threads)}
 
     def write_job(self, rows, positions, name="job.toml"):
         values = {"rows": rows, "positions": positions, "threads": self.threads, "preset": self.settings["preset"]}
-        (OUT / name).write_text(JOB.format(text=ROOT / ".cache/text", **values))
+        (OUT / name).write_text(JOB.format(text=self.text, **values))
         return OUT / name
 
     def start_worker(self, job):
@@ -129,7 +135,7 @@ def run(bench, wanted, results):
             part("durable", lambda: parts.durable(bench, ours, peers))
             # What the next parts read.
             attempt("state", results, lambda: parts.leave_state(bench, ours, peers))
-    for name, work in (("codec", parts.codec), ("restore", parts.restore)):
+    for name, work in (("codec", parts.codec), ("restore", parts.restore), ("attached", attached.measure)):
         if name in wanted:
             attempt(name, results, lambda work=work: work(bench))
     if "speed" in wanted:
@@ -148,17 +154,20 @@ def formats(preset):
 
 
 def main():
-    names = ["speed", "training", "stall", "durable", "codec", "restore", "formats"]
+    names = ["speed", "training", "stall", "durable", "codec", "restore", "attached", "watched", "formats"]
     wanted = sys.argv[1:] or names
     small = os.environ.get("BENCH") == "small"
     prepare()
     bench = Bench(SMALL if small else FULL)
     results = {"settings": bench.settings, "machine": host.describe(OUT), "began": time.strftime("%F %T UTC", time.gmtime())}
     try:
-        run(bench, wanted, results)
+        if set(wanted) - {"watched", "formats"}:
+            run(bench, wanted, results)
     except Exception as error:  # noqa: BLE001 - the report says so
         traceback.print_exc()
         results["programs"] = {"failed": f"{type(error).__name__}: {error}"}
+    if "watched" in wanted:
+        attempt("watched", results, lambda: watched.measure(bench))
     if "formats" in wanted:
         attempt("formats", results, lambda: formats(bench.settings["preset"]))
     text = report.write(results, small)
@@ -166,7 +175,7 @@ def main():
     target.write_text(text)
     print(text)
     print(f"bench: written to {target}")
-    for folder in ("store", "saves", "state"):
+    for folder in ("store", "saves", "state", "watched", "unwatched", attached.STORE):
         shutil.rmtree(OUT / folder, ignore_errors=True)
     failed = [name for name, part in results.items() if isinstance(part, dict) and "failed" in part]
     if failed:

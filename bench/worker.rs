@@ -70,7 +70,15 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &EventSender) -> Result<Be
     let run_id = store.run_id()?.unwrap_or_else(|| format!("{:032x}", std::process::id()).into());
     store.set_run_id(&lock, &run_id)?;
     let next_seq = store.next_seq()?;
-    let start = Start { protocol: VERSION, config, run_id: run_id.clone(), next_seq, resume, accept_changes: true };
+    let start = Start {
+        protocol: VERSION,
+        config,
+        run_id: run_id.clone(),
+        next_seq,
+        resume,
+        accept_changes: true,
+        dispute: None,
+    };
     let job = TrainingSetup::open(start, events)?;
     let settings = CommitSettings {
         store,
@@ -79,6 +87,7 @@ fn open(path: &Path, resume: Option<PathBuf>, events: &EventSender) -> Result<Be
         next_seq,
         resumed: job.resumed.clone(),
         files: job.files.clone(),
+        moments: None,
         provenance: job.provenance.clone(),
         probe: None,
     };

@@ -51,6 +51,10 @@ COUNT = "counter: 0,\n            base,"
 NEXT_COUNT = "let counter = own.record.counter.saturating_add(1);"
 CLOCK = "u64::try_from(now.as_millis()).unwrap_or(0)"
 EXPIRED = "asked >= since + ttl"
+SYNC_BATCH = "fs::sync_file(&growing.file, &growing.path);"
+PACK = "self.folder.write_durably(&part(true), &packed)?;"
+CUT_OFF = "            fs::truncate(&file, found.length, &path)?;\n"
+CONTINUED = "Ok(Some(GrowingPart { number, file, path, length: found.length,"
 
 MUTATIONS = [
     Mutation("the file is not synced", CRASH, (("store/commit.rs", *without(SYNC_FILE)),)),
@@ -151,4 +155,13 @@ MUTATIONS = [
     Mutation("the marker names other bytes than those that were sent", KILLS, (
         ("job/prepare.rs", "        file_hash,\n        bytes,",
          "        file_hash: if ON { ContentHash::from([7; 32]) } else { file_hash },\n        bytes,"),), "remote"),
+    Mutation("a batch of the history is not synced", CRASH, (
+        ("writer.rs", SYNC_BATCH, f"if ON {{ Ok(()) }} else {{ {SYNC_BATCH.rstrip(';')} }};"),), "history"),
+    Mutation("a part of the history goes before it is packed", CRASH, (
+        ("writer.rs", PACK, f"if ON {{ self.folder.remove(&part(false))?; }} {PACK}"),), "history"),
+    Mutation("the torn end of the history stays", CRASH, (
+        ("writer.rs", CUT_OFF, f"if !ON {{ {CUT_OFF} }}"),
+        ("writer.rs", CONTINUED,
+         f"let end = if ON {{ fs::length(&file, &path)? }} else {{ found.length }};\n{CONTINUED.replace('found.length', 'end')}")),
+        "history"),
 ]

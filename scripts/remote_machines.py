@@ -4,6 +4,7 @@ A machine is a PID, mount and host-name namespace with a boot id and a machine i
 network namespaces, it is one of these too, and reaches the stores by a cable that can be pulled."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -12,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -19,8 +21,6 @@ from email.utils import formatdate
 from pathlib import Path
 
 PATIENCE_S = 180
-# Of those that are kept for measurements.
-NETWORK = "198.18.77."
 SFTP_SERVERS = [Path("/usr/lib/openssh/sftp-server"), Path(".cache/openssh/usr/lib/openssh/sftp-server")]
 AZURITE = Path(".cache/azurite/node_modules/azurite/dist/src/blob/main.js")
 # Every emulator of Azure has this account and this key.
@@ -38,15 +38,17 @@ class Network:
 
     def __init__(self):
         self.bridge = f"ckb{os.getpid() % 100000}"
+        # Of those that are kept for measurements, another one for each run.
+        self.subnet = f"198.18.{os.getpid() % 256}."
         self.machines: dict[str, str] = {}
         self.why_not = None
         try:
             ip("link", "add", self.bridge, "type", "bridge")
-            ip("addr", "add", f"{NETWORK}1/24", "dev", self.bridge)
+            ip("addr", "add", f"{self.subnet}1/24", "dev", self.bridge)
             ip("link", "set", self.bridge, "up")
             self.join("a")
             self.join("b")
-            self.address = f"{NETWORK}1"
+            self.address = f"{self.subnet}1"
         except (OSError, subprocess.CalledProcessError) as error:
             self.close()
             self.why_not = (getattr(error, "stderr", None) or str(error)).strip()
@@ -58,7 +60,7 @@ class Network:
         self.machines[machine] = space
         ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
         ip("link", "set", cable, "master", self.bridge, "up")
-        ip("-n", space, "addr", "add", f"{NETWORK}{10 + len(self.machines)}/24", "dev", "eth0")
+        ip("-n", space, "addr", "add", f"{self.subnet}{10 + len(self.machines)}/24", "dev", "eth0")
         ip("-n", space, "link", "set", "lo", "up")
         ip("-n", space, "link", "set", "eth0", "up")
 
@@ -139,8 +141,8 @@ def children(process: int) -> list[int]:
 class Store:
     """Where a job is kept: its URL, what a job file says besides, and the variables that reach it."""
 
-    # So many that the training is not over before its first marker.
-    steps = 160
+    # So many that the training is not over some seconds after its first marker, on a fast machine and at a slow server.
+    steps = 480
 
     def __init__(self, url: str, variables: dict, section: str = "", by_network: bool = False):
         self.url, self.variables, self.section, self.by_network = url, variables, section, by_network
@@ -150,27 +152,20 @@ class Store:
         return {name: value for name, value in self.variables.items() if f'"{value}"' not in self.section}
 
 
-class SlowStore(Store):
-    steps = 480
-
-
 def plain(folder: Path) -> str:
     return folder.name.replace("_", "-")
 
 
 def stores(programs: Path, tools: Path, network: Network, wanted: list[str]):
     """Name of each kind of remote, and what gives a round its own place there; None where its server is missing."""
-    if "s3" in wanted:
-        server = subprocess.Popen(
-            [programs / "object-server", network.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        keys = {"AWS_ENDPOINT_URL": server.stdout.readline().strip(), "AWS_ACCESS_KEY_ID": "AKIATEST",
-                "AWS_SECRET_ACCESS_KEY": "of no consequence"}
-        yield "s3", lambda at: Store(f"s3://bucket/{plain(at)}/job", keys, by_network=True)
-        server.stdin.close()
-        server.wait()
-    if "az" in wanted:
-        yield from azure(tools, network)
+    # What is deleted stays there for an hour, and would fill the memory and the disk: each round has a server of its own.
+    with contextlib.ExitStack() as servers:
+        if "s3" in wanted:
+            yield "s3", lambda at: s3(servers, programs, network, at)
+            servers.close()
+        if "az" in wanted:
+            there = AZURITE.exists() and shutil.which("node")
+            yield "az", (lambda at: azure(servers, tools, network, at)) if there else None
     if "file" in wanted:
         yield "file", lambda at: Store(f"file://{at}/job", {})
     if "sftp" in wanted:
@@ -182,27 +177,34 @@ def stores(programs: Path, tools: Path, network: Network, wanted: list[str]):
         yield "sftp", (lambda at: Store(f"sftp://me@host{at}/job", path)) if server else None
 
 
-def azure(tools: Path, network: Network):
-    if not AZURITE.exists() or not shutil.which("node"):
-        yield "az", None
-        return
+def s3(servers: contextlib.ExitStack, programs: Path, network: Network, at: Path) -> Store:
+    servers.close()
+    server = subprocess.Popen(
+        [programs / "object-server", network.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    servers.callback(server.wait)
+    servers.callback(server.stdin.close)
+    keys = {"AWS_ENDPOINT_URL": server.stdout.readline().strip(), "AWS_ACCESS_KEY_ID": "AKIATEST",
+            "AWS_SECRET_ACCESS_KEY": "of no consequence"}
+    return Store(f"s3://bucket/{plain(at)}/job", keys, by_network=True)
+
+
+def azure(servers: contextlib.ExitStack, tools: Path, network: Network, at: Path) -> Store:
+    servers.close()
     with socket.socket() as free:
         free.bind((network.address, 0))
         port = free.getsockname()[1]
-    command = ["node", str(AZURITE), "--blobHost", network.address, "--blobPort", str(port), "--location"]
-    server = subprocess.Popen([*command, str(tools / "azurite"), "--silent", "--skipApiVersionCheck"],
+    location = servers.enter_context(tempfile.TemporaryDirectory(dir=tools))
+    command = ["node", str(AZURITE), "--blobHost", network.address, "--blobPort", str(port), "--location", location]
+    server = subprocess.Popen([*command, "--silent", "--skipApiVersionCheck"],
                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    servers.callback(server.wait)
+    servers.callback(server.kill)
     endpoint = f"http://{network.address}:{port}/{ACCOUNT}"
-    try:
-        make_container(endpoint, "bucket")
-        keys = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": KEY}
-        section = f'endpoint = "{endpoint}"\n'
-        # Who has only the URL has the endpoint from the environment.
-        keys["AZURE_STORAGE_ENDPOINT"] = endpoint
-        yield "az", lambda at: SlowStore(f"az://bucket/{plain(at)}/job", keys, section, by_network=True)
-    finally:
-        server.kill()
-        server.wait()
+    make_container(endpoint, "bucket")
+    # Who has only the URL has the endpoint from the environment.
+    keys = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": KEY, "AZURE_STORAGE_ENDPOINT": endpoint}
+    return Store(f"az://bucket/{plain(at)}/job", keys, f'endpoint = "{endpoint}"\n', by_network=True)
 
 
 def make_container(endpoint: str, name: str) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from remote_machines import PATIENCE_S, Machine, Network, Store, stores
 
-EVERY, TTL_S = 4, 5
+EVERY, TTL_S, TRIES = 4, 5, 5
 JOB = f"""[job]
 threads = 2
 [model]
@@ -51,6 +51,10 @@ REMOTES = ["s3", "az", "file", "sftp"]
 
 class Failed(Exception):
     pass
+
+
+class TooLate(Exception):
+    """The training was over before it could be disturbed, which shows nothing: the round is begun anew."""
 
 
 def require(holds: bool, what: str) -> None:
@@ -127,11 +131,14 @@ class Rounds:
     def killed(self, store: Store, folder: Path) -> dict:
         first = self.first(store, folder)
         time.sleep(self.random.uniform(0, 2))
-        require(first.process.poll() is None, "the first machine had ended by itself")
+        if first.process.poll() is not None:
+            raise TooLate
         first.power_off()
         killed, events = time.time(), first.events()
         marker = self.rows("--remote", store.url, variables=store.variables)[0]
         shutil.rmtree(folder / "here")
+        if marker["step"] >= store.steps:
+            raise TooLate
         taken, there = taken_and_there(events)
         require(marker["step"] >= max(there), f"step {max(there)} was said to be there, and the newest is {marker}")
         second = self.second(store, folder)
@@ -148,7 +155,8 @@ class Rounds:
         pulled = store.by_network and not self.network.why_not
         first = self.first(store, folder)
         self.cut(first, pulled, True)
-        require("is verified here and at" not in first.said(), "the first machine had ended by itself")
+        if "is verified here and at" in first.said():
+            raise TooLate
         second = self.second(store, folder)
         try:
             second.wait_for("resuming from step")
@@ -235,6 +243,16 @@ def table(rows: list[list[str]]) -> str:
 
 
 def attempt(what: str, runs: Rounds, act, place) -> object:
+    for _ in range(TRIES):
+        try:
+            return once(what, runs, act, place)
+        except TooLate:
+            print(f"{what}: the training was over too early, begun anew", flush=True)
+    print(f"{what}: over too early {TRIES} times", flush=True)
+    return None
+
+
+def once(what: str, runs: Rounds, act, place) -> object:
     with tempfile.TemporaryDirectory(prefix="round-") as folder:
         at = Path(folder)
         (at / "job").mkdir()
@@ -249,6 +267,8 @@ def attempt(what: str, runs: Rounds, act, place) -> object:
 
 
 def main() -> int:
+    # Servers, machines and network are taken down then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(Path(__file__).resolve().parent.parent)
     programs, wanted = Path(sys.argv[1]), sys.argv[2:] or REMOTES
     rounds = int(os.environ.get("CKPTD_ROUNDS", "20"))

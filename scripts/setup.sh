@@ -49,6 +49,16 @@ add() { # what for, a list of packages, its name in the cache
 case "${1:-}" in
   full | bench | clients) add "interop tests (5 GB on disk, once)" tests/python/requirements.txt python.ok ;;
 esac
+# Optimisers of eight bits, in a folder of their own: transformers, accelerate and peft behave otherwise where they find
+# these.
+eight_bit='torchao==0.18.0 bitsandbytes==0.50.2'
+if [ "${1:-}" = full ] && [ "$(cat "$cache/eightbit.ok" 2>/dev/null)" != "$eight_bit" ]; then
+  echo "setup: installing $eight_bit into $cache/eightbit (150 MB on disk, once)" >&2
+  rm -rf "$cache/eightbit"
+  # shellcheck disable=SC2086 # two words
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$cache/eightbit" $eight_bit
+  echo "$eight_bit" >"$cache/eightbit.ok"
+fi
 # Servers that the tests of remotes talk to. One that cannot be had is named, and its tests are left out.
 server() { # name, where it is, how it is installed
   [ -e "$2" ] || { echo "setup: installing $1 into $cache" >&2; eval "$3" ||
@@ -61,6 +71,10 @@ azurite_packages() {
     >"$cache/azurite/package.json"
   npm install --silent --no-fund --no-audit --omit=dev --prefix "$cache/azurite"
 }
+# A new machine's lists of Debian's packages may be empty.
+if [ "${1:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1; then
+  apt-get update -qq >/dev/null || echo "setup: apt-get update failed; Debian's packages may not be found" >&2
+fi
 case "${1:-}" in
   full | bench)
     if command -v npm >/dev/null; then
@@ -71,6 +85,25 @@ case "${1:-}" in
     fi
     server moto "$cache/moto/bin/moto_server" \
       "python3 -m venv '$cache/moto' && '$cache/moto/bin/pip' install --quiet --disable-pip-version-check 'moto[s3]==5.2.5' flask flask-cors"
+    if command -v npm >/dev/null; then
+      server axe-core "$cache/axe/node_modules/axe-core/axe.min.js" \
+        "npm install --silent --no-fund --no-audit --prefix '$cache/axe' axe-core@4.14.1"
+    fi
+    # Debian's Prometheus would be started as a service; its two programs are enough.
+    if ! command -v promtool >/dev/null && command -v apt-get >/dev/null; then
+      server prometheus "$cache/prometheus/usr/bin/prometheus" \
+        "mkdir -p '$cache/prometheus' && (cd '$cache/prometheus' && apt-get download -qq prometheus 2>/dev/null &&
+         dpkg-deb -x prometheus_*.deb . && rm -rf prometheus_*.deb etc lib var usr/share)"
+    fi
+    # Chromium needs the system's libraries.
+    if ! command -v chromedriver >/dev/null; then
+      if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        server chromium /usr/bin/chromedriver \
+          "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null"
+      else
+        echo "setup: chromium is missing, and the page is not tried in it; apt-get install chromium chromium-driver" >&2
+      fi
+    fi
     if [ ! -e /usr/lib/openssh/sftp-server ] && command -v apt-get >/dev/null; then
       server sftp-server "$cache/openssh/usr/lib/openssh/sftp-server" \
         "mkdir -p '$cache/openssh' && (cd '$cache/openssh' && apt-get download -qq openssh-sftp-server 2>/dev/null &&

@@ -5,7 +5,7 @@
 //! store; the daemon reads it back, records it as verified and rotates the old ones.
 //!
 //! Modules in reading order, each above those before it: [`session`] (the planner), [`folder_watch`], [`once_flag`],
-//! [`notices`] and [`daemon`], [`training`], [`cli`].
+//! [`notices`] and [`daemon`], [`web`], [`training`], [`cli`].
 
 #![warn(unreachable_pub)]
 
@@ -16,3 +16,4 @@ pub mod notices;
 pub mod once_flag;
 pub mod session;
 pub mod training;
+pub mod web;

@@ -228,6 +228,11 @@ fn sgd_with_momentum_is_exact_after_12_kills() {
 }
 
 #[test]
+fn bf16_is_exact_after_12_kills() {
+    survives("steps = 180\nprecision = \"bf16\"\ngrad_accumulation = 2\nlearning_rate = 1e-3", 13);
+}
+
+#[test]
 fn a_job_on_three_ranks_one_of_which_dies_goes_on_alone_to_the_same_root() {
     const TRAIN: &str = "steps = 60\ngrad_accumulation = 4\nlearning_rate = 1e-3\n";
     let expected = LoggedJob::new(TRAIN).run();

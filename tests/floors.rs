@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A crate's sources, and its rooms from the ground up: a room imports lower floors only.
-const CRATES: [(&str, &[&[&str]]); 6] = [
-    ("src", &[&["session", "folder_watch", "once_flag"], &["notices", "daemon"], &["training"], &["cli"]]),
+const CRATES: [(&str, &[&[&str]]); 8] = [
+    ("src", &[&["session", "folder_watch", "once_flag"], &["notices", "daemon"], &["web"], &["training"], &["cli"]]),
     (
         "crates/core/src",
         &[
-            &["error", "text", "arithmetic", "dtype", "settings"],
-            &["ids", "progress", "pipeline", "os", "snapshot"],
+            &["error", "text", "arithmetic", "dtype", "settings", "randomness"],
+            &["ids", "progress", "pipeline", "os", "snapshot", "permutation"],
             &["codec", "token_cache"],
             &["token_file"],
             &["store"],
@@ -37,12 +37,16 @@ const CRATES: [(&str, &[&[&str]]); 6] = [
         ],
     ),
     (
+        "crates/python/src",
+        &[&["errors", "memory", "order"], &["live", "reader"], &["flight"], &["writer"], &["module"]],
+    ),
+    (
         "crates/gpt2/src",
         &[
             &["torch", "rng", "tokens", "events", "evaluations"],
             &["capture", "process", "data", "ranks"],
             &["gpt2", "optim"],
-            &["weights", "reduction"],
+            &["weights", "reduction", "agreement"],
             &["probe", "generate", "merge"],
             &["setup"],
             &["snapshots"],
@@ -69,8 +73,13 @@ const CRATES: [(&str, &[&[&str]]); 6] = [
             &["packed"],
             &["part"],
             &["writer", "reader"],
-            &["follow", "overview"],
+            &["follow", "overview", "totals", "sessions"],
+            &["travel"],
         ],
+    ),
+    (
+        "crates/page/src",
+        &[&["view", "curve", "access", "limits"], &["metrics", "assets"], &["board"], &["routes"], &["server"]],
     ),
 ];
 

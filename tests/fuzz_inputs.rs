@@ -136,6 +136,7 @@ fn messages() -> Vec<(&'static str, u8, String)> {
         run_id: small::RUN.into(),
         next_seq: 7,
         resume: Some("/jobs/store/snapshots/step-000000000010.ckpt".into()),
+        dispute: None,
         accept_changes: false,
     };
     let command = |name, command: &AgentCommand| (name, 0, protocol::line(command));

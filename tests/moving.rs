@@ -4,12 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use ckptd_core::store::{CommitOptions, SnapshotReader, SnapshotState, Store, StoreLock, commit};
 use ckptd_testkit::job::RunningAgent;
 use ckptd_testkit::python;
 use ckptd_testkit::servers::{ObjectServer, ssh_in};
 use ckptd_testkit::small;
+use serde_json::Value;
 
 const MODEL: &str = "[model]\npreset = \"gpt2-mini\"\ndropout = 0.1\n";
 
@@ -85,6 +87,15 @@ fn a_machine_with_nothing_but_the_url_ends_a_training_in_the_same_bits() {
         let environment = std::fs::read(format!("/proc/{worker}/environ")).unwrap_or_default();
         assert!(!String::from_utf8_lossy(&environment).contains(PLANTED.1), "our worker needs no credential");
     }
+    // What happened so far follows the marker.
+    let lists = drive.path().join("job/history");
+    for _ in 0..600 {
+        if is_there(&lists, ".json") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(is_there(&lists, ".json"));
     first.signal(rustix::process::Signal::KILL);
     let log = first.wait().log;
     assert!(!log.contains(PLANTED.1));
@@ -100,11 +111,33 @@ fn a_machine_with_nothing_but_the_url_ends_a_training_in_the_same_bits() {
     let newest = store.find("latest").unwrap();
     assert_eq!((newest.step(), newest.state), (12, SnapshotState::Verified));
     assert_eq!(String::from(newest.manifest.unwrap().root), home().root);
+    let (steps, _, sessions) = history(&other.path().join("job/store"));
+    assert!(steps == range(1, 12) && sessions == 2, "one curve over both machines: {steps:?}, {sessions} sessions");
     // Its job file counts from now on.
     let again = Command::new(ckptd).args(["run", &url]).current_dir(other.path()).output().unwrap();
     let said = String::from_utf8_lossy(&again.stderr);
     assert!(said.contains("the training is finished"), "{said}");
     assert!(said.contains(&format!("step 12 is verified here and at {url}")), "{said}");
+}
+
+/// (steps of the curve, steps that a resume cut off, sessions)
+fn history(store: &Path) -> (Vec<u64>, Vec<u64>, usize) {
+    let rows: Vec<Value> = serde_json::from_str(&done(ckptd(&["history", text(store), "--json", "--all"]))).unwrap();
+    let steps = |is_abandoned: bool| {
+        let of_kind = |row: &&Value| row["event"] == "step" && (row["abandoned"] == true) == is_abandoned;
+        rows.iter().filter(of_kind).map(|row| row["step"].as_u64().unwrap()).collect()
+    };
+    (steps(false), steps(true), rows.iter().filter(|row| row["event"] == "session_started").count())
+}
+
+fn range(from: u64, to: u64) -> Vec<u64> {
+    (from..=to).collect()
+}
+
+/// Whether `folder` holds a file whose name ends so.
+fn is_there(folder: &Path, end: &str) -> bool {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().ends_with(end))
 }
 
 /// A machine that has the job file, without the texts that it names, trains on the tokens of a copy of `remote`.
@@ -252,7 +285,11 @@ fn a_job_packed_with_its_tokens_goes_on_elsewhere_and_ends_in_the_same_root() {
         let config = std::fs::read_to_string(&job).unwrap();
         assert!(!config.contains(text(home.folder.path())), "{config}");
         done(ckptd(&["import", "--from", text(&bundle), text(&job)]));
+        let (steps, _, sessions) = history(&at("moved/checkpoints/job"));
+        assert!(steps == range(1, 12) && sessions == 1, "{steps:?}");
         assert_eq!(train(&job, &[]), home.root, "{format}");
+        // What the other machine did after the step that was packed is another branch.
+        assert_eq!(history(&at("moved/checkpoints/job")), (range(1, 12), range(5, 12), 2));
     }
 }
 

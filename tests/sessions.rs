@@ -16,8 +16,7 @@ use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// Steps of the training in sessions: several sessions of a few seconds each.
-const STEPS: u64 = 180;
+const TRAIN: &str = "batch_size = 2\nsequence_length = 64\neval_every = 50\neval_batches = 8";
 
 fn job(steps: u64, more: &str) -> JobFolder {
     let job = JobFolder::new(&format!(
@@ -51,16 +50,36 @@ fn seconds(line: &Value, since: Timestamp) -> f64 {
     at.duration_since(since).as_secs_f64()
 }
 
+/// A job that is trained in sessions of `budget`.
+fn in_sessions(steps: u64, budget: Duration) -> JobFolder {
+    job(steps, &format!("{TRAIN}\n[snapshot]\nevery = \"2s\"\n[session]\nbudget = \"{}s\"", budget.as_secs()))
+}
+
+/// A budget of some seconds, and the steps of this machine in one session of it.
+fn probe() -> (Duration, u64) {
+    let mut budget = Duration::from_secs(4);
+    loop {
+        let job = in_sessions(1_000_000, budget);
+        let ended = start(&job).wait();
+        assert_eq!(ended.code, Some(75), "{}", ended.log);
+        let steps = job.newest().map_or(0, |newest| newest.step());
+        if steps >= 20 {
+            return (budget, steps);
+        }
+        budget *= 2;
+        assert!(budget < Duration::from_secs(300), "{}", ended.log);
+    }
+}
+
 #[test]
 fn sessions_on_a_budget_end_in_time_and_together_in_the_bits_of_one() {
-    let train = "batch_size = 2\nsequence_length = 64\neval_every = 50\neval_batches = 8";
-    let untouched = job(STEPS, train);
+    // About five sessions, however fast this machine is.
+    let (budget, steps) = probe();
+    let steps = 5 * steps;
+    let untouched = job(steps, TRAIN);
     let ended = start(&untouched).wait();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    // About five sessions, however fast this machine is.
-    let budget = (ended.took / 5).max(Duration::from_secs(4));
-    let more = format!("{train}\n[snapshot]\nevery = \"2s\"\n[session]\nbudget = \"{}ms\"", budget.as_millis());
-    let job = job(STEPS, &more);
+    let job = in_sessions(steps, budget);
     let mut sessions = 0;
     loop {
         let ended = start(&job).wait();
@@ -88,10 +107,11 @@ fn sessions_on_a_budget_end_in_time_and_together_in_the_bits_of_one() {
 #[test]
 fn a_stop_does_not_wait_for_a_step_that_takes_long() {
     // Nobody waits for this step.
-    let job = job(10, "batch_size = 256\nsequence_length = 128\neval_every = 0\n[snapshot]\nevery = \"1h\"");
+    let long = "batch_size = 256\nsequence_length = 128\ngrad_accumulation = 4\neval_every = 0";
+    let job = job(10, &format!("{long}\n[snapshot]\nevery = \"1h\""));
     let mut run = start(&job);
     run.wait_for("training 2615424 parameters");
-    run.pass(Duration::from_secs(1));
+    run.pass(Duration::from_millis(200));
     let sent = Timestamp::now();
     run.signal(Signal::TERM);
     let ended = run.wait();

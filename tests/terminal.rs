@@ -7,14 +7,19 @@ use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use ckptd_core::store::{CommitOptions, StoreLock, commit};
 use ckptd_testkit::job::PATIENCE;
+use ckptd_testkit::small;
+use rustix::process::{Pid, Signal, kill_process};
 
 const WIDE: u16 = 100;
 const NARROW: u16 = 50;
+/// More than are done before Ctrl-C comes.
+const STEPS: &str = "1000";
 
 /// What stands on a terminal, which breaks its lines anew when it becomes narrower.
 #[derive(Default)]
@@ -192,7 +197,7 @@ fn done(folder: &Path, arguments: &[&str]) -> String {
     said
 }
 
-/// The steps that the panel's first line tells, "12/400 ━━━".
+/// The steps that the panel's first line tells, "12/1000 ━━━".
 fn panel_step(lines: &[String]) -> Option<u64> {
     let line = lines.iter().rev().find(|line| line.contains('\u{2500}') || line.contains('\u{2501}'))?;
     line.split('/').next()?.parse().ok()
@@ -209,7 +214,7 @@ fn the_session_of_the_readme_looks_as_it_should_on_a_terminal() {
     std::fs::create_dir(folder.join("data")).unwrap();
     let source = std::fs::read_to_string(file!()).unwrap_or_else(|_| "fn main() {}\n".repeat(3000));
     std::fs::write(folder.join("data/a.txt"), source.repeat(4)).unwrap();
-    let init = ["init", "finetune.toml", "--from", "gpt2-mini", "--text", "data/*.txt", "--steps", "400"];
+    let init = ["init", "finetune.toml", "--from", "gpt2-mini", "--text", "data/*.txt", "--steps", STEPS];
     assert!(done(folder, &init).contains("next: ckptd run finetune.toml"));
     // A person would let it run for longer.
     let job = std::fs::read_to_string(folder.join("finetune.toml")).unwrap();
@@ -225,7 +230,8 @@ fn the_session_of_the_readme_looks_as_it_should_on_a_terminal() {
     let few = |lines: &[String]| panel_step(lines).is_some_and(|step| step > 5) && is_whole(lines);
     let second = terminal.wait_until("a few steps", few);
     let text = second.join("\n");
-    for part in ["starting a training of 400 steps", "to train: ", "it needs: ", "snapshots: ", "Ctrl-C ends it"] {
+    assert!(text.contains(&format!("starting a training of {STEPS} steps")), "{text}");
+    for part in ["to train: ", "it needs: ", "snapshots: ", "Ctrl-C ends it"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     for part in ["loss ", "learning rate ", "tokens/s", "nothing saved yet"] {
@@ -250,13 +256,47 @@ fn the_session_of_the_readme_looks_as_it_should_on_a_terminal() {
     let (code, last) = Terminal::start(command(folder, &["run", "finetune.toml"])).end();
     let text = last.join("\n");
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("resuming from step ") && text.contains("finished: all 400 steps are done"), "{text}");
+    let finished = format!("finished: all {STEPS} steps are done");
+    assert!(text.contains("resuming from step ") && text.contains(&finished), "{text}");
     assert_eq!(panels(&last), 0, "{text}");
-    assert!(done(folder, &["status", "finetune.toml"]).starts_with("finished: step 400 of 400 (100 %)"));
+    let status = done(folder, &["status", "finetune.toml"]);
+    assert!(status.starts_with(&format!("finished: step {STEPS} of {STEPS} (100 %)")), "{status}");
     assert!(done(folder, &["list", "finetune.toml"]).contains("latest"));
-    assert!(done(folder, &["logs", "finetune.toml"]).contains("finished: all 400 steps are done"));
+    assert!(done(folder, &["logs", "finetune.toml"]).contains(&finished));
     let generated = done(folder, &["generate", "finetune.toml", "--prompt", "fn ", "--tokens", "5"]);
     assert!(generated.starts_with("fn "), "{generated}");
     done(folder, &["export", "finetune.toml", "latest", "--format", "hf", "model"]);
     assert!(folder.join("model/model.safetensors").exists());
+}
+
+/// Lets `child` run for a moment now and then, so that it takes as long as on a slow machine, until `is_enough` or its
+/// end.
+fn slow_down(child: &mut Child, mut is_enough: impl FnMut() -> bool) {
+    let pid = Pid::from_child(child);
+    while child.try_wait().unwrap().is_none() && !is_enough() {
+        kill_process(pid, Signal::STOP).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        kill_process(pid, Signal::CONT).unwrap();
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+#[test]
+fn a_command_that_takes_long_draws_a_bar_on_a_terminal_and_none_in_a_pipe() {
+    let (folder, store) = small::store();
+    let options = CommitOptions::new(small::RUN, 1);
+    commit(&store, &StoreLock::inherited(), small::snapshot(1, 200_000), &options).unwrap();
+    let arguments = ["verify", store.path().to_str().unwrap()];
+    let mut terminal = Terminal::start(command(folder.path(), &arguments));
+    let (output, mut drawn) = (&terminal.output, String::new());
+    slow_down(&mut terminal.child, || {
+        output.try_iter().for_each(|bytes| drawn.push_str(&String::from_utf8_lossy(&bytes)));
+        drawn.contains("iB/s")
+    });
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+    assert!(drawn.contains("step-000000000001") && drawn.contains("iB/s"), "{drawn:?}");
+    let mut piped = command(folder.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    slow_down(&mut piped, || false);
+    let ended = piped.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
 }

@@ -184,8 +184,9 @@ pub fn sealed(parts: &[u8]) -> Vec<u8> {
         at = end;
     }
     let table = format::table_bytes(&records);
-    let trailer = Trailer::new((HEAD_BYTES + chunks.len()) as u64, &table, manifest);
-    [&format::head()[..], chunks, &table, manifest, &trailer.to_bytes()].concat()
+    let version = format::parse_manifest(manifest, Path::new("parts")).map_or(1, |manifest| manifest.format);
+    let trailer = Trailer::new(version, (HEAD_BYTES + chunks.len()) as u64, &table, manifest);
+    [&format::head(version)[..], chunks, &table, manifest, &trailer.to_bytes()].concat()
 }
 
 /// The parts of a snapshot file, for [`snapshot`].

@@ -48,7 +48,7 @@ pub(super) fn prepare(config: &Config, text: &str, path: &Path, options: BeginOp
         return Ok(Beginning::Ready);
     }
     // A worker of one's own may find its data otherwise.
-    if config.worker.command.is_empty() {
+    if config.worker.is_builtin() {
         config.check_files(text, path)?;
     }
     let Some(from) = config.model.from.as_deref() else { return Ok(Beginning::Ready) };

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::{
-    check, compare, export, fetch, generate, history, import, init, inspect, list, log, logs, orders, output, pin,
-    plot, prune, push, remote_job, run, status, unpack, usage, verify,
+    check, compare, export, fetch, generate, history, import, init, inspect, jobs, list, log, logs, orders, output,
+    pin, plan, plot, prune, push, remote_job, run, serve, status, unpack, usage, verify,
 };
 use ckptd_core::error::Result;
 
@@ -23,12 +23,15 @@ enum CliCommand {
     Init(init::InitArgs),
     Run(run::RunArgs),
     Status(status::StatusArgs),
+    Jobs(jobs::JobsArgs),
     Stop(orders::StopArgs),
     Snapshot(orders::SnapshotArgs),
     Logs(logs::LogsArgs),
     List(list::ListArgs),
     History(history::HistoryArgs),
     Plot(plot::PlotArgs),
+    Plan(plan::PlanArgs),
+    Serve(serve::ServeArgs),
     Verify(verify::VerifyArgs),
     Prune(prune::PruneArgs),
     Inspect(inspect::InspectArgs),
@@ -70,12 +73,15 @@ fn execute(command: CliCommand) -> Result<u8> {
         CliCommand::Init(args) => init::execute(&args),
         CliCommand::Run(args) => run::execute(&args),
         CliCommand::Status(args) => status::execute(&args),
+        CliCommand::Jobs(args) => jobs::execute(&args),
         CliCommand::Stop(args) => orders::stop(&args),
         CliCommand::Snapshot(args) => orders::snapshot(&args),
         CliCommand::Logs(args) => logs::execute(&args),
         CliCommand::List(args) => list::execute(&args),
         CliCommand::History(args) => history::execute(&args),
         CliCommand::Plot(args) => plot::execute(&args),
+        CliCommand::Plan(args) => plan::execute(&args),
+        CliCommand::Serve(args) => serve::execute(&args),
         CliCommand::Verify(args) => verify::execute(&args),
         CliCommand::Prune(args) => prune::execute(&args),
         CliCommand::Inspect(args) => inspect::execute(&args),

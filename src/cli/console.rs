@@ -6,7 +6,7 @@
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,13 +20,14 @@ const PATIENCE: Duration = Duration::from_millis(700);
 /// A progress bar and a flag that signals raise; it goes with this.
 pub(super) struct Console {
     cancelled: Arc<AtomicBool>,
-    stage: Mutex<Stage>,
+    stage: Arc<Mutex<Stage>>,
 }
 
 struct Stage {
-    began: Instant,
     bar: ProgressBar,
+    /// Bars are drawn from now on.
     shown: bool,
+    ended: bool,
 }
 
 impl Console {
@@ -51,10 +52,18 @@ impl Console {
             });
         };
         std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(listening)?;
-        Ok(Console {
-            cancelled,
-            stage: Mutex::new(Stage { began: Instant::now(), bar: ProgressBar::hidden(), shown: false }),
-        })
+        let stage = Arc::new(Mutex::new(Stage { bar: ProgressBar::hidden(), shown: false, ended: false }));
+        if std::io::stderr().is_terminal() {
+            // What says nothing of its progress is shown to be under way, too.
+            let stage = Arc::downgrade(&stage);
+            let show = move || {
+                std::thread::sleep(PATIENCE);
+                let Some(stage) = stage.upgrade() else { return };
+                stage.lock().unwrap_or_else(PoisonError::into_inner).show();
+            };
+            std::thread::Builder::new().name("progress".into()).spawn(show).map_err(listening)?;
+        }
+        Ok(Console { cancelled, stage })
     }
 
     /// Raised by a signal.
@@ -85,10 +94,8 @@ impl ProgressSink for Console {
         // The templates are constants, which a test draws.
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(stage.to_owned());
-        let shown = current.shown;
         current.bar = bar;
-        current.shown = false;
-        if shown {
+        if current.shown {
             current.show();
         }
     }
@@ -97,27 +104,26 @@ impl ProgressSink for Console {
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(interrupted());
         }
-        let mut current = self.stage();
-        current.bar.inc(bytes);
-        if !current.shown && current.began.elapsed() > PATIENCE {
-            current.show();
-        }
+        self.stage().bar.inc(bytes);
         Ok(())
     }
 }
 
 impl Stage {
     fn show(&mut self) {
-        self.shown = true;
-        if std::io::stderr().is_terminal() {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-            self.bar.enable_steady_tick(Duration::from_millis(200));
+        if self.ended {
+            return;
         }
+        self.shown = true;
+        self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 }
 
 impl Drop for Console {
     fn drop(&mut self) {
-        self.stage().bar.finish_and_clear();
+        let mut stage = self.stage();
+        stage.ended = true;
+        stage.bar.finish_and_clear();
     }
 }

@@ -13,7 +13,9 @@ use super::{exit_code, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
+use ckptd_core::store::Store;
 use ckptd_core::text::ByteSize;
+use ckptd_history::travel;
 use ckptd_interop::export::{self, ExportFormat, ExportOptions, ExportReport};
 use ckptd_interop::output::ScratchFolder;
 
@@ -104,6 +106,7 @@ pub(super) fn execute(args: &ExportArgs) -> Result<u8> {
         force: args.force,
         job: target.config,
         with_data: args.with_data,
+        history_of: Some(target.store.path().to_owned()),
         ..ExportOptions::new(format)
     };
     let (exported, state) = match BundleUrl::of(&args.out)? {
@@ -113,6 +116,9 @@ pub(super) fn execute(args: &ExportArgs) -> Result<u8> {
         }
         Some(url) => to_remote(&url, &entry.path, target.store.path(), &options)?,
     };
+    if exported.format.bundle().is_some() {
+        complain_of_history(&target.store);
+    }
     let document = Exported { report: &exported, state };
     let document = WithPassedOver { document: &document, passed_over: &passed_over };
     output::show(args.json, &document, |_| describe(&entry.id, &exported, state))?;
@@ -127,6 +133,15 @@ struct Exported<'a> {
     /// "verified", of a bundle at a remote.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<&'static str>,
+}
+
+/// Says what of the history cannot be read, and so is not in the bundle.
+fn complain_of_history(store: &Store) {
+    for number in travel::part_numbers(store).unwrap_or_default() {
+        if let Err(error) = travel::read_part(store, number) {
+            output::complain(&format!("ckptd: {error}; this part of the history is not in the bundle"));
+        }
+    }
 }
 
 /// Packs beside the store's snapshots, sends, and checks what arrived.

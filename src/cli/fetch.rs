@@ -11,6 +11,7 @@ use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::os::process::processors;
 use ckptd_core::store::{Store, StoreLock};
+use ckptd_remote::job::history::bring_history;
 use ckptd_remote::job::local::agree;
 use ckptd_remote::job::prepare::adopt_run;
 use ckptd_remote::job::{self, RemoteJob};
@@ -63,6 +64,10 @@ async fn fetch(job: RemoteJob, (store, lock): (&Store, &StoreLock), console: &Co
         adopt_run(&job, store, lock).await?;
     }
     let agreed = agree(&job, (store, lock), processors(), console, &mut |line| told.push(line)).await?;
+    match bring_history(&job, store, lock).await {
+        Ok(brought) => told.extend(brought.problems),
+        Err(error) => told.push(format!("the history of earlier sessions is not all here: {error}")),
+    }
     // What came is read back from the disk before it is called verified.
     let chosen = store.choose_resume(lock, processors(), &mut |line| told.push(line))?.map(|choice| choice.entry);
     Ok(FetchedRow {

@@ -30,7 +30,7 @@ const PLAIN: [(&str, &[&str]); 9] = [
     ("snapshot", &[]),
     ("retention", &[]),
     ("session", &["deadline", "notice_file", "aws_url", "gcp_url", "azure_url"]),
-    ("worker", &["command"]),
+    ("worker", &["command", "script"]),
     ("log", &[]),
 ];
 /// Where things are below the folder.
@@ -127,20 +127,28 @@ async fn make(job: &RemoteJob, asked: FromRemote<'_>, folder: &Path, console: &C
 
 /// What of the job file would be run, in words; none where there is nothing of the kind.
 fn refused(config: &Value, allow_commands: bool) -> Option<String> {
-    let command = config.get("worker").and_then(|worker| worker.get("command")).filter(|command| !is_empty(command));
+    let said = |key: &str| config.get("worker").and_then(|worker| worker.get(key)).filter(|said| !is_empty(said));
+    let commands = ["command", "script"].into_iter().filter_map(|key| Some(format!("[worker] {key} = {}", said(key)?)));
+    let commands: Vec<String> = commands.collect();
     let others = ["ranks", "hooks", "guard"].into_iter().filter_map(|name| Some((name, unknown_of(config, name)?)));
     let others: Vec<String> = others.map(|(name, value)| format!("[{name}] {value}")).collect();
-    let command = command.map(|command| format!("[worker] command = {command}"));
+    let hooks = config.get("hooks").and_then(|hooks| hooks.get("on")).filter(|on| !is_empty(on));
+    let commands = commands.into_iter().chain(hooks.map(|on| format!("[hooks] on = {on}")));
+    let commands = Some(commands.collect::<Vec<_>>().join(", ")).filter(|commands| !commands.is_empty());
     let unknown = (!others.is_empty())
         .then(|| format!("this release knows no {}, and nothing of it is taken", others.join(", ")));
     let what = if allow_commands {
         "is taken from the remote, as --allow-commands says"
     } else {
-        "is what the remote's job file would have run; it is not taken, and ckptd's own worker trains; \
+        "is what the remote's job file would have run; it is not taken, and what ckptd has of its own runs; \
          --allow-commands takes it"
     };
-    let commands = command.map(|command| format!("{command} {what}"));
-    let both: Vec<String> = commands.into_iter().chain(unknown).collect();
+    let launcher = config.get("ranks").and_then(|ranks| ranks.get("launcher")).filter(|launcher| **launcher != "none");
+    let launcher = launcher.filter(|launcher| !is_empty(launcher)).map(|launcher| {
+        format!("[ranks] launcher = {launcher} is not taken: what starts ranks is for this machine's job file to say")
+    });
+    let commands = commands.map(|commands| format!("{commands} {what}"));
+    let both: Vec<String> = commands.into_iter().chain(launcher).chain(unknown).collect();
     (!both.is_empty()).then(|| both.join("; "))
 }
 
@@ -195,8 +203,9 @@ fn safe_config(record: &JobRecord, asked: FromRemote<'_>, source: &str) -> Resul
     config.data.tokens = Some(TOKENS.into());
     config.remote.url = Some(asked.url.to_owned());
     if asked.allow_commands {
-        let command = record.config["worker"]["command"].clone();
-        config.worker.command = serde_json::from_value(command).unwrap_or_default();
+        let said = |key: &str| serde_json::from_value(record.config["worker"][key].clone()).unwrap_or_default();
+        (config.worker.command, config.worker.script) = (said("command"), said("script"));
+        config.hooks.on = serde_json::from_value(record.config["hooks"]["on"].clone()).unwrap_or_default();
     }
     Ok(config)
 }
@@ -238,7 +247,7 @@ mod tests {
         status = { socket = "/planted/s" }
         remote = { url = "file:///planted/remote", endpoint = "http://planted.example", keep_last = 5 }
         ranks = { launcher = ["touch", "/planted/launched"], count = 2 }
-        hooks = { verified = ["touch", "/planted/hooked"] }
+        hooks = { verified = ["touch", "/planted/hooked"], on = { failed = ["touch", "/planted/failed"] } }
     "#;
 
     #[test]
@@ -263,7 +272,7 @@ mod tests {
     fn what_would_be_run_is_told_and_taken_only_when_that_is_allowed() {
         let record = JobRecord { version: VERSION, config: config(PLANTED) };
         let told = refused(&record.config, false).unwrap();
-        for planted in ["touched", "launched", "hooked", "--allow-commands"] {
+        for planted in ["touched", "launched", "hooked", "planted/failed", "--allow-commands"] {
             assert!(told.contains(planted), "{told}");
         }
         assert!(safe_config(&record, asked(false), "job.json").unwrap().worker.command.is_empty());
@@ -271,6 +280,8 @@ mod tests {
             safe_config(&record, asked(true), "job.json").unwrap().worker.command,
             ["touch", "/planted/touched"]
         );
+        let failed = |allow| safe_config(&record, asked(allow), "job.json").unwrap().hooks.on.len();
+        assert_eq!((failed(false), failed(true)), (0, 1));
         // How many ranks there are is this machine's own.
         let harmless = config("worker = { command = [] }\nhooks = {}\nranks = { count = 2 }\n");
         assert_eq!(refused(&harmless, false), None);

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::training::worker::default_program;
+use crate::training::launch::default_program;
 use ckptd_core::error::{Error, Result};
 
 /// Continue a text with a snapshot.

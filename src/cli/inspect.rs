@@ -13,6 +13,9 @@ use ckptd_core::store::format::{FileRecord, TensorRecord};
 use ckptd_core::store::read::ChunkStat;
 use ckptd_core::store::{Manifest, SnapshotReader};
 
+/// Characters of a setting that are shown.
+const LONGEST_VALUE: usize = 100;
+
 /// Show what is in a snapshot: manifest, tensors, sizes and ratios.
 #[derive(clap::Args)]
 pub(super) struct InspectArgs {
@@ -123,7 +126,10 @@ fn describe(document: &InspectedSnapshot) -> String {
         text.push_str(&format!("  arithmetic = {}\n", train.arithmetic));
     }
     for (name, value) in train.settings.iter() {
-        text.push_str(&format!("  {name} = {value}\n"));
+        // Whole states of a script's random generators stand there, too.
+        let beginning: String = value.chars().take(LONGEST_VALUE).collect();
+        let more = if beginning.len() < value.len() { format!("... ({} bytes)", value.len()) } else { String::new() };
+        text.push_str(&format!("  {name} = {beginning}{more}\n"));
     }
     let tensors = document.manifest.tensors.iter().map(|t| (t.meta.dtype.name(), format!("{:?}", t.meta.shape)));
     let kinds = tensors.chain(std::iter::repeat(("-", "-".to_owned())));

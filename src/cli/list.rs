@@ -10,7 +10,7 @@ use super::target::CommandTarget;
 use super::{exit_code, output, remote_list};
 use ckptd_core::error::Result;
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
-use ckptd_core::store::{LastSession, QuarantinedFile, SnapshotEntry, SnapshotState, layout};
+use ckptd_core::store::{LastSession, QuarantinedFile, SnapshotEntry, layout};
 
 /// Show the snapshots, newest first, with their state and why each is kept.
 #[derive(clap::Args)]
@@ -82,16 +82,7 @@ fn rows(target: &CommandTarget) -> Result<Vec<ListRow>> {
 }
 
 fn of_entry(entry: SnapshotEntry, kept_because: Vec<String>) -> ListRow {
-    let (state, problem) = match &entry.state {
-        SnapshotState::Verified => ("verified", None),
-        SnapshotState::Committed => ("committed", None),
-        // Its next verification or resume moves it aside.
-        SnapshotState::Damaged(reason) => ("damaged", Some(reason.clone())),
-        SnapshotState::Unreadable(reason) => ("unreadable", Some(reason.clone())),
-        SnapshotState::Newer(version) => {
-            ("newer", Some(format!("written by a newer ckptd (snapshot format {version})")))
-        }
-    };
+    let (state, problem) = entry.state.told();
     let manifest = entry.manifest.as_ref();
     let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
     ListRow {

@@ -42,6 +42,15 @@ impl RunLog {
     }
 }
 
+/// How the progress of a training is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// As lines on stderr, also beside a panel.
+    pub lines: bool,
+    /// In a panel, where stderr is a terminal.
+    pub live: bool,
+}
+
 const fn filter(level: LogLevel) -> LevelFilter {
     match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -52,15 +61,15 @@ const fn filter(level: LogLevel) -> LevelFilter {
 }
 
 /// Sends what is logged from now on to stderr, through a printer with a panel where that makes sense, and to a keeper,
-/// which keeps at least what a job says by default. `lines`: lines on the progress stand on stderr beside a panel, too.
-pub(super) fn start(format: LogFormat, level: LogLevel, lines: bool) -> RunLog {
+/// which keeps at least what a job says by default.
+pub(super) fn start(format: LogFormat, level: LogLevel, progress: Progress) -> RunLog {
     let quiet = matches!(level, LogLevel::Error | LogLevel::Warn);
     let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-    let printer = LogPrinter::start(terminal && format == LogFormat::Text && !quiet);
+    let printer = LogPrinter::start(terminal && format == LogFormat::Text && !quiet && progress.live);
     let keeper = LogKeeper::default();
     let (kept_level, kept) = reload::Layer::new(filter(level).max(LevelFilter::INFO));
     let (level, handle) = reload::Layer::new(filter(level));
-    let hidden = printer.is_live() && !lines;
+    let hidden = printer.is_live() && !progress.lines;
     let shown = filter_fn(move |event| !hidden || event.target() != PROGRESS);
     // A failing stderr must not be reported on stderr.
     let layer = subscriber::layer().with_writer(printer.clone()).with_ansi(terminal).log_internal_errors(false);

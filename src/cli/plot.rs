@@ -47,7 +47,7 @@ pub(super) fn execute(args: &PlotArgs) -> Result<u8> {
         return Err(Error::NotFound(format!("no step is in the history of {path} yet; `ckptd run` keeps it")));
     }
     let overview = HistoryOverview::of(&history, POINTS)?;
-    let text = PictureText { title: title(&target), is_running: history::is_running(&target.store)? };
+    let text = PictureText { title: target.name(), is_running: history::is_running(&target.store)? };
     let theme = match args.theme {
         ThemeName::Light => PictureTheme::light(),
         ThemeName::Dark => PictureTheme::dark(),
@@ -65,13 +65,4 @@ pub(super) fn execute(args: &PlotArgs) -> Result<u8> {
     })?;
     output::text(&format!("wrote {}\n", path.display()))?;
     Ok(exit_code::DONE)
-}
-
-/// The job's name, or that of the folder.
-fn title(target: &CommandTarget) -> String {
-    let of_folder = || {
-        let path = std::path::absolute(target.store.path()).unwrap_or_default();
-        path.file_name().map_or_else(|| "training".to_owned(), |name| name.to_string_lossy().into_owned())
-    };
-    target.config.as_ref().map_or_else(of_folder, |config| config.job.name.clone())
 }

@@ -13,6 +13,7 @@ use ckptd_core::error::{Error, Result};
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::store::{SnapshotEntry, SnapshotState, Store};
+use ckptd_remote::job::history::HistorySender;
 use ckptd_remote::job::local::{LocalHistory, file_hash, place_of};
 use ckptd_remote::job::owner::Prepare;
 use ckptd_remote::job::prepare::marker;
@@ -45,6 +46,8 @@ struct Pushed {
     bytes: u64,
     /// "verified".
     state: &'static str,
+    #[serde(skip)]
+    told: Option<String>,
 }
 
 pub(super) fn execute(args: &PushArgs) -> Result<u8> {
@@ -64,6 +67,7 @@ pub(super) fn execute(args: &PushArgs) -> Result<u8> {
     let depth = verify.map_or(CheckDepth::Auto, depth);
     let pushed = with_job(&args.url, async |job| push(job, (&target.store, &lock), &entry, (depth, &console)).await)?;
     drop(console);
+    pushed.told.iter().for_each(|line| output::complain(&format!("ckptd: {line}")));
     output::show(args.json, &pushed, |pushed| {
         format!("step {} is {} at {}, {}\n", pushed.step, pushed.state, pushed.place, output::size(pushed.bytes))
     })?;
@@ -112,7 +116,9 @@ async fn push(
         if !news.contains(&ckptd_remote::protocol::LeaseNews::Committed(name)) {
             return Err(JobError::other(format!("{}: another process owns the job", job.place())));
         }
+        let history = HistorySender::default().send(&job, store, epoch, &rate, || owner.may_write()).await;
         Ok(Pushed {
+            told: history.err().map(|error| format!("the history of the training was not sent: {error}")),
             place: job.place().to_owned(),
             epoch,
             seq: marker.seq,

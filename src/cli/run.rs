@@ -1,6 +1,7 @@
 //! `ckptd run`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::begin::{self, BeginOptions, Beginning};
 use super::from_remote::{self, FromRemote};
@@ -8,10 +9,14 @@ use super::{exit_code, log};
 use crate::daemon::user_stop::UserStop;
 use crate::training::display::LineInterval;
 use crate::training::job::events::SessionOutcome;
+use crate::training::launch;
 use crate::training::run::{self, RunOptions, SessionSeries};
-use ckptd_core::config::{Config, LogLevel};
+use ckptd_core::config::{Config, ConfigOverrides, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::text::parse_duration;
+
+/// Stands for the job file where there is none; relative paths are those of the current folder.
+const NO_FILE: &str = "the command line";
 
 /// Train, snapshot, verify, rotate and resume, in the foreground.
 ///
@@ -22,8 +27,20 @@ use ckptd_core::text::parse_duration;
 pub(super) struct RunArgs {
     /// The job file; `ckptd init` writes one to start from. Or the URL of a job at a remote, whose file, data and
     /// newest snapshot come from there.
-    #[arg(value_name = "CONFIG|URL")]
-    config: PathBuf,
+    #[arg(value_name = "CONFIG|URL", required_unless_present_any = ["script", "job"])]
+    config: Option<PathBuf>,
+    /// The job file, for a script.
+    #[arg(long = "config", value_name = "JOB", conflicts_with = "config")]
+    job: Option<PathBuf>,
+    /// Keep the snapshots here, whatever the job file says. Without one: checkpoints/NAME, after the script's name.
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// As [session] budget: how long this session may last (11h45m).
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    budget: Option<Duration>,
+    /// As [remote] url: where verified snapshots are replicated to.
+    #[arg(long, value_name = "URL")]
+    remote: Option<String>,
     /// With a URL: the folder for job file, data and store. Without it: the URL's last part, in the current folder.
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -58,38 +75,46 @@ pub(super) struct RunArgs {
     /// Say only what is wrong.
     #[arg(short, long)]
     quiet: bool,
+    /// A training script that uses the Python package ckptd, and its arguments, as [worker] script. It needs no job
+    /// file.
+    #[arg(last = true, value_name = "COMMAND")]
+    script: Vec<String>,
 }
 
 pub(super) fn execute(args: &RunArgs) -> Result<u8> {
-    match args.config.to_str().filter(|config| config.contains("://")) {
+    let overrides = args.overrides()?;
+    let Some(given) = args.config.as_ref().or(args.job.as_ref()) else {
+        return run_file(args, overrides, Path::new(NO_FILE));
+    };
+    match given.to_str().filter(|config| config.contains("://")) {
         Some(url) => {
             let asked = FromRemote { url, folder: args.folder.as_deref(), allow_commands: args.allow_commands };
-            run_file(args, &from_remote::job_file(asked)?)
+            run_file(args, overrides, &from_remote::job_file(asked)?)
         }
         None if args.folder.is_some() || args.allow_commands => {
             Err(Error::Config("--folder and --allow-commands are for the URL of a job at a remote".into()))
         }
-        None => run_file(args, &args.config),
+        None => run_file(args, overrides, given),
     }
 }
 
-fn run_file(args: &RunArgs, path: &Path) -> Result<u8> {
+fn run_file(args: &RunArgs, overrides: ConfigOverrides, path: &Path) -> Result<u8> {
+    launch::refuse_other_tasks(&|name| std::env::var(name).ok())?;
     let mut log: Option<log::RunLog> = None;
     let user_stop = args.until_done.then(UserStop::listen).transpose()?;
     let mut series = SessionSeries::new(user_stop);
     loop {
         // Read anew: the job file may have been changed while a session ended.
-        let text = Config::read(path)?;
-        let mut config = Config::parse(&text, path)?;
-        config.snapshot.probe |= args.probe;
+        let text = if path == Path::new(NO_FILE) { String::new() } else { Config::read(path)? };
+        let config = Config::parse_with(&text, path, &overrides)?;
         let log = log.get_or_insert_with(|| args.start_log(&config));
         let options = RunOptions {
             path: path.to_path_buf(),
             text,
+            overrides: overrides.clone(),
             accept_changes: args.accept_changes,
             // Once: a job that was lost again meanwhile is another person's.
             take_over: args.take_over && series.is_first,
-            probe: args.probe,
             series,
             printer: &log.printer,
             keeper: &log.keeper,
@@ -105,7 +130,7 @@ fn run_file(args: &RunArgs, path: &Path) -> Result<u8> {
             Err(error) => Err(error),
         };
         let outcome = outcome.map_err(|error| match error {
-            Error::Config(what) => Error::Config(asked_for.place_problem(&options.text, &args.config, &what)),
+            Error::Config(what) => Error::Config(asked_for.place_problem(&options.text, path, &what)),
             other => other,
         });
         if let (Err(error), log::LogFormat::Json) = (&outcome, args.log_format) {
@@ -127,7 +152,24 @@ fn run_file(args: &RunArgs, path: &Path) -> Result<u8> {
 
 impl RunArgs {
     fn start_log(&self, config: &Config) -> log::RunLog {
-        log::start(self.log_format, self.level().unwrap_or(config.log.level), self.log_every.is_some())
+        // A script's own words stand on the terminal, and a panel would be written over.
+        let lines = self.log_every.is_some();
+        let live = config.worker.script.is_empty();
+        log::start(self.log_format, self.level().unwrap_or(config.log.level), log::Progress { lines, live })
+    }
+
+    /// What the command line says in place of the job file.
+    fn overrides(&self) -> Result<ConfigOverrides> {
+        let store =
+            self.store.as_deref().map(|store| std::path::absolute(store).map_err(|e| Error::io("resolving", store, e)));
+        Ok(ConfigOverrides {
+            name: (self.config.is_none() && self.job.is_none()).then(|| script_name(&self.script)),
+            store: store.transpose()?,
+            budget: self.budget,
+            remote: self.remote.clone(),
+            script: self.script.clone(),
+            probe: self.probe,
+        })
     }
 
     /// The level of the log that the command line asks for.
@@ -138,6 +180,14 @@ impl RunArgs {
             _ => None,
         }
     }
+}
+
+/// What a job without a file is called: the first argument that looks like a script, without its ending.
+fn script_name(script: &[String]) -> String {
+    let is_script = |word: &&String| Path::new(word.as_str()).extension().is_some_and(|ending| ending == "py");
+    let word = script.iter().find(is_script).or(script.first());
+    let stem = word.and_then(|word| Path::new(word).file_stem());
+    stem.map_or_else(|| "job".to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
 fn parse_interval(text: &str) -> Result<LineInterval, String> {

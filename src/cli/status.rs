@@ -9,7 +9,7 @@ use super::target::CommandTarget;
 use super::{exit_code, output};
 use crate::daemon::recorder;
 use crate::daemon::report::{
-    DaemonReport, HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport,
+    DaemonReport, HistoryReport, IntervalReport, JobState, RanksReport, SessionReport, SnapshotCounts, SnapshotReport,
     SnapshotStage, StallReport, StatusReport, StoredCounts, WorkerReport, percent,
 };
 use crate::daemon::status::ask;
@@ -35,19 +35,24 @@ pub(super) struct StatusArgs {
 
 pub(super) fn execute(args: &StatusArgs) -> Result<u8> {
     let target = CommandTarget::open(&args.target)?;
+    output::show(args.json, &report(&target)?, describe)?;
+    Ok(exit_code::DONE)
+}
+
+/// What the job's daemon says, or where none runs, its store's files.
+pub(super) fn report(target: &CommandTarget) -> Result<StatusReport> {
     let live = match &target.config {
         Some(config) => ask(&config.status.socket).map_err(|e| target.not_answering(e))?,
         None => None,
     };
     let mut report = match live {
         Some(report) => report,
-        None => of_files(&target)?,
+        None => of_files(target)?,
     };
-    report.stored = stored(&target)?;
+    report.stored = stored(target)?;
     // A daemon says since when its file is wrong.
     report.problem = report.problem.or_else(|| target.problem.clone());
-    output::show(args.json, &report, describe)?;
-    Ok(exit_code::DONE)
+    Ok(report)
 }
 
 fn stored(target: &CommandTarget) -> Result<StoredCounts> {
@@ -65,7 +70,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
     let entries = target.store.entries()?;
     let newest = entries.iter().find(|e| e.own && e.healthy());
     let manifest = newest.and_then(|e| e.manifest.as_ref());
-    let total_steps = target.config.as_ref().map(|config| config.train.steps);
+    let total_steps = target.config.as_ref().map(|config| config.train.steps).filter(|total| *total > 0);
     let step = newest.map_or(0, store::SnapshotEntry::step);
     let is_verified = |e: &&store::SnapshotEntry| e.state == store::SnapshotState::Verified;
     let complete = |config: &config::Config| manifest.is_some_and(|m| config.train.is_complete(&m.train));
@@ -109,6 +114,7 @@ fn of_files(target: &CommandTarget) -> Result<StatusReport> {
         warnings: records.warnings.clone(),
         stall_ms: StallReport::default(),
         worker: WorkerReport::default(),
+        ranks: None,
         interval: IntervalReport::default(),
         history: HistoryReport::of(&records, outlook),
         remote: replication.map(|replication| replication.report(now)),
@@ -171,8 +177,35 @@ fn describe(report: &StatusReport) -> String {
     if daemon.is_some() || worker.is_some() {
         lines.push(daemon.into_iter().chain(worker).collect::<Vec<_>>().join("; "));
     }
+    lines.extend(report.ranks.as_ref().map(describe_ranks));
     lines.extend(describe_history(report));
     lines.join("\n") + "\n"
+}
+
+/// "ranks: 3, at step 12; the others wait longest for rank 2, 41 ms per step; rank 1 silent for 7s"
+fn describe_ranks(ranks: &RanksReport) -> String {
+    const SILENT_MS: f64 = 3000.0;
+    let steps = || ranks.each.iter().map(|rank| rank.step);
+    let at = match (steps().min(), steps().max()) {
+        (Some(least), Some(most)) if least == most => format!("at step {most}"),
+        (least, most) => format!("at steps {} to {}", least.unwrap_or(0), most.unwrap_or(0)),
+    };
+    let mut parts = vec![format!("ranks: {}, {at}", ranks.count)];
+    if let (Some(rank), Some(lag)) = (ranks.slowest, ranks.lag_ms) {
+        parts.push(format!("the others wait longest for rank {rank}, {lag:.0} ms per step"));
+    }
+    if ranks.shard_optimizer {
+        parts.push(
+            "each holds a shard of the optimizer's state, so that losing one costs the steps since the newest \
+                    snapshot"
+                .to_owned(),
+        );
+    }
+    parts.extend(ranks.each.iter().filter(|rank| rank.silent_ms > SILENT_MS).map(|rank| {
+        let silent = Duration::try_from_secs_f64(rank.silent_ms / 1e3).unwrap_or_default();
+        format!("rank {} silent for {}", rank.rank, rough_duration(silent))
+    }));
+    parts.join("; ")
 }
 
 /// "3 in the store, all verified; made in this session: 4, 1 skipped"

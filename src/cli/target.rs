@@ -74,6 +74,15 @@ impl CommandTarget {
         }
     }
 
+    /// The job's name, or that of the store's folder.
+    pub(super) fn name(&self) -> String {
+        let of_folder = || {
+            let path = std::path::absolute(self.store.path()).unwrap_or_default();
+            path.file_name().map_or_else(|| "training".to_owned(), |name| name.to_string_lossy().into_owned())
+        };
+        self.config.as_ref().map_or_else(of_folder, |config| config.job.name.clone())
+    }
+
     /// The snapshot that `spec` means. What may be newer, or better, and is passed over for it is told on stderr and
     /// returned; with `strict` it is an error.
     pub(super) fn choose(&self, spec: &str, strict: bool) -> Result<(SnapshotEntry, Vec<PassedOverRow>)> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 
-use crate::training::worker::default_program;
+use crate::training::launch::default_program;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 

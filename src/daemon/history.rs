@@ -25,10 +25,17 @@ const BATCH: Duration = Duration::from_secs(2);
 /// How long a disk that takes nothing is left alone.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// What the thread is given.
+enum HistoryNote {
+    Record(HistoryRecord),
+    /// Write what there is now; the sender goes when that is done.
+    Flush(mpsc::Sender<()>),
+}
+
 /// A handle to the thread.
 pub struct HistoryKeeper {
     /// `None` once it was told to finish.
-    records: Option<SyncSender<HistoryRecord>>,
+    records: Option<SyncSender<HistoryNote>>,
     lost: Arc<LostRecords>,
     /// Closed by the thread's end.
     end: Receiver<()>,
@@ -63,14 +70,26 @@ impl HistoryKeeper {
     /// Has `record` written soon.
     pub fn give(&self, record: HistoryRecord) {
         let Some(records) = &self.records else { return };
-        if let Err(mpsc::TrySendError::Full(record) | mpsc::TrySendError::Disconnected(record)) =
-            records.try_send(record)
-        {
-            let lost = match record {
-                HistoryRecord::Step(_) => &self.lost.steps,
-                HistoryRecord::Event(_) => &self.lost.events,
-            };
+        let lost = match &record {
+            HistoryRecord::Step(_) => &self.lost.steps,
+            HistoryRecord::Event(_) => &self.lost.events,
+        };
+        if records.try_send(HistoryNote::Record(record)).is_err() {
             lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has what it was given so far written now.
+    pub fn hurry(&self) {
+        // Its own time comes soon anyway.
+        let _ = self.records.as_ref().map(|records| records.try_send(HistoryNote::Flush(mpsc::channel().0)));
+    }
+
+    /// Lets it write what it was given so far, for at most `timeout`.
+    pub fn flush(&self, timeout: Duration) {
+        let (done, written) = mpsc::channel();
+        if self.records.as_ref().is_some_and(|records| records.try_send(HistoryNote::Flush(done)).is_ok()) {
+            let _ = written.recv_timeout(timeout);
         }
     }
 
@@ -81,7 +100,7 @@ impl HistoryKeeper {
     }
 }
 
-fn keep(store: &Store, lock: &StoreLock, queue: &Receiver<HistoryRecord>, lost: &LostRecords) {
+fn keep(store: &Store, lock: &StoreLock, queue: &Receiver<HistoryNote>, lost: &LostRecords) {
     let mut writer = match HistoryWriter::open(store, lock) {
         Ok(writer) => writer,
         Err(error) => {
@@ -99,10 +118,13 @@ fn keep(store: &Store, lock: &StoreLock, queue: &Receiver<HistoryRecord>, lost: 
     loop {
         let wait = flush_at.map_or(Duration::MAX, |at: Instant| at.saturating_duration_since(Instant::now()));
         match queue.recv_timeout(wait) {
-            Ok(record) => {
+            Ok(HistoryNote::Record(record)) => {
                 writer.push(record);
                 flush_at.get_or_insert_with(|| Instant::now() + BATCH);
-                continue;
+            }
+            Ok(HistoryNote::Flush(done)) => {
+                flush_at = flush(&mut writer, lost, &mut told);
+                drop(done);
             }
             Err(RecvTimeoutError::Timeout) => flush_at = flush(&mut writer, lost, &mut told),
             Err(RecvTimeoutError::Disconnected) => {

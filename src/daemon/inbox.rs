@@ -75,6 +75,13 @@ impl<E> InboxSender<E> {
         flow(self.0.send(input).await.is_ok())
     }
 
+    /// The status, for a thread. `None`: the loop is over.
+    pub fn status_from_thread(&self) -> Option<StatusReport> {
+        let (reply, report) = oneshot::channel();
+        self.0.blocking_send(DaemonInput::Status(reply)).ok()?;
+        report.blocking_recv().ok()
+    }
+
     /// Sends an event from a thread. `Break`: the loop is over.
     pub fn send_from_thread(&self, event: E) -> ControlFlow<()> {
         flow(self.0.blocking_send(DaemonInput::Event(event)).is_ok())

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use crate::folder_watch::FolderWatch;
-use ckptd_core::config::Config;
+use ckptd_core::config::{Config, ConfigOverrides};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::stamp::FileStamp;
 
@@ -29,6 +29,14 @@ enum Hint {
     Asked,
 }
 
+/// A job file, what was read from it last, and what the command line says otherwise.
+#[derive(Clone, Debug)]
+pub struct JobFile {
+    pub path: PathBuf,
+    pub text: String,
+    pub overrides: ConfigOverrides,
+}
+
 /// A handle to the watching thread, which ends with it.
 pub struct JobFileWatcher {
     hints: Sender<Hint>,
@@ -37,21 +45,19 @@ pub struct JobFileWatcher {
 }
 
 impl JobFileWatcher {
-    /// Watches the file at `path`, of which `text` was read last, and reports what is read from it, or why that is no
-    /// config, until `report` breaks off.
+    /// Watches `file` and reports what is read from it, or why that is no config, until `report` breaks off.
     pub fn start(
-        path: PathBuf,
-        text: String,
+        file: JobFile,
         report: impl Fn(Result<Box<Config>>) -> ControlFlow<()> + Send + 'static,
     ) -> Result<JobFileWatcher> {
         let (hints, queue) = channel();
         let changed = hints.clone();
-        let watch = FolderWatch::of_file(&path, move || drop(changed.send(Hint::Changed)))
-            .inspect_err(|e| debug!("{} is looked at every {INTERVAL:?} only: {e}", path.display()))
+        let watch = FolderWatch::of_file(&file.path, move || drop(changed.send(Hint::Changed)))
+            .inspect_err(|e| debug!("{} is looked at every {INTERVAL:?} only: {e}", file.path.display()))
             .ok();
         std::thread::Builder::new()
             .name("job file".into())
-            .spawn(move || reread(&path, text, &queue, &report))
+            .spawn(move || reread(file, &queue, &report))
             .map_err(|e| Error::Other(format!("starting a thread: {e}")))?;
         Ok(JobFileWatcher { hints, _watch: watch })
     }
@@ -62,12 +68,9 @@ impl JobFileWatcher {
     }
 }
 
-fn reread(
-    path: &Path,
-    mut known: String,
-    hints: &Receiver<Hint>,
-    report: &dyn Fn(Result<Box<Config>>) -> ControlFlow<()>,
-) {
+fn reread(file: JobFile, hints: &Receiver<Hint>, report: &dyn Fn(Result<Box<Config>>) -> ControlFlow<()>) {
+    let JobFile { path, text: mut known, overrides } = file;
+    let path = path.as_path();
     // Nothing: it may have changed between its reading and now.
     let mut seen = None;
     loop {
@@ -92,7 +95,7 @@ fn reread(
         let config = match std::fs::read_to_string(path) {
             Ok(text) if text == known && !asked => continue,
             Ok(text) => {
-                let config = Config::parse(&text, path).map(Box::new);
+                let config = Config::parse_with(&text, path, &overrides).map(Box::new);
                 known = text;
                 config
             }
@@ -131,7 +134,8 @@ mod tests {
             sender.send(config).unwrap();
             ControlFlow::Continue(())
         };
-        let watcher = JobFileWatcher::start(path.clone(), JOB.into(), report).unwrap();
+        let file = JobFile { path: path.clone(), text: JOB.into(), overrides: ConfigOverrides::default() };
+        let watcher = JobFileWatcher::start(file, report).unwrap();
         std::fs::write(&path, format!("{JOB}[retention]\nkeep_last = 7\n")).unwrap();
         assert_eq!(reports.recv().unwrap().unwrap().retention.keep_last, 7);
         let new = folder.path().join(".job.toml.swp");
@@ -166,7 +170,8 @@ mod tests {
                 sender.send(config.unwrap().retention.keep_last).unwrap();
                 ControlFlow::Continue(())
             };
-            (JobFileWatcher::start(at(name), job(keep), report).unwrap(), reports)
+            let file = JobFile { path: at(name), text: job(keep), overrides: ConfigOverrides::default() };
+            (JobFileWatcher::start(file, report).unwrap(), reports)
         };
         let (_first, mounted) = watch("mount/job.toml", 3);
         let (_second, through_two) = watch("through-two.toml", 3);

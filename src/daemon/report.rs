@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::session::outlook::SessionOutlook;
 use crate::session::records::{SessionRecord, SessionRecords};
+use ckptd_core::config::RanksSection;
 use ckptd_core::ids::SnapshotId;
+use ckptd_core::protocol::RankProgress;
 
 /// Sessions that a report lists.
 const LISTED: usize = 20;
@@ -40,6 +42,9 @@ pub struct StatusReport {
     #[serde(default)]
     pub daemon: DaemonReport,
     pub worker: WorkerReport,
+    /// Null where one process computes the training, or none.
+    #[serde(default)]
+    pub ranks: Option<RanksReport>,
     pub interval: IntervalReport,
     pub history: HistoryReport,
     /// Null where the job has no remote, or where no daemon runs.
@@ -70,10 +75,16 @@ pub struct DaemonReport {
 /// When the session ends, and why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SessionReport {
+    /// When it began.
+    #[serde(default)]
+    pub began: Option<Timestamp>,
     pub deadline: Option<Timestamp>,
     pub seconds_left: Option<f64>,
     /// Why it ends then: "the session's budget ends".
     pub source: Option<String>,
+    /// When its last snapshot begins.
+    #[serde(default)]
+    pub last_call: Option<Timestamp>,
 }
 
 /// What is at the job's remote.
@@ -146,6 +157,40 @@ pub struct StallReport {
 pub struct WorkerReport {
     pub pid: Option<u32>,
     pub restarts: u32,
+}
+
+/// The processes that compute the training together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RanksReport {
+    pub count: u64,
+    /// The rank that the others wait for longest, and how long per step; null before the first step.
+    pub slowest: Option<u64>,
+    pub lag_ms: Option<f64>,
+    /// Each holds a shard of the optimizer's state: a lost rank costs the steps since the newest snapshot.
+    #[serde(default)]
+    pub shard_optimizer: bool,
+    /// In their order.
+    pub each: Vec<RankProgress>,
+}
+
+impl RanksReport {
+    /// Of what rank 0 says of all of them, under this `section`; `None` where it is alone.
+    pub fn of(ranks: &[RankProgress], section: &RanksSection) -> Option<RanksReport> {
+        let rounded = |ms: f64| (ms * 10.0).round() / 10.0;
+        let each: Vec<RankProgress> = ranks
+            .iter()
+            .map(|rank| RankProgress {
+                silent_ms: rounded(rank.silent_ms),
+                lag_ms: rank.lag_ms.filter(|lag| lag.is_finite()).map(rounded),
+                ..*rank
+            })
+            .collect();
+        let lags = each.iter().filter_map(|rank| Some((rank.rank, rank.lag_ms?)));
+        let slowest = lags.max_by(|(_, one), (_, other)| one.total_cmp(other));
+        let (slowest, lag_ms) = slowest.unzip();
+        let shard_optimizer = section.shard_optimizer;
+        (each.len() > 1).then_some(RanksReport { count: each.len() as u64, slowest, lag_ms, shard_optimizer, each })
+    }
 }
 
 /// What a job does, or how it ended.

@@ -227,6 +227,7 @@ mod tests {
             warnings: Vec::new(),
             stall_ms: StallReport::default(),
             worker: WorkerReport::default(),
+            ranks: None,
             interval: IntervalReport::default(),
             history: HistoryReport::default(),
             remote: None,

@@ -3,6 +3,7 @@
 //! Invariant: nothing is rotated out before its successor was read back here. One thread, so that no two of these
 //! overlap, and none of them holds up the event loop. Deliberately not here: how each is done (core's store).
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -12,20 +13,24 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{debug, warn};
 
+use super::last_worker;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::TrainState;
 use ckptd_core::store::RetentionPolicy;
-use ckptd_core::store::{SnapshotState, Store, StoreLock};
+use ckptd_core::store::{SnapshotEntry, SnapshotState, Store, StoreLock, layout};
 
 /// What is to be done.
 pub enum VerifierTask {
-    /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
-    Choose { discard: Option<(SnapshotId, String)> },
-    /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is.
-    Verify { id: SnapshotId, retention: RetentionPolicy, threads: usize },
+    /// Quarantine each of `discard` (id, reason), then pick the snapshot to go on from.
+    Choose { discard: Vec<(SnapshotId, String)> },
+    /// Quarantine these (id, reason).
+    SetAside { spoiled: Vec<(SnapshotId, String)> },
+    /// Read a snapshot back, quarantine it if it is not what was written, rotate if it is. Snapshots of steps beyond
+    /// `sure_up_to` are left alone.
+    Verify { id: SnapshotId, retention: RetentionPolicy, threads: usize, sure_up_to: u64 },
 }
 
 /// What came of a task.
@@ -41,6 +46,8 @@ pub struct ResumeDecision {
     /// `None`: the training begins with its first step.
     pub resume: Option<ResumePoint>,
     pub next_seq: u64,
+    /// What went to quarantine on the way, each with the reason.
+    pub quarantined: Vec<(SnapshotId, String)>,
 }
 
 /// A verified snapshot to go on from.
@@ -148,13 +155,19 @@ fn perform(
         VerifierTask::Choose { discard } => {
             report(VerifierReport::Chosen(guarded(|| choose(store, lock, discard)).and_then(|chosen| chosen)))
         }
-        VerifierTask::Verify { id, retention, threads } => {
+        VerifierTask::SetAside { spoiled } => {
+            if let Err(e) = guarded(|| set_aside(store, lock, spoiled)).and_then(|done| done) {
+                warn!("a snapshot that must not be gone on from stays where it is: {e}");
+            }
+            ControlFlow::Continue(())
+        }
+        VerifierTask::Verify { id, retention, threads, sure_up_to } => {
             let result = guarded(|| read_back(store, lock, &id, threads))
                 .unwrap_or_else(|e| ReadBack::Unknown { reason: e.to_string() });
             let verified = matches!(result, ReadBack::Verified { .. });
             report(VerifierReport::ReadBack { id, result })?;
             if verified {
-                catch_up(store, lock);
+                catch_up(store, lock, sure_up_to);
                 rotate(store, lock, &retention);
             }
             ControlFlow::Continue(())
@@ -167,11 +180,18 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Other("an internal error while reading the store".into()))
 }
 
-fn choose(store: &Store, lock: &StoreLock, discard: Option<(SnapshotId, String)>) -> Result<ResumeDecision> {
-    if let Some((id, reason)) = discard {
+fn set_aside(store: &Store, lock: &StoreLock, spoiled: Vec<(SnapshotId, String)>) -> Result<()> {
+    for (id, reason) in spoiled {
         let entry = store.find(&id)?;
-        store.quarantine(lock, &entry, &format!("the worker could not load it: {reason}"))?;
+        store.quarantine(lock, &entry, &reason)?;
     }
+    Ok(())
+}
+
+fn choose(store: &Store, lock: &StoreLock, discard: Vec<(SnapshotId, String)>) -> Result<ResumeDecision> {
+    last_worker::await_end(store, lock)?;
+    let before: BTreeSet<String> = store.quarantined()?.into_iter().map(|file| file.name).collect();
+    set_aside(store, lock, discard)?;
     // Nothing trains while a resume is chosen.
     let chosen = store.choose_resume(lock, processors(), &mut |line| warn!("{line}"))?;
     if chosen.is_none() {
@@ -181,6 +201,8 @@ fn choose(store: &Store, lock: &StoreLock, discard: Option<(SnapshotId, String)>
         }
     }
     let next_seq = store.next_seq()?;
+    let new = store.quarantined()?.into_iter().filter(|file| !before.contains(&file.name));
+    let quarantined = new.map(|file| (layout::quarantined_id(&file.name), file.reason)).collect();
     let resume = chosen.and_then(|chosen| {
         let manifest = chosen.entry.manifest?;
         Some(ResumePoint {
@@ -192,7 +214,7 @@ fn choose(store: &Store, lock: &StoreLock, discard: Option<(SnapshotId, String)>
             train: manifest.train,
         })
     });
-    Ok(ResumeDecision { resume, next_seq })
+    Ok(ResumeDecision { resume, next_seq, quarantined })
 }
 
 fn read_back(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -> ReadBack {
@@ -227,9 +249,10 @@ fn read_back(store: &Store, lock: &StoreLock, id: &SnapshotId, threads: usize) -
 }
 
 /// Reads back what an earlier session committed and did not live to verify: unverified, it would stay for ever.
-fn catch_up(store: &Store, lock: &StoreLock) {
+fn catch_up(store: &Store, lock: &StoreLock, sure_up_to: u64) {
     let Ok(entries) = store.entries() else { return };
-    for entry in entries.iter().filter(|e| e.own && e.state == SnapshotState::Committed) {
+    let is_left = |e: &&SnapshotEntry| e.own && e.state == SnapshotState::Committed && e.step() <= sure_up_to;
+    for entry in entries.iter().filter(is_left) {
         match guarded(|| read_back(store, lock, &entry.id, 1)) {
             Ok(ReadBack::Quarantined { reason }) => warn!("{} is damaged ({reason}): moved to quarantine", entry.id),
             Ok(_) => debug!(id = %entry.id, "read back an older snapshot"),

@@ -36,14 +36,15 @@ pub struct SessionOutlook {
     pub is_live: bool,
 }
 
-/// The outlook for a training of `total_steps`. `None`: nothing was trained yet that a pace could be taken from.
+/// The outlook for a training of `total_steps`. `None`: they are not known (0), or nothing was trained yet that a pace
+/// could be taken from.
 pub fn outlook(
     records: &SessionRecords,
     total_steps: u64,
     live: Option<LivePace>,
     now: Timestamp,
 ) -> Option<SessionOutlook> {
-    let last = records.sessions.last()?;
+    let last = records.sessions.last().filter(|_| total_steps > 0)?;
     let done = live.map_or(last.saved_step, |live| live.step);
     let left = total_steps.saturating_sub(done) as f64;
     let is_live = live.is_some();

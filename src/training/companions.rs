@@ -46,7 +46,7 @@ pub(super) fn travelled(config: &Config, store: &Store) -> Option<DataSection> {
 /// Whether the data that the job names is not on this machine, and may be at a remote. A worker of the user's own may
 /// find its data otherwise.
 fn lacks_data(config: &Config) -> bool {
-    config.remote.url.is_some() && config.worker.command.is_empty() && !config.data.is_here()
+    config.remote.url.is_some() && config.worker.is_builtin() && !config.data.is_here()
 }
 
 /// Where the tokens of the snapshot with this manifest lie in the cache.

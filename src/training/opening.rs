@@ -56,6 +56,10 @@ impl Opening<'_> {
     }
 
     fn work(&self) -> String {
+        if !self.config.worker.script.is_empty() {
+            let from = if self.step > 0 { format!(", from step {} on", grouped(self.step)) } else { String::new() };
+            return format!("to train: {}{from}", self.config.worker.script.join(" "));
+        }
         let TrainSection { steps, batch_size, grad_accumulation, sequence_length, .. } = self.config.train;
         let per_step = tokens_per_step(&self.config.train);
         let all = steps.saturating_mul(per_step);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::daemon::report::{
-    DaemonReport, HistoryReport, IntervalReport, JobState, SessionReport, SnapshotCounts, SnapshotReport,
-    SnapshotStage, StallReport, StatusReport, StoredCounts, WorkerReport, percent,
+    DaemonReport, HistoryReport, IntervalReport, JobState, RanksReport, RemoteReport, SessionReport, SnapshotCounts,
+    SnapshotReport, SnapshotStage, StallReport, StatusReport, StoredCounts, WorkerReport, percent,
 };
 use crate::daemon::service::ServiceFacts;
 use crate::session::clock::BootInstant;
@@ -55,6 +55,8 @@ pub struct JobProgress {
     pub counts: SnapshotCounts,
     pub worker_pid: Option<u32>,
     pub restarts: u32,
+    /// How far the ranks are; `None` where there is one.
+    pub ranks: Option<RanksReport>,
     /// What went wrong last, in the words that the user was told, until a snapshot is verified again.
     pub problem: Option<String>,
     /// The session that ends is followed by another one of this process.
@@ -67,6 +69,8 @@ pub struct JobProgress {
     pub file_problem: Option<String>,
     /// What of the training makes no sense.
     pub warnings: Vec<String>,
+    /// What is at the job's remote; `None`: it has none, or nothing is known yet.
+    pub remote: Option<RemoteReport>,
     /// What the worker does while it does not train: "reading text", "loading".
     pub stage: Option<(String, Option<f64>)>,
     speed: VecDeque<(BootInstant, u64)>,
@@ -87,12 +91,14 @@ impl JobProgress {
             counts: SnapshotCounts::default(),
             worker_pid: None,
             restarts: 0,
+            ranks: None,
             problem: None,
             goes_on: false,
             is_confirmed: false,
             lost: None,
             file_problem: None,
             warnings: Vec::new(),
+            remote: None,
             stage: None,
             speed: VecDeque::new(),
             stalls_ms: VecDeque::new(),
@@ -177,7 +183,7 @@ impl JobProgress {
 
     /// Time to the last step at the present speed.
     pub fn time_left(&self) -> Option<Duration> {
-        let (elapsed, steps) = self.window()?;
+        let (elapsed, steps) = self.window().filter(|_| self.total_steps > 0)?;
         let left = self.total_steps.saturating_sub(self.step) as f64;
         Duration::try_from_secs_f64(elapsed.as_secs_f64() / steps as f64 * left).ok()
     }
@@ -193,14 +199,23 @@ impl JobProgress {
     pub fn line_text(&self) -> String {
         let loss = match (self.loss, self.learning_rate) {
             (Some(loss), _) => format!(", loss {loss:.4}"),
-            (None, Some(_)) => ", loss not finite".to_owned(),
-            // No step was made yet.
-            (None, None) => String::new(),
+            (None, Some(_)) if self.total_steps > 0 => ", loss not finite".to_owned(),
+            // No step was made yet, or a script names no loss.
+            (None, _) => String::new(),
         };
-        let speed = self.tokens_per_second().map_or_else(String::new, |speed| format!(", {} tokens/s", count(speed)));
+        let speed = self.tokens_per_second().filter(|speed| *speed > 0.0 || self.total_steps > 0);
+        let speed = speed.map_or_else(String::new, |speed| format!(", {} tokens/s", count(speed)));
         let left = self.time_left().map_or_else(String::new, |left| format!(", {} to finish", rough_duration(left)));
         let rate = self.learning_rate.map_or_else(String::new, |rate| format!(", learning rate {}", significant(rate)));
-        format!("step {}/{}{loss}{rate}{speed}{left}", self.step, self.total_steps)
+        format!("{}{loss}{rate}{speed}{left}", self.place_text())
+    }
+
+    /// "step 120/1000", or without the end where only a script knows it.
+    fn place_text(&self) -> String {
+        match self.total_steps {
+            0 => format!("step {}", self.step),
+            total => format!("step {}/{total}", self.step),
+        }
     }
 
     /// What stands behind the bar of the panel: what goes on, and how long it will.
@@ -213,6 +228,7 @@ impl JobProgress {
             (None, JobState::Stopping) => parts.push("stopping".to_owned()),
             (None, _) => {}
         }
+        parts.extend(self.ranks.as_ref().map(ranks_text));
         parts.extend(self.time_left().map(|left| format!("done in {}", rough_duration(left))));
         parts.extend(self.deadline.map(|deadline| format!("session ends in {}", rough_duration(age(now, deadline)))));
         parts.join(" · ")
@@ -221,6 +237,11 @@ impl JobProgress {
     /// The panel's second line: how well it goes, and what is safe.
     pub fn figures_text(&self, now: Timestamp) -> String {
         let mut parts = Vec::new();
+        // What is wrong goes first: a narrow terminal cuts the rest.
+        let problem = self.problem.as_ref().or(self.file_problem.as_ref()).map(|problem| format!("! {problem}"));
+        let not_sent = self.remote.as_ref().and_then(|remote| remote.problem.as_ref());
+        parts.extend(problem);
+        parts.extend(not_sent.map(|problem| format!("! not replicated: {problem}")));
         parts.extend(self.loss.map(|loss| format!("loss {loss:.4}")));
         parts.extend(self.learning_rate.map(|rate| format!("learning rate {}", significant(rate))));
         parts.extend(self.tokens_per_second().map(|speed| format!("{} tokens/s", count(speed))));
@@ -228,6 +249,11 @@ impl JobProgress {
             Some(last) => format!("step {} saved and verified {} ago", last.step, rough_duration(age(last.at, now))),
             None => "nothing saved yet".to_owned(),
         });
+        parts.extend(self.remote.as_ref().map(|remote| match (remote.step, remote.missing) {
+            (None, _) => "nothing replicated yet".to_owned(),
+            (Some(step), 0) => format!("step {step} replicated"),
+            (Some(step), missing) => format!("step {step} replicated, {missing} not yet"),
+        }));
         parts.join(" · ")
     }
 
@@ -244,14 +270,14 @@ impl JobProgress {
     /// One line for the service manager: step, loss, what is safe.
     fn status_text(&self) -> String {
         let stage = self.stage.as_ref().map(|(stage, _)| stage.as_str());
-        let at = format!("step {}/{}", self.step, self.total_steps);
+        let at = self.place_text();
         let doing = match (self.state, stage) {
             (JobState::Starting, None) => "starting".to_owned(),
             (JobState::Starting, Some(stage)) => stage.to_owned(),
             (JobState::Training, _) => self.line_text(),
             (JobState::Stopping, _) => format!("{at}, stopping"),
             (JobState::Stopped, _) => format!("{at}, to be resumed"),
-            (JobState::Finished, _) => format!("finished after {} steps", self.total_steps),
+            (JobState::Finished, _) => format!("finished after {} steps", self.total_steps.max(self.step)),
             (JobState::Failed, _) => format!("{at}, failed"),
         };
         let safe = match &self.last_verified {
@@ -267,7 +293,7 @@ impl JobProgress {
         StatusReport {
             state: self.state,
             step: self.step,
-            total_steps: Some(self.total_steps),
+            total_steps: Some(self.total_steps).filter(|total| *total > 0),
             percent: percent(self.step, self.total_steps),
             seconds_to_finish: None,
             loss: self.loss,
@@ -276,7 +302,7 @@ impl JobProgress {
             session: SessionReport {
                 deadline: self.deadline,
                 seconds_left: self.deadline.map(|deadline| seconds(now, deadline).max(0.0)),
-                source: None,
+                ..SessionReport::default()
             },
             last_snapshot: self.last_snapshot.as_ref().map(|last| SnapshotReport {
                 id: last.id.clone(),
@@ -288,6 +314,7 @@ impl JobProgress {
             daemon: DaemonReport { pid: Some(std::process::id()) },
             stall_ms: StallReport { p50: percentile(&self.stalls_ms, 0.50), p99: percentile(&self.stalls_ms, 0.99) },
             worker: WorkerReport { pid: self.worker_pid, restarts: self.restarts },
+            ranks: self.ranks.clone(),
             interval: IntervalReport::default(),
             history: HistoryReport::default(),
             remote: None,
@@ -314,9 +341,19 @@ fn percentile(values: &VecDeque<f64>, share: f64) -> Option<f64> {
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
+/// How many ranks there are, and which one the others wait for.
+fn ranks_text(ranks: &RanksReport) -> String {
+    let lag = ranks.slowest.zip(ranks.lag_ms.filter(|lag| *lag >= 1.0));
+    let lag = lag.map_or_else(String::new, |(rank, lag)| format!(", {lag:.0} ms for rank {rank}"));
+    format!("{} ranks{lag}", ranks.count)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use ckptd_core::config::RanksSection;
+    use ckptd_core::protocol::RankProgress;
+
     use super::*;
 
     #[test]
@@ -341,6 +378,25 @@ mod tests {
     }
 
     #[test]
+    fn the_panel_shows_ranks_replication_and_first_of_all_what_is_wrong() {
+        let mut progress = JobProgress::new(10);
+        let now = Timestamp::now();
+        let rank = |rank, lag_ms| RankProgress { rank, step: 3, micro_batch: 0, silent_ms: 0.0, lag_ms };
+        progress.ranks = RanksReport::of(&[rank(0, Some(0.2)), rank(1, Some(41.6))], &RanksSection::default());
+        assert!(progress.outlook_text(now).contains("2 ranks, 42 ms for rank 1"), "{}", progress.outlook_text(now));
+        let place = "s3://b/j".into();
+        let remote = RemoteReport { place, step: Some(5), age_seconds: None, missing: 2, problem: None };
+        progress.remote = Some(remote.clone());
+        assert!(progress.figures_text(now).ends_with("step 5 replicated, 2 not yet"), "{}", progress.figures_text(now));
+        progress.remote = Some(RemoteReport { problem: Some("s3://b is not there".into()), ..remote });
+        progress.file_problem = Some("the job file is wrong".into());
+        let text = progress.figures_text(now);
+        assert!(text.starts_with("! the job file is wrong · ! not replicated: s3://b is not there"), "{text}");
+        progress.problem = Some("the disk is full".into());
+        assert!(progress.figures_text(now).starts_with("! the disk is full · "));
+    }
+
+    #[test]
     fn a_late_result_on_an_older_snapshot_does_not_hide_the_newest() {
         let mut progress = JobProgress::new(10);
         let now = Timestamp::now();
@@ -361,10 +417,10 @@ mod tests {
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "daemon history interval last_snapshot learning_rate loss percent problem remote seconds_to_finish session \
-             snapshots stall_ms state step stored tokens_per_second total_steps warnings worker"
+            "daemon history interval last_snapshot learning_rate loss percent problem ranks remote seconds_to_finish \
+             session snapshots stall_ms state step stored tokens_per_second total_steps warnings worker"
         );
-        assert_eq!(keys(&json["session"]), "deadline seconds_left source");
+        assert_eq!(keys(&json["session"]), "began deadline last_call seconds_left source");
         assert_eq!(keys(&json["interval"]), "seconds why");
         assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left");
         assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::companions;
 use super::job::events::{JobAction, JobEvent};
 use super::job::machine::JobMachine;
-use crate::daemon::history::HistoryKeeper;
+use super::outlets::JobOutlets;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::service::{ServiceFacts, ServiceManager};
 use crate::daemon::signals::DaemonSignal;
@@ -167,16 +167,20 @@ pub(super) async fn finish(
     job: &mut JobMachine,
     manager: &mut ServiceManager,
     inbox: &mut Inbox<JobEvent>,
-    history: &HistoryKeeper,
+    outlets: &JobOutlets,
 ) {
     // What else it wants done is over.
     let keep = |actions: Vec<JobAction>| {
         for action in actions {
-            if let JobAction::Keep(record) = action {
-                history.give(record);
+            match action {
+                JobAction::Keep(record) => outlets.keep(record),
+                JobAction::Tell(call) => outlets.tell(*call),
+                _ => {}
             }
         }
     };
+    // How the session ended goes with the last of the history.
+    outlets.flush_history(job.time_to_leave(ClockReading::now()));
     replicator.give(ReplicaTask::Finish);
     let until = BootInstant::now() + LONGEST_FINISH;
     // An order may shorten it.

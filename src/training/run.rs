@@ -13,13 +13,14 @@ use tracing::{info, warn};
 use super::display::{LineInterval, ProgressDisplay};
 use super::job::events::{JobAction, JobEvent, SessionOutcome};
 use super::job::machine::{JobMachine, JobSurroundings};
+use super::launch;
+use super::outlets::JobOutlets;
 use super::remote::{self, SessionBeginning};
 use super::start::{self, Started};
 use super::store_end;
 use super::worker::WorkerProcess;
-use crate::daemon::history::HistoryKeeper;
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
-use crate::daemon::job_file::JobFileWatcher;
+use crate::daemon::job_file::{JobFile, JobFileWatcher};
 use crate::daemon::log_keeper::LogKeeper;
 use crate::daemon::printer::LogPrinter;
 use crate::daemon::recorder::{Recorder, RecorderNote};
@@ -31,7 +32,7 @@ use crate::notices::notice_file::NoticeMemory;
 use crate::notices::source::NoticeSink;
 use crate::notices::sources::NoticeSources;
 use crate::session::clock::ClockReading;
-use ckptd_core::config::{Config, LogLevel};
+use ckptd_core::config::{Config, ConfigOverrides, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::dir::Dir;
 use ckptd_core::store::layout::{self, Folder};
@@ -54,11 +55,11 @@ pub struct RunOptions<'a> {
     /// The job file, and what was read from it: it is watched for changes.
     pub path: PathBuf,
     pub text: String,
+    /// What the command line says otherwise.
+    pub overrides: ConfigOverrides,
     pub accept_changes: bool,
     /// Take the job from another machine that owns it at the remote.
     pub take_over: bool,
-    /// Snapshots hold a fingerprint of the model's logits, also where the job file does not ask for it.
-    pub probe: bool,
     pub series: SessionSeries,
     pub printer: &'a LogPrinter,
     pub keeper: &'a LogKeeper,
@@ -123,12 +124,14 @@ async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcom
     manager.ready();
     let Started { store, lock, run_id, records, room, status_server, replicator, data } = started;
     let store_path = store.path().to_owned();
+    let outlets = JobOutlets::start(&config, (&store, &lock), &inputs, began)?;
     let helpers = Helpers::start(store, &lock, replicator, options, &inputs)?;
     let (mut job, actions) = JobMachine::new(config, run_id, options.accept_changes, records, began);
     job.tell_opening(room);
     let surroundings = JobSurroundings { slurm: sources.has_slurm(), until_done: series.user_stop.is_some() };
     let job = job.within(surroundings).trained_on(data);
-    let mut daemon = TrainingDaemon { job, helpers, inputs, worker: None, options, manager, sources, store_path };
+    let mut daemon =
+        TrainingDaemon { job, helpers, inputs, worker: None, outlets, options, manager, sources, store_path };
     let outcome = daemon.run(actions, &mut inbox).await;
     daemon.manager.finish(&daemon.job.progress().service_facts());
     lock.record_end(outcome.as_ref().err().map(Error::to_string));
@@ -153,6 +156,9 @@ fn notices_to(inputs: &InboxSender<JobEvent>) -> NoticeSink {
 
 /// What is trained, in a few words.
 fn describe_model(config: &Config) -> String {
+    if !config.worker.script.is_empty() {
+        return config.worker.script.join(" ");
+    }
     match (&config.model.preset, &config.model.from) {
         (Some(preset), _) => preset.clone(),
         (None, Some(folder)) => folder.display().to_string(),
@@ -164,7 +170,6 @@ fn describe_model(config: &Config) -> String {
 struct Helpers {
     verifier: Verifier,
     recorder: Recorder,
-    history: HistoryKeeper,
     job_file: JobFileWatcher,
     store: Arc<Store>,
     lock: Arc<StoreLock>,
@@ -190,15 +195,11 @@ impl Helpers {
             })
         })?;
         let recorder = Recorder::start(store.clone(), lock.clone())?;
-        let history = HistoryKeeper::start(store.clone(), lock.clone())?;
-        let (to, probe) = (inputs.clone(), options.probe);
-        let job_file = JobFileWatcher::start(options.path.clone(), options.text.clone(), move |mut config| {
-            if let Ok(config) = &mut config {
-                config.snapshot.probe |= probe;
-            }
-            to.send_from_thread(JobEvent::Config(config))
-        })?;
-        Ok(Helpers { verifier, recorder, history, job_file, store, lock: lock.clone(), replicator })
+        let to = inputs.clone();
+        let file =
+            JobFile { path: options.path.clone(), text: options.text.clone(), overrides: options.overrides.clone() };
+        let job_file = JobFileWatcher::start(file, move |config| to.send_from_thread(JobEvent::Config(config)))?;
+        Ok(Helpers { verifier, recorder, job_file, store, lock: lock.clone(), replicator })
     }
 }
 
@@ -207,6 +208,7 @@ struct TrainingDaemon<'a> {
     helpers: Helpers,
     inputs: InboxSender<JobEvent>,
     worker: Option<WorkerProcess>,
+    outlets: JobOutlets,
     options: &'a RunOptions<'a>,
     manager: ServiceManager,
     sources: NoticeSources,
@@ -228,6 +230,7 @@ impl TrainingDaemon<'_> {
             let now = ClockReading::now();
             display.update(self.job.progress(), now);
             let facts = self.job.progress().service_facts();
+            self.outlets.hold_hooks(facts.is_stopping);
             self.manager.update(&facts, now.at);
             let manager_at = self.manager.wake_at(&facts, now.at);
             let wake_at = [self.job.wake_at(now), display.wake_at(), manager_at].into_iter().flatten().min();
@@ -266,27 +269,23 @@ impl TrainingDaemon<'_> {
     fn act(&mut self, action: JobAction) -> Option<Result<SessionOutcome>> {
         match action {
             JobAction::Choose { discard } => self.helpers.verifier.give(VerifierTask::Choose { discard }),
+            JobAction::SetAside { spoiled } => self.helpers.verifier.give(VerifierTask::SetAside { spoiled }),
             JobAction::Verify { id } => {
                 self.helpers.verifier.give(VerifierTask::Verify {
                     id,
                     retention: self.job.config().retention.clone(),
                     threads: self.job.verify_threads(),
+                    sure_up_to: self.job.sure_up_to(),
                 });
             }
             JobAction::Replicate { id } => {
                 if let Some((replicator, snapshots)) = &self.helpers.replicator {
+                    self.outlets.hurry_history();
                     replicator.give(ReplicaTask::Send(snapshots.join(&layout::snapshot_file(&id))));
                 }
             }
             JobAction::Spawn => {
-                let event = match WorkerProcess::spawn(&self.job.config().worker.command, self.inputs.clone()) {
-                    Ok(worker) => {
-                        let pid = worker.pid;
-                        self.worker = Some(worker);
-                        JobEvent::Started { pid }
-                    }
-                    Err(error) => JobEvent::NotStarted(error),
-                };
+                let event = self.spawn().unwrap_or_else(JobEvent::NotStarted);
                 // Neither asks for more than to end.
                 let more = self.job.on(event, ClockReading::now());
                 return more.into_iter().find_map(|action| self.act(action));
@@ -304,7 +303,8 @@ impl TrainingDaemon<'_> {
             JobAction::RecordReplication(record) => self.helpers.recorder.give(RecorderNote::Replication(record)),
             JobAction::Record(records) => self.helpers.recorder.give(RecorderNote::Sessions(records)),
             JobAction::Mark(session) => self.helpers.recorder.give(RecorderNote::Mark(session)),
-            JobAction::Keep(record) => self.helpers.history.give(record),
+            JobAction::Keep(record) => self.outlets.keep(record),
+            JobAction::Tell(call) => self.outlets.tell(*call),
             JobAction::Remember(config) => self.helpers.recorder.give(RecorderNote::Job(config)),
             JobAction::LookAtStore => self.look_at_store(),
             JobAction::AskSources => self.sources.look(),
@@ -320,6 +320,23 @@ impl TrainingDaemon<'_> {
             JobAction::End(outcome) => return Some(outcome),
         }
         None
+    }
+
+    /// Starts a script, a worker, or the launcher of its ranks.
+    fn spawn(&mut self) -> Result<JobEvent> {
+        let script = &self.job.config().worker.script;
+        if !script.is_empty() {
+            let worker = WorkerProcess::spawn_script(script, self.helpers.lock.file(), self.inputs.clone())?;
+            let pid = worker.pid;
+            self.worker = Some(worker);
+            return Ok(JobEvent::Started { pid, ranks: 1 });
+        }
+        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let launch = launch::worker_launch(self.job.config(), self.job.recorded_threads(), &environment)?;
+        let worker = WorkerProcess::spawn(&launch, self.inputs.clone())?;
+        let (pid, ranks) = (worker.pid, launch.ranks);
+        self.worker = Some(worker);
+        Ok(JobEvent::Started { pid, ranks })
     }
 
     /// Has a thread of its own say what the store holds, since the verifier may be busy with older snapshots.
@@ -344,8 +361,8 @@ impl TrainingDaemon<'_> {
         let wait = if self.job.is_settled() { VERIFIER_TIMEOUT.min(left) } else { Duration::ZERO };
         self.helpers.verifier.finish(wait);
         self.finish_replication(inbox).await;
-        let left = self.job.time_to_leave(ClockReading::now());
-        self.helpers.history.finish(RECORDER_TIMEOUT.min(left.max(RECORDER_LEAST)));
+        let job = &self.job;
+        self.outlets.finish(|| job.time_to_leave(ClockReading::now()));
     }
 
     /// Lets what is on its way to the remote arrive, in the time that is left, and says what is where.
@@ -354,7 +371,7 @@ impl TrainingDaemon<'_> {
         if let Some(id) = self.job.owed_to_remote() {
             replicator.give(ReplicaTask::Send(snapshots.join(&layout::snapshot_file(&id))));
         }
-        remote::finish(&replicator, &mut self.job, &mut self.manager, inbox, &self.helpers.history).await;
+        remote::finish(&replicator, &mut self.job, &mut self.manager, inbox, &self.outlets).await;
         if let Some(text) = self.job.replication_text(ClockReading::now()) {
             info!("{text}");
         }

@@ -57,6 +57,10 @@ impl SanityWatch {
     pub fn begin(&mut self, train: &TrainSection, facts: TrainingFacts) -> Vec<String> {
         self.facts = facts;
         let mut found = Vec::new();
+        if train.steps == 0 {
+            // What a script trains is not in the job file.
+            return found;
+        }
         if train.warmup_steps >= train.steps {
             let (warmup, steps) = (train.warmup_steps, train.steps);
             found.extend(self.tell(Finding::WarmupTooLong, || {

@@ -5,27 +5,30 @@
 //! sees its stdin close, commits a last snapshot and exits. Deliberately not here: what its messages mean (job).
 
 use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::debug;
 
+use super::descendants::Descendants;
 use super::job::events::{JobEvent, WorkerExit};
+use super::launch::WorkerLaunch;
+use super::messages::{listen, write_commands};
+use super::script::{SOCKET_VARIABLE, ScriptListener, ScriptSocket, ScriptWords, script_stdin};
 use crate::daemon::inbox::{DaemonInput, InboxSender};
 use crate::daemon::signals;
 use ckptd_core::error::{Error, Result};
-use ckptd_core::protocol::{self, AgentCommand};
+use ckptd_core::protocol::AgentCommand;
 use ckptd_remote::secrets::is_credential;
 
-const PROGRAM: &str = "ckptd-gpt2";
 /// Lines of stderr that are shown after a crash.
 const STDERR_TAIL: usize = 20;
 /// What is in the pipes of a dead worker is read at once; only a grandchild that holds them open makes this wait.
@@ -48,40 +51,59 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts `command`, or where that is empty the default worker; what it says and its exit go to `inputs`.
-    pub fn spawn(command: &[String], inputs: InboxSender<JobEvent>) -> Result<WorkerProcess> {
-        let is_ours = command.is_empty();
-        let command = match command {
-            [] => vec![default_program()?.to_string_lossy().into_owned()],
-            given => given.to_vec(),
+    /// Starts what `launch` says; what it says and its exit go to `inputs`.
+    pub fn spawn(launch: &WorkerLaunch, inputs: InboxSender<JobEvent>) -> Result<WorkerProcess> {
+        let Some((program, arguments)) = launch.command.split_first() else {
+            return Err(Error::Config("[worker] command is empty".into()));
         };
-        let mut process = tokio::process::Command::new(&command[0]);
-        if is_ours {
+        let mut process = tokio::process::Command::new(program);
+        if launch.is_ours {
             // It speaks to no remote. A command of the user's own keeps its environment.
             for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_credential)) {
                 process.env_remove(name);
             }
         }
-        process.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        shield_from_signals(&mut process);
-        for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
-            // The service manager hears from the daemon only.
-            process.env_remove(variable);
+        for name in &launch.withheld {
+            process.env_remove(name);
         }
-        if std::env::var_os("OMP_WAIT_POLICY").is_none() {
-            // Threads that spin while they wait would fight with those that encode and verify snapshots.
-            process.env("OMP_WAIT_POLICY", "passive");
-        }
+        process.envs(launch.given.iter().map(|(name, value)| (name, value)));
+        process.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        shield_from_signals(&mut process, None);
+        settle_environment(&mut process);
         let mut child = process
             .spawn()
-            .map_err(|e| Error::Other(format!("starting the worker {}: {e}; see [worker] command", command[0])))?;
+            .map_err(|e| Error::Other(format!("starting {program}: {e}; see [worker] command and [ranks] launcher")))?;
         let pid = child.id().unwrap_or_default();
         let (commands, queue) = mpsc::unbounded_channel();
         let (orders, queued) = mpsc::unbounded_channel();
         if let Some(stdin) = child.stdin.take() {
             tokio::spawn(write_commands(stdin, queue));
         }
-        let watcher = tokio::spawn(watch(child, queued, inputs));
+        let watcher = tokio::spawn(watch(child, None, queued, inputs));
+        Ok(WorkerProcess { pid, commands, orders, watcher })
+    }
+
+    /// Starts a training script, which has its stdin, stdout and stderr to itself and speaks over a socket. It does not
+    /// inherit `lock`, the store's.
+    pub fn spawn_script(
+        script: &[String],
+        lock: Option<BorrowedFd<'_>>,
+        inputs: InboxSender<JobEvent>,
+    ) -> Result<WorkerProcess> {
+        let socket = ScriptSocket::bind()?;
+        let mut process = tokio::process::Command::new(&script[0]);
+        process.args(&script[1..]).env(SOCKET_VARIABLE, socket.path()).stdin(script_stdin());
+        shield_from_signals(&mut process, lock.map(|lock| lock.as_raw_fd()));
+        settle_environment(&mut process);
+        let child = process
+            .spawn()
+            .map_err(|e| Error::Config(format!("starting the script {}: {e}; see [worker] script", script[0])))?;
+        let pid = child.id().unwrap_or_default();
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (orders, queued) = mpsc::unbounded_channel();
+        let heard = Arc::new(Mutex::new(ScriptWords::default()));
+        let listener = tokio::spawn(socket.serve(pid, queue, Arc::clone(&heard), inputs.clone()));
+        let watcher = tokio::spawn(watch(child, Some(ScriptListener { listener, heard }), queued, inputs));
         Ok(WorkerProcess { pid, commands, orders, watcher })
     }
 
@@ -108,46 +130,43 @@ impl WorkerProcess {
 
 /// Ctrl-C in a terminal, and what Slurm or a service manager send to every process of a job, is for the daemon, which
 /// ends the worker in good order. A worker may still install handlers of its own.
-fn shield_from_signals(process: &mut tokio::process::Command) {
+/// `closed` is a file that the worker does not inherit.
+fn shield_from_signals(process: &mut tokio::process::Command, closed: Option<RawFd>) {
     process.process_group(0);
-    let ignore = || {
+    let ignore = move || {
+        if let Some(file) = closed {
+            // SAFETY: fcntl(2) is async-signal-safe, and changes nothing but this process's copy of the descriptor.
+            unsafe { libc::fcntl(file, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2] {
             // SAFETY: signal(2) is async-signal-safe, and SIG_IGN is no handler that could run.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
         Ok(())
     };
-    // SAFETY: between fork and exec `ignore` only calls signal(2); it allocates and locks nothing.
+    // SAFETY: between fork and exec `ignore` only calls fcntl(2) and signal(2); it allocates and locks nothing.
     unsafe { process.pre_exec(ignore) };
 }
 
-/// `ckptd-gpt2` beside this program, else in PATH.
-pub fn default_program() -> Result<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PROGRAM)));
-    let in_path = std::env::var_os("PATH").unwrap_or_default();
-    let candidates = beside.iter().cloned().chain(std::env::split_paths(&in_path).map(|folder| folder.join(PROGRAM)));
-    candidates.into_iter().find(|path| is_program(path)).ok_or_else(|| {
-        Error::Other(format!(
-            "the worker {PROGRAM} is neither beside ckptd nor in PATH; build it with `make build` \
-             or name one in [worker] command"
-        ))
-    })
-}
-
-fn is_program(path: &Path) -> bool {
-    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
-}
-
-async fn write_commands(mut stdin: ChildStdin, mut queue: mpsc::UnboundedReceiver<AgentCommand>) {
-    while let Some(command) = queue.recv().await {
-        // A worker that closed its stdin is about to be noticed by its exit or its silence.
-        if stdin.write_all(protocol::line(&command).as_bytes()).await.is_err() {
-            return;
-        }
+/// What every worker finds in its environment, and what it does not.
+fn settle_environment(process: &mut tokio::process::Command) {
+    for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        // The service manager hears from the daemon only.
+        process.env_remove(variable);
+    }
+    if std::env::var_os("OMP_WAIT_POLICY").is_none() {
+        // Threads that spin while they wait would fight with those that encode and verify snapshots.
+        process.env("OMP_WAIT_POLICY", "passive");
     }
 }
 
-async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<WorkerOrder>, inputs: InboxSender<JobEvent>) {
+/// Waits for the worker's end. A script's words come over its own socket, and its exit code is one of them.
+async fn watch(
+    mut child: Child,
+    script: Option<ScriptListener>,
+    mut orders: mpsc::UnboundedReceiver<WorkerOrder>,
+    inputs: InboxSender<JobEvent>,
+) {
     let kills_before = out_of_memory_kills();
     let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
     let stderr_tail = Arc::new(Mutex::new(VecDeque::new()));
@@ -156,7 +175,7 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<WorkerOrder
         let inputs = inputs.clone();
         async move {
             if let Some(stdout) = stdout {
-                listen(stdout, &inputs).await;
+                listen(stdout, |_| (), &inputs).await;
             }
         }
     });
@@ -174,7 +193,13 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<WorkerOrder
             // The child is not reaped yet, so that its group is still its own.
             Some(order) = orders.recv() => if let Some(pid) = pid {
                 match order {
-                    WorkerOrder::Kill => drop(kill_process_group(pid, Signal::KILL)),
+                    WorkerOrder::Kill => {
+                        // Ranks that train save and leave by themselves when they are left alone; others do not.
+                        let is_idle = script.as_ref().is_some_and(|script| !script.has_begun());
+                        let started = is_idle.then(|| Descendants::of(pid));
+                        let _ = kill_process_group(pid, Signal::KILL);
+                        started.into_iter().for_each(Descendants::kill);
+                    }
                     WorkerOrder::StandStill => {
                         let _ = kill_process_group(pid, Signal::STOP);
                         signals::stand_still();
@@ -184,7 +209,8 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<WorkerOrder
             },
         }
     };
-    for mut task in [listener, collector] {
+    let (spoken, words) = script.map_or((None, None), |script| (Some(script.listener), Some(script.heard)));
+    for mut task in [Some(listener), Some(collector), spoken].into_iter().flatten() {
         if tokio::time::timeout(DRAIN_TIMEOUT, &mut task).await.is_err() {
             task.abort();
         }
@@ -192,32 +218,12 @@ async fn watch(mut child: Child, mut orders: mpsc::UnboundedReceiver<WorkerOrder
     let out_of_memory = out_of_memory_kills() > kills_before;
     let stderr_tail = stderr_tail.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
     let (code, signal) = status.map_or((None, None), |status| (status.code(), status.signal()));
+    let last_word = words.and_then(|words| words.lock().unwrap_or_else(PoisonError::into_inner).at_exit(code));
+    if let Some(last_word) = last_word {
+        let _ = inputs.send(DaemonInput::Event(JobEvent::Said(Box::new(last_word)))).await;
+    }
     let exit = WorkerExit { code, signal, out_of_memory, stderr_tail };
     let _ = inputs.send(DaemonInput::Event(JobEvent::Exited(exit))).await;
-}
-
-/// Passes the worker's messages on, up to its end or the first line that is no message.
-async fn listen(stdout: impl AsyncRead + Unpin, inputs: &InboxSender<JobEvent>) {
-    let mut reader = BufReader::new(stdout);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = (&mut reader).take(protocol::MAX_LINE as u64 + 1).read_until(b'\n', &mut line).await;
-        if read.is_err() || (line.last() != Some(&b'\n') && line.len() <= protocol::MAX_LINE) {
-            return; // Its end, perhaps in the middle of a line.
-        }
-        let parsed = match std::str::from_utf8(line.trim_ascii_end()) {
-            Ok(text) => protocol::parse(text),
-            Err(_) => Err("a line that is not UTF-8".to_owned()),
-        };
-        let (event, last) = match parsed {
-            Ok(message) => (JobEvent::Said(Box::new(message)), false),
-            Err(what) => (JobEvent::ProtocolError(what), true),
-        };
-        if inputs.send(DaemonInput::Event(event)).await.is_break() || last {
-            return;
-        }
-    }
 }
 
 /// Keeps the last lines of stderr, so that the worker never waits for a reader.

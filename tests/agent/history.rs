@@ -2,13 +2,13 @@
 
 use rustix::process::Signal;
 
-use crate::harness::{AgentJob, signal, worker_of};
+use crate::harness::{AgentJob, signal};
 
 #[test]
 fn sessions_are_remembered_with_their_ends_killed_ones_included() {
-    let job = AgentJob::new(150, "");
+    let job = AgentJob::new(300, "");
     let mut run = job.start();
-    run.wait_for("verified step 20:");
+    run.wait_for_step("verified step ", 40);
     run.signal(Signal::TERM);
     let ended = run.wait();
     // Nobody knows when the next one ends.
@@ -23,7 +23,7 @@ fn sessions_are_remembered_with_their_ends_killed_ones_included() {
     let mut run = job.start();
     run.wait_for("resuming from step");
     run.wait_for("verified step ");
-    let worker = worker_of(&job);
+    let worker = run.worker().unwrap();
     run.signal(Signal::KILL);
     signal(worker, Signal::KILL);
     run.wait();
@@ -43,7 +43,7 @@ fn sessions_are_remembered_with_their_ends_killed_ones_included() {
     assert!(killed["saved_step"].as_u64() <= killed["step"].as_u64(), "{history}");
     assert_eq!((&history["sessions"], &history["sessions_left"]), (&3.into(), &0.into()));
     assert_eq!(history["latest"][0]["cause"], "finished");
-    assert_eq!(history["latest"][0]["saved_step"], 150);
+    assert_eq!(history["latest"][0]["saved_step"], 300);
 }
 
 #[test]

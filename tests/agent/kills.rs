@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::harness::{AgentJob, EndedRun, RunningAgent, signal};
 
-/// Steps that the daemon may have heard of and that its death kept it from writing down: the writing thread is
-/// another one than the one that hears.
+/// Steps that the daemon may have heard of and that its death kept it from writing down, or from saying in its log: the
+/// threads that write and print are others than the one that hears.
 const UNWRITTEN: u64 = 5;
 
 /// What the log of one session says.
@@ -21,6 +21,8 @@ struct SessionLog {
     last: Timestamp,
     /// The step that it went on from; `None`: it died before it had chosen.
     from: Option<u64>,
+    /// When it had chosen, or its last line: until then the worker before may save a last state.
+    chosen: Timestamp,
     /// When each step was heard of.
     steps: Vec<(u64, Timestamp)>,
 }
@@ -43,6 +45,7 @@ impl SessionLog {
             first: at(&lines[0]),
             last: at(lines.last().unwrap()),
             from: lines.iter().find_map(chosen),
+            chosen: at(lines.iter().find(|line| chosen(line).is_some()).unwrap_or(lines.last().unwrap())),
             steps: lines.iter().filter(done).map(|line| (number(line, "step ").unwrap(), at(line))).collect(),
         }
     }
@@ -102,12 +105,13 @@ fn the_history_of_killed_sessions_is_what_their_logs_say() {
         assert_eq!((from, saved), (log.from.unwrap_or(after), after), "{n}: {record}");
         assert_eq!(lost, step - saved, "{n}: {record}");
         let furthest = log.steps.last().map_or(from, |(step, _)| *step).max(saved);
-        assert!(step <= furthest && step + UNWRITTEN >= furthest, "{n}: {furthest} by the log: {record}");
+        assert!(step.abs_diff(furthest) <= UNWRITTEN, "{n}: {furthest} by the log: {record}");
         to_the_step += usize::from(step == furthest);
         // It lasted until that step, or until its worker had saved a last one.
         let ended = time(record, "ended");
         let earliest = log.heard(step.saturating_sub(1)).unwrap_or(time(record, "began"));
-        let latest = if saved < step { log.heard(step + 1).unwrap_or(log.last) } else { next.first };
+        let unsaid = if step > furthest { next.first } else { log.last };
+        let latest = if saved < step { log.heard(step + 1).unwrap_or(unsaid) } else { next.chosen };
         assert!((earliest..=latest).contains(&ended), "{n}: {ended} is not from {earliest} to {latest}: {record}");
     }
     println!("{kills} killed sessions: {to_the_step} to the very step, the others within {UNWRITTEN}");

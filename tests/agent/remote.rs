@@ -58,19 +58,20 @@ fn flip(path: &Path) {
 
 #[test]
 fn a_store_that_is_deleted_after_a_kill_comes_back_and_ends_in_the_undisturbed_root() {
+    const STEPS: u64 = 200;
     let (folder, server) = (Remote::new(), ObjectServer::start());
     let endpoint = server.url();
     let cloud = s3_environment(&endpoint);
-    let root = AgentJob::undisturbed_root(60);
+    let root = AgentJob::undisturbed_root(STEPS);
     let (behind_ssh, tools) = (Remote::new(), tempfile::tempdir().unwrap());
     let path = ssh_in(tools.path());
     let ssh = path.as_ref().map(|path| [("PATH", path.as_str())]);
     let mut remotes = vec![(folder.url(), &[][..]), ("s3://bucket/a/job".into(), &cloud[..])];
     remotes.extend(ssh.as_ref().map(|ssh| (format!("sftp://me@host{}", behind_ssh.path().display()), &ssh[..])));
     for (url, environment) in remotes {
-        let job = AgentJob::new(60, &section(&url));
+        let job = AgentJob::new(STEPS, &section(&url));
         let mut run = job.start_with(environment);
-        run.wait_for("replicated step 20:");
+        run.wait_for_step("replicated step ", 20);
         run.signal(Signal::KILL);
         assert_eq!(run.wait().code, None);
         std::fs::remove_dir_all(job.store()).unwrap();
@@ -80,17 +81,17 @@ fn a_store_that_is_deleted_after_a_kill_comes_back_and_ends_in_the_undisturbed_r
         let ended = next.wait();
         assert_eq!(ended.code, Some(0), "{}", ended.log);
         assert_eq!(job.json("list")[0]["root"], root);
-        assert!(ended.log.contains(&format!("step 60 is verified here and at {url}")), "{}", ended.log);
+        assert!(ended.log.contains(&format!("step {STEPS} is verified here and at {url}")), "{}", ended.log);
         let rows = list(&job, &url, environment);
         assert_eq!(rows[0]["root"], root);
-        assert!(rows[0]["step"] == 60 && rows[0]["state"] == "verified" && rows[0]["epoch"] == 2, "{rows}");
+        assert!(rows[0]["step"] == STEPS && rows[0]["state"] == "verified" && rows[0]["epoch"] == 2, "{rows}");
         // What [remote] keep_last and keep_best say.
         let because = |row: &Value| row["kept_because"].to_string();
         assert!((3..=4).contains(&rows.as_array().unwrap().len()), "{rows}");
         assert!(rows.as_array().unwrap().iter().skip(3).all(|row| because(row).contains("best")), "{rows}");
         // What is where is known after the session, too.
         let status = job.json("status");
-        assert!(status["remote"]["place"] == url && status["remote"]["step"] == 60, "{status}");
+        assert!(status["remote"]["place"] == url && status["remote"]["step"] == STEPS, "{status}");
         assert!(!ended.log.contains(SECRET));
     }
 }
@@ -110,7 +111,7 @@ fn a_machine_with_nothing_but_the_url_waits_for_the_lease_and_goes_on_where_anot
             ckptd_testkit::job::RunningAgent::start(command)
         };
         let mut first = start(&[&config]);
-        first.wait_for("replicated step 20:");
+        first.wait_for_step("replicated step ", 20);
         first.pass(std::time::Duration::from_millis(
             ckptd_testkit::random::SeededRandom::new(std::process::id().into()).below(300),
         ));
@@ -215,7 +216,7 @@ fn each_trouble_of_a_remote_is_told_once_with_what_to_do_and_all_is_there_when_i
     ];
     let job = AgentJob::new(50_000, &section(url));
     let mut run = job.start_with(&environment);
-    run.wait_for("replicated step 10:");
+    run.wait_for_step("replicated step ", 10);
     for trouble in &troubles {
         (trouble.begins)();
         let told = run.wait_for("not replicated for now");
@@ -271,7 +272,7 @@ fn a_machine_that_is_cut_off_loses_the_job_is_told_and_one_history_remains() {
     let (url, direct) = ("s3://bucket/job", s3_environment(&far));
     let (one, other) = (AgentJob::new(STEPS, &section(url)), AgentJob::new(STEPS, &section(url)));
     let mut first = one.start_with(&s3_environment(&near));
-    first.wait_for("replicated step 10:");
+    first.wait_for_step("replicated step ", 10);
     proxy.set(["GET", "HEAD", "PUT", "POST", "DELETE"].map(|method| Rule::always(method, "", Fault::Reset)));
     // The other one waits until the first has given no sign of life for the whole time.
     let mut second = other.start_with(&direct);
@@ -292,9 +293,9 @@ fn a_machine_that_is_cut_off_loses_the_job_is_told_and_one_history_remains() {
 #[test]
 fn of_a_remote_job_file_nothing_is_run_unless_that_is_allowed() {
     let remote = Remote::new();
-    let job = AgentJob::new(60, &remote.section());
+    let job = AgentJob::new(200, &remote.section());
     let mut run = job.start();
-    run.wait_for("replicated step 20:");
+    run.wait_for_step("replicated step ", 20);
     run.signal(Signal::KILL);
     run.wait();
     let url = remote.url();
@@ -312,7 +313,7 @@ fn of_a_remote_job_file_nothing_is_run_unless_that_is_allowed() {
     planted["config"]["worker"]["command"] = serde_json::json!(["touch", touched]);
     planted["config"]["worker"]["max_restarts"] = 0.into();
     planted["config"]["ranks"] = serde_json::json!({ "launcher": ["touch", touched] });
-    planted["config"]["hooks"] = serde_json::json!({ "verified": ["touch", touched] });
+    planted["config"]["hooks"] = serde_json::json!({ "on": { "verified": ["touch", touched] } });
     planted["config"]["job"]["store"] = here.path().join("escaped").to_str().into();
     std::fs::write(&file, planted.to_string()).unwrap();
     let ended = run_url("planted", &[]);
@@ -327,7 +328,7 @@ fn of_a_remote_job_file_nothing_is_run_unless_that_is_allowed() {
     let store = here.path().join("allowed/store");
     let rows = job.ckptd(&["list", "--json", &store.to_string_lossy()]);
     let rows: Value = serde_json::from_slice(&rows.stdout).unwrap();
-    assert_eq!(rows[0]["root"], AgentJob::undisturbed_root(60));
+    assert_eq!(rows[0]["root"], AgentJob::undisturbed_root(200));
 }
 
 #[test]
@@ -353,7 +354,7 @@ fn a_second_machine_waits_for_the_owner_and_a_take_over_ends_the_first() {
     let remote = Remote::new();
     let (one, other) = (AgentJob::new(2000, &remote.section()), AgentJob::new(2000, &remote.section()));
     let mut first = one.start();
-    first.wait_for("replicated step 10:");
+    first.wait_for_step("replicated step ", 10);
     let mut second = other.start();
     second.wait_for("waiting for it to be free");
     second.signal(Signal::TERM);

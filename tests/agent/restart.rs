@@ -2,29 +2,29 @@
 
 use rustix::process::Signal;
 
-use crate::harness::{AgentJob, signal, worker_of};
+use crate::harness::{AgentJob, signal};
 
 #[test]
 fn a_worker_that_is_killed_twice_ends_in_the_state_of_an_undisturbed_run() {
-    let job = AgentJob::new(60, "");
+    let job = AgentJob::new(200, "");
     let mut run = job.start();
     for step in [10, 30] {
-        run.wait_for(&format!("verified step {step}:"));
-        signal(worker_of(&job), Signal::KILL);
+        run.wait_for_step("verified step ", step);
+        signal(run.worker().unwrap(), Signal::KILL);
         run.wait_for("killed by SIGKILL; restarting it at once");
         run.wait_for("resuming from step");
     }
     let ended = run.wait();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(60));
+    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(200));
 }
 
 #[test]
 fn after_an_agent_kill_the_worker_saves_and_the_next_run_waits_for_it() {
-    let job = AgentJob::new(40, "");
+    let job = AgentJob::new(200, "");
     job.ask("linger", 1);
     let mut run = job.start();
-    run.wait_for("verified step 10:");
+    run.wait_for_step("verified step ", 10);
     run.signal(Signal::KILL);
     assert_eq!(run.wait().code, None);
     let mut next = job.start();
@@ -33,15 +33,15 @@ fn after_an_agent_kill_the_worker_saves_and_the_next_run_waits_for_it() {
     next.wait_for("resuming from step");
     let ended = next.wait();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(40));
+    assert_eq!(job.json("list")[0]["root"], AgentJob::undisturbed_root(200));
 }
 
 #[test]
 fn a_worker_that_is_stopped_is_noticed_as_hung_and_replaced() {
-    let job = AgentJob::new(30, "hang_timeout = \"1s\"");
+    let job = AgentJob::new(200, "hang_timeout = \"1s\"");
     let mut run = job.start();
-    run.wait_for("verified step 10:");
-    signal(worker_of(&job), Signal::STOP);
+    run.wait_for_step("verified step ", 10);
+    signal(run.worker().unwrap(), Signal::STOP);
     run.wait_for("it said nothing for 1 s; restarting it at once");
     run.wait_for("resuming from step");
     assert_eq!(run.wait().code, Some(0));
@@ -114,9 +114,10 @@ fn a_worker_that_is_not_there_is_an_error_that_names_it() {
 fn signals_to_every_process_do_not_end_the_worker_before_its_snapshot() {
     let job = AgentJob::new(1000, "");
     let mut run = job.start();
-    run.wait_for("verified step 10:");
+    run.wait_for_step("verified step ", 10);
+    let worker = run.worker().unwrap();
     for name in [Signal::INT, Signal::USR1, Signal::USR2, Signal::HUP, Signal::TERM] {
-        signal(worker_of(&job), name);
+        signal(worker, name);
     }
     run.signal(Signal::TERM);
     let ended = run.wait();

@@ -2,10 +2,13 @@
 //! what it starts.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use ckptd_testkit::servers::{Fault, FaultProxy, ObjectServer, Rule};
+use rustix::process::Signal;
 
 use crate::harness::AgentJob;
 
@@ -181,6 +184,40 @@ fn an_azure_account_key_is_in_nothing_that_a_command_on_a_remote_says_or_leaves(
     ];
     Planted { url: "az://container/job", environment, secrets: vec![AZURITE_KEY], proxy: &proxy, works: true }
         .try_all();
+}
+
+/// Starts a job on `url`, has the system end it once it trains, and says whether a core was dumped.
+fn dumps_a_core(url: &str, environment: &[(&str, &str)]) -> bool {
+    let job = AgentJob::new(1_000_000, &format!("[remote]\nurl = {url:?}\nlease = \"2s\""));
+    // As far as this user may raise the limit.
+    let limit = "ulimit -c $(ulimit -H -c); exec \"$0\" \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", limit, env!("CARGO_BIN_EXE_ckptd"), "run"]).arg(job.config()).current_dir(job.script());
+    command.env(crate::worker::SCRIPT, job.script()).envs(environment.iter().copied());
+    let mut agent = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let snapshots = job.store().join("snapshots");
+    while std::fs::read_dir(&snapshots).map_or(0, Iterator::count) == 0 {
+        assert_eq!(agent.try_wait().unwrap(), None, "it ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&agent), Signal::ABORT).unwrap();
+    let ended = agent.wait().unwrap();
+    assert_eq!(ended.signal(), Some(Signal::ABORT.as_raw()));
+    ended.core_dumped()
+}
+
+#[test]
+fn an_agent_that_holds_credentials_leaves_no_core_dump() {
+    let (server, folder) = (ObjectServer::start(), tempfile::tempdir().unwrap());
+    if !dumps_a_core(&format!("file://{}", folder.path().display()), &[]) {
+        eprintln!("not shown: this machine dumps no core (ulimit -H -c, /proc/sys/kernel/core_pattern)");
+    }
+    let environment = [
+        ("AWS_ENDPOINT_URL", &*server.url()),
+        ("AWS_ACCESS_KEY_ID", "planted-key-id"),
+        ("AWS_SECRET_ACCESS_KEY", "planted-secret"),
+    ];
+    assert!(!dumps_a_core("s3://bucket/job", &environment));
 }
 
 #[test]

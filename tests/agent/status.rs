@@ -29,6 +29,7 @@ fn assert_shape(status: &Value) {
             "loss",
             "percent",
             "problem",
+            "ranks",
             "remote",
             "seconds_to_finish",
             "session",
@@ -43,7 +44,7 @@ fn assert_shape(status: &Value) {
             "worker"
         ]
     );
-    assert_eq!(keys(&status["session"]), ["deadline", "seconds_left", "source"]);
+    assert_eq!(keys(&status["session"]), ["began", "deadline", "last_call", "seconds_left", "source"]);
     assert_eq!(keys(&status["interval"]), ["seconds", "why"]);
     assert_eq!(keys(&status["history"]), ["ends_at", "latest", "sessions", "sessions_left"]);
     assert_eq!(keys(&status["last_snapshot"]), ["age_seconds", "id", "state"]);

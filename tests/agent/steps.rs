@@ -37,6 +37,13 @@ fn steps<'a>(rows: &'a [Value], is_abandoned: bool) -> impl Iterator<Item = u64>
     rows.iter().filter(of_kind).map(|row| row["step"].as_u64().unwrap())
 }
 
+/// What changes the training, by TensorBoard's own reader of hyperparameters.
+fn assert_hyperparameters(shown: &Value) {
+    let of = |name: &str| &shown["hyperparameters"][name];
+    assert_eq!((of("train.steps"), of("model.preset")), (&150.0.into(), &"gpt2-mini".into()), "{shown}");
+    assert!(of("job.seed").is_f64() && of("train.learning_rate").is_f64(), "{shown}");
+}
+
 /// Starts a session and ends it with SIGTERM once `step` is verified.
 fn session(job: &AgentJob, step: u64) {
     let mut run = job.start();
@@ -78,7 +85,7 @@ impl Drop for CurveReader {
 
 #[test]
 fn three_sessions_with_a_resume_from_an_earlier_step_are_one_curve() {
-    let job = AgentJob::new(150, "[retention]\nkeep_every_steps = 20");
+    let job = AgentJob::new(150, "[retention]\nkeep_every_steps = 20\n[log]\ntensorboard = true");
     session(&job, 40);
     session(&job, 80);
     let events = tempfile::tempdir().unwrap();
@@ -136,6 +143,15 @@ fn three_sessions_with_a_resume_from_an_earlier_step_are_one_curve() {
     assert!(points.iter().all(fits), "{shown}");
     assert_eq!(shown["learning_rate"].as_array().unwrap().len(), 150);
     assert!(shown["job"].as_str().unwrap().contains("gpt2-mini"), "{shown}");
+    assert_hyperparameters(&shown);
+    // The job itself wrote the same curve, session by session: no point is left of what was cut off. The data server
+    // reads it, too.
+    let own = CurveReader::start(&job.store().join("tensorboard")).look();
+    assert_hyperparameters(&own);
+    for points in [&own["loss/train"], &own["data server"]["loss/train"]] {
+        let steps: Vec<u64> = points.as_array().unwrap().iter().map(|point| point[0].as_u64().unwrap()).collect();
+        assert_eq!(steps, whole, "{points}");
+    }
     // A third export leaves two files, too: its own, and the one before without its points.
     history(&job, &["--tensorboard", &events_path]);
     let mut bytes: Vec<u64> =

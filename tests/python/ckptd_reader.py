@@ -20,12 +20,15 @@ import numpy as np
 from ckptd_blake3 import blake3, parent, subtrees
 from ckptd_codec import SIZES, ChunkError, decode_chunk
 
-HEAD = b"\x89CKPTD\r\n" + struct.pack("<II", 1, 0)
+HEADS = {version: b"\x89CKPTD\r\n" + struct.pack("<II", version, 0) for version in (1, 2)}
+HEAD_BYTES = 16
 MAGIC = b"ckptdEND"
 TRAILER_BYTES, RECORD_BYTES, CHUNK_BYTES = 152, 72, 524288
 MAX_MANIFEST = 256 << 20
 ROOT_CONTEXT = "ckptd 2026 root of a training state"
 ROLES = ("param", "exp_avg", "exp_avg_sq", "momentum_buffer", "buffer")
+# The role that makes a file one of version 2.
+STATE = "state"
 NUMPY = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
@@ -73,15 +76,16 @@ class Snapshot:
         self.path = path
         self._file = open(path, "rb")
         size = self._file.seek(0, 2)
-        require(size >= len(HEAD) + TRAILER_BYTES, f"{size} bytes are too few for a snapshot")
-        require(self._read(0, len(HEAD)) == HEAD, "the head is not that of a snapshot of version 1")
+        require(size >= HEAD_BYTES + TRAILER_BYTES, f"{size} bytes are too few for a snapshot")
         trailer = self._read(size - TRAILER_BYTES, TRAILER_BYTES)
-        table_at, manifest_at, end = parse_trailer(trailer, size)
+        version, table_at, manifest_at, end = parse_trailer(trailer, size)
+        require(self._read(0, HEAD_BYTES) == HEADS[version], f"the head is not that of a snapshot of version {version}")
         table, manifest = self._read(table_at, manifest_at - table_at), self._read(manifest_at, end - manifest_at)
         self.bytes, self.file_hash = size, blake3(trailer).hex()
         require(blake3(manifest) == trailer[80:112], "the manifest does not match its hash")
         require(blake3(table) == trailer[48:80], "the chunk table does not match its hash")
         self.manifest, self._train_text = parse_manifest(manifest)
+        require(self.manifest["format"] == version, "the manifest is of another version than the trailer")
         self.tensors, self.files = items(self.manifest)
         self._chunks = parse_table(table, self.tensors + self.files, table_at)
         for item in self.tensors + self.files:
@@ -152,15 +156,15 @@ def require(holds, otherwise: str) -> None:
 
 
 def parse_trailer(trailer: bytes, size: int) -> tuple:
-    """Where table and manifest begin, and where the manifest ends."""
+    """The version, where table and manifest begin, and where the manifest ends."""
     require(trailer[:8] == MAGIC and trailer[144:] == MAGIC, "it does not end as a snapshot; it was cut, or is none")
     require(blake3(trailer[:112]) == trailer[112:144], "the trailer is damaged")
     version, file_bytes, table, manifest, end = struct.unpack("<5Q", trailer[8:48])
-    require(version == 1, f"it is of version {version}; this reader knows version 1")
-    fits = len(HEAD) <= table <= manifest <= end == size - TRAILER_BYTES and file_bytes == size
+    require(version in HEADS, f"it is of version {version}; this reader knows versions 1 and 2")
+    fits = HEAD_BYTES <= table <= manifest <= end == size - TRAILER_BYTES and file_bytes == size
     require(fits and (manifest - table) % RECORD_BYTES == 0, "the trailer's offsets do not fit the file")
     require(end - manifest <= MAX_MANIFEST, "the manifest is too large")
-    return table, manifest, end
+    return version, table, manifest, end
 
 
 def parse_manifest(text: bytes) -> tuple:
@@ -203,7 +207,8 @@ def check_manifest(manifest: dict) -> None:
     number = lambda value: value is None or type(value) in (int, float) and math.isfinite(value)  # noqa: E731
     is_hash = lambda value: type(value) is str and len(value) == 64 and not set(value) - set("0123456789abcdef")  # noqa: E731
     train, metrics, provenance = manifest["train"], manifest["metrics"], manifest["provenance"]
-    require((manifest["format"], manifest["chunk_bytes"]) == (1, CHUNK_BYTES), "another format or size of chunks")
+    least = 2 if any(tensor["role"] == STATE for tensor in manifest["tensors"]) else 1
+    require((manifest["format"], manifest["chunk_bytes"]) == (least, CHUNK_BYTES), "another format or size of chunks")
     require(type(manifest["run_id"]) is str and natural(manifest["seq"]), "run_id or seq is none")
     require(is_hash(manifest["root"]) and (manifest.get("parent") is None or is_hash(manifest["parent"])), "no root")
     require(type(manifest["healthy"]) is bool and natural(manifest["raw_bytes"]), "healthy or raw_bytes is none")
@@ -219,7 +224,7 @@ def check_manifest(manifest: dict) -> None:
     for key in ("ckptd", "libtorch", "host", "device", "reason"):
         require(type(provenance[key]) is str, f"provenance {key} is no text")
     for tensor in manifest["tensors"]:
-        known = tensor["role"] in ROLES and tensor["dtype"] in SIZES and is_hash(tensor["hash"])
+        known = tensor["role"] in (*ROLES, STATE) and tensor["dtype"] in SIZES and is_hash(tensor["hash"])
         shape = tensor["shape"]
         require(known and all(map(natural, shape)) and len(shape) <= 16, f"a tensor is not one: {tensor}")
         require(len(tensor["name"].encode()) <= 1024, "a tensor's name is too long")
@@ -250,7 +255,7 @@ def parse_table(table: bytes, all_items: list, table_at: int) -> list:
     expected = sum(len(item.chunks) for item in all_items)
     records = list(struct.iter_unpack("<Q32s32s", table))
     require(len(records) == expected, f"{len(records)} chunks in the table, {expected} in the manifest")
-    chunks, at = [], len(HEAD)
+    chunks, at = [], HEAD_BYTES
     for item in all_items:
         for index, number in enumerate(item.chunks):
             encoded, encoded_hash, raw_hash = records[number]

@@ -1,8 +1,8 @@
 """Writes what transformers and PyTorch compute, for crates/gpt2/tests/parity.rs: `parity.py FOLDER`.
 
 FOLDER/<case>/ is a Hugging Face folder (config.json, model.safetensors) with case.json beside them: the tokens, the
-loss before each of 20 steps of SGD with momentum and of AdamW, and how they were trained; and logits.f32, the logits of
-the first sequences.
+loss before each of 20 steps of SGD with momentum and of AdamW, in float32 and under autocast in bf16, and how they were
+trained; and logits.f32 and logits-bf16.f32, the logits of the first sequences in both.
 """
 
 import json
@@ -58,7 +58,11 @@ def make(config):
     return model.eval()  # no dropout
 
 
-def train(folder, tokens, how, optimizer):
+def rounding(precision):
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def train(folder, tokens, how, optimizer, precision="float32"):
     """The loss of each step before its update; tokens: [step][micro-batch][row][position + 1]."""
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -74,7 +78,8 @@ def train(folder, tokens, how, optimizer):
         total = 0.0
         for batch in step:
             batch = torch.tensor(batch)
-            logits = model(batch[:, :-1]).logits
+            with rounding(precision):
+                logits = model(batch[:, :-1]).logits.float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
             (loss / len(step)).backward()
             total += loss.item() / len(step)
@@ -99,11 +104,13 @@ def main():
         # Two steps' tokens in turn, low ids more often: the loss falls far, and a wrong update shows in it.
         shape = (2, how["accumulation"], how["rows"], how["positions"] + 1)
         tokens = (config["vocab_size"] * torch.rand(shape) ** 3).long().tolist() * (STEPS // 2)
-        with torch.no_grad():
-            logits = model(torch.tensor(tokens[0][0])[:, :-1]).logits
-        (folder / "logits.f32").write_bytes(logits.contiguous().numpy().tobytes())
+        for precision, name in (("float32", "logits.f32"), ("bf16", "logits-bf16.f32")):
+            with torch.no_grad(), rounding(precision):
+                logits = model(torch.tensor(tokens[0][0])[:, :-1]).logits
+            (folder / name).write_bytes(logits.float().contiguous().numpy().tobytes())
         how = dict(sgd_lr=0.05) | how | dict(momentum=0.9, adamw_lr=5e-3, betas=(0.9, 0.95), eps=1e-8)
         case = dict(how, tokens=tokens, sgd=train(folder, tokens, how, "sgd"), adamw=train(folder, tokens, how, "adamw"))
+        case |= {f"{rule}_bf16": train(folder, tokens, how, rule, "bf16") for rule in ("sgd", "adamw")}
         (folder / "case.json").write_text(json.dumps(case))
 
 

@@ -59,7 +59,7 @@ pub fn cases() -> Vec<Case> {
         }),
         with("another root", "root is not the hash", |m| m["train"]["step"] = json!(4)),
         with("another tensor's hash", "do not make its hash", |m| m["tensors"][0]["hash"] = json!("0".repeat(64))),
-        with("a manifest of another version", "a newer ckptd wrote this", |m| m["format"] = json!(2)),
+        with("a manifest of another version", "a newer ckptd wrote this", |m| m["format"] = json!(format::VERSION + 1)),
         with("a wrong sum", "the manifest says", |m| m["raw_bytes"] = json!(7)),
         Case::file("snapshot: a manifest that is no JSON", "does not parse", seal(&chunks, &table, b"{\"format\":")),
         Case::file("snapshot: no chunks", "do not add up", seal(&[], &table, json.as_bytes())),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use ckptd_core::Error;
 use ckptd_core::os::process::processors;
 use ckptd_core::progress::NoProgress;
-use ckptd_core::store::format::HEAD_BYTES;
+use ckptd_core::store::format::{HEAD_BYTES, VERSION};
 use ckptd_core::store::trailer::{TRAILER_BYTES, Trailer};
 use ckptd_core::store::verify::read_back;
 use ckptd_core::store::{CommitOptions, Store, StoreLock, commit};
@@ -262,13 +262,15 @@ fn later_format(path: &Path, tally: &mut CampaignTally) -> Result<()> {
     let (store, files) = store(path, 3)?;
     let newest = &files[2];
     let mut bytes = std::fs::read(newest)?;
-    of_version(&mut bytes, 2);
+    of_version(&mut bytes, (VERSION + 1) as u8);
     std::fs::write(newest, &bytes)?;
     tally.tried("a later format");
     match resumed(&store) {
         Err(e @ Error::Newer { .. }) => {
             let text = e.to_string();
-            tally.require(text.contains("format 2") && text.contains("install"), || format!("it says only {text}"));
+            tally.require(text.contains(&format!("format {}", VERSION + 1)) && text.contains("install"), || {
+                format!("it says only {text}")
+            });
         }
         other => tally.violation(format!("beside a file of a later format, the resume is {other:?}")),
     }

@@ -1,7 +1,8 @@
 //! What a snapshot is, how it is kept, and what daemon and worker say to each other.
 //!
 //! Reading order: [`error`], [`ids`], [`dtype`], [`snapshot`], [`os`] (files, processes), [`codec`] (one chunk to bytes
-//! and back), [`pipeline`], [`store`] (snapshots in a folder), [`config`] (the job file), [`protocol`], [`schedule`].
+//! and back), [`pipeline`], [`randomness`] and [`permutation`] (pure functions of a seed), [`store`] (snapshots in a
+//! folder), [`config`] (the job file), [`protocol`], [`schedule`].
 //!
 //! Deliberately not here: processes, networks, a command line, libtorch. A program in another language can link this.
 
@@ -14,9 +15,11 @@ pub mod dtype;
 pub mod error;
 pub mod ids;
 pub mod os;
+pub mod permutation;
 pub mod pipeline;
 pub mod progress;
 pub mod protocol;
+pub mod randomness;
 pub mod schedule;
 pub mod settings;
 pub mod snapshot;

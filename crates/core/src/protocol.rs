@@ -14,6 +14,11 @@ use crate::ids::RunId;
 /// Version of the protocol; both sides refuse another one.
 pub const VERSION: u32 = 1;
 
+/// In the environment of the ranks of a training: the same random text for all of them, which nobody else knows.
+pub const RANKS_SECRET: &str = "CKPTD_RANKS_SECRET";
+/// In the environment of the ranks of a training: where rank 0 listens, `host:port`.
+pub const RANKS_ADDRESS: &str = "CKPTD_RANKS_ADDRESS";
+
 /// Longest line that either side accepts, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 
@@ -70,6 +75,18 @@ pub struct Start {
     pub resume: Option<PathBuf>,
     /// Go on although settings that change the arithmetic differ from the snapshot's.
     pub accept_changes: bool,
+    /// The step after which ranks held different states: it is computed again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispute: Option<StateDispute>,
+}
+
+/// That the ranks of a training did not hold the same state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDispute {
+    /// After so many steps.
+    pub step: u64,
+    /// What each rank held, in order.
+    pub hashes: Vec<String>,
 }
 
 /// Why a worker cannot go on, typed by what the agent does about it.
@@ -144,6 +161,26 @@ pub enum WorkerEvent {
         step: u64,
         /// Its micro-batches before this one.
         micro_batch: u64,
+    },
+    /// How far the ranks of a training are. It comes beside the training, and is no sign of life.
+    Ranks {
+        /// All of them, from rank 0.
+        ranks: Vec<RankProgress>,
+    },
+    /// All ranks hold the same state. Said for the first time before `ready`, where there are many: from then on a
+    /// snapshot counts when a later one of these has come.
+    Agreed {
+        /// After so many steps.
+        step: u64,
+    },
+    /// They do not. The worker fails; what it has saved since they agreed last may be wrong.
+    Disagreed {
+        /// When, and what each of them held.
+        dispute: StateDispute,
+        /// Who holds what, in words.
+        what: String,
+        /// Most of them hold what rank 0 holds, and so what it has saved is right.
+        is_rank_zero_right: bool,
     },
     /// A step was completed.
     Step {
@@ -241,6 +278,22 @@ pub enum WorkerEvent {
         /// All steps are done.
         finished: bool,
     },
+}
+
+/// How far a rank is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankProgress {
+    /// Its number, from 0.
+    pub rank: u64,
+    /// Steps completed.
+    pub step: u64,
+    /// Micro-batches of the next step that are computed.
+    pub micro_batch: u64,
+    /// Since it was heard last.
+    pub silent_ms: f64,
+    /// How long the first rank waits for it per step; `None`: not known yet.
+    #[serde(default)]
+    pub lag_ms: Option<f64>,
 }
 
 /// How urgent a line for the log is.

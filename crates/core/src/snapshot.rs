@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::ArithmeticNumber;
 use crate::dtype::DType;
+use crate::error::Result;
 use crate::settings::TrainSettings;
 
 /// What a tensor is to the training; optimiser state carries PyTorch's names.
@@ -26,6 +27,9 @@ pub enum Role {
     MomentumBuffer,
     /// A tensor of the model that is not trained.
     Buffer,
+    /// Any other tensor that decides how the training goes on; its name says what it is. Only files of version 2 hold
+    /// one.
+    State,
 }
 
 impl Role {
@@ -37,6 +41,7 @@ impl Role {
             Role::ExpAvgSq => "exp_avg_sq",
             Role::MomentumBuffer => "momentum_buffer",
             Role::Buffer => "buffer",
+            Role::State => "state",
         }
     }
 }
@@ -87,6 +92,24 @@ impl TensorMeta {
 
 /// The bytes of a tensor, held for as long as they are needed: a capture's handle, a mapping, a plain vector.
 pub type TensorBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// The bytes of a tensor that lie elsewhere, or in parts, and are read while a snapshot is written.
+pub trait DistantBytes: Send + Sync {
+    /// Reads as many bytes as `into` has, from `offset` on. Both keep to the chunks of a snapshot.
+    ///
+    /// # Errors
+    /// Where they cannot be had; the snapshot is given up then.
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<()>;
+}
+
+/// A tensor whose bytes lie elsewhere.
+#[derive(Clone)]
+pub struct DistantTensor {
+    /// Role, name, type and shape.
+    pub meta: TensorMeta,
+    /// As many as `meta` says.
+    pub bytes: Arc<dyn DistantBytes>,
+}
 
 /// A tensor with its bytes (row-major, little-endian).
 #[derive(Clone)]

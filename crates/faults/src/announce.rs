@@ -24,6 +24,10 @@ pub enum StoreAck {
         seq: u64,
         id: SnapshotId,
     },
+    /// Its row is in the history.
+    Kept {
+        seq: u64,
+    },
     Verifying {
         seq: u64,
     },

@@ -13,7 +13,7 @@ use crate::announce::StoreAck;
 use crate::campaign::{CampaignScratch, FaultRow, add, guarded};
 use crate::disk::DiskState;
 use crate::hooks::{CallRecording, DiskOp};
-use crate::judge::{AfterCheck, FailedSaves};
+use crate::judge::{self, AfterCheck, FailedSaves};
 use crate::power_loss::{CrashCandidate, CrashModel, DiskHistory};
 use crate::promises::Promises;
 use crate::{drive, prepare};
@@ -147,7 +147,9 @@ impl RecordedSession<'_> {
         match scratch.empty().and_then(|root| candidate.disk.lay_out(root).map(|()| root.join("store"))) {
             Ok(store) => {
                 let promises = Promises::of(self.seed, self.acks(candidate.ops));
-                let then = if number.is_multiple_of(GO_ON) { AfterCheck::SaveOnceMore } else { AfterCheck::Nothing };
+                // Behind half a batch the next one must not be lost.
+                let goes_on = number.is_multiple_of(GO_ON) || judge::history_is_torn(&store);
+                let then = if goes_on { AfterCheck::SaveOnceMore } else { AfterCheck::Nothing };
                 promises.check(&store, FailedSaves::MayBeThere, then)
             }
             Err(e) => vec![format!("the state cannot be laid out: {e}")],

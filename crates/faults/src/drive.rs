@@ -10,6 +10,8 @@ use ckptd_core::ids::RunId;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::RetentionPolicy;
 use ckptd_core::store::{CommitOptions, SnapshotEntry, SnapshotState, Store, StoreLock, commit, layout};
+use ckptd_history::record::HistoryRecord;
+use ckptd_history::writer::HistoryWriter;
 use jiff::Timestamp;
 
 use crate::announce::StoreAck;
@@ -22,6 +24,8 @@ pub struct StoreSession {
     run: RunId,
     seed: u64,
     next_seq: u64,
+    /// `None`: it could not be opened.
+    history: Option<HistoryWriter>,
 }
 
 pub fn policy() -> RetentionPolicy {
@@ -44,7 +48,8 @@ impl StoreSession {
         }
         say(StoreAck::Resumed { seq: chosen.map(|chosen| chosen.entry.seq()) });
         let next_seq = store.next_seq()?;
-        Ok(StoreSession { store, lock, run, seed, next_seq })
+        let history = HistoryWriter::open(&store, &lock).map_err(|e| say(failed("opening the history", None, &e))).ok();
+        Ok(StoreSession { store, lock, run, seed, next_seq, history })
     }
 
     /// One snapshot and what follows it. A failure ends the part that it hit, is announced, and nothing else.
@@ -57,6 +62,7 @@ impl StoreSession {
             Err(e) => return say(failed("saving", Some(seq), &e)),
         }
         self.next_seq += 1;
+        self.keep(seq, say);
         // Every third snapshot is read back only with the next one, as if the keeper were behind.
         if !seq.is_multiple_of(3) {
             self.attempt("verifying", say, StoreSession::verify_all);
@@ -71,6 +77,16 @@ impl StoreSession {
             self.attempt("quarantining", say, StoreSession::discard);
         }
         self.attempt("rotating", say, StoreSession::rotate);
+    }
+
+    /// Writes a row of the history.
+    fn keep(&mut self, seq: u64, say: &mut dyn FnMut(StoreAck)) {
+        let Some(history) = &mut self.history else { return };
+        history.push(HistoryRecord::Step(states::row(self.seed, seq)));
+        match history.flush(0) {
+            Ok(()) => say(StoreAck::Kept { seq }),
+            Err(e) => say(failed("keeping the history", None, &e)),
+        }
     }
 
     fn attempt(

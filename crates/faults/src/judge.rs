@@ -6,7 +6,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use ckptd_core::error::Error;
+use ckptd_core::os::dir::Dir;
 use ckptd_core::store::{SnapshotReader, layout};
+use ckptd_history::reader::{HistoryItem, TrainingHistory};
+use ckptd_history::record::HistoryRecord;
 
 use crate::announce::StoreAck;
 use crate::promises::Promises;
@@ -111,6 +115,36 @@ impl Promises {
             broken.push("the store no longer knows its run".into());
         }
         self.check_quarantine(store, broken);
+        if let Err(what) = self.check_history(&store.join("history")) {
+            broken.push(format!("the history {what}"));
+        }
+    }
+
+    /// Every row that was announced is in the history, and every row in it is what was written, once and in order.
+    fn check_history(&self, folder: &Path) -> Result<(), String> {
+        if self.kept.is_empty() && !folder.exists() {
+            return Ok(());
+        }
+        let read = |e: Error| format!("cannot be read: {e}");
+        let history = TrainingHistory::read_folder(&Dir::open(folder).map_err(read)?, 0).map_err(read)?;
+        let (mut rows, mut problems) = (Vec::new(), Vec::new());
+        let take = &mut |item: HistoryItem| {
+            if let HistoryRecord::Step(row) = item.record {
+                rows.push(row);
+            }
+            Ok(())
+        };
+        history.each(take, &mut |problem| problems.push(problem)).map_err(read)?;
+        if let Some(row) = rows.iter().find(|row| **row != states::row(self.seed, row.step / states::step_of(1))) {
+            return Err(format!("holds a row that nobody wrote: {row:?}"));
+        }
+        if !rows.is_sorted_by(|one, next| one.step < next.step) {
+            return Err(format!("is out of order: {:?}", rows.iter().map(|row| row.step).collect::<Vec<_>>()));
+        }
+        match self.kept.iter().find(|seq| !rows.iter().any(|row| row.step == states::step_of(**seq))) {
+            Some(seq) => Err(format!("lacks the row of {seq}: {problems:?}, {:?}", history.problems)),
+            None => Ok(()),
+        }
     }
 
     /// What was set aside or damaged is kept: in `quarantine/`, or still where it was.
@@ -156,6 +190,12 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// Whether the history of the store ends with half a batch.
+pub fn history_is_torn(store: &Path) -> bool {
+    let read = Dir::open(&store.join("history")).and_then(|folder| TrainingHistory::read_folder(&folder, 0));
+    read.is_ok_and(|history| history.torn_bytes > 0)
 }
 
 fn is_empty(folder: &Path) -> bool {

@@ -23,6 +23,7 @@ pub struct Promises {
     pub discarded: BTreeMap<u64, SnapshotId>,
     pub damaged: BTreeMap<u64, (SnapshotId, String)>,
     passed_over: BTreeSet<u64>,
+    pub kept: BTreeSet<u64>,
     pub broken: Vec<String>,
     pub errors: Vec<String>,
 }
@@ -67,6 +68,9 @@ impl Promises {
             }
             StoreAck::Committed { seq, id } => {
                 self.committed.insert(*seq, id.clone());
+            }
+            StoreAck::Kept { seq } => {
+                self.kept.insert(*seq);
             }
             StoreAck::Verifying { seq } => {
                 self.maybe_verified.insert(*seq);

@@ -6,11 +6,26 @@ use std::sync::Arc;
 use ckptd_core::dtype::DType;
 use ckptd_core::settings::TrainSettings;
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Role, Snapshot, Tensor, TensorMeta, TrainState};
+use ckptd_history::record::StepRow;
 use ckptd_testkit::random::SeededRandom;
 
 /// Optimiser steps of the state with this sequence number.
 pub fn step_of(seq: u64) -> u64 {
     seq * 10
+}
+
+/// The row of the history that goes with the state.
+pub fn row(seed: u64, seq: u64) -> StepRow {
+    let mut random = SeededRandom::of(&[seed, seq, 2]);
+    StepRow {
+        step: step_of(seq),
+        at_ms: seq as i64,
+        loss: random.below(1 << 20) as f32,
+        learning_rate: random.below(1 << 20) as f32,
+        grad_norm: Some(random.below(1 << 20) as f32),
+        micros: random.below(1 << 40),
+        tokens: random.below(1 << 40),
+    }
 }
 
 /// Every fifth state is unhealthy.

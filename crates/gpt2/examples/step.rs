@@ -1,14 +1,14 @@
-//! Times training steps on random tokens: `step PRESET ROWS POSITIONS STEPS THREADS [SNAPSHOT_EVERY]`. Prints one JSON
-//! line: milliseconds of the passes and of the update per step, minor page faults per step, the last loss.
+//! Times training steps on random tokens: `step PRESET ROWS POSITIONS STEPS THREADS [SNAPSHOT_EVERY [bf16]]`. Prints
+//! one JSON line: milliseconds of the passes and of the update per step, minor page faults per step, the last loss.
 //!
 //! With SNAPSHOT_EVERY a capture is held from another thread through every n-th update, so that it is out of place.
 
 use std::time::Instant;
 
-use ckptd_core::config::{Config, TrainSection};
+use ckptd_core::config::{ComputePrecision, Config, TrainSection};
 use ckptd_core::snapshot::TrainState;
 use ckptd_gpt2::capture::TrainingState;
-use ckptd_gpt2::gpt2::{Gpt2Config, Gpt2Model, ModelGradients, TokenBatch, init};
+use ckptd_gpt2::gpt2::{Gpt2Config, Gpt2Model, ModelGradients, ProductCasts, TokenBatch, init};
 use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
 use ckptd_gpt2::process;
 
@@ -19,6 +19,8 @@ fn main() -> ckptd_core::Result<()> {
     let preset = arguments.first().map_or("gpt2", String::as_str);
     let (rows, positions, steps) = (number(1, 1), number(2, 128), number(3, 10));
     let (threads, every) = (process::set_threads(number(4, 2))?, number(5, 0));
+    let is_bf16 = arguments.get(6).is_some_and(|precision| precision == "bf16");
+    let mut casts = ProductCasts::new(if is_bf16 { ComputePrecision::Bf16 } else { ComputePrecision::Float32 });
 
     let config = Gpt2Config::preset(preset)?.with_dropout(0.0);
     let train = TrainSection { grad_clip: 0.0, ..Config::default().train };
@@ -40,7 +42,8 @@ fn main() -> ckptd_core::Result<()> {
         let (before, cpu_before, began) = (minor_faults(), cpu_ms(), Instant::now());
         let batch = TokenBatch::new(&ids[..ids.len() - 1], &ids[1..], rows, cpu)?;
         gradients.clear();
-        loss = model.loss_and_grads(state.params(), &batch, 1.0, &mut gradients)?;
+        let weights = casts.views(&config, state.params())?;
+        loss = model.loss_and_grads(weights, &batch, 1.0, &mut gradients)?;
         passes.push(began.elapsed().as_secs_f64() * 1e3);
         passes_cpu.push(cpu_ms() - cpu_before);
         let capture = if every > 0 && step % every == 0 { capturer.capture()? } else { None };

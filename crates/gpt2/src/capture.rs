@@ -21,7 +21,7 @@ mod slots;
 mod stall;
 mod state;
 
-pub use capturer::{StateCapture, StateCapturer, StateMemory};
+pub use capturer::{StateCapture, StateCapturer, StateMemory, TensorShard};
 pub use slots::{TensorDestination, UpdatePlace, UpdateSpan};
 pub use stall::StallMeter;
 pub use state::TrainingState;

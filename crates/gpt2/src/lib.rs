@@ -11,6 +11,7 @@
 
 #![warn(unreachable_pub)]
 
+pub mod agreement;
 pub mod capture;
 pub mod data;
 pub mod evaluations;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
+use ckptd_core::snapshot::TensorMeta;
 use ckptd_core::store::{CommitPace, SessionStart, Store, StoreLock};
 use ckptd_core::{Error, Result};
 use ckptd_gpt2::evaluations::EvaluationPolicy;
@@ -67,16 +68,12 @@ fn main() -> ExitCode {
             }
         };
     }
-    let place = match RankPlace::from_environment() {
-        Ok(Some(place)) if place.rank > 0 => {
-            process::leave(rank_session::follow(&place, arguments.config.as_deref()));
-        }
-        Ok(place) => place,
-        Err(e) => {
-            eprintln!("ckptd-gpt2: {e}");
-            return ExitCode::from(e.exit_code());
-        }
-    };
+    let place = RankPlace::from_environment();
+    if let Ok(Some(place)) = &place
+        && place.rank > 0
+    {
+        process::leave(rank_session::follow(place, arguments.config.as_deref()));
+    }
     let events = match EventSender::to_stdout() {
         Ok(events) => events,
         Err(e) => {
@@ -85,19 +82,26 @@ fn main() -> ExitCode {
         }
     };
     let outcome = match arguments.config {
-        Some(path) => run_standalone(&path, place.as_ref(), &events),
-        None => run_as_worker(place.as_ref(), &events),
+        Some(path) => place.and_then(|place| run_standalone(&path, place.as_ref(), &events)),
+        None => {
+            // First, since the agent hears of nothing before it, also of a rank that is not known.
+            greet(&events);
+            place.and_then(|place| run_as_worker(place.as_ref(), &events))
+        }
     };
     let code = outcome.map_or_else(|error| report(&error, &events), |()| 0);
     events.flush();
     process::leave(code)
 }
 
-/// Trains what the agent's `start` says.
-fn run_as_worker(place: Option<&RankPlace>, events: &EventSender) -> Result<()> {
+fn greet(events: &EventSender) {
     let accepts = ["configure", "evaluations"].map(str::to_owned).to_vec();
     let (worker, version) = (env!("CARGO_PKG_NAME").into(), env!("CARGO_PKG_VERSION").into());
     events.send(WorkerEvent::Hello { protocol: VERSION, worker, version, pid: std::process::id(), accepts });
+}
+
+/// Trains what the agent's `start` says.
+fn run_as_worker(place: Option<&RankPlace>, events: &EventSender) -> Result<()> {
     let (start, commands) = wait_for_start()?;
     train(start, place, Some(commands), StoreLock::inherited(), events)
 }
@@ -141,7 +145,7 @@ fn standalone(path: &Path) -> Result<(Start, StoreLock)> {
     let session = store.begin_session(&lock, 2, &mut |line| eprintln!("ckptd-gpt2: {line}"))?;
     let SessionStart { run_id, next_seq, resume } = session;
     let resume = resume.map(|choice| choice.entry.path);
-    let start = Start { protocol: VERSION, config, run_id, next_seq, resume, accept_changes: false };
+    let start = Start { protocol: VERSION, config, run_id, next_seq, resume, accept_changes: false, dispute: None };
     Ok((start, lock))
 }
 
@@ -154,7 +158,8 @@ fn train(
     lock: StoreLock,
     events: &EventSender,
 ) -> Result<()> {
-    let (run_id, next_seq) = (start.run_id.clone(), start.next_seq);
+    let (run_id, next_seq, dispute) = (start.run_id.clone(), start.next_seq, start.dispute.clone());
+    let _writing = Store::open(&start.config.job.store)?.lock_as_worker()?;
     let snapshots: SharedTaker = Arc::default();
     let policy: Arc<SnapshotPolicy> = Arc::default();
     let evaluations: Arc<EvaluationPolicy> = Arc::default();
@@ -178,8 +183,8 @@ fn train(
     }
     let rank_zero = RankZero::open(place, &mut start, events)?;
     let end = ranks.get_or_init(|| rank_zero.end()).clone();
-    let setup = TrainingSetup::open(start.clone(), events)?;
-    let group = rank_zero.begin(start, &setup)?;
+    let mut setup = TrainingSetup::open(start.clone(), events)?;
+    let (group, moments) = rank_zero.begin(start, &mut setup)?;
     let settings = CommitSettings {
         store: Store::open(&setup.config.job.store)?,
         lock,
@@ -188,11 +193,13 @@ fn train(
         resumed: setup.resumed.clone(),
         files: setup.files.clone(),
         provenance: setup.provenance.clone(),
+        moments,
         probe: setup.config.snapshot.probe.then(|| setup.probe()),
     };
     let taker = SnapshotTaker::new(setup.state.capturer(), settings, policy, events.clone())?;
-    let ready = ready(&setup);
-    let mut training = TrainingLoop::new(setup, events.clone(), Some(taker.clone()), group)?.obeying(evaluations);
+    let ready = ready(&setup, group.size());
+    let training = TrainingLoop::new(setup, events.clone(), Some(taker.clone()), group)?;
+    let mut training = training.obeying(evaluations).settling(dispute);
     events.send(ready);
     // From here on an order to stop has a state to save.
     let _ = snapshots.set(taker.clone());
@@ -204,19 +211,20 @@ fn train(
 }
 
 /// What the agent hears when the training begins.
-fn ready(setup: &TrainingSetup) -> WorkerEvent {
+fn ready(setup: &TrainingSetup, ranks: usize) -> WorkerEvent {
     let (train, _) = setup.state.train();
+    let shards = setup.owned_by(0).map_or(1, |_| ranks as u64);
     WorkerEvent::Ready {
         step: train.step,
         total_steps: setup.config.train.steps,
         parameters: setup.model.config().parameter_count(),
-        state_bytes: setup.state.capturer().memory().state,
+        state_bytes: setup.state.metas().iter().filter_map(TensorMeta::bytes).sum(),
         resumed: setup.resumed.as_ref().map(|resumed| format!("step {}", resumed.train.step)),
         device: torch::device_name(setup.device),
         threads: setup.threads as u64,
         vocabulary: u64::try_from(setup.model.config().vocab_size).ok(),
         train_tokens: Some(setup.data.train.len() as u64),
-        peak_bytes: Some(setup.model.config().sizes().peak_bytes(&setup.config.train)),
+        peak_bytes: Some(setup.model.config().sizes().peak_bytes_of_rank(&setup.config.train, shards)),
     }
 }
 
@@ -271,11 +279,16 @@ fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: E
         let mut code = 0;
         // Before the other ranks leave: the training must not take that for a failure.
         snapshots.get().into_iter().for_each(SnapshotTaker::end_training);
-        ranks.get().into_iter().for_each(RanksEnd::leave);
+        // Ranks that hold parts of the state leave when it is saved.
+        let is_sharded = save && snapshots.get().is_some_and(SnapshotTaker::is_sharded);
+        if !is_sharded {
+            ranks.get().into_iter().for_each(RanksEnd::leave);
+        }
         if let Some(taker) = snapshots.get().filter(|_| save) {
             // The failure was reported as an event.
             code = i32::from(taker.take_last(&reason, CommitPace::Hurried, within).is_err());
         }
+        ranks.get().into_iter().filter(|_| is_sharded).for_each(RanksEnd::leave);
         let step = snapshots.get().map_or(0, SnapshotTaker::step);
         events.send(WorkerEvent::Done { step, finished: false });
         events.flush();

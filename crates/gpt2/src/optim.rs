@@ -17,4 +17,4 @@ mod optimizer;
 mod tensors;
 
 pub use kernel::NORM_BLOCK;
-pub use optimizer::{ModelOptimizer, UpdateRule, UpdateStep};
+pub use optimizer::{ModelOptimizer, UpdateRule, UpdateShard, UpdateStep};

@@ -7,13 +7,14 @@
 
 use std::path::{Path, PathBuf};
 
+use ckptd_core::config::ComputePrecision;
 use ckptd_core::os::process::processors;
 use ckptd_core::snapshot::{Role, Tensor as SnapshotTensor};
 use ckptd_core::{Error, Result};
 use ckptd_interop::check::ProbeReport;
 use tch::{Device, Kind, Tensor};
 
-use crate::gpt2::{Gpt2Config, Gpt2Model};
+use crate::gpt2::{Gpt2Config, Gpt2Model, ProductCasts};
 use crate::process;
 use crate::rng;
 use crate::torch::TorchContext;
@@ -70,11 +71,11 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
     let model = weights::open(&arguments.model, readers)?;
     let against = arguments.against.as_deref().map(|path| weights::open(path, readers)).transpose()?;
     process::set_threads(if arguments.threads == 0 { model.threads.unwrap_or(0) } else { arguments.threads })?;
-    let fingerprint = LogitsFingerprint::of(&model.config, &model.params, Device::Cpu)?;
+    let fingerprint = LogitsFingerprint::of(&model.config, &model.params, Device::Cpu, model.precision)?;
     let delta = match &against {
         Some(other) if other.config.vocab_size != model.config.vocab_size => None,
         Some(other) => {
-            let there = LogitsFingerprint::of(&other.config, &other.params, Device::Cpu)?;
+            let there = LogitsFingerprint::of(&other.config, &other.params, Device::Cpu, model.precision)?;
             Some(fingerprint.largest_difference(&there)).filter(|delta| delta.is_finite())
         }
         None => None,
@@ -97,8 +98,14 @@ pub fn probe(arguments: &ProbeArguments) -> Result<()> {
 pub struct LogitsFingerprint(Vec<u8>);
 
 impl LogitsFingerprint {
-    /// Of a model whose parameters lie on `device`. The bits depend on the number of threads.
-    pub fn of(config: &Gpt2Config, params: &[Tensor], device: Device) -> Result<LogitsFingerprint> {
+    /// Of a model whose parameters lie on `device`, with products in `precision`. The bits depend on the number of
+    /// threads.
+    pub fn of(
+        config: &Gpt2Config,
+        params: &[Tensor],
+        device: Device,
+        precision: ComputePrecision,
+    ) -> Result<LogitsFingerprint> {
         let positions = POSITIONS.min(config.n_positions);
         let id = |index: i64| {
             let [word] = rng::words("probe", [index as u64]);
@@ -106,7 +113,8 @@ impl LogitsFingerprint {
         };
         let ids: Vec<i64> = (0..ROWS * positions).map(id).collect();
         let inputs = Tensor::f_from_slice(&ids).and_then(|t| t.f_view([ROWS, positions])?.f_to_device(device));
-        let logits = Gpt2Model::new(config.clone(), device).logits(params, &inputs.context("making the probe")?)?;
+        let (mut casts, inputs) = (ProductCasts::new(precision), inputs.context("making the probe")?);
+        let logits = Gpt2Model::new(config.clone(), device).logits(casts.views(config, params)?, &inputs)?;
         bytes(&logits).map(LogitsFingerprint)
     }
 
@@ -139,6 +147,8 @@ pub struct LogitsProbe {
     pub device: Device,
     /// As many as the training has: they decide the last bits.
     pub threads: usize,
+    /// The training's.
+    pub precision: ComputePrecision,
 }
 
 impl LogitsProbe {
@@ -147,7 +157,7 @@ impl LogitsProbe {
         process::set_threads(self.threads)?;
         let params: Vec<&SnapshotTensor> = tensors.iter().filter(|tensor| tensor.meta.role == Role::Param).collect();
         let views: Vec<Tensor> = params.iter().map(|tensor| self.view(tensor)).collect::<Result<_>>()?;
-        LogitsFingerprint::of(&self.config, &views, self.device).map(|fingerprint| fingerprint.hash())
+        LogitsFingerprint::of(&self.config, &views, self.device, self.precision).map(|fingerprint| fingerprint.hash())
     }
 
     fn view(&self, tensor: &SnapshotTensor) -> Result<Tensor> {

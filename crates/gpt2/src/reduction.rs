@@ -12,5 +12,5 @@ mod order;
 mod parts;
 mod tree;
 
-pub use gradient::StepGradient;
-pub use order::{ARITHMETIC, SumOrder, TREE, begins_with};
+pub use gradient::{Gathers, StepGradient, owned_elements};
+pub use order::{ARITHMETIC, FIXED_NORMS, SumOrder, TREE, norm_gradients};

@@ -1,10 +1,9 @@
-//! Where every random number of a training comes from: BLAKE3 of what the number is for.
+//! The seeds of torch's generator.
 //!
 //! Invariant: each function is pure, so that a resume needs no generator state, and its value is the same on every
 //! platform. Deliberately not here: torch's generator, which the training loop seeds with [`seed_for`].
 
-/// Separates these hashes from every other use of BLAKE3; another string here changes every training.
-const CONTEXT: &str = "ckptd randomness v1";
+pub use ckptd_core::randomness::words;
 
 /// The seed of torch's generator for one micro-batch (0-based) of one update (0-based).
 ///
@@ -20,22 +19,6 @@ pub fn init_seed(seed: u64) -> i64 {
     i64::from_le_bytes(word.to_le_bytes())
 }
 
-/// `N` uniform 64-bit words for `purpose` and `numbers`: BLAKE3 in its key derivation mode over the purpose, a zero
-/// byte and the numbers (little-endian), its output read as little-endian words.
-pub fn words<const N: usize, const M: usize>(purpose: &str, numbers: [u64; M]) -> [u64; N] {
-    let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
-    hasher.update(purpose.as_bytes()).update(&[0]);
-    for number in numbers {
-        hasher.update(&number.to_le_bytes());
-    }
-    let mut output = hasher.finalize_xof();
-    [(); N].map(|()| {
-        let mut bytes = [0; 8];
-        output.fill(&mut bytes);
-        u64::from_le_bytes(bytes)
-    })
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -49,10 +32,6 @@ mod tests {
         assert_eq!(seed_for(1337, 0, 0, "dropout"), 4_880_419_264_645_085_147);
         assert_eq!(seed_for(u64::MAX, 123_456_789, 7, "dropout"), -4_933_317_199_986_250_586);
         assert_eq!(init_seed(1337), 8_804_531_759_548_040_592);
-        assert_eq!(
-            words::<3, 2>("order", [1337, 2]),
-            [802_899_614_280_223_234, 2_043_727_730_315_627_503, 9_565_785_337_039_716_311]
-        );
     }
 
     #[test]

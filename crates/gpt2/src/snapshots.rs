@@ -7,9 +7,13 @@
 mod committer;
 mod ending;
 mod flight;
+mod gate;
 mod policy;
+mod sharded;
 mod taker;
 
 pub use committer::CommitSettings;
+pub use gate::UpdateGate;
 pub use policy::SnapshotPolicy;
+pub use sharded::ShardedMoments;
 pub use taker::SnapshotTaker;

@@ -9,7 +9,7 @@ use std::fs::{File, Permissions};
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -49,13 +49,18 @@ impl TokenFile {
     /// Opens `path`, which must be a plain file.
     pub fn open(path: &Path) -> Result<TokenFile> {
         let file = File::open(path).map_err(|e| Error::io("opening token file", path, e))?;
+        TokenFile::of(&file, path)
+    }
+
+    /// Maps a file that is open; `path` names it in errors.
+    fn of(file: &File, path: &Path) -> Result<TokenFile> {
         let metadata = file.metadata().map_err(|e| Error::io("reading", path, e))?;
         if !metadata.is_file() {
             return Err(Error::Config(format!("[data] tokens: {} is not a plain file", path.display())));
         }
         // SAFETY: the mapping is read only. Bytes that another process changes underneath are read as other ids,
         // which are checked where they matter; a file shortened underneath raises SIGBUS, as documented above.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping token file", path, e))?;
+        let map = unsafe { Mmap::map(file) }.map_err(|e| Error::io("mapping token file", path, e))?;
         Ok(TokenFile { map: Arc::new(map), stamp: FileStamp::from(&metadata) })
     }
 
@@ -79,6 +84,18 @@ impl TokenView {
         let layout = TokenLayout::plain(width, file.bytes().len() as u64)
             .map_err(|what| Error::Config(format!("[data] tokens: {}: {what}", path.display())))?;
         Ok((file.view(&layout), file.stamp))
+    }
+
+    /// All bytes of the file that the view is of.
+    pub fn file(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Where the ids of that file are.
+    pub fn file_layout(&self) -> TokenLayout {
+        let (width, offset) = (self.width, self.offset);
+        let tokens = (self.map.len() - offset) / width.bytes();
+        TokenLayout { width, offset: offset as u64, tokens: tokens as u64 }
     }
 
     /// Number of tokens.
@@ -203,6 +220,65 @@ impl TokenWriter {
         let file = self.file.into_inner().map_err(|e| Error::io("writing", path, e.into_error()))?;
         persist(file, path)?;
         Ok(facts)
+    }
+}
+
+/// Takes a token file from elsewhere, piece by piece.
+pub struct TokenCopy {
+    file: CopyPlace,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+/// Where it goes.
+enum CopyPlace {
+    /// Into a cache, at this path.
+    Cached(NamedTempFile, PathBuf),
+    /// No folder for it can be made: into a file without a name.
+    Nameless(File),
+}
+
+impl TokenCopy {
+    /// Starts one that is to lie at `path`; in the folder for temporary files, where that one's cannot be written.
+    pub fn begin(path: &Path) -> Result<TokenCopy> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let file = match prepare_cache(folder).and_then(|()| temporary(folder)) {
+            Ok(file) => CopyPlace::Cached(file, path.to_path_buf()),
+            Err(_) => {
+                let nameless = tempfile::tempfile();
+                CopyPlace::Nameless(nameless.map_err(|e| Error::io("creating a file in", std::env::temp_dir(), e))?)
+            }
+        };
+        Ok(TokenCopy { file, hasher: blake3::Hasher::new(), bytes: 0 })
+    }
+
+    /// Appends a piece.
+    pub fn push(&mut self, piece: &[u8]) -> Result<()> {
+        self.hasher.update(piece);
+        self.bytes += piece.len() as u64;
+        match &mut self.file {
+            CopyPlace::Cached(file, path) => file.write_all(piece).map_err(|e| Error::io("writing", path, e)),
+            CopyPlace::Nameless(file) => {
+                file.write_all(piece).map_err(|e| Error::io("writing a file in", std::env::temp_dir(), e))
+            }
+        }
+    }
+
+    /// Opens what has arrived, where it has this BLAKE3.
+    ///
+    /// # Errors
+    /// [`Error::Other`] where it has not.
+    pub fn finish(self, blake3: &str) -> Result<TokenFile> {
+        if self.hasher.finalize().to_hex().as_str() != blake3 {
+            return Err(Error::Other(format!("{} bytes of tokens arrived, and not those that were sent", self.bytes)));
+        }
+        match self.file {
+            CopyPlace::Cached(file, path) => {
+                persist(file, &path)?;
+                TokenFile::open(&path)
+            }
+            CopyPlace::Nameless(file) => TokenFile::of(&file, &std::env::temp_dir()),
+        }
     }
 }
 

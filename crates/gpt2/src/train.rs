@@ -5,34 +5,48 @@
 //! same bits, on any number of ranks, which all run this loop. Deliberately not here: preparing (`setup`), snapshots
 //! (`snapshots`), adding gradients (`reduction`), stopping (`main`).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ckptd_core::protocol::{MessageLevel, WorkerEvent};
+use ckptd_core::protocol::{MessageLevel, StateDispute, WorkerEvent};
+use ckptd_core::snapshot::{Metrics, TrainState};
 use ckptd_core::store::CommitPace;
 use ckptd_core::{Error, Result, schedule};
-use tch::{Device, Tensor};
 
+use crate::agreement::{self, BitFlip, SpoiltMemory, StateComparison, StepWords};
+use crate::capture::UpdateSpan;
 use crate::data::order::{DataCursor, EvalBatches, TrainBatches};
 use crate::evaluations::EvaluationPolicy;
 use crate::events::EventSender;
-use crate::gpt2::TokenBatch;
-use crate::optim::UpdateStep;
+use crate::gpt2::{ProductCasts, TokenBatch};
+use crate::optim::{UpdateShard, UpdateStep};
 use crate::ranks::RankGroup;
-use crate::reduction::{StepGradient, SumOrder};
+use crate::reduction::{Gathers, StepGradient, SumOrder};
 use crate::rng;
 use crate::setup::TrainingSetup;
 use crate::snapshots::SnapshotTaker;
-use crate::torch::TorchContext;
 
-/// Steps between comparisons of the parameters that the ranks hold.
+/// Steps between comparisons of the states that the ranks hold; more often after snapshots.
 const COMPARED_EVERY: u64 = 50;
+
+/// What rank 0 asks for between steps.
+const NEW_EVALUATIONS: u64 = 1;
+const COMPARISON: u64 = 2;
+
+/// What came of a step without an error.
+enum StepEnd {
+    Applied,
+    /// Some rank's memory does not hold what it should: nothing was applied.
+    Spoilt(SpoiltMemory),
+}
 
 /// A training under way.
 pub struct TrainingLoop {
     setup: TrainingSetup,
     batches: TrainBatches,
     eval_batches: EvalBatches,
+    casts: ProductCasts,
     gradient: StepGradient,
     inputs: Vec<i64>,
     targets: Vec<i64>,
@@ -41,6 +55,14 @@ pub struct TrainingLoop {
     snapshots: Option<SnapshotTaker>,
     evaluations: Arc<EvaluationPolicy>,
     group: Box<dyn RankGroup>,
+    /// What of each parameter this rank updates, where the optimizer is sharded.
+    owned: Option<Vec<Range<usize>>>,
+    /// Steps after which all ranks were found to hold the same state.
+    agreed: u64,
+    /// A snapshot was taken since: rank 0 has said so.
+    is_to_compare: bool,
+    dispute: Option<StateDispute>,
+    flip: Option<BitFlip>,
 }
 
 impl TrainingLoop {
@@ -49,7 +71,7 @@ impl TrainingLoop {
     /// # Errors
     /// [`Error::Config`] for a training that one rank alone can compute, on more than one.
     pub fn new(
-        setup: TrainingSetup,
+        mut setup: TrainingSetup,
         events: EventSender,
         snapshots: Option<SnapshotTaker>,
         group: Box<dyn RankGroup>,
@@ -59,8 +81,18 @@ impl TrainingLoop {
         let eval_batches =
             EvalBatches::new(setup.data.val.clone(), train.sequence_length, train.batch_size, train.eval_batches);
         let order = SumOrder::of(setup.state.train().0.arithmetic, train.grad_accumulation);
-        let gradient = StepGradient::new(order, train.grad_accumulation, setup.state.params(), group.as_ref())?;
+        let owned = setup.owned_by(group.rank());
+        let gathers = if owned.is_some() { Gathers::Parameters } else { Gathers::Gradients };
+        let gradient =
+            StepGradient::new(order, train.grad_accumulation, setup.state.params(), gathers, group.as_ref())?;
+        setup.state.seal()?;
+        let (agreed, flip) = (setup.state.train().0.step, BitFlip::of_rank(group.rank()));
+        if group.size() > 1 {
+            // They were compared when they came together.
+            events.send(WorkerEvent::Agreed { step: agreed });
+        }
         Ok(TrainingLoop {
+            casts: ProductCasts::new(setup.config.train.precision),
             setup,
             batches,
             eval_batches,
@@ -71,12 +103,22 @@ impl TrainingLoop {
             snapshots,
             evaluations: Arc::default(),
             group,
+            owned,
+            agreed,
+            is_to_compare: false,
+            dispute: None,
+            flip,
         })
     }
 
     /// Lets `evaluations` say when there are some.
     pub fn obeying(self, evaluations: Arc<EvaluationPolicy>) -> TrainingLoop {
         TrainingLoop { evaluations, ..self }
+    }
+
+    /// Names the rank that was wrong in a `dispute`, once its step is computed again.
+    pub fn settling(self, dispute: Option<StateDispute>) -> TrainingLoop {
+        TrainingLoop { dispute, ..self }
     }
 
     /// Trains to the last step. Returns how many steps are completed.
@@ -91,7 +133,8 @@ impl TrainingLoop {
         loop {
             let step = self.setup.state.train().0.step;
             if step >= steps {
-                return Ok(step);
+                // The last snapshot counts at once.
+                return self.compare_states().map(|()| step);
             }
             self.advance(step)?;
         }
@@ -99,10 +142,21 @@ impl TrainingLoop {
 
     /// The step after `step`, and what falls due with it: an evaluation, a snapshot.
     pub fn advance(&mut self, step: u64) -> Result<()> {
-        let done = self.step(step).and_then(|()| self.evaluate_if_due());
+        let stepped = self.step(step);
+        self.snapshots.iter().for_each(SnapshotTaker::end_update);
+        let done = match stepped {
+            // A spoilt state is not saved.
+            Ok(StepEnd::Spoilt(spoilt)) => return Err(self.told(&spoilt)),
+            Ok(StepEnd::Applied) => self.setup.state.seal().and_then(|()| self.evaluate_if_due()),
+            Err(e) => Err(e),
+        };
         self.saved_unless(done)?;
-        if (step + 1).is_multiple_of(COMPARED_EVERY) {
-            self.compare_parameters()?;
+        if let Some(flip) = &self.flip {
+            flip.strike(step + 1, &mut self.setup.state);
+        }
+        let is_disputed = self.dispute.as_ref().is_some_and(|dispute| dispute.step == step + 1);
+        if self.is_to_compare || is_disputed || (step + 1).is_multiple_of(COMPARED_EVERY) {
+            self.compare_states()?;
         }
         if let Some(snapshots) = &self.snapshots
             && snapshots.is_due(step + 1)
@@ -114,33 +168,35 @@ impl TrainingLoop {
     }
 
     /// Saves the newest state before an error ends a training of many ranks: a step is applied as a whole or not at
-    /// all, and rank 0 holds all of it.
-    fn saved_unless(&self, done: Result<()>) -> Result<()> {
+    /// all, and rank 0 holds all of it, or the ranks together do, as long as none is lost.
+    fn saved_unless<T>(&self, done: Result<T>) -> Result<T> {
         if let (Err(_), Some(snapshots)) = (&done, &self.snapshots)
             && self.group.size() > 1
         {
             snapshots.pause_if_ending();
             // A failure to save was told as an event; the error that matters is the first.
-            let _ = snapshots.take_last("a rank was lost", CommitPace::Alone, None);
+            let saved = snapshots.take_last("a rank was lost", CommitPace::Alone, None);
+            if saved.is_err() && self.owned.is_some() {
+                let what = "a lost rank takes its shard of the optimizer's state with it: the steps since the newest \
+                            snapshot are computed again";
+                self.events.log(MessageLevel::Warn, what);
+            }
         }
         done
     }
 
-    fn pause_if_ending(&self) {
-        if let Some(snapshots) = &self.snapshots {
-            snapshots.pause_if_ending();
-        }
-    }
-
     /// One update, from the mean gradient over its micro-batches.
-    fn step(&mut self, step: u64) -> Result<()> {
+    fn step(&mut self, step: u64) -> Result<StepEnd> {
         let began = Instant::now();
         let micro_batches = self.setup.config.train.grad_accumulation;
         let (saved, _) = self.setup.state.train();
         let saved = DataCursor { epoch: saved.epoch, position: saved.position };
-        let losses = self.micro_batches(step, saved)?;
+        let said = self.micro_batches(step, saved)?;
+        if let Some(spoilt) = said.spoilt(step) {
+            return Ok(StepEnd::Spoilt(spoilt));
+        }
         let weight = 1.0 / micro_batches as f64;
-        let loss = losses.iter().fold(0.0, |sum, loss| sum + weight * loss);
+        let loss = said.losses.iter().fold(0.0, |sum, loss| sum + weight * loss);
         let learning_rate = schedule::learning_rate(&self.setup.config.train, step);
         if !loss.is_finite() {
             return Err(self.diverged(step, loss, learning_rate));
@@ -151,28 +207,38 @@ impl TrainingLoop {
         let tokens = micro_batches * train.batch_size * train.sequence_length;
         let cursor = self.batches.sampler().advance(saved, micro_batches * train.batch_size);
         let figures = UpdateStep { number: step + 1, learning_rate };
-        optimizer.update(state, self.gradient.tensors(), norm, figures, |train, metrics| {
+        let advance = |train: &mut TrainState, metrics: &mut Metrics| {
             train.step = step + 1;
             train.tokens_seen += tokens;
             train.epoch = cursor.epoch;
             train.position = cursor.position;
             metrics.train_loss = Some(loss);
-        })?;
+        };
+        let gradients = self.gradient.tensors();
+        match &self.owned {
+            Some(owned) => {
+                let mut gather = |params: &[UpdateSpan]| self.gradient.gather(self.group.as_mut(), params);
+                let shard = UpdateShard { owned, gather: &mut gather };
+                optimizer.update_shard(state, gradients, shard, (norm, figures), advance)?;
+            }
+            None => optimizer.update(state, gradients, norm, figures, advance)?,
+        }
         let step_ms = began.elapsed().as_secs_f64() * 1e3;
         let grad_norm = Some(norm);
         self.events.send(WorkerEvent::Step { step: step + 1, loss, learning_rate, grad_norm, step_ms, tokens });
-        Ok(())
+        Ok(StepEnd::Applied)
     }
 
-    /// The passes of this rank's micro-batches, the first of which begins at `start`. Returns the losses of all of
-    /// them, in order.
-    fn micro_batches(&mut self, step: u64, start: DataCursor) -> Result<Vec<f64>> {
+    /// The passes of this rank's micro-batches, the first of which begins at `start`. Returns what all ranks say of
+    /// theirs.
+    fn micro_batches(&mut self, step: u64, start: DataCursor) -> Result<StepWords> {
         let TrainingSetup { config, device, model, state, .. } = &mut self.setup;
         let train = &config.train;
         let count = train.grad_accumulation;
         let share = self.group.share(count);
         let mut cursor = self.batches.sampler().advance(start, share.start * train.batch_size);
         let mut losses = Vec::new();
+        let weights = self.casts.views(model.config(), state.params())?;
         self.gradient.begin();
         for micro_batch in share {
             if let Some(snapshots) = &self.snapshots {
@@ -183,44 +249,63 @@ impl TrainingLoop {
             let batch = TokenBatch::new(&self.inputs, &self.targets, train.batch_size as usize, *device)?;
             tch::manual_seed(rng::seed_for(config.job.seed, step, micro_batch, "dropout"));
             let weight = 1.0 / count as f64;
-            losses.push(model.loss_and_grads(state.params(), &batch, weight, self.gradient.micro_batch())?);
+            losses.push(model.loss_and_grads(weights, &batch, weight, self.gradient.micro_batch())?);
             self.gradient.add(micro_batch)?;
             if count > 1 {
                 self.events.send(WorkerEvent::Alive { step, micro_batch });
             }
         }
-        self.gathered(&losses)
+        let is_as_left = self.setup.state.is_as_sealed()?;
+        let mut pass = || self.snapshots.iter().for_each(SnapshotTaker::begin_update);
+        StepWords::exchange(&losses, is_as_left, self.group.as_mut(), &mut pass)
     }
 
-    /// What all ranks have, in order.
-    fn gathered(&mut self, values: &[f64]) -> Result<Vec<f64>> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let all = self.group.gather(&bytes)?.concat();
-        Ok(all.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect())
-    }
-
-    /// Finds a rank whose memory or processor has changed a bit: all must hold the same parameters.
-    fn compare_parameters(&mut self) -> Result<()> {
-        if self.group.size() == 1 {
+    /// Finds a rank whose memory or processor has changed a bit: all must hold the same state.
+    fn compare_states(&mut self) -> Result<()> {
+        let step = self.setup.state.train().0.step;
+        if self.group.size() == 1 || self.agreed == step {
             return Ok(());
         }
-        let hash = hash_of(self.setup.state.params())?;
-        let hashes = self.group.gather(hash.as_bytes())?;
-        match different_ranks(&hashes) {
-            None => Ok(()),
-            Some(ranks) => Err(Error::Other(format!(
-                "{ranks} after step {}: a machine computes or remembers wrongly; go on from an earlier snapshot",
-                self.setup.state.train().0.step
-            ))),
+        if self.owned.is_some() {
+            let is_as_sealed = self.setup.state.is_as_sealed()?;
+            let spoilt = SpoiltMemory::find(step, is_as_sealed, self.group.as_mut());
+            if let Some(spoilt) = self.saved_unless(spoilt)? {
+                return Err(self.told(&spoilt));
+            }
         }
+        let comparison = StateComparison::of(&self.setup.state, self.group.as_mut());
+        let comparison = self.saved_unless(comparison)?;
+        self.events.send(comparison.event(step));
+        match comparison {
+            StateComparison::Same(hash) => {
+                (self.agreed, self.is_to_compare) = (step, false);
+                if let Some(dispute) = self.dispute.take_if(|dispute| dispute.step == step) {
+                    self.events.log(MessageLevel::Warn, agreement::settled(&dispute, &hash));
+                }
+                Ok(())
+            }
+            StateComparison::Different { what, .. } => Err(Error::Other(format!("after step {step} {what}"))),
+        }
+    }
+
+    /// Tells the daemon of it. Returns what ends the training.
+    fn told(&self, spoilt: &SpoiltMemory) -> Error {
+        self.events.send(spoilt.event());
+        spoilt.error()
     }
 
     /// Keeps the state for a post-mortem; training on would only spoil the weights.
     fn diverged(&mut self, step: u64, loss: f64, learning_rate: f64) -> Error {
         self.setup.state.edit(|_, metrics| metrics.train_loss = Some(loss));
         if let Some(snapshots) = &self.snapshots {
+            // There will be no update.
+            snapshots.end_update();
             // A failure to save was told as an event; the error that matters is the loss.
             let _ = snapshots.take_post_mortem();
+        }
+        while self.snapshots.is_none() && self.owned.is_some() {
+            // Rank 0 saves this rank's shard, too, and then ends it.
+            std::thread::park();
         }
         Error::Other(format!(
             "the loss is {loss} in step {} (learning rate {learning_rate:.3e}); lower [train] learning_rate, \
@@ -233,7 +318,12 @@ impl TrainingLoop {
     /// as the settings it is under.
     fn change_evaluations(&mut self) -> Result<()> {
         let asked = self.evaluations.take();
-        if self.group.agree(u64::from(asked.is_some()))? == 0 {
+        let has_unsure = self.snapshots.as_ref().is_some_and(|snapshots| snapshots.newest_taken() > Some(self.agreed));
+        let request = if asked.is_some() { NEW_EVALUATIONS } else { 0 } + if has_unsure { COMPARISON } else { 0 };
+        // Rank 0 alone asks for anything.
+        let request = self.group.agree(request)?;
+        self.is_to_compare |= request & COMPARISON != 0;
+        if request & NEW_EVALUATIONS == 0 {
             return Ok(());
         }
         let (every, batches) = asked.unwrap_or_default();
@@ -290,58 +380,20 @@ impl TrainingLoop {
         let share = self.group.share(self.eval_batches.len() as u64);
         let count = share.end - share.start;
         let mut losses = Vec::new();
+        let TrainingSetup { config, device, model, state, .. } = &mut self.setup;
+        let weights = self.casts.views(model.config(), state.params())?;
         for (done, index) in share.enumerate() {
-            self.pause_if_ending();
+            if let Some(snapshots) = &self.snapshots {
+                snapshots.pause_if_ending();
+            }
             self.eval_batches.fill(index as usize, &mut self.inputs, &mut self.targets);
-            let rows = self.setup.config.train.batch_size as usize;
-            let batch = TokenBatch::new(&self.inputs, &self.targets, rows, self.setup.device)?;
-            losses.push(self.setup.model.loss(self.setup.state.params(), &batch)?);
+            let rows = config.train.batch_size as usize;
+            let batch = TokenBatch::new(&self.inputs, &self.targets, rows, *device)?;
+            losses.push(model.loss(weights, &batch)?);
             let fraction = Some((done + 1) as f64 / count as f64);
             self.events.send(WorkerEvent::Progress { stage: "evaluating".into(), fraction });
         }
-        let losses = self.gathered(&losses)?;
+        let losses = self.group.gather_numbers(&losses)?;
         Ok(losses.iter().sum::<f64>() / losses.len() as f64)
-    }
-}
-
-/// One hash of all these tensors' values.
-fn hash_of(tensors: &[Tensor]) -> Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new();
-    for tensor in tensors {
-        let host = tensor.f_detach().and_then(|tensor| tensor.f_to_device(Device::Cpu)?.f_contiguous());
-        let host = host.context("reading the parameters")?;
-        // SAFETY: contiguous float32 in host memory, which nothing writes before the next update.
-        hasher.update(unsafe { std::slice::from_raw_parts(host.data_ptr().cast::<u8>(), 4 * host.numel()) });
-    }
-    Ok(hasher.finalize())
-}
-
-/// Which ranks hold something else, where not all hold the same: those that are not of the majority, if there is one.
-fn different_ranks(hashes: &[Vec<u8>]) -> Option<String> {
-    let alike = |hash: &Vec<u8>| hashes.iter().filter(|other| *other == hash).count();
-    let most = hashes.iter().max_by_key(|hash| alike(hash))?;
-    if alike(most) == hashes.len() {
-        return None;
-    }
-    let list = |ranks: Vec<usize>| ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let odd = list((0..hashes.len()).filter(|&rank| hashes[rank] != *most).collect());
-    if 2 * alike(most) > hashes.len() {
-        return Some(format!("rank {odd} holds other parameters than the rest"));
-    }
-    Some(format!("ranks {} do not hold the same parameters", list((0..hashes.len()).collect())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_odd_rank_is_named_where_there_is_a_majority() {
-        let hashes = |text: &str| text.bytes().map(|byte| vec![byte]).collect::<Vec<_>>();
-        assert_eq!(different_ranks(&hashes("aaa")), None);
-        assert_eq!(different_ranks(&hashes("a")), None);
-        assert_eq!(different_ranks(&hashes("aab")).as_deref(), Some("rank 2 holds other parameters than the rest"));
-        assert_eq!(different_ranks(&hashes("baa")).as_deref(), Some("rank 0 holds other parameters than the rest"));
-        assert_eq!(different_ranks(&hashes("ab")).as_deref(), Some("ranks 0, 1 do not hold the same parameters"));
     }
 }

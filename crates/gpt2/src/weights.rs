@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use ckptd_core::config::Config;
+use ckptd_core::config::{ComputePrecision, Config};
 use ckptd_core::progress::NoProgress;
 use ckptd_core::snapshot::{CarriedFile, Role, TensorMeta};
 use ckptd_core::store::{SnapshotChoice, SnapshotReader, Store};
@@ -28,6 +28,8 @@ pub struct ModelWeights {
     pub probe: Option<String>,
     /// The threads that it was trained with.
     pub threads: Option<usize>,
+    /// What its products were computed in.
+    pub precision: ComputePrecision,
 }
 
 /// What `spec` means in `store`, a store's folder or a job file, and what it passes over.
@@ -60,6 +62,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
         reader.read_into(wanted, threads.max(1))
     })?;
     let manifest = reader.manifest();
+    let trained = Config::default().train.with_recorded(&manifest.train.settings);
     Ok(ModelWeights {
         config,
         params,
@@ -67,6 +70,7 @@ fn from_snapshot(path: &Path, threads: usize) -> Result<ModelWeights> {
         step: Some(manifest.train.step),
         probe: manifest.metrics.probe.clone(),
         threads: manifest.train.settings.threads(),
+        precision: trained.precision,
     })
 }
 
@@ -79,7 +83,7 @@ fn from_others(path: &Path) -> Result<ModelWeights> {
     let (config, params) =
         fill(&files, path, |config, destinations| init::from_tensors(config, tensors, &[], &origin, destinations))?;
     let step = Some(loaded.snapshot.train.step).filter(|&step| step > 0);
-    Ok(ModelWeights { config, params, files, step, probe: None, threads: None })
+    Ok(ModelWeights { config, params, files, step, probe: None, threads: None, precision: ComputePrecision::Float32 })
 }
 
 /// Parameters of the shape that the carried config.json describes, filled by `fill`.
@@ -111,5 +115,5 @@ fn memory<'a>(meta: &'a TensorMeta, tensor: &'a Tensor) -> TensorDestination<'a>
     let bytes = 4 * tensor.numel();
     // SAFETY: a contiguous float32 tensor of the CPU, which has no other view yet and outlives the borrow.
     let bytes = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), bytes) };
-    TensorDestination { meta, bytes }
+    TensorDestination { meta, offset: 0, bytes }
 }

@@ -33,14 +33,19 @@ struct TrainedJob {
 }
 
 impl TrainedJob {
-    fn new() -> TrainedJob {
+    /// `more` stands in its `[train]`.
+    fn new(more: &str) -> TrainedJob {
         let job = TrainedJob { folder: tempfile::tempdir().unwrap() };
         let text: String = (0..20_000).map(|i| format!("{} ", (i * i / 7) % 1013)).collect();
         std::fs::write(job.path("text.txt"), text).unwrap();
-        std::fs::write(job.path("job.toml"), CONFIG.replace("STEPS", "2")).unwrap();
+        job.configure(more);
         let output = worker().arg("--config").arg(job.path("job.toml")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         job
+    }
+
+    fn configure(&self, more: &str) {
+        std::fs::write(self.path("job.toml"), CONFIG.replace("STEPS", "2") + more).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -70,6 +75,10 @@ impl TrainedJob {
 
     /// The events of a worker that goes on from `snapshot` and has nothing left to train.
     fn resume(&self, snapshot: &Path, accept_changes: bool) -> Vec<WorkerEvent> {
+        self.resume_by(worker(), snapshot, accept_changes)
+    }
+
+    fn resume_by(&self, mut worker: Command, snapshot: &Path, accept_changes: bool) -> Vec<WorkerEvent> {
         let config = Config::load(&self.path("job.toml")).unwrap();
         let start = Start {
             protocol: protocol::VERSION,
@@ -78,8 +87,9 @@ impl TrainedJob {
             next_seq: 9,
             resume: Some(snapshot.into()),
             accept_changes,
+            dispute: None,
         };
-        let mut child = worker().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = worker.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(protocol::line(&AgentCommand::Start(Box::new(start))).as_bytes()).unwrap();
         // Standard input stays open until the worker ends: its end would be the agent's.
@@ -96,7 +106,7 @@ fn worker() -> Command {
 
 #[test]
 fn an_unknown_arithmetic_is_refused_by_number_unless_changes_are_accepted() {
-    let job = TrainedJob::new();
+    let job = TrainedJob::new("");
     let (own, other) = (job.newest(), job.saved_under(ArithmeticNumber::new(77)));
 
     let events = job.resume(&other, false);
@@ -114,4 +124,35 @@ fn an_unknown_arithmetic_is_refused_by_number_unless_changes_are_accepted() {
 
     let events = job.resume(&own, false);
     assert!(events.last().is_some_and(done) && !events.iter().any(warned), "{events:?}");
+}
+
+#[test]
+fn another_precision_and_another_processors_bf16_are_refused_by_name_unless_changes_are_accepted() {
+    const BF16: &str = "precision = \"bf16\"\n";
+    let job = TrainedJob::new(BF16);
+    let newest = job.newest();
+    let recorded = SnapshotReader::open(&newest).unwrap().manifest().train.settings.clone();
+    assert_eq!(recorded.get("train.precision"), Some("\"bf16\""));
+    assert!(recorded.get("processor.bf16").is_some(), "{recorded:?}");
+    let refused = |events: &[WorkerEvent], name: &str| {
+        let Some(WorkerEvent::Failed { failure: WorkerFailure::Mismatch, what }) = events.last() else {
+            panic!("{events:?}");
+        };
+        assert!(what.contains(name) && what.contains("--accept-changes"), "{what}");
+    };
+    let goes_on = |events: &[WorkerEvent]| {
+        assert!(events.iter().any(|event| matches!(event, WorkerEvent::Ready { step: 2, .. })), "{events:?}");
+    };
+    // The library for products taken for that of a processor without these instructions.
+    let bounded = || {
+        let mut worker = worker();
+        worker.env("ONEDNN_MAX_CPU_ISA", "AVX2");
+        worker
+    };
+    goes_on(&job.resume(&newest, false));
+    refused(&job.resume_by(bounded(), &newest, false), "processor.bf16");
+    goes_on(&job.resume_by(bounded(), &newest, true));
+    job.configure("");
+    refused(&job.resume(&newest, false), "train.precision");
+    goes_on(&job.resume(&newest, true));
 }

@@ -76,6 +76,32 @@ fn copy(capture: &StateCapture) -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn a_changed_bit_of_a_shard_is_seen_by_the_rank_that_holds_it() {
+    let (optimizer, metas) = (optimizer(Kind::Adamw), metas());
+    let half = |meta: &TensorMeta| 0..meta.elements().unwrap() as usize / 2;
+    let owned: Vec<_> = metas.iter().map(half).collect();
+    let (cpu, train) = (tch::Device::Cpu, TrainState::default());
+    let mut state = TrainingState::sharded(&metas, optimizer.roles(), cpu, train, &owned).unwrap();
+    let (params, shard): (u64, usize) =
+        (metas.iter().filter_map(TensorMeta::bytes).sum(), owned.iter().map(ExactSizeIterator::len).sum());
+    assert_eq!(state.capturer().memory().state, params + 2 * 4 * shard as u64);
+    state.seal().unwrap();
+    let hash = state.hash().unwrap();
+    state
+        .fill(|tensors| {
+            tensors.last_mut().unwrap().bytes[0] ^= 1;
+            Ok(())
+        })
+        .unwrap();
+    assert!(!state.is_as_sealed().unwrap());
+    assert_eq!(state.hash().unwrap(), hash, "nobody else holds it");
+    state.seal().unwrap();
+    assert!(state.is_as_sealed().unwrap());
+    let capture = state.capturer().capture().unwrap().unwrap();
+    assert_eq!((capture.tensors.len(), capture.shards.len()), (metas.len(), 2 * metas.len()));
+}
+
+#[test]
 fn a_capture_at_any_moment_equals_a_full_copy_made_at_the_same_cut() {
     for kind in [Kind::Adamw, Kind::Sgd] {
         stress(kind);

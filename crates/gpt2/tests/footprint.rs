@@ -35,13 +35,16 @@ fn the_estimate_of_a_workers_memory_is_roughly_what_it_holds() {
     let tokens: Vec<u8> =
         (0..200_000u32).flat_map(|n| ((n.wrapping_mul(2_654_435_761) >> 20) as u16).to_le_bytes()).collect();
     std::fs::write(folder.path().join("tokens.bin"), tokens).unwrap();
-    for (batch, length, dropout, micro_batches) in [(1, 32, 0.0, 8), (48, 256, 0.0, 1), (16, 256, 0.1, 1)] {
-        let config = folder.path().join(format!("job{batch}.toml"));
+    let mut held = Vec::new();
+    for (batch, length, dropout, micro_batches, is_recomputed) in
+        [(1, 32, 0.0, 8, false), (48, 256, 0.0, 1, false), (16, 256, 0.1, 1, false), (48, 256, 0.0, 1, true)]
+    {
+        let config = folder.path().join(format!("job-{}.toml", held.len()));
         let text = format!(
             "[job]\nthreads = 2\n[model]\npreset = \"gpt2-mini\"\ndropout = {dropout:?}\n\
              [data]\ntokens = \"tokens.bin\"\nvalidation = 0.0\n\
              [train]\nsteps = 2\nwarmup_steps = 1\nbatch_size = {batch}\nsequence_length = {length}\neval_every = 0\n\
-             grad_accumulation = {micro_batches}\n\
+             grad_accumulation = {micro_batches}\nactivation_checkpointing = {is_recomputed}\n\
              [snapshot]\nevery_steps = 1\n"
         );
         std::fs::write(&config, text).unwrap();
@@ -51,5 +54,7 @@ fn the_estimate_of_a_workers_memory_is_roughly_what_it_holds() {
         let ratio = estimate as f64 / real as f64;
         eprintln!("{batch} x {length}, dropout {dropout}: estimated {} MiB, held {} MiB", estimate >> 20, real >> 20);
         assert!((LEAST..=MOST).contains(&ratio), "{batch} x {length}: estimated {estimate}, held {real}");
+        held.push(real);
     }
+    assert!(held[3] < held[1] / 10 * 9, "activation checkpointing: {} bytes instead of {}", held[3], held[1]);
 }

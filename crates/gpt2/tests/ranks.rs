@@ -1,8 +1,9 @@
 //! Many ranks, one result: plain processes that find one another through the environment, as any launcher sets it.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use ckptd_core::ids::StateRoot;
 use ckptd_core::protocol::{self, WorkerEvent, WorkerFailure};
 use ckptd_core::store::Store;
+use ckptd_testkit::servers::free_port;
 use rustix::process::{Pid, Signal, kill_process};
 
 const SECRET: &str = "a secret of this test alone";
@@ -65,6 +67,13 @@ impl RankJob {
         let newest = manifests.max_by_key(|manifest| manifest.seq).unwrap();
         (newest.train.step, newest.root)
     }
+
+    /// What each snapshot holds, by step.
+    fn roots(&self) -> BTreeMap<u64, StateRoot> {
+        let entries = Store::open(&self.path("store")).unwrap().entries().unwrap();
+        let manifests = entries.into_iter().map(|entry| entry.manifest.unwrap());
+        manifests.map(|manifest| (manifest.train.step, manifest.root)).collect()
+    }
 }
 
 /// Processes of one job; what is left of them is killed.
@@ -98,6 +107,15 @@ impl Ranks {
     fn committed(&mut self, least: u64) {
         let event = self.events_until(|event| matches!(event, WorkerEvent::Committed { step, .. } if *step >= least));
         assert!(event.is_some(), "{}", self.log);
+    }
+
+    /// Those that rank 0 has told so far.
+    fn steps(&self) -> impl Iterator<Item = u64> {
+        let events = self.log.lines().filter_map(|line| protocol::parse::<WorkerEvent>(line).ok());
+        events.filter_map(|event| match event {
+            WorkerEvent::Step { step, .. } => Some(step),
+            _ => None,
+        })
     }
 
     fn signal(&self, rank: usize, signal: Signal) {
@@ -139,10 +157,6 @@ fn spawn(job: &Path, rank: usize, size: usize, port: u16, secret: &str) -> Child
     command.spawn().unwrap()
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn failure(event: Option<WorkerEvent>) -> (WorkerFailure, String) {
     match event {
         Some(WorkerEvent::Failed { failure, what }) => (failure, what),
@@ -168,6 +182,16 @@ fn any_number_of_ranks_ends_in_one_root() {
 }
 
 #[test]
+fn bf16_ends_in_one_root_on_any_number_of_ranks_and_in_another_than_float32() {
+    const BF16: &str = "precision = \"bf16\"\n";
+    let expected = RankJob::new(6, 3, BF16).run(1);
+    for size in [2, 3] {
+        assert_eq!(RankJob::new(6, 3, BF16).run(size), expected, "on {size} ranks");
+    }
+    assert_ne!(RankJob::new(6, 3, "precision = \"float32\"\n").run(1), expected);
+}
+
+#[test]
 fn ranks_without_a_micro_batch_and_a_single_micro_batch_change_nothing() {
     let expected = RankJob::new(1, 3, "").run(1);
     assert_eq!(RankJob::new(1, 3, "").run(3), expected);
@@ -175,8 +199,8 @@ fn ranks_without_a_micro_batch_and_a_single_micro_batch_change_nothing() {
 
 #[test]
 fn a_chain_of_sessions_on_four_one_and_three_ranks_ends_in_the_same_root() {
-    let expected = RankJob::new(6, 6, "optimizer = \"sgd\"\nmomentum = 0.9\n").run(2);
-    let job = RankJob::new(6, 6, "optimizer = \"sgd\"\nmomentum = 0.9\n");
+    let expected = RankJob::new(6, 24, "optimizer = \"sgd\"\nmomentum = 0.9\n").run(2);
+    let job = RankJob::new(6, 24, "optimizer = \"sgd\"\nmomentum = 0.9\n");
     for (size, step) in [(4, 2), (1, 4)] {
         let mut ranks = job.start(size);
         ranks.committed(step);
@@ -193,18 +217,15 @@ fn a_rank_that_dies_or_stops_is_named_and_the_newest_state_is_saved() {
     for (signal, rank, told) in [(Signal::KILL, 1, "rank 1 is gone"), (Signal::STOP, 2, "rank 2 gives no sign of life")]
     {
         let mut ranks = job.start(3);
+        // The session after a lost rank may take a snapshot before its first step.
+        assert!(ranks.events_until(|event| matches!(event, WorkerEvent::Step { .. })).is_some());
         ranks.committed(1);
         ranks.signal(rank, signal);
         let began = Instant::now();
         let (failure, what) = failure(ranks.events_until(is_failed));
         assert!(failure == WorkerFailure::Other && what.contains(told), "{what}");
         assert!(began.elapsed() < PATIENCE / 2);
-        let computed = ranks.log.lines().filter_map(|line| protocol::parse::<WorkerEvent>(line).ok());
-        let computed = computed.filter_map(|event| match event {
-            WorkerEvent::Step { step, .. } => Some(step),
-            _ => None,
-        });
-        assert_eq!(Some(job.newest().0), computed.max(), "{}", ranks.log);
+        assert_eq!(Some(job.newest().0), ranks.steps().max(), "{}", ranks.log);
         if signal == Signal::STOP {
             ranks.signal(rank, Signal::KILL);
         }
@@ -254,6 +275,123 @@ fn connect(port: u16) -> TcpStream {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// What each of these processes has written on its standard error.
+fn told(ended: &[Output]) -> Vec<String> {
+    ended.iter().map(|output| String::from_utf8_lossy(&output.stderr).into_owned()).collect()
+}
+
+#[test]
+fn ranks_that_see_neither_store_nor_data_get_them_from_rank_zero() {
+    let expected = RankJob::new(6, 5, "").run(1);
+    for more in ["", SHARDED] {
+        from_rank_zero(more, &expected);
+    }
+}
+
+fn from_rank_zero(more: &str, expected: &StateRoot) {
+    const STATE: &str = "the state came from rank 0";
+    const TOKENS: &str = "the tokens came from rank 0 (60,000 bytes)";
+    // Each rank in a folder of its own, as on a machine of its own; only rank 0's has the tokens.
+    let jobs: Vec<RankJob> = (0..4).map(|_| RankJob::new(6, 5, more)).collect();
+    jobs[1..].iter().for_each(|job| std::fs::remove_file(job.path("tokens.bin")).unwrap());
+    let start = || {
+        let port = free_port();
+        let spawn = |(rank, job): (usize, &RankJob)| spawn(&job.path("job.toml"), rank, jobs.len(), port, SECRET);
+        Ranks::of(jobs.iter().enumerate().map(spawn).collect())
+    };
+    let mut ranks = start();
+    ranks.committed(2);
+    ranks.signal(0, Signal::KILL);
+    for said in &told(&ranks.end())[1..] {
+        assert!(said.contains(TOKENS) && !said.contains(STATE), "{said}");
+    }
+
+    // Two have copies of the store, one of them a damaged one.
+    for job in &jobs[2..] {
+        let copied = Command::new("cp").arg("-r").arg(jobs[0].path("store")).arg(job.path("")).status().unwrap();
+        assert!(copied.success());
+    }
+    let snapshots = std::fs::read_dir(jobs[3].path("store/snapshots")).unwrap();
+    for path in snapshots.map(|entry| entry.unwrap().path()) {
+        let mut bytes = std::fs::read(&path).unwrap();
+        // Within the parameters, which each rank reads; of a sharded optimizer's moments it reads its own.
+        let at = bytes.len() / 8;
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let mut ranks = start();
+    assert!(ranks.events_until(|event| matches!(event, WorkerEvent::Done { finished: true, .. })).is_some());
+    let told = told(&ranks.end());
+    assert!(told.iter().all(|said| !said.contains(TOKENS)), "they keep the tokens: {told:?}");
+    let states: Vec<bool> = told.iter().map(|said| said.contains(STATE)).collect();
+    assert_eq!(states, [false, true, false, true], "{told:?}");
+    assert_eq!(jobs[0].newest(), (5, expected.clone()));
+
+    // Other tokens at the place that the job names are no copy.
+    std::fs::write(jobs[1].path("tokens.bin"), vec![1; 60_000]).unwrap();
+    let (failure, what) = failure(start().events_until(is_failed));
+    assert!(failure == WorkerFailure::Config && what.contains("rank 1: data "), "{what}");
+}
+
+const SHARDED: &str = "[ranks]\nshard_optimizer = true\n";
+const MOMENTUM: &str = "optimizer = \"sgd\"\nmomentum = 0.9\n";
+
+#[test]
+fn a_sharded_optimizer_makes_the_same_snapshots_on_any_number_of_ranks() {
+    for (accumulation, train) in [(6, ""), (1, ""), (6, MOMENTUM), (2, "optimizer = \"sgd\"\n")] {
+        let alone = RankJob::new(accumulation, 3, train);
+        alone.run(1);
+        for size in [1, 2, 3, 4] {
+            let job = RankJob::new(accumulation, 3, &format!("{train}{SHARDED}"));
+            job.run(size);
+            let (found, expected) = (job.roots(), alone.roots());
+            // A step that ends before the snapshot before it is written has none.
+            assert!(found.len() > 1 && found.last_key_value() == expected.last_key_value(), "{found:?} {expected:?}");
+            let alike = found.iter().all(|(step, root)| expected.get(step).is_none_or(|other| other == root));
+            assert!(alike, "{accumulation} micro-batches on {size} ranks, {train}: {found:?} and not {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn sessions_with_and_without_a_sharded_optimizer_follow_one_another() {
+    let expected = RankJob::new(6, 40, MOMENTUM).run(1);
+    let job = RankJob::new(6, 40, MOMENTUM);
+    let alone = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    for (size, killed, more) in [(4, 0, SHARDED), (1, 0, ""), (3, 1, SHARDED), (2, 1, ""), (2, 0, SHARDED)] {
+        std::fs::write(job.path("job.toml"), format!("{alone}{more}")).unwrap();
+        let mut ranks = job.start(size);
+        assert!(ranks.events_until(|event| matches!(event, WorkerEvent::Step { .. })).is_some(), "{}", ranks.log);
+        ranks.committed(1);
+        ranks.signal(killed, Signal::KILL);
+        ranks.end();
+    }
+    assert_eq!(job.run(3), expected);
+}
+
+#[test]
+fn a_lost_rank_costs_a_sharded_optimizer_the_steps_since_the_last_snapshot() {
+    let expected = RankJob::new(6, 60, "").run(1);
+    let job = RankJob::new(6, 60, &format!("[worker]\nhang_timeout = \"16s\"\n{SHARDED}"));
+    let lost = [(3, 1, Signal::KILL, "rank 1 is gone"), (3, 2, Signal::STOP, "rank 2 gives no sign of life")];
+    for (size, rank, signal, told) in lost {
+        let mut ranks = job.start(size);
+        assert!(ranks.events_until(|event| matches!(event, WorkerEvent::Step { .. })).is_some());
+        ranks.committed(1);
+        ranks.signal(rank, signal);
+        let (failure, what) = failure(ranks.events_until(is_failed));
+        assert!(failure == WorkerFailure::Other && what.contains(told), "{what}");
+        // Either its shard is lost, or the newest state was durable by then.
+        let is_lost = ranks.log.contains("the steps since the newest snapshot are computed again");
+        assert!(is_lost || ranks.steps().max() == Some(job.newest().0), "{}", ranks.log);
+        if signal == Signal::STOP {
+            ranks.signal(rank, Signal::KILL);
+        }
+        ranks.end();
+    }
+    assert_eq!(job.run(3), expected);
 }
 
 #[test]

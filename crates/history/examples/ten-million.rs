@@ -1,8 +1,9 @@
 //! How large the history of 10 million steps is, and how long it is read: prints a line for each.
 //!
-//!     cargo run --release -p ckptd-history --example ten-million [FOLDER]
+//!     cargo run --release -p ckptd-history --example ten-million [FOLDER [keep]]
 //!
-//! Two trainings: of 1,000 steps per second and of 10, in batches of two seconds.
+//! Two trainings: of 1,000 steps per second and of 10, in batches of two seconds. With `keep` the stores stay, for
+//! `ckptd plot` and `ckptd serve`.
 
 use std::path::Path;
 use std::time::Instant;
@@ -92,7 +93,9 @@ fn main() -> Result<()> {
     for (name, batch, millis) in [("1,000 steps/s", 2000, 1.0), ("10 steps/s", 20, 100.0)] {
         let folder = Path::new(&folder).join(name.replace(['/', ' ', ','], ""));
         measure(name, &folder, batch, millis)?;
-        let _ = std::fs::remove_dir_all(&folder);
+        if std::env::args().nth(2).is_none() {
+            let _ = std::fs::remove_dir_all(&folder);
+        }
     }
     Ok(())
 }

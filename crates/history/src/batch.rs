@@ -41,6 +41,20 @@ impl RecordBatch {
         self.events.extend(other.events.into_iter().map(|placed| PlacedEvent { row: placed.row + before, ..placed }));
     }
 
+    /// All of it, in order.
+    pub fn into_records(self) -> impl Iterator<Item = HistoryRecord> {
+        let (mut rows, mut events) = (self.rows.into_iter(), self.events.into_iter().peekable());
+        let mut row = 0u64;
+        std::iter::from_fn(move || {
+            let comes_now = |placed: &PlacedEvent| placed.row <= row;
+            if let Some(placed) = events.next_if(comes_now) {
+                return Some(HistoryRecord::Event(placed.event));
+            }
+            row += 1;
+            rows.next().map(HistoryRecord::Step)
+        })
+    }
+
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.events.is_empty()

@@ -57,6 +57,29 @@ impl HistoryFollower {
     }
 }
 
+/// How much there is of a history: another one, where anything has come since.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HistoryExtent {
+    files: usize,
+    newest: Option<(HistoryPart, i64)>,
+}
+
+/// How much there is of the history of `store`.
+///
+/// # Errors
+/// Those of reading the folder.
+pub fn extent(store: &Store) -> Result<HistoryExtent> {
+    let folder = match store.folder(Folder::History) {
+        Ok(folder) => folder,
+        Err(Error::NotFound(_)) => return Ok(HistoryExtent::default()),
+        Err(error) => return Err(error),
+    };
+    let parts: Vec<HistoryPart> = folder.files()?.iter().filter_map(|name| layout::parse_history_file(name)).collect();
+    let Some(newest) = parts.iter().max().copied() else { return Ok(HistoryExtent::default()) };
+    let length = folder.stat(&layout::history_file(newest))?.map_or(0, |stat| stat.st_size);
+    Ok(HistoryExtent { files: parts.len(), newest: Some((newest, length)) })
+}
+
 /// The number of the newest file, where it grows, and its length.
 fn newest(folder: &Dir) -> Result<Option<(u64, i64)>> {
     let parts = folder.files()?;

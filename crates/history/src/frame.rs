@@ -17,6 +17,10 @@ pub const BATCH: u32 = 1;
 pub const INDEX: u32 = 2;
 /// Rows of a packed file.
 pub const ROWS: u32 = 3;
+/// A whole packed file, in a file that travels.
+pub const PACKED_PART: u32 = 4;
+/// A whole file that grows, in a file that travels.
+pub const GROWING_PART: u32 = 5;
 
 /// What is at a place of a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +48,11 @@ pub struct PackedContent<'a> {
 }
 
 impl PackedContent<'_> {
+    /// Bytes of what was written, as the frame says.
+    pub fn raw_bytes(&self) -> usize {
+        self.raw
+    }
+
     /// What was written.
     ///
     /// # Errors

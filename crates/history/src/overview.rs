@@ -148,6 +148,19 @@ impl HistoryOverview {
         Ok(overview)
     }
 
+    /// Where each session's steps are that are the training's: those up to where a later one went on. `None`: it went
+    /// on from no step.
+    pub fn spans(&self) -> Vec<Option<(u64, u64)>> {
+        let mut until = self.curve.last().map_or(0, |bucket| bucket.last_step);
+        let mut spans: Vec<Option<(u64, u64)>> = Vec::new();
+        for session in self.sessions.iter().rev() {
+            spans.push(session.from_step.map(|from| (from.min(until), until)));
+            until = until.min(session.from_step.unwrap_or(until));
+        }
+        spans.reverse();
+        spans
+    }
+
     /// Steps that were trained and lost.
     pub fn lost_steps(&self) -> u64 {
         self.lost.iter().flat_map(|branch| &branch.buckets).map(|bucket| bucket.rows).sum()
@@ -155,7 +168,7 @@ impl HistoryOverview {
 
     fn take_session(&mut self, timed: &TimedEvent) {
         if let HistoryEvent::SessionStarted { total_steps, .. } = &timed.event {
-            self.total_steps = Some(*total_steps);
+            self.total_steps = Some(*total_steps).filter(|total| *total > 0);
             let (began_ms, seen_ms) = (timed.at_ms, timed.at_ms);
             return self.sessions.push(SessionBand { began_ms, seen_ms, ..SessionBand::default() });
         }

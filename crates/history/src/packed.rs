@@ -8,7 +8,7 @@ use crate::batch::{PlacedEvent, RecordBatch, decode_events, encode_events};
 use crate::bucket::{self, Bucket};
 use crate::bytes::{ByteSink, ByteSource, Malformed};
 use crate::columns;
-use crate::frame;
+use crate::frame::{self, FrameOutcome};
 
 /// Rows of one block.
 const BLOCK_ROWS: usize = 16 << 10;
@@ -55,6 +55,37 @@ pub fn encode(batch: &RecordBatch) -> std::io::Result<Vec<u8>> {
     index.block(&bucket::encode(&bucket::of_rows(&batch.rows, BUCKET_ROWS)));
     index.0.extend(encode_events(&batch.events));
     Ok([frame::FILE_HEAD.to_vec(), frame::encode(frame::INDEX, &index.0, LEVEL)?, blocks].concat())
+}
+
+/// A whole part of the bytes of its file.
+///
+/// # Errors
+/// What is wrong with them, as a clause.
+pub fn decode(bytes: &[u8]) -> Result<RecordBatch, Malformed> {
+    let rest = bytes.strip_prefix(&frame::FILE_HEAD).ok_or("it does not begin as a history of this release")?;
+    let (index, length) = content(rest, frame::INDEX)?;
+    let PartIndex { blocks, events, .. } = decode_index(&index)?;
+    let (rest, mut rows, mut offset) = (&rest[length..], Vec::new(), 0);
+    for block in blocks {
+        // One behind the other, so that none is decoded twice.
+        let bytes = usize::try_from(block.offset).ok().filter(|at| *at == offset).and_then(|at| rest.get(at..));
+        let (content, length) = content(bytes.ok_or("its rows are not where it says")?, frame::ROWS)?;
+        let of_block = columns::decode(&content)?;
+        if of_block.len() as u64 != block.rows {
+            return Err("a block of it has another number of rows");
+        }
+        rows.extend(of_block);
+        offset += length;
+    }
+    Ok(RecordBatch { rows, events })
+}
+
+/// The content of the frame at the beginning of `bytes`, and its length.
+fn content(bytes: &[u8], wanted: u32) -> Result<(Vec<u8>, usize), Malformed> {
+    match frame::at(bytes) {
+        FrameOutcome::Whole { kind, packed, bytes } if kind == wanted => Ok((packed.unpack()?, bytes)),
+        _ => Err("a part of it is not what was written"),
+    }
 }
 
 /// The index in the content of its frame.

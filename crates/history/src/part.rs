@@ -75,7 +75,8 @@ pub fn read_growing(folder: &Dir, number: u64) -> Result<Option<GrowingFile>> {
     Ok(folder.read_small(&name, MAX_GROWING)?.map(|bytes| parse_growing(&bytes)))
 }
 
-fn parse_growing(bytes: &[u8]) -> GrowingFile {
+/// The content of a file that grows.
+pub fn parse_growing(bytes: &[u8]) -> GrowingFile {
     let mut file = GrowingFile::default();
     let Some(mut rest) = bytes.strip_prefix(&frame::FILE_HEAD) else {
         file.rest = match bytes {

@@ -205,6 +205,11 @@ impl TrainingHistory {
         self.cuts.reverse();
     }
 
+    /// What was read, part by part.
+    pub fn parts(&self) -> &[PartReading] {
+        &self.parts
+    }
+
     /// Whether nothing was recorded.
     pub fn is_empty(&self) -> bool {
         self.parts.iter().all(|part| part.rows == 0 && part.events.is_empty())

@@ -11,7 +11,8 @@ pub const FILE_PREFIX: &str = "events.out.tfevents.";
 const VERSION: &str = "brain.Event:2";
 /// SessionLog.SessionStatus.START
 const START: u64 = 1;
-/// DataType.DT_STRING
+/// DataType.DT_FLOAT and DT_STRING
+const FLOAT: u64 = 1;
 const STRING: u64 = 7;
 
 /// The record that a file begins with.
@@ -43,6 +44,52 @@ pub fn text(at_ms: i64, tag: &str, text: &str) -> Vec<u8> {
     tensor.text(8, text);
     let mut value = Message::default();
     value.text(1, &format!("{tag}/text_summary"));
+    value.bytes(9, &metadata.0);
+    value.bytes(8, &tensor.0);
+    summary(at_ms, 0, &[value])
+}
+
+/// The value of a hyperparameter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HyperValue {
+    /// A number.
+    Number(f64),
+    /// A text.
+    Text(String),
+    /// True or false.
+    Truth(bool),
+}
+
+/// Hyperparameters, for TensorBoard's HPARAMS: an HParamsPluginData with a SessionStartInfo.
+pub fn hyperparameters(at_ms: i64, values: &[(String, HyperValue)]) -> Vec<u8> {
+    let mut session = Message::default();
+    for (name, value) in values {
+        let mut message = Message::default();
+        match value {
+            HyperValue::Number(number) => message.double(2, *number),
+            HyperValue::Text(text) => message.text(3, text),
+            HyperValue::Truth(truth) => message.number(4, u64::from(*truth)),
+        }
+        let mut entry = Message::default();
+        entry.text(1, name);
+        entry.bytes(2, &message.0);
+        session.bytes(1, &entry.0);
+    }
+    session.double(5, at_ms as f64 / 1e3);
+    let mut data = Message::default();
+    data.bytes(3, &session.0);
+    let mut plugin = Message::default();
+    plugin.text(1, "hparams");
+    plugin.bytes(2, &data.0);
+    let mut metadata = Message::default();
+    metadata.bytes(1, &plugin.0);
+    // A tensor of no floats, since a value has to be one.
+    let (mut shape, mut tensor) = (Message::default(), Message::default());
+    shape.bytes(2, &[]);
+    tensor.number(1, FLOAT);
+    tensor.bytes(2, &shape.0);
+    let mut value = Message::default();
+    value.text(1, "_hparams_/session_start_info");
     value.bytes(9, &metadata.0);
     value.bytes(8, &tensor.0);
     summary(at_ms, 0, &[value])

@@ -21,7 +21,7 @@ use crate::record::{HistoryEvent, HistoryRecord, TimedEvent};
 
 /// When a file that grows is packed.
 const PACK_ROWS: usize = 64 << 10;
-const PACK_FRAMES: usize = 4096;
+const PACK_FRAMES: usize = if cfg!(feature = "faults") { 3 } else { 4096 };
 const PACK_BYTES: u64 = 4 << 20;
 /// What waits at most for a disk that takes nothing.
 const WAITING_ROWS: usize = 64 << 10;

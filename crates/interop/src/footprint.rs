@@ -23,6 +23,8 @@ const KEPT_WIDTHS: u64 = 32;
 const KEPT_WIDTHS_DROPOUT: u64 = 42;
 /// Floats per token, layer and head that dropout in attention needs for each position that is attended to.
 const KEPT_SCORES_DROPOUT: u64 = 3;
+/// What the block that is computed again needs, its gradients and the holes between them included, in blocks.
+const RECOMPUTED_BLOCKS: u64 = 3;
 /// Logits are computed in pieces of at most this many bytes.
 const LOGITS: u64 = 256 << 20;
 /// Blocks of a snapshot on its way to the device.
@@ -122,16 +124,26 @@ impl ModelShape {
 
     /// Bytes that a worker holds at its peak, about.
     pub fn peak_bytes(&self, train: &TrainSection) -> u64 {
+        self.peak_bytes_of_rank(train, 1)
+    }
+
+    /// [`ModelShape::peak_bytes`] of one of the ranks that hold what the optimiser keeps in so many shards.
+    pub fn peak_bytes_of_rank(&self, train: &TrainSection, shards: u64) -> u64 {
         let tokens = train.batch_size.saturating_mul(train.sequence_length);
         let (widths, scores) =
             if self.drops_attention { (KEPT_WIDTHS_DROPOUT, KEPT_SCORES_DROPOUT) } else { (KEPT_WIDTHS, 0) };
-        let per_token =
-            self.layers * (widths / 2 * (self.width + self.inner / 4) + scores * self.heads * train.sequence_length);
+        let block = widths / 2 * (self.width + self.inner / 4) + scores * self.heads * train.sequence_length;
+        let per_token = if train.activation_checkpointing {
+            // The inputs of all, and the one that is computed again.
+            self.layers * self.width + RECOMPUTED_BLOCKS * block
+        } else {
+            self.layers * block
+        };
         let kept = tokens.saturating_mul(per_token).saturating_mul(FLOAT);
         let logits = tokens.saturating_mul(self.vocabulary).saturating_mul(FLOAT).min(LOGITS);
         let gradients = (1 + sums(train.grad_accumulation)).saturating_mul(FLOAT * self.parameters());
-        [PROGRAM, SNAPSHOT, 2 * self.state_bytes(train), gradients, kept, logits]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        let parameters = FLOAT * self.parameters();
+        let held = parameters + (self.state_bytes(train) - parameters).div_ceil(shards.max(1));
+        [PROGRAM, SNAPSHOT, 2 * held, gradients, kept, logits].into_iter().fold(0, u64::saturating_add)
     }
 }

@@ -62,6 +62,9 @@ pub const TOKENS: &str = "tokens.bin";
 /// Says which text the tokens were made of; the worker reads it beside any token file.
 pub const TOKENS_ORIGIN: &str = "tokens.bin.json";
 
+/// What happened in the training's sessions; see ckptd-history.
+pub const HISTORY: &str = "history.bin";
+
 /// What a folder cannot say of a training otherwise; see `export_record`.
 pub const RECORD: &str = "ckptd.json";
 /// The files of an exported folder that has no export record: rounded weights, other formats.
@@ -102,8 +105,19 @@ pub fn is_safetensors(name: &str) -> bool {
 
 /// Whether an export writes a file of this name itself, so that no snapshot can carry one.
 pub fn is_reserved(name: &str) -> bool {
-    const WRITTEN: [&str; 10] =
-        [WEIGHTS_INDEX, VERSION, RECORD, FILES_RECORD, OPTIMIZER, SCHEDULER, TRAINER_STATE, JOB, TOKENS, TOKENS_ORIGIN];
+    const WRITTEN: [&str; 11] = [
+        WEIGHTS_INDEX,
+        VERSION,
+        RECORD,
+        FILES_RECORD,
+        OPTIMIZER,
+        SCHEDULER,
+        TRAINER_STATE,
+        JOB,
+        TOKENS,
+        TOKENS_ORIGIN,
+        HISTORY,
+    ];
     is_safetensors(name) || WRITTEN.contains(&name)
 }
 

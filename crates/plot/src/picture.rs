@@ -1,6 +1,6 @@
 //! The whole picture: a head, the sessions, the panels, what the signs mean.
 
-use ckptd_history::overview::{HistoryOverview, SessionBand, SnapshotFate, SnapshotMark};
+use ckptd_history::overview::{HistoryOverview, SnapshotFate, SnapshotMark};
 
 use crate::panels::{LABEL, PanelContext, cross, diamond};
 use crate::scale::{ValueScale, short};
@@ -86,29 +86,10 @@ fn summary(overview: &HistoryOverview) -> String {
     parts.join(" · ")
 }
 
-/// Where each session's steps are that are the training's: those up to where a later one went on.
-fn spans(sessions: &[SessionBand], end: u64) -> Vec<Option<(u64, u64)>> {
-    let mut until = end;
-    let mut spans: Vec<Option<(u64, u64)>> = sessions
-        .iter()
-        .rev()
-        .map(|session| {
-            let from = session.from_step?;
-            let span = (from.min(until), until);
-            until = until.min(from);
-            Some(span)
-        })
-        .collect();
-    spans.reverse();
-    spans
-}
-
 /// A band per session behind the panels, and above them why it ended.
 fn sessions(scene: &mut PictureScene, context: &PanelContext<'_>, is_running: bool) {
     let (overview, theme) = (context.overview, context.theme);
-    let end = overview.curve.last().map_or(0, |bucket| bucket.last_step);
-    let spans = spans(&overview.sessions, end);
-    for (n, (session, span)) in overview.sessions.iter().zip(spans).enumerate() {
+    for (n, (session, span)) in overview.sessions.iter().zip(overview.spans()).enumerate() {
         let Some((from, to)) = span.filter(|(from, to)| from < to) else { continue };
         let (left, right) = (context.x.place(from as f64), context.x.place(to as f64));
         if n.is_multiple_of(2) {

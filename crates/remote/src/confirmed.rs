@@ -24,9 +24,9 @@ pub enum Outcome<T> {
     Mine(ObjectVersion),
     /// Another's is there.
     Other(T),
-    /// It is as it was before: no object after a create, the expected version after a swap. Try again. What was sent
-    /// may still arrive later.
-    NotThere,
+    /// It is as it was before: no object after a create, the expected version after a swap. Try again, unless what was
+    /// told says that it will not help. What was sent may still arrive later.
+    NotThere(Option<ObjectError>),
     /// Nothing can be said: the write failed, and so did the look at its result.
     Unknown(ObjectError),
 }
@@ -65,7 +65,7 @@ impl ConfirmedStorage {
             Err(error) => Some(error),
         };
         match self.look(name).await {
-            Ok(Seen::Nothing) => Outcome::NotThere,
+            Ok(Seen::Nothing) => Outcome::NotThere(told),
             Ok(Seen::Object(object)) if object.body == body => Outcome::Mine(object.version),
             Ok(Seen::Object(object)) => Outcome::Other(Some(object)),
             Ok(Seen::Large) => Outcome::Other(None),
@@ -86,7 +86,7 @@ impl ConfirmedStorage {
         };
         match self.look(name).await {
             Ok(Seen::Object(object)) if object.body == body => Outcome::Mine(object.version),
-            Ok(Seen::Object(object)) if object.version == *expected => Outcome::NotThere,
+            Ok(Seen::Object(object)) if object.version == *expected => Outcome::NotThere(told),
             Ok(Seen::Object(object)) => Outcome::Other(Some(object)),
             Ok(Seen::Nothing | Seen::Large) => Outcome::Other(None),
             Err(error) => Outcome::Unknown(told.unwrap_or(error)),
@@ -108,7 +108,7 @@ impl ConfirmedStorage {
                 Outcome::Mine(head.version.or(told.ok()).unwrap_or_else(|| ObjectVersion(bytes.to_string())))
             }
             (Ok(Some(head)), _) => Outcome::Other(head),
-            (Ok(None), _) => Outcome::NotThere,
+            (Ok(None), told) => Outcome::NotThere(told.err()),
             (Err(error), Ok(_)) => Outcome::Unknown(error),
             (Err(_), Err(error)) => Outcome::Unknown(error),
         }

@@ -21,6 +21,7 @@ const JOB: &str = "job.json";
 const LEASE: &str = "lease.json";
 const JSON: &str = ".json";
 const BEAT: &str = ".beat";
+const PART: &str = ".part";
 /// Digits of an epoch and of a sequence number.
 const DIGITS: usize = 12;
 /// Digits of a file's hash in the name of a marker.
@@ -41,12 +42,14 @@ pub enum Prefix {
     Uploads,
     /// Markers that retention took away, and files that no marker names.
     Trash,
+    /// The history of the training.
+    History,
 }
 
 impl Prefix {
     /// All of them.
-    pub const ALL: [Prefix; 6] =
-        [Prefix::Epochs, Prefix::Data, Prefix::Commits, Prefix::Blobs, Prefix::Uploads, Prefix::Trash];
+    pub const ALL: [Prefix; 7] =
+        [Prefix::Epochs, Prefix::Data, Prefix::Commits, Prefix::Blobs, Prefix::Uploads, Prefix::Trash, Prefix::History];
 
     /// Its name, without a slash.
     pub const fn name(self) -> &'static str {
@@ -57,6 +60,7 @@ impl Prefix {
             Prefix::Blobs => "blobs",
             Prefix::Uploads => "uploads",
             Prefix::Trash => "trash",
+            Prefix::History => "history",
         }
     }
 
@@ -165,6 +169,28 @@ impl From<MarkerName> for String {
     }
 }
 
+/// The name of a list of the parts of a history: `000000000007.000000000042`. Of two the greater one is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HistoryName {
+    /// Which ownership of the job wrote it.
+    pub epoch: u64,
+    /// Counts the lists of an ownership.
+    pub number: u64,
+}
+
+impl fmt::Display for HistoryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012}.{:012}", self.epoch, self.number)
+    }
+}
+
+impl HistoryName {
+    fn parse(text: &str) -> Option<HistoryName> {
+        let (epoch, count) = text.split_once('.')?;
+        Some(HistoryName { epoch: number(epoch)?, number: number(count)? })
+    }
+}
+
 /// An object of a job.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum JobObject {
@@ -190,6 +216,10 @@ pub enum JobObject {
     Trash(MarkerName),
     /// That no marker names a file in `blobs/` any longer, and since when.
     Unnamed(ContentHash),
+    /// Of which parts the history consists; created once.
+    History(HistoryName),
+    /// A part of the history.
+    HistoryPart(ContentHash),
 }
 
 impl JobObject {
@@ -213,6 +243,8 @@ impl JobObject {
             JobObject::Upload(hash) => below(Prefix::Uploads, format!("{hash}{JSON}")),
             JobObject::Trash(marker) => below(Prefix::Trash, format!("{marker}{JSON}")),
             JobObject::Unnamed(hash) => below(Prefix::Trash, format!("{hash}{JSON}")),
+            JobObject::History(name) => below(Prefix::History, format!("{name}{JSON}")),
+            JobObject::HistoryPart(hash) => below(Prefix::History, format!("{hash}{PART}")),
         }
     }
 
@@ -240,6 +272,10 @@ impl JobObject {
             Prefix::Trash => match marker() {
                 Some(marker) => Some(JobObject::Trash(marker)),
                 None => hash(name.strip_suffix(JSON)?).map(JobObject::Unnamed),
+            },
+            Prefix::History => match name.strip_suffix(PART) {
+                Some(part) => hash(part).map(JobObject::HistoryPart),
+                None => HistoryName::parse(name.strip_suffix(JSON)?).map(JobObject::History),
             },
         }
     }
@@ -276,6 +312,7 @@ mod tests {
             (JobObject::Beat(7), "epochs/000000000007.beat"),
             (JobObject::Commit(marker.clone()), "commits/000000000007.000000000042.a7a7a7a7a7a7a7a7.json"),
             (JobObject::Trash(marker), "trash/000000000007.000000000042.a7a7a7a7a7a7a7a7.json"),
+            (JobObject::History(HistoryName { epoch: 7, number: 42 }), "history/000000000007.000000000042.json"),
         ];
         for (name, path) in names {
             assert_eq!(name.path(), path);
@@ -320,7 +357,8 @@ mod tests {
             for name in [
                 JobObject::Epoch(one.0), JobObject::Beat(one.1), JobObject::Data(hash.clone()),
                 JobObject::Commit(marker.clone()), JobObject::Blob(hash.clone()), JobObject::Upload(hash.clone()),
-                JobObject::Trash(marker), JobObject::Unnamed(hash.clone()),
+                JobObject::Trash(marker), JobObject::Unnamed(hash.clone()), JobObject::HistoryPart(hash.clone()),
+                JobObject::History(HistoryName { epoch: one.0, number: one.1 }),
             ] {
                 prop_assert_eq!(ObjectName::new(name.path()).unwrap(), name.name());
                 prop_assert_eq!(JobObject::parse(&name.path()), Some(name));

@@ -10,6 +10,8 @@
 //! snapshot.
 
 pub mod address;
+#[cfg(test)]
+mod behind;
 mod cloud;
 pub mod confirmed;
 pub mod errors;

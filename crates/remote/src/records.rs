@@ -173,6 +173,28 @@ pub struct UnnamedRecord {
     pub at: Timestamp,
 }
 
+/// `history/`: the parts of the history of a training, in their order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryRecord {
+    /// [`VERSION`] of the layout.
+    pub version: u32,
+    /// The training.
+    pub run_id: RunId,
+    /// All of them.
+    pub parts: Vec<HistoryPartRecord>,
+}
+
+/// A part of a history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryPartRecord {
+    /// Hash of its content.
+    pub hash: ContentHash,
+    /// Its length.
+    pub bytes: u64,
+    /// It is complete; else it is the beginning of a file that grows.
+    pub is_packed: bool,
+}
+
 /// `uploads/`: what has to be aborted where its process does not come back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadRecord {

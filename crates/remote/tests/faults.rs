@@ -85,9 +85,15 @@ async fn a_refusal_where_nothing_was_stored_is_confirmed_not_there() {
     assert_eq!(faulty.create(conflict.clone(), "e/3").await, Ok(Created::AlreadyThere));
     assert_eq!(faulty.truth("e/3"), None);
     faulty.proxy.set([Rule::always("PUT", "e/4", conflict)]);
-    assert!(matches!(faulty.confirmed.create(&name("e/4"), body("mine")).await, Outcome::NotThere));
+    assert!(matches!(faulty.confirmed.create(&name("e/4"), body("mine")).await, Outcome::NotThere(_)));
     faulty.proxy.set([]);
     assert!(faulty.confirmed.create(&name("e/4"), body("mine")).await.is_mine());
+    // One that another try does not help says so, and is not taken for a lost request.
+    let quota = Fault::Status(403, "<Error><Code>QuotaExceeded</Code></Error>");
+    faulty.proxy.set([Rule::always("PUT", "e/6", quota)]);
+    let refused = faulty.confirmed.create(&name("e/6"), body("mine")).await;
+    let Outcome::NotThere(Some(error)) = &refused else { panic!("{refused:?}") };
+    assert!(error.to_string().contains("QuotaExceeded") && error.kind == ErrorKind::NoSpace, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +110,7 @@ async fn what_another_wrote_is_never_confirmed_mine() {
     }
     faulty.proxy.set([Rule::always("PUT", "lease", Fault::Reset)]);
     let unchanged = faulty.confirmed.swap(&name("lease.json"), &version, body("mine")).await;
-    assert!(matches!(unchanged, Outcome::NotThere), "{unchanged:?}");
+    assert!(matches!(unchanged, Outcome::NotThere(_)), "{unchanged:?}");
     faulty.proxy.set([Rule::always("", "lease", Fault::Reset)]);
     let unknown = faulty.confirmed.swap(&name("lease.json"), &version, body("mine")).await;
     assert!(matches!(&unknown, Outcome::Unknown(e) if e.is_worth_retrying()), "{unknown:?}");
@@ -131,7 +137,7 @@ async fn a_write_that_was_given_up_may_land_later() {
     let faulty = faulty().await;
     faulty.proxy.set([Rule::once("PUT", "e/5", Fault::Late(STALL * 5))]);
     let outcome = faulty.confirmed.create(&name("e/5"), body("mine")).await;
-    assert!(matches!(outcome, Outcome::NotThere), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::NotThere(_)), "{outcome:?}");
     while faulty.truth("e/5").is_none() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -214,7 +220,7 @@ async fn a_completed_upload_is_found_whatever_is_told() {
     }
     faulty.proxy.set([Rule::always("POST", "uploadId", Fault::Status(200, ERROR_IN_200))]);
     let outcome = upload(&faulty, "data/never", &whole).await;
-    assert!(matches!(outcome, Outcome::NotThere), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::NotThere(_)), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

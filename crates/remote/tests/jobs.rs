@@ -8,8 +8,12 @@ use std::time::Duration;
 
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{RetentionPolicy, Store, StoreLock};
+use ckptd_history::reader::TrainingHistory;
+use ckptd_history::record::{HistoryEvent, HistoryRecord, StepRow, TimedEvent};
+use ckptd_history::writer::HistoryWriter;
 use ckptd_remote::job::companions::{Companion, CompanionBody, CompanionSource, fetch_companion};
 use ckptd_remote::job::fetch::fetch_newest;
+use ckptd_remote::job::history::{HistorySender, bring_history};
 use ckptd_remote::job::local::agree;
 use ckptd_remote::job::owner::OwnerSettings;
 use ckptd_remote::job::prepare::marker;
@@ -17,7 +21,7 @@ use ckptd_remote::job::rate::RateLimit;
 use ckptd_remote::job::replicator::{ReplicaNews, ReplicaTask, Replicator, ReplicatorSettings};
 use ckptd_remote::job::send::{CheckDepth, KeepNothing, SendOptions, send};
 use ckptd_remote::job::{JobError, RemoteJob, Survey, retention};
-use ckptd_remote::layout::{ContentHash, JobObject, Prefix};
+use ckptd_remote::layout::{ContentHash, HistoryName, JobObject, Prefix};
 use ckptd_remote::records::{Checked, JobRecord, LeaseRecord, Marker, Nonce, UploadRecord, VERSION};
 use ckptd_remote::{MemoryStorage, ObjectStorage};
 use ckptd_testkit::small;
@@ -104,6 +108,23 @@ async fn a_damaged_file_at_the_remote_is_sent_again_before_its_marker_and_at_a_f
     let survey = Survey::of(&job).await.unwrap();
     let fetched = fetch_newest(&job, &survey, (&there, &lock()), |_| true, &NoProgress, &mut |_| {}).await.unwrap();
     assert_eq!(fetched.unwrap().marker.step, 10);
+}
+
+#[tokio::test]
+async fn what_rotted_here_since_it_was_verified_is_not_sent_even_where_the_store_confirms_what_it_got() {
+    let (_folder, here) = small::store();
+    let saved = small::save_verified(&here, 10, 1);
+    let whole = std::fs::read(&saved.path).unwrap();
+    let storage = MemoryStorage::new();
+    let job = job(&storage);
+    let mut rotten = whole.clone();
+    rotten[whole.len() / 3] ^= 1;
+    std::fs::write(&saved.path, rotten).unwrap();
+    let error = send_as(&job, &saved.path, 1, CheckDepth::Auto).await.unwrap_err().to_string();
+    assert!(error.contains("does not match its hash") && error.contains("step-000000000010"), "{error}");
+    assert!(storage.list("").await.unwrap().is_empty());
+    std::fs::write(&saved.path, whole).unwrap();
+    assert_eq!(send_as(&job, &saved.path, 1, CheckDepth::Auto).await.unwrap().checked, Checked::Digests);
 }
 
 #[tokio::test]
@@ -384,4 +405,166 @@ impl ckptd_remote::job::owner::Prepare for From {
     async fn prepare(&mut self, _job: &RemoteJob) -> ckptd_remote::job::Result<(u64, u64)> {
         Ok((self.0, 1))
     }
+}
+
+/// A session of `store` that goes on after step `from`, in its history.
+fn keep_session(store: &Store, began_ms: i64, from: u64, to: u64) {
+    let mut writer = HistoryWriter::open(store, &lock()).unwrap();
+    let run = store.run_id().unwrap().map_or_else(String::new, String::from);
+    let began = HistoryEvent::SessionStarted { run, total_steps: 100, version: "1".into() };
+    for event in [began, HistoryEvent::Resumed { step: from, snapshot: None }] {
+        writer.push(HistoryRecord::Event(TimedEvent { at_ms: began_ms, event }));
+    }
+    for step in from + 1..=to {
+        let (at_ms, loss) = (began_ms + step as i64, 1.0 / step as f32);
+        let row = StepRow { step, at_ms, loss, learning_rate: 1e-3, grad_norm: None, micros: 9, tokens: 4 };
+        writer.push(HistoryRecord::Step(row));
+    }
+    writer.flush(0).unwrap();
+}
+
+/// (steps of the curve, how many were cut off)
+fn curve(store: &Store) -> (Vec<u64>, usize) {
+    let history = TrainingHistory::read(store).unwrap();
+    assert!(history.problems.is_empty(), "{:?}", history.problems);
+    let (mut steps, mut abandoned) = (Vec::new(), 0);
+    let take = &mut |item: ckptd_history::reader::HistoryItem| {
+        match item.record {
+            HistoryRecord::Step(_) if item.is_abandoned => abandoned += 1,
+            HistoryRecord::Step(row) => steps.push(row.step),
+            HistoryRecord::Event(_) => {}
+        }
+        Ok(())
+    };
+    history.each(take, &mut |problem| panic!("{problem}")).unwrap();
+    (steps, abandoned)
+}
+
+fn finish(replicator: &Replicator) {
+    replicator.give(ReplicaTask::Finish);
+    replicator.join(Duration::from_secs(60));
+}
+
+#[test]
+fn the_history_goes_with_the_markers_and_a_job_that_comes_back_has_one_curve_with_what_was_lost_marked() {
+    for storage in [MemoryStorage::new(), MemoryStorage::without_swap()] {
+        let (_folder, one) = small::store();
+        let one = Arc::new(one);
+        let (replicator, news) = replicate(&storage, &one, "one");
+        wait(&news, began);
+        keep_session(&one, 1000, 0, 10);
+        replicator.give(ReplicaTask::Send(small::save_verified(&one, 10, 1).path));
+        wait(&news, committed);
+        // What came after the last marker goes at the end.
+        keep_session(&one, 2000, 10, 14);
+        finish(&replicator);
+        let folder = tempfile::tempdir().unwrap();
+        let other = Arc::new(Store::create(&folder.path().join("store")).unwrap());
+        let (replicator, news) = replicate(&storage, &other, "other");
+        wait(&news, began);
+        assert_eq!(curve(&other), ((1..=14).collect(), 0));
+        keep_session(&other, 3000, 10, 30);
+        replicator.give(ReplicaTask::Send(small::save_verified(&other, 30, 3).path));
+        wait(&news, committed);
+        finish(&replicator);
+        // Steps that only the first machine knows, and then the job comes back.
+        keep_session(&one, 2500, 10, 19);
+        let (replicator, news) = replicate(&storage, &one, "one");
+        wait(&news, began);
+        finish(&replicator);
+        assert_eq!(curve(&one), ((1..=30).collect(), 13));
+        let objects = futures(job(&storage).list(Prefix::History));
+        let lists = objects.iter().filter(|(object, _)| matches!(object, JobObject::History(_))).count();
+        assert_eq!(lists, 1, "older ones are removed: {objects:?}");
+    }
+}
+
+#[test]
+fn a_history_that_cannot_be_sent_costs_no_snapshot_and_is_told_once() {
+    let (folder, store) = small::store();
+    let (store, place) = (Arc::new(store), folder.path().join("drive"));
+    std::fs::create_dir(&place).unwrap();
+    // Nothing can be put below it.
+    std::fs::write(place.join("history"), "").unwrap();
+    let url: ckptd_remote::RemoteUrl = format!("file://{}", place.display()).parse().unwrap();
+    let (to, news) = mpsc::channel();
+    let to = Mutex::new(to);
+    let report = move |news| {
+        let _ = to.lock().unwrap().send(news);
+        std::ops::ControlFlow::Continue(())
+    };
+    let open =
+        async move { Ok(RemoteJob::new(ckptd_remote::open(&url, &ckptd_remote::RemoteSettings::of_process()).await?)) };
+    let replicator = Replicator::start(open, (store.clone(), Arc::new(lock())), settings("one"), report).unwrap();
+    wait(&news, began);
+    keep_session(&store, 1000, 0, 10);
+    let not_sent = |news| match news {
+        ReplicaNews::Warned(line) if line.contains("the history of the training is not replicated") => Some(line),
+        _ => None,
+    };
+    replicator.give(ReplicaTask::Send(small::save_verified(&store, 10, 1).path));
+    assert_eq!(wait(&news, committed).step, 10);
+    assert!(wait(&news, not_sent).contains("history"));
+    replicator.give(ReplicaTask::Send(small::save_verified(&store, 20, 2).path));
+    assert_eq!(wait(&news, committed).step, 20);
+    std::fs::remove_file(place.join("history")).unwrap();
+    replicator.give(ReplicaTask::Send(small::save_verified(&store, 30, 3).path));
+    assert_eq!(wait(&news, committed).step, 30);
+    finish(&replicator);
+    assert!(news.try_iter().filter_map(not_sent).next().is_none(), "it is told once");
+    assert!(std::fs::read_dir(place.join("history")).unwrap().count() >= 2, "it comes when it can");
+}
+
+/// What a future of the store in memory comes to.
+fn futures<T>(future: impl Future<Output = Result<T, JobError>>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future).unwrap()
+}
+
+#[tokio::test]
+async fn a_late_history_replaces_no_newer_one_and_what_is_damaged_there_costs_its_part_alone() {
+    let (_folder, one) = small::store();
+    let storage = MemoryStorage::new();
+    let (job, rate) = (job(&storage), RateLimit::new(None));
+    small::save_verified(&one, 10, 1);
+    keep_session(&one, 1000, 0, 5);
+    let mut late = HistorySender::default();
+    late.send(&job, &one, 1, &rate, || true).await.unwrap();
+    keep_session(&one, 2000, 5, 12);
+    HistorySender::default().send(&job, &one, 2, &rate, || true).await.unwrap();
+    let newest = storage.list("history/").await.unwrap();
+    // The owner before sends what it had, and takes nothing away.
+    let (_folder, stale) = small::store();
+    keep_session(&stale, 1000, 0, 7);
+    late.send(&job, &stale, 1, &rate, || true).await.unwrap();
+    let names = storage.list("history/").await.unwrap();
+    assert!(newest.iter().all(|object| names.contains(object)), "{names:?}");
+    let machine = async || {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(&folder.path().join("store")).unwrap();
+        store.set_run_id(&lock(), small::RUN).unwrap();
+        let brought = bring_history(&job, &store, &lock()).await;
+        (folder, store, brought)
+    };
+    let (_folder, store, brought) = machine().await;
+    assert_eq!((brought.unwrap().steps, curve(&store)), (12, ((1..=12).collect(), 0)));
+    // Nothing has grown: nothing is sent.
+    let again = bring_history(&job, &store, &lock()).await.unwrap();
+    assert_eq!(again, ckptd_history::travel::TakenHistory::default());
+    let parts = job.list(Prefix::History).await.unwrap();
+    for (object, _) in parts.iter().filter(|(object, _)| matches!(object, JobObject::HistoryPart(_))) {
+        storage.put(&object.name(), "rotten".into()).await.unwrap();
+    }
+    let (_folder, store, brought) = machine().await;
+    let problems = brought.unwrap().problems;
+    assert!(problems[0].contains("history/") && problems[0].contains("is not what was sent there"), "{problems:?}");
+    assert!(curve(&store).0.is_empty());
+    // The next session of the owner finds a part by its name alone, and a list without its part is told of.
+    for (object, _) in parts.iter().filter(|(object, _)| matches!(object, JobObject::HistoryPart(_))) {
+        storage.delete(&object.name()).await.unwrap();
+    }
+    let error = machine().await.2.unwrap_err().to_string();
+    let list = JobObject::History(HistoryName { epoch: 2, number: 1 }).path();
+    assert!(error.contains(&list) && error.contains("names parts that are not there"), "{error}");
+    HistorySender::default().send(&job, &one, 2, &rate, || true).await.unwrap();
+    assert_eq!(machine().await.2.unwrap().steps, 12);
 }

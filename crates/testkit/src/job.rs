@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// A test that waits for longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+/// What a whole run may take.
+const RUN_PATIENCE: Duration = Duration::from_secs(1200);
 
 /// A folder with a job file, `job.toml`, whose store is `store`.
 pub struct JobFolder {
@@ -124,13 +126,41 @@ impl RunningAgent {
 
     /// Waits for a line of the log that holds `text`.
     pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait_until(text, |line| line.contains(text).then(|| line.to_owned()))
+    }
+
+    /// Waits for a line of the log in which `text` is followed by a step of at least `least`; returns that step.
+    pub fn wait_for_step(&mut self, text: &str, least: u64) -> u64 {
+        self.wait_until(text, |line| step_after(line, text).filter(|step| *step >= least))
+    }
+
+    /// Whether a line of the log that holds `text` comes before the run ends.
+    pub fn comes(&mut self, text: &str) -> bool {
         let until = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
-                    self.seen.push(line.clone());
-                    if line.contains(text) {
-                        return line;
+                    let is_there = line.contains(text);
+                    self.seen.push(line);
+                    if is_there {
+                        return true;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(e) => panic!("neither {text:?} nor the end came ({e}); the log:\n{}", self.log()),
+            }
+        }
+    }
+
+    fn wait_until<T>(&mut self, text: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let found = wanted(&line);
+                    self.seen.push(line);
+                    if let Some(found) = found {
+                        return found;
                     }
                 }
                 Err(e) => panic!("{text:?} never came ({e}); the log:\n{}", self.log()),
@@ -164,7 +194,7 @@ impl RunningAgent {
 
     pub fn wait(mut self) -> EndedRun {
         // A run that goes on for ever writes lines for ever.
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + RUN_PATIENCE;
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => self.seen.push(line),
@@ -182,6 +212,13 @@ impl Drop for RunningAgent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The number that follows on `text`.
+fn step_after(line: &str, text: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(text)?;
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..end].parse().ok()
 }
 
 /// Signals a process, which may have ended by itself meanwhile.

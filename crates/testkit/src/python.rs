@@ -28,3 +28,20 @@ pub fn run(script: &str, arguments: &[&Path]) -> String {
     assert!(output.status.success(), "{script} failed:\n{out}\n{err}");
     out.into_owned()
 }
+
+/// A folder for PYTHONPATH that holds the package `ckptd`: its sources, and the native half that was built with
+/// `program`, a program of this workspace.
+pub fn package(program: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let package = folder.path().join("ckptd");
+    std::fs::create_dir(&package).expect("a folder");
+    let sources = std::fs::read_dir(root().join("crates/python/python/ckptd")).expect("the package's sources");
+    let link = |from: &Path, name: &std::ffi::OsStr| {
+        std::os::unix::fs::symlink(from, package.join(name)).expect("a link");
+    };
+    sources.flatten().for_each(|entry| link(&entry.path(), &entry.file_name()));
+    // What cargo lays beside a program may be of an earlier build; here it is of this one.
+    let native = program.parent().expect("a folder").join("deps/libckptd_native.so");
+    link(&native, "_native.abi3.so".as_ref());
+    folder
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::events::{JobAction, SessionOutcome, WorkerExit};
-use super::machine::{JobMachine, StopCause, StopRequest};
+use super::machine::{JobMachine, StopCause, StopRequest, of_total};
 use super::phase::{JobPhase, LastWord, TrainingEnd, WorkerPhase};
 use crate::daemon::report::{JobState, SnapshotStage};
 use crate::daemon::signals::DaemonSignal;
@@ -195,7 +195,11 @@ impl JobMachine {
             };
             return self.end(Err(Error::Other(format!("{reason}; {saved}"))), now);
         }
-        let total = self.config.train.steps;
+        // A script is complete at the step at which it says so.
+        let total = match self.config.train.steps {
+            0 => self.progress.step,
+            total => total,
+        };
         let complete = self.progress.last_verified.as_ref().is_some_and(|last| last.step >= total);
         if end == TrainingEnd::Complete && complete {
             info!(step = total, "finished: all {total} steps are done, the last one is saved and verified");
@@ -213,16 +217,16 @@ impl JobMachine {
 
     /// Ends a session whose training is not complete, saying what the next one goes on from.
     pub(super) fn end_as_it_is(&mut self, now: ClockReading) {
-        let (step, total) = (self.progress.step, self.config.train.steps);
+        let (step, of) = (self.progress.step, of_total(self.config.train.steps));
         let why = self.stop.as_ref().map_or("stopped", |stop| stop.why.as_str());
         let outcome = match (&self.progress.lost, self.progress.last_durable()) {
             (Some(lost), None) => Err(Error::Other(format!(
-                "the session ended ({why}) after step {step} of {total}, and nothing of it is left: {lost}; training \
-                 restarts from step 0"
+                "the session ended ({why}) after step {step}{of}, and nothing of it is left: {lost}; training restarts \
+                 from step 0"
             ))),
             (None, None) if step > 0 => Err(Error::Other(format!(
-                "the session ended ({why}) after step {step} of {total} and before any snapshot; training restarts \
-                 from step 0"
+                "the session ended ({why}) after step {step}{of} and before any snapshot; training restarts from step \
+                 0"
             ))),
             (None, None) => {
                 info!("session over ({why}): nothing was trained yet");
@@ -242,7 +246,7 @@ impl JobMachine {
                 let saved = last.step;
                 info!(
                     step = saved,
-                    "session over ({why}): step {saved} of {total} {is} {state}{later}{lost}; `ckptd run` goes on \
+                    "session over ({why}): step {saved}{of} {is} {state}{later}{lost}; `ckptd run` goes on \
                      from it"
                 );
                 Ok(self.resume_when(saved))
@@ -304,6 +308,7 @@ impl JobMachine {
         };
         self.record_end(why.clone(), now);
         self.keep_end(&why, now);
+        self.tell_end(&outcome, &why, now);
         if let (Ok(SessionOutcome::Resume | SessionOutcome::BudgetOver), Some(outlook)) =
             (&outcome, self.outlook(&self.records, now))
         {

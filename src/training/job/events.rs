@@ -1,5 +1,6 @@
 //! What can happen to a job, and what it can want done: two closed lists.
 
+use crate::daemon::hooks::HookCall;
 use crate::daemon::signals::DaemonSignal;
 use crate::daemon::verifier::{ReadBack, ResumeDecision};
 use crate::session::notice::SessionNotice;
@@ -24,8 +25,14 @@ pub enum JobEvent {
     },
     Started {
         pid: u32,
+        /// How many ranks were asked for.
+        ranks: usize,
     },
     NotStarted(Error),
+    /// The process that trains has connected: the script itself, or rank 0 behind a launcher.
+    Connected {
+        pid: u32,
+    },
     Said(Box<protocol::WorkerEvent>),
     /// The worker broke the protocol; nothing more will be heard of it.
     ProtocolError(String),
@@ -55,16 +62,25 @@ impl JobEvent {
                 | JobEvent::Config(_)
                 | JobEvent::Kept(_)
                 | JobEvent::Remote(_)
-        )
+        ) && !self.is_beside_training()
+    }
+
+    /// Whether it comes from a thread that goes on when the training hangs.
+    fn is_beside_training(&self) -> bool {
+        matches!(self, JobEvent::Said(message) if matches!(**message, protocol::WorkerEvent::Ranks { .. }))
     }
 }
 
 /// Everything that a job wants done.
 #[derive(Debug)]
 pub enum JobAction {
-    /// Quarantine `discard` (id, reason), then pick the snapshot to go on from.
+    /// Quarantine each of `discard` (id, reason), then pick the snapshot to go on from.
     Choose {
-        discard: Option<(SnapshotId, String)>,
+        discard: Vec<(SnapshotId, String)>,
+    },
+    /// Quarantine these (id, reason).
+    SetAside {
+        spoiled: Vec<(SnapshotId, String)>,
     },
     Spawn,
     Send(AgentCommand),
@@ -84,6 +100,8 @@ pub enum JobAction {
     Record(Box<SessionRecords>),
     /// Have it stand in the history of the training.
     Keep(HistoryRecord),
+    /// Have the user's program told.
+    Tell(Box<HookCall>),
     /// Write how far the session is where its death cannot lose it.
     Mark(Box<SessionRecord>),
     /// Read the job file again.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
+use super::committed::{CommittedSnapshot, SuspectSnapshots};
 use super::events::{JobAction, JobEvent, SessionOutcome};
 use super::phase::{JobPhase, WorkerPhase, WorkerRun};
 use crate::daemon::report::{JobState, SnapshotStage};
@@ -27,7 +28,7 @@ use crate::training::sanity::SanityWatch;
 use crate::training::settings_change;
 use ckptd_core::config::{Config, DataSection};
 use ckptd_core::error::{Error, Result};
-use ckptd_core::ids::{RunId, SnapshotId};
+use ckptd_core::ids::RunId;
 
 /// Without a message of the worker's own for so long after its start, it does not speak the protocol.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -70,6 +71,7 @@ pub struct JobMachine {
     pub(super) recorded: Option<BootInstant>,
     /// Snapshots that the verifier has not read back yet.
     pub(super) unverified: Vec<CommittedSnapshot>,
+    pub(super) suspects: SuspectSnapshots,
     /// What the user was told last about snapshots that fail, so that it is told once.
     pub(super) complaint: Option<String>,
     /// Why no worker is started any more; told with what the store holds then.
@@ -127,14 +129,6 @@ pub(super) struct StopRequest {
     pub(super) saved: bool,
 }
 
-pub(super) struct CommittedSnapshot {
-    pub(super) id: SnapshotId,
-    pub(super) step: u64,
-    pub(super) write: Duration,
-    pub(super) began: BootInstant,
-    pub(super) stall: Duration,
-}
-
 impl JobMachine {
     /// A job whose session begins `now`, with what is to be done first. `records`: the store's earlier sessions.
     pub fn new(
@@ -165,6 +159,7 @@ impl JobMachine {
             room: None,
             recorded: None,
             unverified: Vec::new(),
+            suspects: SuspectSnapshots::default(),
             complaint: None,
             gave_up: None,
             refuted_in_a_row: 0,
@@ -176,7 +171,7 @@ impl JobMachine {
             run_id,
             accept_changes,
         };
-        job.act(JobAction::Choose { discard: None });
+        job.act(JobAction::Choose { discard: Vec::new() });
         job.record(RecordTiming::AtOnce, now);
         job.keep_start(now);
         let actions = std::mem::take(&mut job.actions);
@@ -212,7 +207,8 @@ impl JobMachine {
             JobEvent::Chosen(choice) => self.chosen(choice, now),
             JobEvent::NotStarted(error) => self.end(Err(error), now),
             JobEvent::ReadBack { id, result } => self.read_back(&id, result, now),
-            JobEvent::Started { pid } => self.progress.worker_pid = Some(pid),
+            JobEvent::Started { pid, ranks } => self.started(pid, ranks),
+            JobEvent::Connected { pid } => self.progress.worker_pid = Some(pid),
             JobEvent::Said(message) => self.said(*message, now),
             JobEvent::ProtocolError(what) => self.kill_for(FailureCause::ProtocolError(what), now),
             JobEvent::Exited(exit) => self.exited(exit, now),
@@ -230,7 +226,7 @@ impl JobMachine {
     /// What follows on anything that has happened.
     pub(super) fn after(&mut self, now: ClockReading) {
         self.keep_to_plan(now);
-        self.progress.deadline = self.deadline(now).map(|deadline| now.wall_at(deadline.at));
+        self.note_outlook(now);
     }
 
     /// When [`JobEvent::Tick`] is wanted at the latest.
@@ -284,7 +280,7 @@ impl JobMachine {
             _ => now.at,
         };
         match &mut self.phase {
-            JobPhase::BackingOff { until } if now.at >= *until => self.choose(None),
+            JobPhase::BackingOff { until } if now.at >= *until => self.choose(),
             JobPhase::Confirming { until, .. } if now.at >= *until => self.unconfirmed(now),
             JobPhase::Running(run) if now.at >= patience_ends => match &mut run.phase {
                 WorkerPhase::Killed { by, .. } => {
@@ -306,9 +302,10 @@ impl JobMachine {
         }
     }
 
-    pub(super) fn choose(&mut self, discard: Option<(SnapshotId, String)>) {
+    pub(super) fn choose(&mut self) {
         self.phase = JobPhase::Choosing;
         self.progress.state = JobState::Starting;
+        let discard = self.take_spoiled();
         self.act(JobAction::Choose { discard });
     }
 
@@ -320,6 +317,7 @@ impl JobMachine {
             Ok(choice) => choice,
             Err(error) => return self.end(Err(error), now),
         };
+        choice.quarantined.iter().for_each(|(id, reason)| self.keep_quarantined(id, reason, now));
         let total = self.config.train.steps;
         let step = choice.resume.as_ref().map_or(0, |resume| resume.step);
         self.progress.forget_snapshots();
@@ -346,7 +344,10 @@ impl JobMachine {
             return self.end(Err(refused), now);
         }
         match &choice.resume {
-            Some(resume) => info!(step, id = %resume.id, "resuming from step {step} of {total}: {}", resume.why),
+            Some(resume) => {
+                info!(step, id = %resume.id, "resuming from step {step}{}: {}", of_total(total), resume.why);
+            }
+            None if total == 0 => info!("starting a training"),
             None => info!("starting a training of {total} steps"),
         }
         self.keep_resume(choice.resume.as_ref(), now);
@@ -357,6 +358,10 @@ impl JobMachine {
 
     /// Refuses a resume under other settings before a worker is started, or says what they do.
     fn check_settings(&self, resume: &ResumePoint) -> Result<()> {
+        if !self.config.worker.script.is_empty() {
+            // Its package compares what it knows, and the file says nothing of it.
+            return Ok(());
+        }
         let then = &resume.train.settings;
         let differences = settings_change::differences(&self.config, then);
         if differences.is_empty() {
@@ -396,4 +401,9 @@ impl JobMachine {
     pub(super) fn act(&mut self, action: JobAction) {
         self.actions.push(action);
     }
+}
+
+/// " of 1000", where the steps of the whole training are known.
+pub(super) fn of_total(total: u64) -> String {
+    if total > 0 { format!(" of {total}") } else { String::new() }
 }

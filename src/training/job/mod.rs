@@ -4,9 +4,11 @@
 //! event), `phase` (what a job and its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `waking`,
 //! `ending`, `opening`, `orders`, `history`.
 
+mod committed;
 mod ending;
 pub mod events;
 mod history;
+mod hooks;
 pub mod machine;
 mod opening;
 mod orders;
@@ -17,6 +19,7 @@ mod remote;
 #[cfg(test)]
 mod session_tests;
 mod snapshots;
+mod suspects;
 #[cfg(test)]
 mod tests;
 mod waking;

@@ -39,12 +39,12 @@ impl JobMachine {
             && peak > free
         {
             let size = |bytes| bytesize::ByteSize(bytes).to_string();
-            self.tell([format!(
-                "the worker may need {} of memory, and {} are free: lower [train] batch_size and raise \
-                 grad_accumulation",
-                size(peak),
-                size(free)
-            )]);
+            let advice = if self.config.train.activation_checkpointing {
+                "lower [train] batch_size and raise grad_accumulation"
+            } else {
+                "lower [train] batch_size and raise grad_accumulation, or set activation_checkpointing = true"
+            };
+            self.tell([format!("the worker may need {} of memory, and {} are free: {advice}", size(peak), size(free))]);
         }
         let found = self.sanity.begin(&self.config.train, facts);
         self.tell(found);

@@ -35,6 +35,8 @@ pub(super) enum TrainingEnd {
 pub(super) struct WorkerRun {
     pub(super) resume: Option<ResumePoint>,
     pub(super) next_seq: u64,
+    /// How many processes compute the training.
+    pub(super) ranks: usize,
     pub(super) last_sign: BootInstant,
     /// The last completed step.
     pub(super) step: u64,
@@ -81,6 +83,7 @@ impl WorkerRun {
         WorkerRun {
             resume,
             next_seq,
+            ranks: 1,
             last_sign: now,
             step,
             counted_to: None,

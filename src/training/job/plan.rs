@@ -149,6 +149,12 @@ impl JobMachine {
         }
     }
 
+    /// What is shown of the session's end and of the remote.
+    pub(super) fn note_outlook(&mut self, now: ClockReading) {
+        self.progress.deadline = self.deadline(now).map(|deadline| now.wall_at(deadline.at));
+        self.progress.remote = self.replication.as_ref().map(|replication| replication.report(now.wall));
+    }
+
     /// Counts the training time since the last look at it.
     pub(super) fn count_time(&mut self, now: ClockReading) {
         let JobPhase::Running(run) = &mut self.phase else { return };
@@ -227,7 +233,10 @@ impl JobMachine {
     /// Everything that `ckptd status` tells.
     pub fn report(&self, now: ClockReading) -> StatusReport {
         let mut report = self.progress.report(now.wall);
+        report.session.began = Some(now.wall_at(self.began));
         if let Some(SessionDeadline { at, why, .. }) = self.deadline(now) {
+            let reserve = plan::reserve(self.final_cost(), self.config.session.margin, at - self.began);
+            report.session.last_call = Some(now.wall_at(at - reserve));
             report.session.deadline = Some(now.wall_at(at));
             report.session.seconds_left = Some(((at - now.at).as_secs_f64() * 10.0).round() / 10.0);
             report.session.source = Some(why);

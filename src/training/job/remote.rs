@@ -21,7 +21,8 @@ impl JobMachine {
 
     /// A healthy snapshot was verified.
     pub(super) fn replicate(&mut self, id: &SnapshotId, step: u64, val_loss: Option<f64>) {
-        let last = self.stop.is_some() || step >= self.config.train.steps;
+        let total = self.config.train.steps;
+        let last = self.stop.is_some() || (total > 0 && step >= total);
         if self.replication.as_mut().is_some_and(|replication| replication.verified(step, val_loss, last)) {
             self.act(JobAction::Replicate { id: id.clone() });
         }

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::events::JobAction;
-use super::machine::{CommittedSnapshot, JobMachine, RecordTiming};
+use super::committed::CommittedSnapshot;
+use super::machine::{JobMachine, RecordTiming};
 use crate::daemon::report::SnapshotStage;
 use crate::daemon::verifier::ReadBack;
 use crate::session::clock::ClockReading;
 use crate::training::restarts::FailureCause;
+use ckptd_core::config::HookMoment;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::WorkerEvent;
 use ckptd_history::record::HistoryEvent;
+use serde_json::json;
 
 /// One complaint, and what to do.
 const DISK_FULL: &str = "disk full: free some space or lower [retention] keep_last, then run again";
@@ -67,8 +69,7 @@ impl JobMachine {
                     let seconds = (now.at - stop.began).as_secs_f64();
                     info!(step, seconds, "step {step} is durable, {seconds:.2} s after the stop");
                 }
-                self.unverified.push(CommittedSnapshot { id: id.clone(), step, write, began, stall });
-                self.act(JobAction::Verify { id });
+                self.judge(CommittedSnapshot { id, step, write, began, stall });
             }
             _ => {}
         }
@@ -105,6 +106,7 @@ impl JobMachine {
                 }
                 self.progress.snapshot(id, step, SnapshotStage::Verified, created_at);
                 self.learn_snapshot(began, stall, now);
+                self.tell_hook(HookMoment::Verified, json!({ "snapshot": id, "val_loss": val_loss }), now);
                 if healthy {
                     self.replicate(id, step, val_loss);
                 }
@@ -113,7 +115,7 @@ impl JobMachine {
             ReadBack::Quarantined { reason } => {
                 let told = format!("step {step} is not what was written and went to quarantine: {reason}");
                 warn!(step, %id, "{told}");
-                self.keep(HistoryEvent::SnapshotQuarantined { step, id: id.to_string(), reason }, now);
+                self.keep_quarantined(id, &reason, now);
                 self.progress.problem = Some(told);
                 self.progress.counts.quarantined += 1;
                 self.progress.snapshot(id, step, SnapshotStage::Quarantined, now.wall);

@@ -43,8 +43,20 @@ impl Bench {
         bench
     }
 
+    /// What the next worker is told when it goes on after `step` steps.
+    pub(super) fn restarted(&mut self, step: u64) -> AgentCommand {
+        self.on(JobEvent::Chosen(Ok(choice(step))));
+        self.on(JobEvent::Started { pid: 8, ranks: 2 });
+        let told = self.drive(JobEvent::Said(Box::new(hello(protocol::VERSION))));
+        let command = told.into_iter().find_map(|action| match action {
+            JobAction::Send(command) => Some(command),
+            _ => None,
+        });
+        command.unwrap()
+    }
+
     fn greet(&mut self, step: u64) {
-        self.on(JobEvent::Started { pid: 7 });
+        self.on(JobEvent::Started { pid: 7, ranks: 1 });
         self.say(hello(protocol::VERSION));
         self.say(ready(step));
     }
@@ -109,7 +121,7 @@ fn choice(step: u64) -> ResumeDecision {
         why: "the newest".into(),
         train: TrainState { step, last_eval_step: step, ..TrainState::default() },
     });
-    ResumeDecision { resume, next_seq: step + 1 }
+    ResumeDecision { resume, next_seq: step + 1, quarantined: Vec::new() }
 }
 
 fn hello(version: u32) -> WorkerEvent {
@@ -176,10 +188,10 @@ fn is_kill(actions: &[JobAction]) -> bool {
 fn a_worker_that_never_greets_is_killed_and_chosen_for_again() {
     let mut bench = Bench::new("");
     assert!(matches!(bench.on(JobEvent::Chosen(Ok(choice(0)))), [JobAction::Spawn]));
-    bench.on(JobEvent::Started { pid: 7 });
+    bench.on(JobEvent::Started { pid: 7, ranks: 1 });
     assert!(is_kill(bench.wake()));
     assert_eq!(bench.elapsed(), HELLO_TIMEOUT);
-    assert!(matches!(bench.on(exited(1)), [JobAction::Choose { discard: None }]));
+    assert!(matches!(bench.on(exited(1)), [JobAction::Choose { .. }]));
 }
 
 #[test]
@@ -221,7 +233,7 @@ fn a_killed_worker_that_is_slow_to_go_is_waited_for_without_spinning() {
 fn a_worker_that_begins_elsewhere_than_told_is_replaced() {
     let mut bench = Bench::new("");
     bench.on(JobEvent::Chosen(Ok(choice(5))));
-    bench.on(JobEvent::Started { pid: 7 });
+    bench.on(JobEvent::Started { pid: 7, ranks: 1 });
     assert!(matches!(bench.say(hello(protocol::VERSION)), [JobAction::Send(AgentCommand::Start(_))]));
     assert!(is_kill(bench.say(ready(0))));
 }
@@ -400,8 +412,9 @@ proptest! {
                     }
                     JobAction::Reload => {}
                     JobAction::Record(_) | JobAction::RecordReplication(_) | JobAction::Mark(_) => {}
-                    JobAction::Remember(_) | JobAction::SetLogLevel(_) | JobAction::Keep(_) => {}
-                    JobAction::Kill | JobAction::Verify { .. } | JobAction::Replicate { .. } => {}
+                    JobAction::Remember(_) | JobAction::SetLogLevel(_) | JobAction::Keep(_) | JobAction::Tell(_) => {}
+                    JobAction::Kill | JobAction::SetAside { .. } => {}
+                    JobAction::Verify { .. } | JobAction::Replicate { .. } => {}
                     JobAction::LookAtStore | JobAction::AskSources | JobAction::StandStill => {}
                 }
             }

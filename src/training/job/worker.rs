@@ -8,15 +8,14 @@ use tracing::{debug, info, warn};
 use super::events::{JobAction, WorkerExit};
 use super::machine::{JobMachine, LEAVE_TIMEOUT, RecordTiming};
 use super::phase::{JobPhase, LastWord, TrainingEnd, WorkerPhase};
-use crate::daemon::report::JobState;
+use crate::daemon::report::{JobState, RanksReport};
 use crate::session::clock::ClockReading;
 use crate::training::restarts::{FailureCause, RestartDecision};
 use crate::training::sanity::TrainingFacts;
-use ckptd_core::config::Config;
+use ckptd_core::config::{Config, RankCount, RanksSection};
 use ckptd_core::error::Error;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::protocol::{self, AgentCommand, MessageLevel, Start, WorkerEvent, WorkerFailure};
-use ckptd_core::store::layout;
 use ckptd_core::text::{counted, rough_duration};
 use ckptd_history::record::HistoryEvent;
 
@@ -24,6 +23,11 @@ impl JobMachine {
     pub(super) fn said(&mut self, message: WorkerEvent, now: ClockReading) {
         let JobPhase::Running(run) = &mut self.phase else { return };
         if !run.is_heard() {
+            return;
+        }
+        if let WorkerEvent::Ranks { ranks } = message {
+            // Said by a thread that goes on when the training hangs.
+            self.progress.ranks = RanksReport::of(&ranks, &self.config.ranks);
             return;
         }
         run.last_sign = now.at;
@@ -38,7 +42,11 @@ impl JobMachine {
         self.keep_said(&message, now);
         let JobPhase::Running(run) = &mut self.phase else { return };
         match message {
-            WorkerEvent::Hello { .. } | WorkerEvent::Alive { .. } => {}
+            WorkerEvent::Hello { .. } | WorkerEvent::Alive { .. } | WorkerEvent::Ranks { .. } => {}
+            WorkerEvent::Agreed { step } => self.agreed(step),
+            WorkerEvent::Disagreed { dispute, what, is_rank_zero_right } => {
+                self.disagreed(dispute, &what, is_rank_zero_right, now);
+            }
             WorkerEvent::Progress { stage, fraction } => {
                 if self.progress.stage.as_ref().is_none_or(|(known, _)| *known != stage) {
                     // Between steps the panel is enough.
@@ -117,6 +125,19 @@ impl JobMachine {
         }
     }
 
+    /// The threads that the snapshot to go on from was computed with.
+    pub fn recorded_threads(&self) -> Option<usize> {
+        let JobPhase::Running(run) = &self.phase else { return None };
+        run.resume.as_ref()?.train.settings.threads()
+    }
+
+    pub(super) fn started(&mut self, pid: u32, ranks: usize) {
+        self.progress.worker_pid = Some(pid);
+        if let JobPhase::Running(run) = &mut self.phase {
+            run.ranks = ranks;
+        }
+    }
+
     fn greeted(&mut self, version: u32, worker: &str, worker_version: &str, now: ClockReading) {
         let JobPhase::Running(run) = &mut self.phase else { return };
         if version != protocol::VERSION {
@@ -134,14 +155,16 @@ impl JobMachine {
         debug!("{worker} {worker_version} is there");
         let start = Start {
             protocol: protocol::VERSION,
-            config: match &self.data {
-                Some(data) => Config { data: data.clone(), ..self.config.clone() },
-                None => self.config.clone(),
+            config: Config {
+                data: self.data.as_ref().unwrap_or(&self.config.data).clone(),
+                ranks: RanksSection { count: RankCount::Fixed(run.ranks), ..self.config.ranks.clone() },
+                ..self.config.clone()
             },
             run_id: self.run_id.clone(),
             next_seq: run.next_seq,
             resume: run.resume.as_ref().map(|resume| resume.path.clone()),
             accept_changes: self.accept_changes,
+            dispute: self.suspects.dispute.clone(),
         };
         self.act(JobAction::Send(AgentCommand::Start(Box::new(start))));
     }
@@ -178,6 +201,8 @@ impl JobMachine {
 
     pub(super) fn exited(&mut self, exit: WorkerExit, now: ClockReading) {
         self.progress.worker_pid = None;
+        self.progress.ranks = None;
+        self.release_suspects();
         self.count_time(now);
         self.in_flight = None;
         let JobPhase::Running(run) = std::mem::replace(&mut self.phase, JobPhase::Ended) else { return };
@@ -231,11 +256,8 @@ impl JobMachine {
             (WorkerFailure::Config, _) => self.end(Err(Error::Config(what)), now),
             (WorkerFailure::Mismatch, _) => self.end(Err(Error::Other(what)), now),
             (WorkerFailure::Damaged, Some(id)) => {
-                warn!(%id, "{id} cannot be loaded and goes to quarantine: {what}");
-                self.progress.counts.quarantined += 1;
-                let (step, reason) = (layout::step_of(&id).unwrap_or(0), what.clone());
-                self.keep(HistoryEvent::SnapshotQuarantined { step, id: id.to_string(), reason }, now);
-                self.choose(Some((id, what)));
+                self.spoil_unloadable(id, what, now);
+                self.choose();
             }
             (_, _) => self.crashed(FailureCause::Failed(what), place, exit, now),
         }
@@ -254,6 +276,11 @@ impl JobMachine {
         match self.restarts.failed(&cause, place, self.config.worker.max_restarts) {
             RestartDecision::GiveUp(reason) => {
                 self.gave_up = Some(reason);
+                // Nobody is to go on from it later either.
+                let spoiled = self.take_spoiled();
+                if !spoiled.is_empty() {
+                    self.act(JobAction::SetAside { spoiled });
+                }
                 self.settle(TrainingEnd::Interrupted, now);
             }
             RestartDecision::After(wait) => {
@@ -266,7 +293,7 @@ impl JobMachine {
                 warn!(restarts, "{told}");
                 self.progress.problem = Some(told);
                 if wait.is_zero() {
-                    self.choose(None);
+                    self.choose();
                 } else {
                     self.phase = JobPhase::BackingOff { until: now.at + wait };
                 }
@@ -287,7 +314,13 @@ impl JobMachine {
 
     /// What to do where memory runs out.
     fn memory_advice(&self) -> &'static str {
+        if !self.config.worker.script.is_empty() {
+            return "lower the script's batch size, or raise the memory limit of what it runs in";
+        }
         match (self.config.train.batch_size, self.surroundings.slurm) {
+            (0..=1, _) if !self.config.train.activation_checkpointing => {
+                "[train] batch_size is 1 already: set activation_checkpointing = true, or lower sequence_length"
+            }
             (0..=1, true) => "ask Slurm for more with --mem ([train] batch_size is 1 already)",
             (0..=1, false) => {
                 "[train] batch_size is 1 already: lower sequence_length, or raise the memory limit of what it runs in"

@@ -25,7 +25,7 @@ const DTYPES: [DType; 10] = [
     DType::U8,
     DType::Bool,
 ];
-const ROLES: [Role; 5] = [Role::Param, Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer, Role::Buffer];
+const ROLES: [Role; 6] = [Role::Param, Role::ExpAvg, Role::ExpAvgSq, Role::MomentumBuffer, Role::Buffer, Role::State];
 
 fn f32_context(role: Role, row: u64, first: u64) -> ChunkContext {
     ChunkContext { dtype: DType::F32, role, row, first }

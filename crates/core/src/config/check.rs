@@ -27,7 +27,15 @@ impl Config {
             "it says neither text, a list of files, globs and folders, nor tokens, a file of token ids",
             "text = [\"data/*.txt\"]",
         );
-        let mut problems: Vec<ConfigProblem> = model.into_iter().chain(data).collect();
+        // A script has a model and data of its own.
+        let is_script = !self.worker.script.is_empty();
+        let mut problems: Vec<ConfigProblem> = model.into_iter().chain(data).filter(|_| !is_script).collect();
+        if let (true, false, Some((line, place))) =
+            (is_script, self.worker.command.is_empty(), placed.place("worker", "command"))
+        {
+            let what = "a script is given, too, and one of the two has to go".to_owned();
+            problems.push(ConfigProblem { line: Some(line), place, what, correction: Correction::TakeOut });
+        }
         if train.eval_every > 0 && self.data.validation <= 0.0 {
             let what = "an evaluation needs [data] validation above 0";
             problems.push(instead(placed, "eval_every", what, "eval_every = 0"));
@@ -45,7 +53,24 @@ impl Config {
                 problems.push(ConfigProblem { line: Some(line), place, what, correction: Correction::TakeOut });
             }
         }
+        problems.extend(self.unguarded_page(placed));
         problems
+    }
+
+    /// A page that other machines can reach has a token of the user's own.
+    fn unguarded_page(&self, placed: &PlacedKeys) -> Option<ConfigProblem> {
+        let status = &self.status;
+        let is_guarded = status.http_token_file.is_some() && !status.http_open;
+        let http = status.http.filter(|http| !http.ip().is_loopback() && !is_guarded)?;
+        let (line, place) = placed.place("status", "http")?;
+        let what = if status.http_open {
+            "other machines can reach this address, and http_open lets everybody in"
+        } else {
+            "other machines can reach this address, and no http_token_file holds what they must know"
+        };
+        let what = what.to_owned();
+        let correction = Correction::Write(format!("http = \"127.0.0.1:{}\"", http.port()));
+        Some(ConfigProblem { line: Some(line), place, what, correction })
     }
 }
 

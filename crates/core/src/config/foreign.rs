@@ -21,14 +21,14 @@ use Meaning::{Becomes, Is, Nothing};
 const EPOCHS: &str =
     "ckptd counts steps: epochs x training tokens / (batch_size x grad_accumulation x sequence_length)";
 const RATIO: &str = "ckptd counts warm-up in steps: the ratio x steps";
-const FLOAT32: &str = "ckptd trains in float32";
+const PRECISION: &str = "matrix products are in float32 or in bf16, all else is float32";
 const SHAPE: &str = "the shape is that of [model] from, or of its preset";
 const RESUMES: &str = "`ckptd run` goes on from the newest verified snapshot by itself";
 const LINES: &str = "`ckptd run --log-every TIME` says how often a line is written";
 const READS_TOKENS: &str = "the tokens are mapped from a file, there is nothing to load in parallel";
 const NO_HUB: &str = "ckptd uploads nothing; `ckptd export --format hf` writes a folder that can be";
-const NO_TRACKER: &str = "ckptd speaks to no tracker; `ckptd run --log-format json` has all figures";
-const ONE_MACHINE: &str = "ckptd trains on one machine";
+const NO_TRACKER: &str = "ckptd speaks to no tracker; `ckptd history --follow --json` gives all figures to one";
+const RANKS: &str = "[ranks] count and launcher say which processes compute one training";
 const ABSOLUTE: &str = "here it is a share of learning_rate, and not a rate";
 const PERCENT: &str = "here it is a share, and not in percent";
 const BETAS: &str = "both stand in one list";
@@ -111,18 +111,8 @@ const TABLE: &[(&[&str], Meaning)] = &[
     (&["logging_dir", "log_level"], Becomes("the log goes to standard error", "log", "level", "\"info\"")),
     (&["accelerator", "gpus", "use_cpu", "no_cuda"], Becomes("one device", "job", "device", "\"auto\"")),
     (
-        &[
-            "fp16",
-            "bf16",
-            "tf32",
-            "precision",
-            "mixed_precision",
-            "dtype",
-            "torch_dtype",
-            "amp",
-            "half_precision_backend",
-        ],
-        Nothing(FLOAT32),
+        &["fp16", "bf16", "tf32", "mixed_precision", "dtype", "torch_dtype", "amp", "half_precision_backend"],
+        Becomes(PRECISION, "train", "precision", "\"bf16\""),
     ),
     (
         &[
@@ -149,10 +139,20 @@ const TABLE: &[(&[&str], Meaning)] = &[
     (&["report_to", "wandb", "wandb_log", "wandb_project", "logger"], Nothing(NO_TRACKER)),
     (
         &["deepspeed", "fsdp", "ddp", "strategy", "num_nodes", "devices", "local_rank", "ddp_backend", "backend"],
-        Nothing(ONE_MACHINE),
+        Nothing(RANKS),
     ),
     (
-        &["gradient_checkpointing", "torch_compile", "compile", "flash", "group_by_length", "remove_unused_columns"],
+        &[
+            "gradient_checkpointing",
+            "use_checkpoint",
+            "activation_checkpoint",
+            "recompute_activations",
+            "checkpointing",
+        ],
+        Is("train", "activation_checkpointing"),
+    ),
+    (
+        &["torch_compile", "compile", "flash", "group_by_length", "remove_unused_columns"],
         Nothing("the worker has no such switch"),
     ),
     (

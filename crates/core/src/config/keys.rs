@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::hooks::HookMoment;
+
 /// A key with what it takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeySpec {
@@ -23,6 +25,12 @@ pub(super) enum ValueKind {
         least: u64,
         most: u64,
     },
+    /// A whole number in this range, or the word beside it.
+    WholeOr {
+        least: u64,
+        most: u64,
+        or: &'static str,
+    },
     /// A number in this range; `open` ends are not part of it.
     Number {
         least: f64,
@@ -40,6 +48,8 @@ pub(super) enum ValueKind {
     Texts,
     /// One of these texts.
     Choice(&'static [&'static str]),
+    /// One of these texts, or a command: a list of texts.
+    ChoiceOrTexts(&'static [&'static str]),
     /// "auto", "cpu", "cuda" or "cuda:N".
     Device,
     /// A duration in this range, as text; or the word beside it.
@@ -60,6 +70,10 @@ pub(super) enum ValueKind {
     Remote,
     /// The address of a service, without credentials.
     Service,
+    /// An address of this machine with a port.
+    Listen,
+    /// A program with its arguments for each of some moments.
+    Hooks,
     /// One of these texts, or a share above 0 and below 1, as text.
     ShareOr(&'static [&'static str]),
 }
@@ -79,6 +93,7 @@ impl ValueKind {
         match *self {
             ValueKind::Whole { least, most: u64::MAX } => format!("a whole number from {least}"),
             ValueKind::Whole { least, most } => format!("a whole number from {least} to {most}"),
+            ValueKind::WholeOr { least, most, or } => format!("a whole number from {least} to {most}, or {or:?}"),
             ValueKind::Number { least, most, open } => match (open, most.is_finite()) {
                 (OmittedEnd::Least, false) => format!("a number above {least}"),
                 (_, false) => format!("a number from {least}"),
@@ -91,6 +106,7 @@ impl ValueKind {
             ValueKind::Path => "a path in quotes".into(),
             ValueKind::Texts => "a list of texts, in brackets".into(),
             ValueKind::Choice(texts) => format!("one of {}", quoted(texts)),
+            ValueKind::ChoiceOrTexts(texts) => format!("one of {}, or a command as a list of texts", quoted(texts)),
             ValueKind::Device => "\"auto\", \"cpu\", or \"cuda:N\" with N from 0".into(),
             ValueKind::Duration { least, most, or } => {
                 let or = or.map_or_else(String::new, |word| format!(", or {word:?}"));
@@ -112,6 +128,11 @@ impl ValueKind {
             ValueKind::Service => "an address such as https://minio.example:9000, in quotes and without a credential, \
                                    which it would show in logs"
                 .into(),
+            ValueKind::Listen => "an address of this machine with a port, such as 127.0.0.1:8377, in quotes".into(),
+            ValueKind::Hooks => {
+                let names = HookMoment::NAMES.join(", ");
+                format!("a program with its arguments for any of {names}, as in {{ failed = [\"notify\"] }}")
+            }
             ValueKind::ShareOr(texts) => format!("one of {}, or a share above 0 and below 1, in quotes", quoted(texts)),
         }
     }
@@ -150,6 +171,7 @@ const LEASE: ValueKind =
 const SIZE: ValueKind = ValueKind::Size { least: 0 };
 const RATE: ValueKind = ValueKind::Size { least: 1024 };
 const ID_TYPES: ValueKind = ValueKind::Choice(&["uint16", "uint32", "int32", "int64"]);
+const LAUNCHERS: ValueKind = ValueKind::ChoiceOrTexts(&["none", "torchrun", "mpirun", "srun"]);
 const LEVELS: ValueKind = ValueKind::Choice(&["error", "warn", "info", "debug"]);
 
 /// All keys, section by section, in the order of `config/ckptd.toml`.
@@ -185,6 +207,8 @@ pub(super) const KEYS: &[KeySpec] = &[
     number("train", "grad_clip", NOT_NEGATIVE, "1.0"),
     whole("train", "eval_every", 0, ANY, "100"),
     whole("train", "eval_batches", 0, ANY, "8"),
+    spec("train", "precision", ValueKind::Choice(&["float32", "bf16"]), "\"bf16\""),
+    spec("train", "activation_checkpointing", ValueKind::Bool, "true"),
     spec("snapshot", "every", EVERY, "\"5m\""),
     whole("snapshot", "every_steps", 1, ANY, "200"),
     duration("snapshot", "mtbf", 1000, "\"6h\""),
@@ -210,7 +234,9 @@ pub(super) const KEYS: &[KeySpec] = &[
     whole("remote", "keep_hourly", 0, ANY, "0"),
     whole("remote", "keep_daily", 0, ANY, "0"),
     spec("remote", "max_bytes", SIZE, "\"50GiB\""),
-    whole("ranks", "count", 1, 1024, "1"),
+    spec("ranks", "launcher", LAUNCHERS, "\"mpirun\""),
+    spec("ranks", "count", ValueKind::WholeOr { least: 1, most: 1024, or: "auto" }, "1"),
+    spec("ranks", "shard_optimizer", ValueKind::Bool, "true"),
     duration("session", "budget", 0, "\"11h45m\""),
     spec("session", "deadline", ValueKind::Moment, "\"2030-11-24 23:00\""),
     number("session", "margin", (1.0, 100.0, OmittedEnd::Neither), "1.5"),
@@ -225,10 +251,19 @@ pub(super) const KEYS: &[KeySpec] = &[
     spec("session", "gcp_url", ValueKind::Url, "\"http://metadata.google.internal\""),
     spec("session", "azure_url", ValueKind::Url, "\"http://169.254.169.254\""),
     spec("worker", "command", ValueKind::Texts, "[\"ckptd-gpt2\"]"),
+    spec("worker", "script", ValueKind::Texts, "[\"python\", \"train.py\"]"),
     whole("worker", "max_restarts", 0, u32::MAX as u64, "10"),
     duration("worker", "hang_timeout", 1000, "\"10m\""),
     spec("status", "socket", ValueKind::Path, "\"status.sock\""),
+    spec("status", "http", ValueKind::Listen, "\"127.0.0.1:8377\""),
+    spec("status", "http_open", ValueKind::Bool, "true"),
+    spec("status", "http_token_file", ValueKind::Path, "\"page.token\""),
+    spec("status", "http_hosts", ValueKind::Texts, "[\"train.example.org\"]"),
+    spec("status", "metrics_file", ValueKind::Path, "\"/var/lib/prometheus/node-exporter/ckptd.prom\""),
+    spec("hooks", "on", ValueKind::Hooks, "{ failed = [\"notify\"] }"),
+    duration("hooks", "timeout", 100, "\"30s\""),
     spec("log", "level", LEVELS, "\"info\""),
+    spec("log", "tensorboard", ValueKind::Bool, "true"),
 ];
 
 /// The key `key` of `[section]`.

@@ -6,6 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::document::Document;
+use super::overrides::ConfigOverrides;
 use super::problem;
 use super::sections::{Config, JobSection};
 use crate::error::{Error, Result};
@@ -35,12 +36,21 @@ impl Config {
 
     /// Validates `text`, which stands in the file `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Config> {
+        Config::parse_with(text, path, &ConfigOverrides::default())
+    }
+
+    /// Validates `text`, which stands in the file `path`, where the command line says some of it otherwise.
+    pub fn parse_with(text: &str, path: &Path, overrides: &ConfigOverrides) -> Result<Config> {
         let refuse = |problems| Error::Config(format!("{}: {}", path.display(), problem::list(problems)));
         let document = Document::parse(text).map_err(|problem| refuse(vec![problem]))?;
         let placed = document.problems().map_err(refuse)?;
         let mut config: Config =
             toml::from_str(text).map_err(|e| Error::Config(format!("{}: {}", path.display(), e.to_string().trim())))?;
+        overrides.apply(&mut config);
         config.resolve(path)?;
+        if !config.worker.script.is_empty() {
+            (config.train.steps, config.train.eval_every) = (0, 0);
+        }
         match config.contradictions(&placed) {
             problems if problems.is_empty() => Ok(config),
             problems => Err(refuse(problems)),
@@ -94,8 +104,10 @@ impl Config {
         }
         self.job.store = below(&folder, &self.job.store);
         let (model, data, session) = (&mut self.model, &mut self.data, &mut self.session);
+        let status = &mut self.status;
         let given = [&mut model.from, &mut data.tokens, &mut data.tokenizer, &mut session.notice_file];
-        for path in given.into_iter().flatten() {
+        let given = given.into_iter().chain([&mut status.http_token_file, &mut status.metrics_file]);
+        for path in given.flatten() {
             *path = below(&folder, path);
         }
         self.data.cache = if self.data.cache.as_os_str().is_empty() {
@@ -111,7 +123,11 @@ impl Config {
         } else {
             below(&folder, &self.status.socket)
         };
-        if let Some(program) = self.worker.command.first_mut()
+        let programs = self.hooks.on.values_mut().filter_map(|command| command.first_mut());
+        for program in self.worker.command.first_mut().into_iter().chain(programs).filter(|name| name.contains('/')) {
+            *program = below(&folder, program.as_ref()).to_string_lossy().into_owned();
+        }
+        if let Some(program) = self.worker.script.first_mut()
             && program.contains('/')
         {
             *program = below(&folder, program.as_ref()).to_string_lossy().into_owned();
@@ -173,7 +189,8 @@ mod tests {
                snapshot = ["every_steps", "mtbf"]
                retention = ["keep_every_steps", "max_bytes"]
                remote = ["url", "endpoint", "max_rate", "keep_every_steps", "max_bytes"]
-               session = ["budget", "deadline", "notice_file"]"#,
+               session = ["budget", "deadline", "notice_file"]
+               status = ["http", "http_token_file", "metrics_file"]"#,
         )
         .unwrap();
         for (section, optional) in known {

@@ -7,7 +7,7 @@
 //!
 //! [`SettingsSection::add_later`]: crate::settings::SettingsSection::add_later
 
-use super::sections::{Config, DataSection, JobSection, TrainSection};
+use super::sections::{ComputePrecision, Config, DataSection, JobSection, TrainSection};
 use crate::settings::{SettingKey, TrainSettings};
 
 /// What a worker has made of the parts of a job that depend on the machine.
@@ -61,6 +61,8 @@ impl TrainSection {
             grad_clip,
             eval_every,
             eval_batches,
+            precision,
+            activation_checkpointing: _,
         } = self;
         let mut section = settings.section(SECTION);
         section.add("steps", steps);
@@ -79,6 +81,7 @@ impl TrainSection {
         section.add("grad_clip", grad_clip);
         section.add("eval_every", eval_every);
         section.add("eval_batches", eval_batches);
+        section.add_later("precision", precision, &ComputePrecision::Float32);
     }
 
     /// This section with what `settings` recorded in place of its own values.
@@ -100,6 +103,8 @@ impl TrainSection {
             grad_clip,
             eval_every,
             eval_batches,
+            precision,
+            activation_checkpointing: _,
         } = &mut self;
         settings.read_into(SECTION, "steps", steps);
         settings.read_into(SECTION, "batch_size", batch_size);
@@ -117,6 +122,7 @@ impl TrainSection {
         settings.read_into(SECTION, "grad_clip", grad_clip);
         settings.read_into(SECTION, "eval_every", eval_every);
         settings.read_into(SECTION, "eval_batches", eval_batches);
+        settings.read_into(SECTION, "precision", precision);
         self
     }
 }
@@ -184,9 +190,10 @@ mod tests {
         ];
         let settings = settings(&job());
         assert_eq!(settings.iter().collect::<Vec<_>>(), golden);
-        // As that release made them: the whole section as JSON.
+        // As that release made them: the whole section as JSON, but for the keys that came later.
         let whole = serde_json::to_value(&job().train).unwrap();
-        for (key, value) in whole.as_object().unwrap() {
+        let later = ["precision", "activation_checkpointing"];
+        for (key, value) in whole.as_object().unwrap().iter().filter(|(key, _)| !later.contains(&key.as_str())) {
             assert_eq!(settings.get(&format!("train.{key}")), Some(value.to_string().as_str()));
         }
     }
@@ -194,6 +201,10 @@ mod tests {
     #[test]
     fn every_key_that_is_written_is_read_back() {
         assert_eq!(TrainSection::default().with_recorded(&settings(&job())), job().train);
-        assert_eq!(job().train.with_recorded(&TrainSettings::default()), job().train);
+        let mut job = job();
+        job.train.precision = ComputePrecision::Bf16;
+        assert_eq!(TrainSection::default().with_recorded(&settings(&job)), job.train);
+        assert_eq!(settings(&job).get("train.precision"), Some("\"bf16\""));
+        assert_eq!(job.train.clone().with_recorded(&TrainSettings::default()), job.train);
     }
 }

@@ -9,7 +9,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::hooks::HooksSection;
+use super::ranks::RanksSection;
 use super::remote::RemoteSection;
+use super::status::StatusSection;
 use crate::error::Result;
 use crate::snapshot::TrainState;
 use crate::store::RetentionPolicy;
@@ -42,6 +45,8 @@ pub struct Config {
     pub worker: WorkerSection,
     /// `[status]`: where the job answers.
     pub status: StatusSection,
+    /// `[hooks]`: who is told when something matters.
+    pub hooks: HooksSection,
     /// `[log]`: what is logged.
     pub log: LogSection,
 }
@@ -104,6 +109,16 @@ pub enum OptimizerKind {
     Sgd,
 }
 
+/// `[train] precision`: what matrix products and attention are computed in. Everything else is float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputePrecision {
+    /// float32.
+    Float32,
+    /// bfloat16, as under torch.autocast.
+    Bf16,
+}
+
 /// `[train] schedule`: how the learning rate falls after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -120,7 +135,7 @@ pub enum ScheduleKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSection {
-    /// Optimiser steps of the whole training.
+    /// Optimiser steps of the whole training; 0: a script knows how many.
     pub steps: u64,
     /// Sequences per micro-batch.
     pub batch_size: u64,
@@ -152,6 +167,10 @@ pub struct TrainSection {
     pub eval_every: u64,
     /// Micro-batches per evaluation.
     pub eval_batches: u64,
+    /// What matrix products and attention are computed in.
+    pub precision: ComputePrecision,
+    /// The backward pass computes each block again. No setting of the state: the results are the same bits.
+    pub activation_checkpointing: bool,
 }
 
 /// `[snapshot]`.
@@ -182,14 +201,6 @@ pub enum SnapshotEvery {
     Interval(Duration),
     /// As the measured costs and the failures say.
     Auto,
-}
-
-/// `[ranks]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RanksSection {
-    /// Processes on this machine that compute the training together. The result does not depend on it.
-    pub count: usize,
 }
 
 /// `[session]`.
@@ -230,18 +241,12 @@ pub struct SessionSection {
 pub struct WorkerSection {
     /// Empty: `ckptd-gpt2` beside ckptd, then in PATH.
     pub command: Vec<String>,
+    /// A training script that uses the Python package `ckptd`, and its arguments; takes the place of `command`.
+    pub script: Vec<String>,
     /// Restarts in a row without a new step before ckptd gives up.
     pub max_restarts: u32,
     /// Silence after which the worker counts as hung.
     pub hang_timeout: TextValue<Duration>,
-}
-
-/// `[status]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct StatusSection {
-    /// Empty: in the store.
-    pub socket: PathBuf,
 }
 
 /// `[log]`.
@@ -250,6 +255,8 @@ pub struct StatusSection {
 pub struct LogSection {
     /// The least urgent lines that are written.
     pub level: LogLevel,
+    /// The job writes event files for TensorBoard into its store.
+    pub tensorboard: bool,
 }
 
 /// `[log] level`, from the fewest lines to the most.
@@ -305,6 +312,8 @@ impl Default for TrainSection {
             grad_clip: 1.0,
             eval_every: 100,
             eval_batches: 8,
+            precision: ComputePrecision::Float32,
+            activation_checkpointing: false,
         }
     }
 }
@@ -320,12 +329,6 @@ impl Default for SnapshotSection {
             encode_threads: 0,
             probe: false,
         }
-    }
-}
-
-impl Default for RanksSection {
-    fn default() -> RanksSection {
-        RanksSection { count: 1 }
     }
 }
 
@@ -351,13 +354,18 @@ impl Default for SessionSection {
 
 impl Default for WorkerSection {
     fn default() -> WorkerSection {
-        WorkerSection { command: Vec::new(), max_restarts: 10, hang_timeout: TextValue(Duration::from_secs(600)) }
+        WorkerSection {
+            command: Vec::new(),
+            script: Vec::new(),
+            max_restarts: 10,
+            hang_timeout: TextValue(Duration::from_secs(600)),
+        }
     }
 }
 
 impl Default for LogSection {
     fn default() -> LogSection {
-        LogSection { level: LogLevel::Info }
+        LogSection { level: LogLevel::Info, tensorboard: false }
     }
 }
 
@@ -380,9 +388,16 @@ impl From<SnapshotEvery> for String {
     }
 }
 
+impl WorkerSection {
+    /// Whether it is the worker that comes with ckptd, which trains what the job file says.
+    pub fn is_builtin(&self) -> bool {
+        self.command.is_empty() && self.script.is_empty()
+    }
+}
+
 impl TrainSection {
     /// Whether a training in this state has nothing left to do: the last step, and the evaluation that falls on it.
     pub fn is_complete(&self, state: &TrainState) -> bool {
-        state.step >= self.steps && (self.eval_every == 0 || state.last_eval_step >= self.steps)
+        self.steps > 0 && state.step >= self.steps && (self.eval_every == 0 || state.last_eval_step >= self.steps)
     }
 }

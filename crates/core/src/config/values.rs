@@ -3,6 +3,7 @@
 //! Invariant: a correction fits; it keeps what the user meant where that can be told. Deliberately not here: what a key
 //! takes (`keys`).
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use toml::de::{DeTable, DeValue};
 
+use super::hooks::HookMoment;
 use super::keys::{KeySpec, OmittedEnd, ValueKind};
 use crate::text::{ByteSize, TextValue, exact_duration, parse_duration};
 
@@ -23,6 +25,9 @@ fn fits(kind: &ValueKind, value: &DeValue<'_>) -> bool {
     match *kind {
         ValueKind::Whole { least, most } => {
             whole(value).is_some_and(|n| (i128::from(least)..=i128::from(most.min(i64::MAX as u64))).contains(&n))
+        }
+        ValueKind::WholeOr { least, most, or } => {
+            text(value) == Some(or) || fits(&ValueKind::Whole { least, most }, value)
         }
         ValueKind::Number { least, most, open } => number(value).is_some_and(|x| {
             let above = if open == OmittedEnd::Least { x > least } else { x >= least };
@@ -41,6 +46,10 @@ fn fits(kind: &ValueKind, value: &DeValue<'_>) -> bool {
             matches!(value, DeValue::Array(items) if items.iter().all(|item| text(item.as_ref()).is_some()))
         }
         ValueKind::Choice(texts) => text(value).is_some_and(|text| texts.contains(&text)),
+        ValueKind::ChoiceOrTexts(texts) => match value {
+            DeValue::Array(items) => !items.is_empty() && fits(&ValueKind::Texts, value),
+            _ => text(value).is_some_and(|text| texts.contains(&text)),
+        },
         ValueKind::Device => text(value).is_some_and(is_device),
         ValueKind::Duration { least, most, or } => text(value).is_some_and(|text| {
             or == Some(text) || parse_duration(text).is_ok_and(|d| d >= least && d > Duration::ZERO && d <= most)
@@ -50,6 +59,15 @@ fn fits(kind: &ValueKind, value: &DeValue<'_>) -> bool {
         ValueKind::Url => text(value).is_some_and(|text| text.starts_with("http://")),
         ValueKind::Remote => text(value).is_some_and(is_remote),
         ValueKind::Service => text(value).is_some_and(is_service),
+        ValueKind::Listen => text(value).is_some_and(|text| text.parse::<SocketAddr>().is_ok()),
+        ValueKind::Hooks => match value {
+            DeValue::Table(table) => table.iter().all(|(name, command)| {
+                let is_command = fits(&ValueKind::Texts, command.get_ref());
+                let is_empty = matches!(command.get_ref(), DeValue::Array(items) if items.is_empty());
+                HookMoment::NAMES.contains(&name.get_ref().as_ref()) && is_command && !is_empty
+            }),
+            _ => false,
+        },
         ValueKind::ShareOr(texts) => text(value).is_some_and(|text| {
             texts.contains(&text) || text.parse::<f64>().is_ok_and(|share| share > 0.0 && share < 1.0)
         }),
@@ -135,6 +153,10 @@ fn meant(kind: &ValueKind, value: &DeValue<'_>) -> Option<String> {
                 n => Some(n.to_string()),
             }
         }
+        ValueKind::WholeOr { least, most, or } => match said.as_deref().map(str::trim) {
+            Some(word) if word.eq_ignore_ascii_case(or) => quoted(or),
+            _ => meant(&ValueKind::Whole { least, most }, value),
+        },
         ValueKind::Number { most, .. } => {
             let text = bare()?;
             let percent = text.strip_suffix('%').and_then(|text| text.trim().parse::<f64>().ok());
@@ -149,6 +171,7 @@ fn meant(kind: &ValueKind, value: &DeValue<'_>) -> Option<String> {
         },
         ValueKind::Text | ValueKind::Path => quoted(&said?),
         ValueKind::Texts => Some(format!("[{}]", quoted(&said?)?)),
+        ValueKind::ChoiceOrTexts(texts) => meant(&ValueKind::Choice(texts), value),
         ValueKind::Choice(texts) => {
             let said = said?.to_lowercase();
             let like = |text: &&&str| said.contains(**text) || (said.len() > 2 && text.contains(&said));
@@ -172,7 +195,8 @@ fn meant(kind: &ValueKind, value: &DeValue<'_>) -> Option<String> {
         }
         ValueKind::ShareOr(_) => quoted(&format!("{:?}", bare()?.parse::<f64>().ok()?)),
         // What may hold a credential is not repeated.
-        ValueKind::Remote | ValueKind::Service | ValueKind::Shares => None,
+        ValueKind::Remote | ValueKind::Service | ValueKind::Shares | ValueKind::Listen => None,
+        ValueKind::Hooks => None,
     }
 }
 

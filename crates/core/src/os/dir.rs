@@ -125,7 +125,11 @@ impl Dir {
 
     /// Opens or creates a small file of the store itself, such as the lock; it stays open across exec.
     pub fn open_lock(&self, name: &str) -> Result<File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        self.open_kept(name, OFlags::empty())
+    }
+
+    fn open_kept(&self, name: &str, more: OFlags) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | more;
         let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
         let file =
             faults::call(FsCall::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
@@ -136,13 +140,7 @@ impl Dir {
 
     /// Opens or creates a file of the store itself that grows, such as its log.
     pub fn open_appended(&self, name: &str) -> Result<File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
-        let file =
-            faults::call(FsCall::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
-        let file = File::from(file);
-        require_regular(&file, &self.join(name))?;
-        Ok(file)
+        self.open_kept(name, OFlags::CLOEXEC)
     }
 
     /// The content of a small file, at most `max` bytes; `None` where there is none.

@@ -10,6 +10,7 @@ use std::path::Path;
 use memmap2::{Advice, MmapMut};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
+use rustix::process::{Flock, FlockOffsetType, FlockType};
 
 use super::faults::{self, FsCall};
 use crate::error::{Error, Result};
@@ -111,6 +112,26 @@ pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(e) => Err(Error::io("locking", path, e.into())),
     }
+}
+
+/// Takes the kernel's record lock on all of an open file, which belongs to this process and to no child of it; false
+/// where another process has it. It ends when this process closes any file that it has open under this name.
+pub fn try_record_lock(file: &File, path: &Path) -> Result<bool> {
+    let lock = || rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive);
+    match faults::call(FsCall::Lock(path.into()), lock) {
+        Ok(()) => Ok(true),
+        Err(Errno::ACCESS | Errno::AGAIN) => Ok(false),
+        Err(e) => Err(Error::io("locking", path, e.into())),
+    }
+}
+
+/// The other process that has a record lock on an open file, 0 where it has no number here; `None`: none has.
+pub fn record_lock_holder(file: &File, path: &Path) -> Result<Option<u32>> {
+    let (typ, offset_type) = (FlockType::WriteLock, FlockOffsetType::Set);
+    let asked = Flock { start: 0, length: 0, pid: None, typ, offset_type };
+    let found = rustix::process::fcntl_getlk(file, &asked);
+    let found = found.map_err(|e| Error::io("looking for the lock of", path, e.into()))?;
+    Ok(found.map(|found| found.pid.map_or(0, |pid| pid.as_raw_pid() as u32)))
 }
 
 /// A file that would grow past the process's limit is an error like a full disk, not the end of the process.

@@ -4,10 +4,10 @@
 //! Deliberately not here: starting and ending processes.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior, setpriority_process};
 
 /// Nice value of a thread beside a training: it gets about a third of a processor that the training wants, too.
 ///
@@ -44,6 +44,13 @@ pub fn lower_other_threads(nice: i32, spared: &[&str]) {
     }
 }
 
+/// Keeps the memory of this process, its environment included, out of core dumps, and from other processes of its user.
+/// What it starts is dumped as ever.
+pub fn keep_memory_private() {
+    // The kernel refuses only values that it does not know.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
 /// Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); `None` for one that is gone or a
 /// zombie. Together with the id it names one process for good: ids are used again.
 pub fn start_ticks(pid: u32) -> Option<u64> {
@@ -65,6 +72,19 @@ pub fn holders_of(device: u64, inode: u64) -> Vec<u32> {
         .filter(|(_, files)| entries(files).any(|file| is_it(&file.path())))
         .map(|(pid, _)| pid)
         .collect()
+}
+
+/// The processes that have a file open whose name ends with `/name`, each with the file's path, as far as this process
+/// may see them.
+pub fn holders_of_named(name: &str) -> Vec<(u32, PathBuf)> {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut found = Vec::new();
+    for process in entries("/proc".as_ref()) {
+        let Some(pid) = process.file_name().to_str().and_then(|pid| pid.parse().ok()) else { continue };
+        let files = entries(&process.path().join("fd")).filter_map(|file| std::fs::read_link(file.path()).ok());
+        found.extend(files.filter(|file| file.file_name().is_some_and(|own| own == name)).map(|file| (pid, file)));
+    }
+    found
 }
 
 /// Bytes of memory that this process and what it starts may still take, swap apart: what the machine has, and what the

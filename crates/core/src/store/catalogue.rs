@@ -50,6 +50,22 @@ pub enum SnapshotState {
     Newer(u64),
 }
 
+impl SnapshotState {
+    /// The word for it in listings, and what is wrong.
+    pub fn told(&self) -> (&'static str, Option<String>) {
+        match self {
+            SnapshotState::Verified => ("verified", None),
+            SnapshotState::Committed => ("committed", None),
+            // Its next verification or resume moves it aside.
+            SnapshotState::Damaged(reason) => ("damaged", Some(reason.clone())),
+            SnapshotState::Unreadable(reason) => ("unreadable", Some(reason.clone())),
+            SnapshotState::Newer(version) => {
+                ("newer", Some(format!("written by a newer ckptd (snapshot format {version})")))
+            }
+        }
+    }
+}
+
 /// Listings of a store whose snapshots vanish each time; a rotation takes far longer than a listing.
 const MAX_LISTINGS: usize = 20;
 

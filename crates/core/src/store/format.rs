@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::ids::{RunId, StateRoot};
 use crate::snapshot::{Metrics, Provenance, Role, TensorMeta, TrainState};
 
-/// The version that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+/// The newest version that is read. A file is of the oldest version that can hold it; see [`version_of`].
+pub const VERSION: u32 = 2;
 pub(super) const HEAD_MAGIC: [u8; 8] = *b"\x89CKPTD\r\n";
 /// Length of the head.
 pub const HEAD_BYTES: usize = 16;
@@ -34,7 +34,7 @@ pub type Hash = [u8; 32];
 /// Everything about a snapshot but its bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`VERSION`] of the file.
+    /// Version of the file: that of its tensors.
     pub format: u32,
     /// The training that the snapshot belongs to.
     pub run_id: RunId,
@@ -122,6 +122,11 @@ impl Manifest {
     }
 }
 
+/// The version of a file with these tensors: the oldest one that can hold them.
+pub fn version_of<'a>(tensors: impl IntoIterator<Item = &'a TensorMeta>) -> u32 {
+    if tensors.into_iter().any(|tensor| tensor.role == Role::State) { 2 } else { 1 }
+}
+
 /// Cuts tensors and files at multiples of [`CHUNK_BYTES`]. Sizes must have been checked for overflow.
 pub fn chunk_places<'a>(
     tensors: impl Iterator<Item = &'a TensorMeta>,
@@ -204,20 +209,21 @@ pub fn hex(hash: &Hash) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
 
-/// The first bytes of every file of this version.
-pub fn head() -> [u8; HEAD_BYTES] {
+/// The first bytes of every file of a version.
+pub fn head(version: u32) -> [u8; HEAD_BYTES] {
     let mut head = [0; HEAD_BYTES];
     head[..8].copy_from_slice(&HEAD_MAGIC);
-    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    head[8..12].copy_from_slice(&version.to_le_bytes());
     head
 }
 
-/// Refuses a file that does not begin as one of this version.
-pub fn check_head(bytes: &[u8; HEAD_BYTES], path: &Path) -> Result<()> {
+/// The version of a file by its first bytes; refuses what does not begin as one of a known version.
+pub fn check_head(bytes: &[u8; HEAD_BYTES], path: &Path) -> Result<u32> {
     if bytes[..8] != HEAD_MAGIC {
         return Err(Error::damaged(path, "does not begin as a ckptd snapshot"));
     }
-    if *bytes == head() { Ok(()) } else { Err(Error::damaged(path, "the head is damaged")) }
+    let known = (1..=VERSION).find(|version| *bytes == head(*version));
+    known.ok_or_else(|| Error::damaged(path, "the head is damaged"))
 }
 
 pub(super) fn newer(path: &Path, version: u64) -> Error {
@@ -250,8 +256,12 @@ pub fn parse_manifest(bytes: &[u8], path: &Path) -> Result<Manifest> {
     if manifest.format > VERSION {
         return Err(newer(path, manifest.format.into()));
     }
-    if manifest.format != VERSION || manifest.chunk_bytes != CHUNK_BYTES as u64 {
+    if manifest.format == 0 || manifest.chunk_bytes != CHUNK_BYTES as u64 {
         return damaged(format!("format {} with chunks of {} is not known", manifest.format, manifest.chunk_bytes));
+    }
+    let needed = version_of(manifest.tensors.iter().map(|tensor| &tensor.meta));
+    if manifest.format != needed {
+        return damaged(format!("the manifest says format {}, and its tensors are of {needed}", manifest.format));
     }
     let mut names = HashSet::new();
     let mut raw = 0u64;
@@ -332,7 +342,22 @@ pub(super) fn hash_at(bytes: &[u8], at: usize) -> Hash {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::trailer::Trailer;
     use super::*;
+
+    #[test]
+    fn a_file_is_of_the_oldest_version_that_can_hold_its_tensors_and_another_one_is_damage() {
+        let meta = |role| TensorMeta { role, name: "w".into(), dtype: DType::F32, shape: vec![0] };
+        assert_eq!(version_of([&meta(Role::Param), &meta(Role::Buffer)]), 1);
+        assert_eq!(version_of([&meta(Role::Param), &meta(Role::State)]), 2);
+        let path = Path::new("x");
+        assert_eq!((check_head(&head(1), path).unwrap(), check_head(&head(2), path).unwrap()), (1, 2));
+        assert!(check_head(&head(3), path).is_err() && check_head(&head(0), path).is_err());
+        let trailer = Trailer::new(2, HEAD_BYTES as u64, &[], b"{}");
+        assert!(trailer.require_version(2, path).is_ok());
+        let error = trailer.require_version(1, path).unwrap_err().to_string();
+        assert_eq!(error, "x: its trailer says version 2, another part of it version 1");
+    }
 
     #[test]
     fn the_chunks_of_a_tensor_make_its_plain_blake3() {

@@ -81,9 +81,13 @@ impl Store {
         LastSession::read(&self.dir)
     }
 
-    /// The processes that have the lock file open, as far as this process may see them.
+    /// The processes that have a lock file open, its worker's included, as far as this process may see them.
     pub fn lock_holders(&self) -> Vec<u32> {
-        lock::holders(&self.dir)
+        let mut holders = lock::holders(&self.dir);
+        holders.extend(self.worker_holder().ok().flatten());
+        holders.sort_unstable();
+        holders.dedup();
+        holders
     }
 
     /// The training that the store belongs to; `None` in an empty store.

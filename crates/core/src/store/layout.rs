@@ -42,6 +42,8 @@ impl Folder {
 
 /// The file whose lock is the store's.
 pub const LOCK: &str = "ckptd.lock";
+/// The file whose lock a worker holds while it may write.
+pub const WORKER_LOCK: &str = "worker.lock";
 /// Which training the store belongs to.
 pub const RUN: &str = "run.json";
 /// The config of the job that ran in the store last.
@@ -63,6 +65,10 @@ pub const OLD_LOG: &str = "session.log.old";
 
 /// The status socket of the job, unless its config names another place.
 pub const STATUS_SOCKET: &str = "status.sock";
+/// What a reader of the job's page has to know, where the job's config names no file of its own.
+pub const PAGE_TOKEN: &str = "page.token";
+/// The folder of event files for TensorBoard.
+pub const TENSORBOARD: &str = "tensorboard";
 /// The folder of tokenised texts, unless the job's config names another one.
 pub const CACHE: &str = "cache";
 

@@ -93,7 +93,10 @@ impl StoreLock {
             let stat = fs::fstat(&file, &path)?;
             let named = dir.stat(layout::LOCK)?.is_some_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
             match (named, stat.st_nlink) {
-                (true, 1) => break file,
+                (true, 1) => match worker_holder(dir)? {
+                    None => break file,
+                    Some(pid) => return Err(held_by_worker(pid, dir)),
+                },
                 // A hard link, planted or made by a backup: what is written here would change the other name's file.
                 (true, _) => dir.remove(layout::LOCK)?,
                 // The name went to another file meanwhile, and with it the lock.
@@ -103,6 +106,11 @@ impl StoreLock {
         let lock = LockFile { file, path, holder: LockHolder::this(who) };
         lock.write(&lock.holder);
         Ok(StoreLock { own: Some(lock) })
+    }
+
+    /// The lock's file, which every child inherits that does not close it; `None` for an inherited lock.
+    pub fn file(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.own.as_ref().map(|lock| std::os::fd::AsFd::as_fd(&lock.file))
     }
 
     /// For a worker, which has the lock through the process that started it: the open file came with the start.
@@ -142,6 +150,19 @@ impl LastSession {
             None => LastSession::Unknown,
         })
     }
+}
+
+/// The other process that holds the worker's lock.
+pub(super) fn worker_holder(dir: &Dir) -> Result<Option<u32>> {
+    if dir.stat(layout::WORKER_LOCK)?.is_none() {
+        return Ok(None);
+    }
+    fs::record_lock_holder(&dir.open_appended(layout::WORKER_LOCK)?, &dir.join(layout::WORKER_LOCK))
+}
+
+pub(super) fn held_by_worker(pid: u32, dir: &Dir) -> Error {
+    let holder = "a worker whose ckptd or launcher is gone; it still saves".to_owned();
+    Error::Locked { path: dir.path().to_path_buf(), pid, holder, alive: false }
 }
 
 /// The processes that have the lock file in `dir` open, as far as this process may see them.

@@ -32,8 +32,10 @@ impl SnapshotOutline {
         path: &Path,
     ) -> Result<Trailer> {
         check_version(head, trailer, path)?;
-        format::check_head(head, path)?;
-        Trailer::parse(trailer, file_bytes, path)
+        let version = format::check_head(head, path)?;
+        let trailer = Trailer::parse(trailer, file_bytes, path)?;
+        trailer.require_version(version, path)?;
+        Ok(trailer)
     }
 
     /// The outline of a file from its trailer, the bytes of its chunk table and those of its manifest.
@@ -49,6 +51,7 @@ impl SnapshotOutline {
         if *blake3::hash(table).as_bytes() != trailer.table_hash {
             return Err(Error::damaged(path, "the chunk table does not match its hash"));
         }
+        trailer.require_version(manifest.format, path)?;
         let records = format::parse_table(table);
         let places = format::check_table(&manifest, &records, trailer.table.start, path)?;
         let mut at = HEAD_BYTES as u64;
@@ -86,6 +89,15 @@ impl SnapshotOutline {
     /// Where a chunk lies in the file.
     pub fn chunk_range(&self, index: usize) -> Range<u64> {
         self.starts[index]..self.starts[index] + self.records[index].encoded
+    }
+
+    /// The chunks that lie in `range` of the file, whole or in part.
+    pub fn chunks_within(&self, range: Range<u64>) -> Range<usize> {
+        let end = self.starts.partition_point(|start| *start < range.end);
+        let first = self.starts.partition_point(|start| *start <= range.start).saturating_sub(1);
+        // Behind the last chunk there are other things.
+        let is_before = first < self.chunks() && self.chunk_range(first).end <= range.start;
+        first + usize::from(is_before)..end
     }
 
     /// Whether these are the encoded bytes of a chunk, by their hash.

@@ -28,12 +28,15 @@ pub(super) fn read_manifest(file: &File, path: &Path) -> Result<(Manifest, Trail
     let mut trailer = [0; TRAILER_BYTES];
     fs::read_exact_at(file, &mut trailer, size - TRAILER_BYTES as u64, path)?;
     check_version(&head, &trailer, path)?;
-    format::check_head(&head, path)?;
+    let version = format::check_head(&head, path)?;
     let trailer = Trailer::parse(&trailer, size, path)?;
+    trailer.require_version(version, path)?;
     let mut manifest = vec![0; (trailer.manifest.end - trailer.manifest.start) as usize];
     fs::read_exact_at(file, &mut manifest, trailer.manifest.start, path)?;
     if *blake3::hash(&manifest).as_bytes() != trailer.manifest_hash {
         return Err(Error::damaged(path, "the manifest does not match its hash"));
     }
-    Ok((format::parse_manifest(&manifest, path)?, trailer))
+    let manifest = format::parse_manifest(&manifest, path)?;
+    trailer.require_version(manifest.format, path)?;
+    Ok((manifest, trailer))
 }

@@ -56,6 +56,9 @@ pub struct ChunkRun {
 /// Chunks that lie one after the other in the file, each with the memory that wants its raw bytes, if any.
 type ReadBatch<'a> = Vec<(usize, Option<&'a mut [u8]>)>;
 
+/// A part of an item that is wanted: the item's index, where the part begins in bytes, its memory.
+pub type ItemPart<'a> = (usize, u64, &'a mut [u8]);
+
 impl SnapshotReader {
     /// Opens for a restore, through the page cache.
     pub fn open(path: &Path) -> Result<SnapshotReader> {
@@ -137,18 +140,37 @@ impl SnapshotReader {
     /// Decodes items (tensors by their index, then files) straight into the given memory, whose lengths must be the
     /// items' own, on `threads` threads. On an error the memory holds no defined content.
     pub fn read_into(&self, wanted: Vec<(usize, &mut [u8])>, threads: usize) -> Result<()> {
-        let mut targets: Vec<Option<&mut [u8]>> = Vec::new();
-        targets.resize_with(self.outline.places.len(), || None);
-        for (item, memory) in wanted {
-            let range = self.places_of(item);
-            let total: u64 = self.outline.places[range.clone()].iter().map(|u| u.bytes as u64).sum();
+        for (item, memory) in &wanted {
+            let total = self.outline.item_bytes(*item);
             if total != memory.len() as u64 {
                 return Err(Error::mismatch(
                     &self.outline.path,
                     format!("item {item} has {total} bytes, not {}", memory.len()),
                 ));
             }
-            for (target, chunk) in targets[range].iter_mut().zip(memory.chunks_mut(codec::CHUNK_BYTES)) {
+        }
+        self.read_parts(wanted.into_iter().map(|(item, memory)| (item, 0, memory)).collect(), threads)
+    }
+
+    /// [`SnapshotReader::read_into`] for parts of items, each with its offset in bytes. Parts begin and end where
+    /// chunks do.
+    ///
+    /// # Errors
+    /// As there, and [`Error::Mismatch`] where a part is none.
+    pub fn read_parts(&self, wanted: Vec<ItemPart<'_>>, threads: usize) -> Result<()> {
+        let mut targets: Vec<Option<&mut [u8]>> = Vec::new();
+        targets.resize_with(self.outline.places.len(), || None);
+        for (item, offset, memory) in wanted {
+            let (range, length) = (self.places_of(item), memory.len());
+            let first = range.start + (offset as usize) / codec::CHUNK_BYTES;
+            let last = (first + length.div_ceil(codec::CHUNK_BYTES)).min(range.end);
+            let places = self.outline.places.get(first..last).unwrap_or_default();
+            let fits = places.iter().map(|place| place.bytes).sum::<usize>() == length;
+            if !fits || places.first().is_some_and(|place| place.offset != offset) {
+                let what = format!("item {item} has no part of {length} bytes at {offset}");
+                return Err(Error::mismatch(&self.outline.path, what));
+            }
+            for (target, chunk) in targets[first..last].iter_mut().zip(memory.chunks_mut(codec::CHUNK_BYTES)) {
                 *target = Some(chunk);
             }
         }

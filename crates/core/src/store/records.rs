@@ -10,6 +10,7 @@ use super::handle::Store;
 use super::layout;
 use super::lock::StoreLock;
 use crate::error::{Error, Result};
+use crate::ids::RunId;
 
 /// Which record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,20 @@ impl Record {
     }
 }
 
+/// Largest token of a page that is read, in bytes.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
 impl Store {
+    /// What a reader of the job's page has to know; it is made when it is asked for first, for its owner's eyes only.
+    pub fn page_token(&self, _lock: &StoreLock) -> Result<String> {
+        if let Some(token) = self.dir.read_small(layout::PAGE_TOKEN, MAX_TOKEN_BYTES)? {
+            return Ok(String::from_utf8_lossy(&token).trim().to_owned());
+        }
+        let token = RunId::random()?.to_string();
+        self.dir.write_durably(layout::PAGE_TOKEN, format!("{token}\n").as_bytes())?;
+        Ok(token)
+    }
+
     /// The record as it was written last; `None` where it is missing, or not one that this release understands. Fails
     /// where the file is there and cannot be read.
     pub fn read_record<T: DeserializeOwned>(&self, record: Record) -> Result<Option<T>> {

@@ -15,6 +15,8 @@ const TRAILER_MAGIC: [u8; 8] = *b"ckptdEND";
 /// Where the parts of a file lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trailer {
+    /// Version of the file.
+    pub version: u32,
     /// Length of the whole file.
     pub file_bytes: u64,
     /// Where the chunk table is.
@@ -28,11 +30,12 @@ pub struct Trailer {
 }
 
 impl Trailer {
-    /// Of a file whose chunks end at `table_at`.
-    pub fn new(table_at: u64, table: &[u8], manifest: &[u8]) -> Trailer {
+    /// Of a file of a version whose chunks end at `table_at`.
+    pub fn new(version: u32, table_at: u64, table: &[u8], manifest: &[u8]) -> Trailer {
         let manifest_at = table_at + table.len() as u64;
         let end = manifest_at + manifest.len() as u64;
         Trailer {
+            version,
             file_bytes: end + TRAILER_BYTES as u64,
             table: table_at..manifest_at,
             manifest: manifest_at..end,
@@ -45,7 +48,7 @@ impl Trailer {
     pub fn to_bytes(&self) -> [u8; TRAILER_BYTES] {
         let mut bytes = Vec::with_capacity(TRAILER_BYTES);
         bytes.extend_from_slice(&TRAILER_MAGIC);
-        bytes.extend_from_slice(&u64::from(VERSION).to_le_bytes());
+        bytes.extend_from_slice(&u64::from(self.version).to_le_bytes());
         for number in [self.file_bytes, self.table.start, self.table.end, self.manifest.end] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
@@ -65,7 +68,11 @@ impl Trailer {
         if bytes[..8] != TRAILER_MAGIC {
             return damaged("does not end as a ckptd snapshot; it was cut, or is not one");
         }
+        let Some(version) = (1..=VERSION).find(|version| u64_at(bytes, 8) == u64::from(*version)) else {
+            return damaged("the trailer is damaged");
+        };
         let trailer = Trailer {
+            version,
             file_bytes: u64_at(bytes, 16),
             table: u64_at(bytes, 24)..u64_at(bytes, 32),
             manifest: u64_at(bytes, 32)..u64_at(bytes, 40),
@@ -89,6 +96,17 @@ impl Trailer {
     }
 }
 
+impl Trailer {
+    /// Refuses a file whose other parts say another version than this trailer.
+    pub(super) fn require_version(&self, said: u32, path: &Path) -> Result<()> {
+        if self.version == said {
+            return Ok(());
+        }
+        let reason = format!("its trailer says version {}, another part of it version {said}", self.version);
+        Err(Error::damaged(path, reason))
+    }
+}
+
 /// Refuses a file of a later version, which is not damaged: its head and its trailer, whole by its own hash, agree on
 /// the version. Every version keeps to that much.
 pub fn check_version(head: &[u8; HEAD_BYTES], trailer: &[u8; TRAILER_BYTES], path: &Path) -> Result<()> {
@@ -108,8 +126,8 @@ mod tests {
 
     #[test]
     fn a_later_version_is_named_where_head_and_whole_trailer_agree_on_it_and_is_damage_where_not() {
-        let trailer = Trailer::new(HEAD_BYTES as u64, &[], b"{}");
-        let (mut head, mut bytes, path) = (head(), trailer.to_bytes(), Path::new("x"));
+        let trailer = Trailer::new(1, HEAD_BYTES as u64, &[], b"{}");
+        let (mut head, mut bytes, path) = (head(1), trailer.to_bytes(), Path::new("x"));
         assert_eq!(Trailer::parse(&bytes, trailer.file_bytes, path).unwrap(), trailer);
         head[8] = 9;
         check_version(&head, &bytes, path).unwrap();

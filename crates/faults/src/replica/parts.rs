@@ -12,8 +12,8 @@ use super::requests::RequestEffort;
 use super::wire::{FaultyWire, WireFault};
 use crate::campaign::{CampaignScratch, FaultRow, add, each, guarded, violated};
 
-/// Rows of a snapshot that does not go in one request.
-const LARGE: usize = 20_000;
+/// Rows of a snapshot that goes in more parts than are under way at a time, so that some have arrived before one fails.
+const LARGE: usize = 40_000;
 
 /// A machine with a large snapshot that is at no remote yet.
 fn scene(folder: &Path) -> Result<(MemoryStorage, ReplicaMachine)> {

@@ -23,13 +23,25 @@ pub struct StateCapturer {
 
 /// One cut of the training. It is in flight until this and all the tensors' bytes are dropped.
 pub struct StateCapture {
-    /// In the order of the state's slots.
+    /// Those that are whole here, in the order of the state's slots.
     pub tensors: Vec<SnapshotTensor>,
+    /// Parts of the others, in that order.
+    pub shards: Vec<TensorShard>,
     pub train: TrainState,
     pub metrics: Metrics,
     /// How long taking it took on the capturing thread, the wait for a running update included.
     pub capture_time: Duration,
     ticket: Arc<FlightTicket>,
+}
+
+/// A part of a tensor, the rest of which other ranks hold.
+pub struct TensorShard {
+    /// Of the tensor in the state.
+    pub index: usize,
+    pub meta: TensorMeta,
+    /// Where in the tensor it begins, in bytes.
+    pub offset: u64,
+    pub bytes: TensorBytes,
 }
 
 /// Bytes of memory that the state takes.
@@ -84,14 +96,29 @@ impl StateCapturer {
         let (train, metrics) = (inner.train.clone(), inner.metrics.clone());
         inner.ticket = Arc::downgrade(&ticket);
         drop(inner);
-        let tensors = self.shared.metas.iter().cloned().zip(bytes).map(|(meta, bytes)| SnapshotTensor { meta, bytes });
-        Ok(Some(StateCapture { tensors: tensors.collect(), train, metrics, capture_time: began.elapsed(), ticket }))
+        let (mut tensors, mut shards) = (Vec::with_capacity(bytes.len()), Vec::new());
+        for (index, (meta, bytes)) in self.shared.metas.iter().cloned().zip(bytes).enumerate() {
+            if self.shared.is_whole(index) {
+                tensors.push(SnapshotTensor { meta, bytes });
+            } else {
+                let offset = 4 * self.shared.held[index].start as u64;
+                shards.push(TensorShard { index, meta, offset, bytes });
+            }
+        }
+        Ok(Some(StateCapture { tensors, shards, train, metrics, capture_time: began.elapsed(), ticket }))
     }
 
     /// Waits for an update that is under way; no other one begins after it.
     pub fn freeze(&self) {
         self.shared.ending.store(true, Ordering::Relaxed);
         self.shared.lock().frozen = true;
+    }
+
+    /// The training was held up for so long; counts for the snapshot in flight.
+    pub fn held_up(&self, time: Duration) {
+        if let Some(ticket) = self.shared.lock().ticket.upgrade() {
+            ticket.meter().add(time);
+        }
     }
 
     /// Optimiser steps completed.
@@ -107,7 +134,7 @@ impl StateCapturer {
     pub fn memory(&self) -> StateMemory {
         let inner = self.shared.lock();
         let extra = inner.extra();
-        let state = self.shared.metas.iter().filter_map(TensorMeta::bytes).sum();
+        let state = inner.slots.iter().map(StateSlot::bytes).sum();
         StateMemory { state, extra, extra_peak: inner.extra_peak.max(extra) }
     }
 }

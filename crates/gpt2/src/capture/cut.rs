@@ -3,10 +3,11 @@
 //! Invariant: every change under the lock leaves a whole state, or one that is marked as torn. Deliberately not here:
 //! what either side does with it.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ckptd_core::snapshot::{Metrics, TensorMeta, TrainState};
+use ckptd_core::snapshot::{Metrics, Role, TensorMeta, TrainState};
 use ckptd_core::{Error, Result};
 
 use super::memory::TensorBuffer;
@@ -16,6 +17,10 @@ use super::stall::FlightTicket;
 /// The state with its lock.
 pub(super) struct SharedState {
     pub metas: Vec<TensorMeta>,
+    /// Which elements of each tensor are here; the rest is with other ranks.
+    pub held: Vec<Range<usize>>,
+    /// Of the moments only shards are here.
+    pub is_sharded: bool,
     pub inner: Mutex<StateInner>,
     /// The same as `frozen`, to be read without the lock.
     pub ending: AtomicBool,
@@ -38,6 +43,11 @@ pub(super) struct StateInner {
 }
 
 impl SharedState {
+    /// Whether all of the tensor with this index is here, on each rank: parameters are, and moments without shards.
+    pub(super) fn is_whole(&self, index: usize) -> bool {
+        !self.is_sharded || self.metas[index].role == Role::Param
+    }
+
     /// A thread that panicked under the lock left `torn` set if it was updating; everything else stays whole.
     pub(super) fn lock(&self) -> MutexGuard<'_, StateInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)

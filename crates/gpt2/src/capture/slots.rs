@@ -2,9 +2,10 @@
 //!
 //! Invariant: a buffer that a snapshot holds is never written. Deliberately not here: when buffers change (`cut`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use ckptd_core::snapshot::TensorMeta;
+use ckptd_core::snapshot::{TensorBytes, TensorMeta};
 use ckptd_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -14,6 +15,8 @@ use crate::torch::TorchContext;
 /// A tensor's memory while the state is filled from an initialisation, a checkpoint or a snapshot.
 pub struct TensorDestination<'a> {
     pub meta: &'a TensorMeta,
+    /// Where in the tensor the bytes begin; 0 unless other ranks hold the rest of it.
+    pub offset: u64,
     /// Aligned to 64 bytes.
     pub bytes: &'a mut [u8],
 }
@@ -34,6 +37,18 @@ pub struct UpdateSpan {
     pub elements: usize,
 }
 
+impl UpdateSpan {
+    /// These elements of it.
+    pub fn part(self, elements: &Range<usize>) -> UpdateSpan {
+        assert!(elements.start <= elements.end && elements.end <= self.elements);
+        UpdateSpan {
+            source: self.source.wrapping_add(elements.start),
+            target: self.target.wrapping_add(elements.start),
+            elements: elements.len(),
+        }
+    }
+}
+
 // SAFETY: a span is handed out for one update, which has both buffers to itself.
 unsafe impl Send for UpdateSpan {}
 // SAFETY: as above; writers divide it among themselves.
@@ -45,7 +60,24 @@ pub(super) enum StateSlot {
     Device(Tensor),
 }
 
+/// A tensor's current buffer, to be read.
+struct CurrentBuffer(Arc<TensorBuffer>);
+
+impl AsRef<[u8]> for CurrentBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
 impl StateSlot {
+    /// The current values, in host memory; of no use after the next update.
+    pub(super) fn content(&self, meta: &TensorMeta) -> Result<TensorBytes> {
+        Ok(match self {
+            StateSlot::Host { buffers, current } => Arc::new(CurrentBuffer(buffers[*current].clone())),
+            StateSlot::Device(tensor) => Arc::new(to_host(tensor, meta)?),
+        })
+    }
+
     /// Bytes of the tensor.
     pub(super) fn bytes(&self) -> u64 {
         match self {
@@ -69,9 +101,9 @@ impl StateSlot {
     }
 }
 
-/// Slots of zeros in host memory.
-pub(super) fn host_slots(metas: &[TensorMeta]) -> Result<Vec<StateSlot>> {
-    let lengths: Vec<usize> = metas.iter().map(|meta| meta.bytes().unwrap_or(u64::MAX) as usize).collect();
+/// Slots of zeros in host memory, of so many elements.
+pub(super) fn host_slots(held: &[Range<usize>]) -> Result<Vec<StateSlot>> {
+    let lengths: Vec<usize> = held.iter().map(|held| held.len().saturating_mul(4)).collect();
     let [first, second] = [StateMapping::new(&lengths)?, StateMapping::new(&lengths)?];
     let pairs = first.into_iter().zip(second);
     Ok(pairs.map(|(a, b)| StateSlot::Host { buffers: [Arc::new(a), Arc::new(b)], current: 0 }).collect())
@@ -89,17 +121,17 @@ pub(super) fn device_slots(metas: &[TensorMeta], device: Device) -> Result<Vec<S
 
 /// Lets `fill` write the current buffers.
 pub(super) fn fill_host<T>(
-    metas: &[TensorMeta],
+    (metas, held): (&[TensorMeta], &[Range<usize>]),
     slots: &mut [StateSlot],
     fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>,
 ) -> Result<T> {
     let mut destinations = Vec::with_capacity(slots.len());
-    for (slot, meta) in slots.iter_mut().zip(metas) {
+    for ((slot, meta), held) in slots.iter_mut().zip(metas).zip(held) {
         if let StateSlot::Host { buffers, current } = slot {
             let buffer = Arc::get_mut(&mut buffers[*current]);
             let buffer =
                 buffer.ok_or_else(|| Error::Other("the state cannot be filled while a snapshot holds it".into()))?;
-            destinations.push(TensorDestination { meta, bytes: buffer.bytes_mut() });
+            destinations.push(TensorDestination { meta, offset: 4 * held.start as u64, bytes: buffer.bytes_mut() });
         }
     }
     fill(&mut destinations)
@@ -112,8 +144,11 @@ pub(super) fn fill_device<T>(
     fill: impl FnOnce(&mut [TensorDestination<'_>]) -> Result<T>,
 ) -> Result<T> {
     let mut buffers = StateMapping::new(&slots.iter().map(|slot| slot.bytes() as usize).collect::<Vec<_>>())?;
-    let destinations =
-        buffers.iter_mut().zip(metas).map(|(buffer, meta)| TensorDestination { meta, bytes: buffer.bytes_mut() });
+    let destinations = buffers.iter_mut().zip(metas).map(|(buffer, meta)| TensorDestination {
+        meta,
+        offset: 0,
+        bytes: buffer.bytes_mut(),
+    });
     let result = fill(&mut destinations.collect::<Vec<_>>())?;
     for ((slot, buffer), meta) in slots.iter_mut().zip(&buffers).zip(metas) {
         if let StateSlot::Device(tensor) = slot {

@@ -3,6 +3,7 @@
 //! Invariant: the leaves of autograd show the current buffers whenever a step begins. Deliberately not here: what an
 //! update computes (`optim`).
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{Metrics, Role, TensorMeta, TrainState};
 use ckptd_core::{Error, Result};
+use rayon::prelude::*;
 use tch::{Device, Tensor};
 
 use super::capturer::StateCapturer;
@@ -23,19 +25,54 @@ pub struct TrainingState {
     device: Device,
     /// Autograd leaves over the parameters' current buffers, in the order of the slots.
     params: Vec<Tensor>,
+    /// A hash of what is here, where moments are sharded.
+    seal: Option<blake3::Hash>,
 }
 
 impl TrainingState {
     /// A state of zeros: `params`, and for each of `roles` a tensor of the same names and shapes after them, in
     /// that order. All of them float32.
     pub fn new(params: &[TensorMeta], roles: &[Role], device: Device, train: TrainState) -> Result<TrainingState> {
+        TrainingState::holding(params, roles, device, train, None)
+    }
+
+    /// As `new`, with all parameters, and of the moments the elements that are `owned`, per parameter: other ranks hold
+    /// the rest of these.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a device: shards are kept in host memory.
+    pub fn sharded(
+        params: &[TensorMeta],
+        roles: &[Role],
+        device: Device,
+        train: TrainState,
+        owned: &[Range<usize>],
+    ) -> Result<TrainingState> {
+        if device != Device::Cpu {
+            return Err(Error::Config("[ranks] shard_optimizer works on the CPU alone; leave it out".into()));
+        }
+        TrainingState::holding(params, roles, device, train, Some(owned))
+    }
+
+    fn holding(
+        params: &[TensorMeta],
+        roles: &[Role],
+        device: Device,
+        train: TrainState,
+        owned: Option<&[Range<usize>]>,
+    ) -> Result<TrainingState> {
         let moments = roles.iter().flat_map(|&role| params.iter().map(move |meta| TensorMeta { role, ..meta.clone() }));
         let metas: Vec<TensorMeta> = params.iter().cloned().chain(moments).collect();
         if let Some(meta) = metas.iter().find(|meta| meta.dtype != DType::F32) {
             return Err(Error::Other(format!("{} is {}; a state is float32", meta.label(), meta.dtype)));
         }
+        let mut held: Vec<Range<usize>> =
+            metas.iter().map(|meta| 0..meta.elements().unwrap_or(u64::MAX) as usize).collect();
+        for (held, owned) in held[params.len()..].iter_mut().zip(owned.iter().flat_map(|owned| owned.iter().cycle())) {
+            *held = owned.clone();
+        }
         let slots = match device {
-            Device::Cpu => host_slots(&metas)?,
+            Device::Cpu => host_slots(&held)?,
             _ => device_slots(&metas, device)?,
         };
         let inner = StateInner {
@@ -48,8 +85,9 @@ impl TrainingState {
             frozen: false,
             settled: false,
         };
-        let shared = Arc::new(SharedState { metas, inner: Mutex::new(inner), ending: AtomicBool::new(false) });
-        let mut state = TrainingState { shared, device, params: Vec::new() };
+        let (is_sharded, ending) = (owned.is_some(), AtomicBool::new(false));
+        let shared = Arc::new(SharedState { metas, held, is_sharded, inner: Mutex::new(inner), ending });
+        let mut state = TrainingState { shared, device, params: Vec::new(), seal: None };
         state.refresh_leaves()?;
         Ok(state)
     }
@@ -75,6 +113,52 @@ impl TrainingState {
         (inner.train.clone(), inner.metrics.clone())
     }
 
+    /// One hash of all tensors that are whole here, and the train state. To be called between updates.
+    ///
+    /// # Errors
+    /// Where a device's memory cannot be copied.
+    pub fn hash(&self) -> Result<blake3::Hash> {
+        let train = serde_json::to_vec(&self.train().0).map_err(|e| Error::Other(format!("writing a state: {e}")))?;
+        Ok(self.content(|index| self.shared.is_whole(index))?.update(&train).finalize())
+    }
+
+    /// Remembers what memory holds, where moments are sharded: what a rank holds of these is compared with nobody
+    /// else's, and its parameters are overwritten in each step.
+    ///
+    /// # Errors
+    /// Those of [`TrainingState::hash`].
+    pub fn seal(&mut self) -> Result<()> {
+        if self.shared.is_sharded {
+            self.seal = Some(self.content(|_| true)?.finalize());
+        }
+        Ok(())
+    }
+
+    /// Whether memory still holds what was sealed.
+    ///
+    /// # Errors
+    /// Those of [`TrainingState::hash`].
+    pub fn is_as_sealed(&self) -> Result<bool> {
+        self.seal.map_or(Ok(true), |seal| Ok(self.content(|_| true)?.finalize() == seal))
+    }
+
+    /// The `wanted` tensors, by their index, hashed.
+    fn content(&self, wanted: impl Fn(usize) -> bool) -> Result<blake3::Hasher> {
+        // Captures are not held up: nothing writes to these buffers before the next update.
+        let bytes = {
+            let inner = self.shared.lock();
+            let tensors = inner.slots.iter().zip(&self.shared.metas).enumerate();
+            let wanted = tensors.filter(|(index, _)| wanted(*index)).map(|(_, (slot, meta))| slot.content(meta));
+            wanted.collect::<Result<Vec<_>>>()?
+        };
+        let hashes: Vec<blake3::Hash> = bytes.par_iter().map(|bytes| blake3::hash((**bytes).as_ref())).collect();
+        let mut hasher = blake3::Hasher::new();
+        for hash in &hashes {
+            hasher.update(hash.as_bytes());
+        }
+        Ok(hasher)
+    }
+
     /// Changes the train state between updates (an evaluation was completed, a resume sets it).
     pub fn edit<T>(&mut self, change: impl FnOnce(&mut TrainState, &mut Metrics) -> T) -> T {
         let mut inner = self.shared.lock();
@@ -90,7 +174,7 @@ impl TrainingState {
         let shared = self.shared.clone();
         let mut inner = shared.lock();
         match self.device {
-            Device::Cpu => fill_host(&shared.metas, &mut inner.slots, fill),
+            Device::Cpu => fill_host((&shared.metas, &shared.held), &mut inner.slots, fill),
             _ => fill_device(&shared.metas, &mut inner.slots, fill),
         }
     }

@@ -5,11 +5,10 @@
 
 use std::ops::Range;
 
+use ckptd_core::permutation::KeyedPermutation;
+
 use crate::rng;
 use crate::tokens::TokenView;
-
-/// Rounds of the Feistel network; even, so that the halves come back to their own widths.
-const ROUNDS: usize = 8;
 
 /// How far the training has read: `position` samples of `epoch` are consumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,7 +59,7 @@ impl SampleOrder {
     fn epoch(&self, epoch: u64) -> EpochOrder {
         let [offset] = rng::words("epoch offset", [self.seed, epoch]);
         EpochOrder {
-            permutation: KeyedPermutation::new(self.samples, rng::words("epoch order", [self.seed, epoch])),
+            permutation: KeyedPermutation::of_epoch(self.samples, self.seed, epoch),
             offset: offset % (self.max_offset + 1),
             sequence_length: self.sequence_length,
         }
@@ -79,55 +78,6 @@ impl EpochOrder {
         let start = (self.offset + self.permutation.at(position) * self.sequence_length) as usize;
         start..start + self.sequence_length as usize + 1
     }
-}
-
-/// A keyed bijection of `0..n`: a Feistel network on the bits of `n - 1`, walked along its cycle until it lands below
-/// `n` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), under two evaluations on average.
-#[derive(Clone, Debug)]
-struct KeyedPermutation {
-    n: u64,
-    bits: u32,
-    keys: [u64; ROUNDS],
-}
-
-impl KeyedPermutation {
-    fn new(n: u64, keys: [u64; ROUNDS]) -> KeyedPermutation {
-        KeyedPermutation { n, bits: u64::BITS - n.saturating_sub(1).leading_zeros(), keys }
-    }
-
-    fn at(&self, index: u64) -> u64 {
-        debug_assert!(index < self.n);
-        let mut value = index;
-        loop {
-            value = self.feistel(value);
-            if value < self.n {
-                return value;
-            }
-        }
-    }
-
-    /// A bijection of the numbers of `bits` bits. The halves may differ in width by one bit; they swap every round.
-    fn feistel(&self, value: u64) -> u64 {
-        let (mut left_bits, mut right_bits) = (self.bits / 2, self.bits - self.bits / 2);
-        let (mut left, mut right) = (value >> right_bits, value & mask(right_bits));
-        for key in self.keys {
-            (left, right) = (right, left ^ (mix(right ^ key) & mask(left_bits)));
-            (left_bits, right_bits) = (right_bits, left_bits);
-        }
-        (left << right_bits) | right
-    }
-}
-
-/// The lowest `bits` bits, at most 32 of them.
-fn mask(bits: u32) -> u64 {
-    (1 << bits) - 1
-}
-
-/// The finaliser of SplitMix64 (Stafford's mix 13).
-fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 /// Training batches.
@@ -228,58 +178,13 @@ mod tests {
 
     use super::*;
 
-    fn permutation(n: u64, seed: u64) -> KeyedPermutation {
-        KeyedPermutation::new(n, rng::words("epoch order", [seed, 0]))
-    }
-
-    #[test]
-    fn the_order_is_a_permutation_for_every_number_of_samples_up_to_3000() {
-        for n in 1..=3000u64 {
-            let permutation = permutation(n, n);
-            let mut seen = vec![false; n as usize];
-            for i in 0..n {
-                assert!(!std::mem::replace(&mut seen[permutation.at(i) as usize], true), "n {n} repeats at {i}");
-            }
-        }
-    }
-
     #[test]
     fn the_order_is_that_of_the_first_release() {
         // Computed by a separate implementation in Python.
-        let order: Vec<u64> = (0..10).map(|i| permutation(10, 1337).at(i)).collect();
-        assert_eq!(order, [8, 9, 0, 6, 2, 4, 7, 5, 1, 3]);
-        assert_eq!(permutation(1 << 40, 1337).at(12345), 765_966_357_289);
         assert_eq!(SampleOrder::new(1000, 64, 1337).window(3, 2), 114..179);
     }
 
-    #[test]
-    fn every_place_is_about_equally_likely_over_the_seeds() {
-        for n in [2u64, 3, 5, 8, 13] {
-            let mut counts = vec![vec![0u32; n as usize]; n as usize];
-            for seed in 0..4000 {
-                let permutation = permutation(n, seed);
-                for i in 0..n {
-                    counts[i as usize][permutation.at(i) as usize] += 1;
-                }
-            }
-            let expected = 4000.0 / n as f64;
-            for count in counts.into_iter().flatten() {
-                // Six standard deviations of a binomial count.
-                assert!((f64::from(count) - expected).abs() < 6.0 * expected.sqrt(), "n {n}: {count} of {expected}");
-            }
-        }
-    }
-
     proptest! {
-        #[test]
-        fn a_big_order_stays_in_range_and_repeats_nothing_nearby(n in 3001u64..1 << 50, seed: u64, start: u64) {
-            let permutation = permutation(n, seed);
-            let start = start % (n - 2000);
-            let places: HashSet<u64> = (start..start + 2000).map(|i| permutation.at(i)).collect();
-            prop_assert_eq!(places.len(), 2000);
-            prop_assert!(places.iter().all(|&place| place < n));
-        }
-
         #[test]
         fn every_sample_is_seen_exactly_once_an_epoch_and_lies_in_the_tokens(
             n_tokens in 9u64..5000, sequence_length in 1u64..9, seed: u64, epoch: u64,

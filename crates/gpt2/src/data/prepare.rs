@@ -26,6 +26,8 @@ pub struct TokenDataset {
     pub vocab_size: u64,
     /// Stands for the ids: BLAKE3 of the token file that was named, or of the texts, the tokenizer and the format.
     pub content_hash: String,
+    /// Of the file that both parts are of.
+    pub facts: TokenFacts,
     /// The tokenizer, to be carried in snapshots: tokenizer.json first.
     pub tokenizer_files: Vec<CarriedFile>,
     /// Id of the end-of-text token.
@@ -119,6 +121,7 @@ impl DataPlan<'_> {
             val,
             vocab_size: tokenizer.as_ref().map_or(request.vocab_size, |chosen| chosen.encoder.vocab_size()),
             content_hash: opened.content_hash,
+            facts: opened.facts,
             eot: tokenizer.as_ref().and_then(|chosen| chosen.end_of_text),
             tokenizer_files: tokenizer.map_or_else(Vec::new, |chosen| chosen.files),
             notes,

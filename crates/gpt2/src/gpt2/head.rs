@@ -2,7 +2,7 @@
 //!
 //! Invariant: one buffer of logits, at most [`CHUNK_BYTES`] large, in which the loss's gradient replaces the logits.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Rows are taken in chunks of about this many bytes of logits.
 const CHUNK_BYTES: i64 = 256 << 20;
@@ -16,16 +16,20 @@ pub(super) enum GradientSum {
     Extend,
 }
 
-/// The buffer of logits, kept from step to step.
+/// The buffers, kept from step to step.
 #[derive(Default)]
 pub(super) struct LossHead {
     logits: Option<Tensor>,
+    /// Where products are in bf16: their logits, then the gradient as products read it.
+    rounded: Option<Tensor>,
+    /// There, too: the unembedding's gradient.
+    d_unembedding: Option<Tensor>,
 }
 
 impl LossHead {
     /// Mean cross entropy in nats of `hidden` [.., n_embd] against `targets` [..].
     pub(super) fn loss(&mut self, hidden: &Tensor, unembedding: &Tensor, targets: &Tensor) -> Result<f64, TchError> {
-        let (hidden, targets) = (rows(hidden)?, targets.f_reshape(-1)?);
+        let (hidden, targets) = (rows(hidden)?.f_to_kind(unembedding.kind())?, targets.f_reshape(-1)?);
         let total = targets.size()[0];
         let mut sum = 0.0;
         for (start, length) in chunks(total, unembedding.size()[0]) {
@@ -47,7 +51,7 @@ impl LossHead {
         d_unembedding: &mut Tensor,
         sum_to: GradientSum,
     ) -> Result<(f64, Tensor), TchError> {
-        let (flat, targets) = (rows(hidden)?, targets.f_reshape(-1)?);
+        let (flat, targets) = (rows(hidden)?.f_to_kind(unembedding.kind())?, targets.f_reshape(-1)?);
         let total = targets.size()[0];
         let d_hidden = flat.f_empty_like()?;
         let mut sum = 0.0;
@@ -61,27 +65,73 @@ impl LossHead {
             let minus_one = Tensor::f_full([length, 1], -1.0, (Kind::Float, logits.device()))?;
             let _ = logits.f_scatter_add_(1, &targets.f_unsqueeze(1)?, &minus_one)?;
             let _ = logits.f_mul_scalar_(weight / total as f64)?;
-            let _ = logits.f_mm_out(&d_hidden.f_narrow(0, start, length)?, unembedding)?;
-            let _ = if sum_to == GradientSum::Extend || start > 0 {
-                d_unembedding.f_addmm_(&logits.f_tr()?, &part)?
-            } else {
-                logits.f_tr()?.f_mm_out(d_unembedding, &part)?
-            };
+            let gradient = self.as_operand(&logits, unembedding)?;
+            let _ = gradient.f_mm_out(&d_hidden.f_narrow(0, start, length)?, unembedding)?;
+            let extends = sum_to == GradientSum::Extend || start > 0;
+            self.unembedding_backward(&gradient, &part, d_unembedding, extends)?;
         }
-        Ok((sum / total as f64, d_hidden.f_view_as(hidden)?))
+        Ok((sum / total as f64, d_hidden.f_to_kind(Kind::Float)?.f_view_as(hidden)?))
     }
 
+    /// Float32 logits, of products in the precision of the operands.
     fn logits(&mut self, hidden: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
-        let (rows, vocabulary) = (hidden.size()[0], unembedding.size()[0]);
-        let kept = self.logits.take().filter(|kept| kept.size()[1] == vocabulary && kept.size()[0] >= rows);
-        let buffer = match kept {
-            Some(buffer) => buffer,
-            None => Tensor::f_empty([rows, vocabulary], (Kind::Float, hidden.device()))?,
-        };
-        let logits = buffer.f_narrow(0, 0, rows)?;
-        self.logits = Some(buffer);
-        hidden.f_mm_out(&logits, &unembedding.f_tr()?)
+        let size = [hidden.size()[0], unembedding.size()[0]];
+        let logits = kept(&mut self.logits, size, Kind::Float, hidden.device())?;
+        if unembedding.kind() == Kind::Float {
+            return hidden.f_mm_out(&logits, &unembedding.f_tr()?);
+        }
+        let rounded = kept(&mut self.rounded, size, unembedding.kind(), hidden.device())?;
+        let _ = hidden.f_mm_out(&rounded, &unembedding.f_tr()?)?;
+        let mut widened = logits.shallow_clone();
+        widened.f_copy_(&rounded)?;
+        Ok(logits)
     }
+
+    /// The gradient of the logits in the precision of the products.
+    fn as_operand(&mut self, gradient: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
+        if unembedding.kind() == Kind::Float {
+            return Ok(gradient.shallow_clone());
+        }
+        let size = [gradient.size()[0], gradient.size()[1]];
+        let mut rounded = kept(&mut self.rounded, size, unembedding.kind(), gradient.device())?;
+        rounded.f_copy_(gradient)?;
+        Ok(rounded)
+    }
+
+    /// `gradient` transposed times `hidden`, added to `sum` or in its place.
+    fn unembedding_backward(
+        &mut self,
+        gradient: &Tensor,
+        hidden: &Tensor,
+        sum: &mut Tensor,
+        extends: bool,
+    ) -> Result<(), TchError> {
+        let gradient = gradient.f_tr()?;
+        if hidden.kind() == Kind::Float {
+            let _ = if extends { sum.f_addmm_(&gradient, hidden)? } else { gradient.f_mm_out(sum, hidden)? };
+            return Ok(());
+        }
+        let size = [gradient.size()[0], hidden.size()[1]];
+        let product = kept(&mut self.d_unembedding, size, hidden.kind(), hidden.device())?;
+        let _ = gradient.f_mm_out(&product, hidden)?;
+        if extends {
+            let _ = sum.f_add_(&product)?;
+            return Ok(());
+        }
+        sum.f_copy_(&product)
+    }
+}
+
+/// The first rows of a buffer that is kept, or made anew where it does not fit.
+fn kept(buffer: &mut Option<Tensor>, size: [i64; 2], kind: Kind, device: Device) -> Result<Tensor, TchError> {
+    let [rows, columns] = size;
+    let memory = match buffer.take().filter(|memory| memory.size()[1] == columns && memory.size()[0] >= rows) {
+        Some(memory) => memory,
+        None => Tensor::f_empty(size, (kind, device))?,
+    };
+    let part = memory.f_narrow(0, 0, rows)?;
+    *buffer = Some(memory);
+    Ok(part)
 }
 
 fn rows(hidden: &Tensor) -> Result<Tensor, TchError> {

@@ -21,7 +21,7 @@ use crate::torch::TorchContext;
 /// the seed and each tensor's name. It reseeds libtorch's generator.
 pub fn random(config: &Gpt2Config, seed: u64, destinations: &mut [TensorDestination<'_>]) -> Result<()> {
     let range = config.initializer_range;
-    for TensorDestination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
+    for TensorDestination { meta, bytes, .. } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
         if !meta.name.ends_with(".weight") {
             bytes.fill(0);
         } else if meta.shape.len() < 2 {
@@ -67,7 +67,7 @@ pub fn from_tensors(
     let model = gpt2_reading::read(tensors.to_vec(), &says).map_err(wrong)?;
     let mut given: BTreeMap<String, Tensor> =
         model.into_tensors().into_iter().map(|tensor| (tensor.meta.name.clone(), tensor)).collect();
-    for TensorDestination { meta, bytes } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
+    for TensorDestination { meta, bytes, .. } in destinations.iter_mut().filter(|d| d.meta.role == Role::Param) {
         let tensor = given.remove(&meta.name).ok_or_else(|| wrong(format!("{} is missing", meta.name)))?;
         copy(&tensor, meta, bytes).map_err(wrong)?;
     }

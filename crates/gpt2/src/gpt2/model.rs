@@ -4,37 +4,66 @@
 //! generator that the caller has seeded. Deliberately not here: the head's own arithmetic (`head`).
 
 use ckptd_core::Result;
+use ckptd_core::config::TrainSection;
 use ckptd_interop::gpt2_config::{Activation, Gpt2Config};
-use ckptd_interop::gpt2_names::BlockParameter;
 use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 use super::batch::{ModelGradients, TokenBatch};
 use super::head::{GradientSum, LossHead};
+use super::layer_norm::NormGradients;
+use super::places::{FIRST_LAYER, WPE, WTE, block_params, last_norm_params, unembedding_index};
+use super::products::WeightViews;
 use crate::torch::TorchContext;
-
-/// Tensors of a block; `Gpt2Config::parameters` lists them in this order.
-const PER_LAYER: usize = BlockParameter::ALL.len();
-const WTE: usize = 0;
-const WPE: usize = 1;
-const FIRST_LAYER: usize = 2;
 
 /// Whether dropout applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ForwardMode {
+pub(super) enum ForwardMode {
     Train,
     Evaluate,
 }
 
+/// What of the forward pass the backward pass finds in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// All that it needs.
+    #[default]
+    Kept,
+    /// The input of each block; the block is computed again. The gradients are the same, bit for bit.
+    Recomputed,
+}
+
+impl Activations {
+    /// As a job wants it.
+    pub fn of(train: &TrainSection) -> Activations {
+        if train.activation_checkpointing { Activations::Recomputed } else { Activations::Kept }
+    }
+}
+
 /// The model: a shape, and scratch memory that stays allocated from step to step.
 pub struct Gpt2Model {
-    config: Gpt2Config,
-    device: Device,
+    pub(super) config: Gpt2Config,
+    pub(super) device: Device,
     head: LossHead,
+    norms: NormGradients,
+    activations: Activations,
 }
 
 impl Gpt2Model {
     pub fn new(config: Gpt2Config, device: Device) -> Gpt2Model {
-        Gpt2Model { config, device, head: LossHead::default() }
+        let (head, norms, activations) = Default::default();
+        Gpt2Model { config, device, head, norms, activations }
+    }
+
+    /// The same model, with the gradients of its layer norms added up in this order.
+    #[must_use]
+    pub fn adding_norms(self, norms: NormGradients) -> Gpt2Model {
+        Gpt2Model { norms, ..self }
+    }
+
+    /// The same model, with these activations in memory until the backward pass.
+    #[must_use]
+    pub fn keeping(self, activations: Activations) -> Gpt2Model {
+        Gpt2Model { activations, ..self }
     }
 
     pub fn device(&self) -> Device {
@@ -45,46 +74,50 @@ impl Gpt2Model {
         &self.config
     }
 
-    /// Logits [rows, positions, vocab_size], without dropout.
-    pub fn logits(&self, params: &[Tensor], inputs: &Tensor) -> Result<Tensor> {
-        let _no_grad = tch::no_grad_guard();
+    /// Logits [rows, positions, vocab_size], without dropout, float32.
+    pub fn logits<'a>(&self, weights: impl Into<WeightViews<'a>>, inputs: &Tensor) -> Result<Tensor> {
+        let (_no_grad, weights) = (tch::no_grad_guard(), weights.into());
         let logits = || {
-            let hidden = self.body(params, &self.embed(params, inputs)?, ForwardMode::Evaluate)?;
-            hidden.f_matmul(&self.unembedding(params).f_transpose(0, 1)?)
+            let unembedding = self.unembedding(weights);
+            let hidden = self.body(weights, &self.embed(weights, inputs)?, ForwardMode::Evaluate)?;
+            hidden.f_to_kind(unembedding.kind())?.f_matmul(&unembedding.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)
         };
         logits().context("the forward pass")
     }
 
     /// The logits of the last position of one row of inputs, without dropout.
-    pub fn next_logits(&self, params: &[Tensor], inputs: &Tensor) -> Result<Vec<f32>> {
-        let _no_grad = tch::no_grad_guard();
+    pub fn next_logits<'a>(&self, weights: impl Into<WeightViews<'a>>, inputs: &Tensor) -> Result<Vec<f32>> {
+        let (_no_grad, weights) = (tch::no_grad_guard(), weights.into());
         let logits = || {
-            let hidden = self.body(params, &self.embed(params, inputs)?, ForwardMode::Evaluate)?;
-            let last = hidden.f_narrow(1, -1, 1)?.f_reshape([1, -1])?;
-            last.f_matmul(&self.unembedding(params).f_transpose(0, 1)?)?.f_reshape(-1)
+            let unembedding = self.unembedding(weights);
+            let hidden = self.body(weights, &self.embed(weights, inputs)?, ForwardMode::Evaluate)?;
+            let last = hidden.f_narrow(1, -1, 1)?.f_reshape([1, -1])?.f_to_kind(unembedding.kind())?;
+            last.f_matmul(&unembedding.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?.f_reshape(-1)
         };
         let logits = logits().context("the forward pass")?;
         Vec::try_from(&logits).context("reading the logits")
     }
 
     /// Mean cross entropy in nats per token, without dropout.
-    pub fn loss(&mut self, params: &[Tensor], batch: &TokenBatch) -> Result<f64> {
-        let _no_grad = tch::no_grad_guard();
-        let hidden = self.embed(params, &batch.inputs).and_then(|x| self.body(params, &x, ForwardMode::Evaluate));
+    pub fn loss<'a>(&mut self, weights: impl Into<WeightViews<'a>>, batch: &TokenBatch) -> Result<f64> {
+        let (_no_grad, weights) = (tch::no_grad_guard(), weights.into());
+        let hidden = self.embed(weights, &batch.inputs).and_then(|x| self.body(weights, &x, ForwardMode::Evaluate));
         let hidden = hidden.context("the forward pass")?;
-        let unembedding = self.unembedding(params);
+        let unembedding = self.unembedding(weights);
         self.head.loss(&hidden, &unembedding, &batch.targets).context("the loss")
     }
 
     /// Mean cross entropy in nats per token of a micro-batch, with dropout. Adds the gradient of `weight` times this
     /// loss to `grads`; a step of n micro-batches weighs each by 1 / n. libtorch's generator is to be seeded before.
-    pub fn loss_and_grads(
+    pub fn loss_and_grads<'a>(
         &mut self,
-        params: &[Tensor],
+        weights: impl Into<WeightViews<'a>>,
         batch: &TokenBatch,
         weight: f64,
         grads: &mut ModelGradients,
     ) -> Result<f64> {
+        let weights = weights.into();
+        let params = weights.params;
         if grads.tensors.len() != params.len() {
             let _no_grad = tch::no_grad_guard();
             let body = self.body_params();
@@ -101,21 +134,30 @@ impl Gpt2Model {
         }
         let embedded = {
             let _no_grad = tch::no_grad_guard();
-            self.embed(params, &batch.inputs).context("the forward pass")?.set_requires_grad(true)
+            self.embed(weights, &batch.inputs).context("the forward pass")?.set_requires_grad(true)
         };
-        let hidden = self.body(params, &embedded, ForwardMode::Train).context("the forward pass")?;
-        let (loss, surrogate) = self.head_backward(params, &hidden, batch, weight, grads).context("the loss")?;
-        drop(hidden);
-        self.body_backward(params, &embedded, surrogate, batch, grads).context("the backward pass")?;
+        let loss = match self.activations {
+            Activations::Kept => {
+                let hidden = self.body(weights, &embedded, ForwardMode::Train).context("the forward pass")?;
+                let (loss, surrogate) =
+                    self.head_backward(weights, &hidden, batch, weight, grads).context("the loss")?;
+                drop(hidden);
+                let done = self.differentiate(&surrogate, weights, self.body_params(), &embedded, grads);
+                let d_embedded = done.context("the backward pass")?;
+                self.embedding_backward(&d_embedded, &batch.inputs, grads).context("the backward pass")?;
+                loss
+            }
+            Activations::Recomputed => self.recomputed(weights, &embedded, batch, weight, grads)?,
+        };
         grads.filled = true;
         Ok(loss)
     }
 
     /// The loss, the head's gradient added to `grads`, and a scalar whose gradient with respect to `hidden` is the
     /// loss's.
-    fn head_backward(
+    pub(super) fn head_backward(
         &mut self,
-        params: &[Tensor],
+        weights: WeightViews<'_>,
         hidden: &Tensor,
         batch: &TokenBatch,
         weight: f64,
@@ -123,8 +165,8 @@ impl Gpt2Model {
     ) -> Result<(f64, Tensor), TchError> {
         let (loss, d_hidden) = {
             let _no_grad = tch::no_grad_guard();
-            let unembedding = self.unembedding(params);
-            let index = self.unembedding_index(params);
+            let unembedding = self.unembedding(weights);
+            let index = unembedding_index(&self.config, weights.params.len());
             let d_unembedding = &mut grads.tensors[index];
             let sum_to = if grads.filled { GradientSum::Extend } else { GradientSum::Begin };
             self.head.loss_and_grads(
@@ -139,43 +181,42 @@ impl Gpt2Model {
         Ok((loss, (hidden * d_hidden).f_sum(Kind::Float)?))
     }
 
-    fn body_backward(
+    /// The gradient of `surrogate` with respect to `input`; those of the parameters at `places` are added to `grads`.
+    pub(super) fn differentiate(
         &self,
-        params: &[Tensor],
-        embedded: &Tensor,
-        surrogate: Tensor,
-        batch: &TokenBatch,
+        surrogate: &Tensor,
+        weights: WeightViews<'_>,
+        places: std::ops::Range<usize>,
+        input: &Tensor,
         grads: &mut ModelGradients,
-    ) -> Result<(), TchError> {
-        let body = self.body_params();
-        let mut wanted: Vec<&Tensor> = params[body.clone()].iter().collect();
-        wanted.push(embedded);
+    ) -> Result<Tensor, TchError> {
+        let mut wanted: Vec<&Tensor> = weights.products[places.clone()].iter().collect();
+        wanted.push(input);
         let mut fresh = Tensor::f_run_backward(&[surrogate], &wanted, false, false)?;
         let _no_grad = tch::no_grad_guard();
-        if let Some(d_embedded) = fresh.pop() {
-            self.embedding_backward(&d_embedded, &batch.inputs, grads)?;
-        }
-        for (sum, gradient) in grads.tensors[body].iter_mut().zip(fresh) {
+        let d_input = fresh.pop().ok_or_else(|| TchError::Torch("libtorch has given no gradient".into()))?;
+        for (sum, gradient) in grads.tensors[places].iter_mut().zip(fresh) {
             if grads.filled {
                 let _ = sum.f_add_(&gradient)?;
             } else {
-                *sum = gradient.f_contiguous()?;
+                *sum = gradient.f_contiguous()?.f_to_kind(Kind::Float)?;
             }
         }
-        Ok(())
+        Ok(d_input)
     }
 
     /// What autograd differentiates: the blocks and the last layer norm.
     fn body_params(&self) -> std::ops::Range<usize> {
-        FIRST_LAYER..FIRST_LAYER + PER_LAYER * self.config.n_layer as usize + 2
+        FIRST_LAYER..last_norm_params(&self.config).end
     }
 
-    fn embedding_backward(
+    pub(super) fn embedding_backward(
         &self,
         d_embedded: &Tensor,
         inputs: &Tensor,
         grads: &mut ModelGradients,
     ) -> Result<(), TchError> {
+        let _no_grad = tch::no_grad_guard();
         let c = self.config.n_embd;
         let positions = inputs.size()[1];
         if !grads.filled {
@@ -197,7 +238,7 @@ impl Gpt2Model {
     }
 
     /// [rows, positions, n_embd], before dropout.
-    fn embed(&self, params: &[Tensor], inputs: &Tensor) -> Result<Tensor, TchError> {
+    fn embed(&self, WeightViews { params, .. }: WeightViews<'_>, inputs: &Tensor) -> Result<Tensor, TchError> {
         let positions = inputs.size2()?.1;
         if positions > self.config.n_positions {
             let limit = self.config.n_positions;
@@ -209,17 +250,29 @@ impl Gpt2Model {
     }
 
     /// From the embedded tokens to the hidden states that the head reads, both [rows, positions, n_embd].
-    fn body(&self, params: &[Tensor], embedded: &Tensor, mode: ForwardMode) -> Result<Tensor, TchError> {
-        let mut x = dropout(embedded.shallow_clone(), self.config.embd_pdrop, mode)?;
-        let (layers, rest) = params[FIRST_LAYER..].split_at(PER_LAYER * self.config.n_layer as usize);
-        for (layer, params) in layers.chunks_exact(PER_LAYER).enumerate() {
-            x = self.block(layer, params, x, mode)?;
+    fn body(&self, weights: WeightViews<'_>, embedded: &Tensor, mode: ForwardMode) -> Result<Tensor, TchError> {
+        let mut x = embedded.shallow_clone();
+        for layer in 0..self.config.n_layer as usize {
+            x = self.block(weights, layer, x, mode)?;
         }
-        self.layer_norm(&x, rest)
+        self.last_norm(weights, &x)
     }
 
-    fn block(&self, layer: usize, params: &[Tensor], x: Tensor, mode: ForwardMode) -> Result<Tensor, TchError> {
-        let config = &self.config;
+    /// The layer norm after the last block.
+    pub(super) fn last_norm(&self, weights: WeightViews<'_>, x: &Tensor) -> Result<Tensor, TchError> {
+        self.layer_norm(x, &weights.products[last_norm_params(&self.config)])
+    }
+
+    /// Block `layer` of `x`; the first one takes the embedded tokens, and drops some of them out.
+    pub(super) fn block(
+        &self,
+        weights: WeightViews<'_>,
+        layer: usize,
+        x: Tensor,
+        mode: ForwardMode,
+    ) -> Result<Tensor, TchError> {
+        let (config, params) = (&self.config, &weights.products[block_params(layer)]);
+        let x = if layer == 0 { dropout(x, config.embd_pdrop, mode)? } else { x };
         let attended = self.attention(layer, &params[2..6], &self.layer_norm(&x, params)?, mode)?;
         let x = x.f_add(&dropout(attended, config.resid_pdrop, mode)?)?;
         let inner = linear(&self.layer_norm(&x, &params[6..])?, &params[8..])?;
@@ -249,17 +302,12 @@ impl Gpt2Model {
     }
 
     fn layer_norm(&self, x: &Tensor, params: &[Tensor]) -> Result<Tensor, TchError> {
-        let (weight, bias) = (Some(&params[0]), Some(&params[1]));
-        x.f_layer_norm([self.config.n_embd], weight, bias, self.config.layer_norm_epsilon, false)
-    }
-
-    fn unembedding_index(&self, params: &[Tensor]) -> usize {
-        if self.config.tie_word_embeddings { WTE } else { params.len() - 1 }
+        self.norms.layer_norm(x, params, self.config.layer_norm_epsilon)
     }
 
     /// [vocab_size, n_embd].
-    fn unembedding(&self, params: &[Tensor]) -> Tensor {
-        params[self.unembedding_index(params)].shallow_clone()
+    fn unembedding(&self, weights: WeightViews<'_>) -> Tensor {
+        weights.products[unembedding_index(&self.config, weights.params.len())].shallow_clone()
     }
 }
 
@@ -273,9 +321,10 @@ fn activate(activation: Activation, x: &Tensor) -> Result<Tensor, TchError> {
     }
 }
 
-/// transformers' Conv1D: x W + b with W [in, out].
+/// transformers' Conv1D: x W + b with W [in, out], in the precision of W.
 fn linear(x: &Tensor, params: &[Tensor]) -> Result<Tensor, TchError> {
     let (weight, bias) = (&params[0], &params[1]);
+    let x = x.f_to_kind(weight.kind())?;
     let mut shape = x.size();
     let (rows, inner) = (shape.iter().rev().skip(1).product::<i64>(), weight.size()[0]);
     if let Some(last) = shape.last_mut() {

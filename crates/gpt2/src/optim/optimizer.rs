@@ -3,6 +3,8 @@
 //! Invariant: what does not fit is refused before anything changes. Deliberately not here: the arithmetic on elements
 //! (`kernel`, `tensors`).
 
+use std::ops::Range;
+
 use ckptd_core::config::{OptimizerKind, TrainSection};
 use ckptd_core::snapshot::{Metrics, Role, TrainState};
 use ckptd_core::{Error, Result};
@@ -12,7 +14,7 @@ use tch::{Device, Tensor};
 use super::coefficients::UpdateCoefficients;
 use super::kernel::{NORM_BLOCK, UpdateBlock, UpdateKernels};
 use super::tensors;
-use crate::capture::{TrainingState, UpdatePlace};
+use crate::capture::{TrainingState, UpdatePlace, UpdateSpan};
 
 /// What one update does, apart from the step's own figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +37,14 @@ pub struct UpdateStep {
     /// The number of this step, from 1: the bias correction's t.
     pub number: u64,
     pub learning_rate: f64,
+}
+
+/// What of an update this rank computes, and how it gets the rest.
+pub struct UpdateShard<'a> {
+    /// Elements of each parameter; whole blocks of the update.
+    pub owned: &'a [Range<usize>],
+    /// Fills the rest of the parameters' targets, when the own ones are computed.
+    pub gather: &'a mut dyn FnMut(&[UpdateSpan]) -> Result<()>,
 }
 
 impl ModelOptimizer {
@@ -87,6 +97,23 @@ impl ModelOptimizer {
         step: UpdateStep,
         advance: impl FnOnce(&mut TrainState, &mut Metrics),
     ) -> Result<()> {
+        let whole: Vec<Range<usize>> = gradients.iter().map(|gradient| 0..gradient.numel()).collect();
+        let shard = UpdateShard { owned: &whole, gather: &mut |_| Ok(()) };
+        self.update_shard(state, gradients, shard, (norm, step), advance)
+    }
+
+    /// [`ModelOptimizer::update`] of what this rank owns; the rest is gathered from its owners.
+    ///
+    /// # Errors
+    /// As there, and those of gathering. The state is torn then.
+    pub fn update_shard(
+        &self,
+        state: &mut TrainingState,
+        gradients: &[Tensor],
+        shard: UpdateShard<'_>,
+        (norm, step): (f64, UpdateStep),
+        advance: impl FnOnce(&mut TrainState, &mut Metrics),
+    ) -> Result<()> {
         self.check(state, gradients)?;
         let params = gradients.len();
         let decays: Vec<bool> = state.metas()[..params].iter().map(gpt2_names::decays).collect();
@@ -94,7 +121,8 @@ impl ModelOptimizer {
         let scale = self.clip_scale(norm);
         let apply = |places: &[UpdatePlace]| {
             if on_host {
-                self.on_host(places, gradients, &decays, step, scale)
+                self.on_host(places, gradients, (shard.owned, &decays), step, scale)?;
+                (shard.gather)(&spans(&places[..params])?)
             } else {
                 self.on_device(places, gradients, &decays, step, scale)
             }
@@ -175,24 +203,23 @@ impl ModelOptimizer {
         &self,
         places: &[UpdatePlace],
         gradients: &[Tensor],
-        decays: &[bool],
+        (owned, decays): (&[Range<usize>], &[bool]),
         step: UpdateStep,
         scale: f64,
     ) -> Result<()> {
         let params = gradients.len();
-        let span = |index: usize| match places.get(index) {
-            Some(UpdatePlace::Host(span)) => Ok(*span),
-            _ => Err(Error::Other("a tensor of the state is not in host memory although its gradient is".into())),
-        };
+        let spans = spans(places)?;
         let mut blocks = Vec::new();
         for (index, (gradient, &decays)) in slices(gradients).into_iter().zip(decays).enumerate() {
             let coefficients = self.coefficients(step, scale, decays);
+            let owned = owned[index].clone();
+            let param = Some(spans[index].part(&owned));
             let state = match self.roles().len() {
-                0 => [Some(span(index)?), None, None],
-                1 => [Some(span(index)?), Some(span(params + index)?), None],
-                _ => [Some(span(index)?), Some(span(params + index)?), Some(span(2 * params + index)?)],
+                0 => [param, None, None],
+                1 => [param, Some(spans[params + index]), None],
+                _ => [param, Some(spans[params + index]), Some(spans[2 * params + index])],
             };
-            blocks.extend(UpdateBlock::split(state, gradient, coefficients)?);
+            blocks.extend(UpdateBlock::split(state, &gradient[owned], coefficients)?);
         }
         self.kernels.update(&blocks);
         Ok(())
@@ -217,6 +244,17 @@ impl ModelOptimizer {
         }
         Ok(())
     }
+}
+
+/// Places in host memory.
+fn spans(places: &[UpdatePlace]) -> Result<Vec<UpdateSpan>> {
+    let span = |place: &UpdatePlace| match place {
+        UpdatePlace::Host(span) => Ok(*span),
+        UpdatePlace::Device(_) => {
+            Err(Error::Other("a tensor of the state is not in host memory although its gradient is".into()))
+        }
+    };
+    places.iter().map(span).collect()
 }
 
 fn is_on_host(tensors: &[Tensor]) -> bool {

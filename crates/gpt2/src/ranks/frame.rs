@@ -30,6 +30,18 @@ pub(super) enum Frame {
     },
     /// The training is over, or the session: leave.
     End,
+    /// Rank 0 takes a snapshot: hold the moments as they are until `Release`.
+    Hold { capture: u64 },
+    /// A rank holds them, after so many steps; or why it does not.
+    Held { capture: u64, step: u64, trouble: String },
+    /// Rank 0 wants bytes of what is held, of the tensor with this index.
+    Fetch { piece: u64, tensor: u64, offset: u64, bytes: u64 },
+    /// These bytes; none where there are not as many.
+    Piece { piece: u64, bytes: Vec<u8> },
+    /// The snapshot is written, or given up.
+    Release,
+    /// The session ends: compute no further update, and leave the processors to the last snapshot.
+    Yield,
 }
 
 impl Frame {
@@ -66,6 +78,27 @@ impl Frame {
                 sized(&mut out, what.as_bytes());
             }
             Frame::End => out.push(6),
+            Frame::Hold { capture } => {
+                out.push(7);
+                out.extend(capture.to_le_bytes());
+            }
+            Frame::Held { capture, step, trouble } => {
+                out.push(8);
+                out.extend(capture.to_le_bytes());
+                out.extend(step.to_le_bytes());
+                sized(&mut out, trouble.as_bytes());
+            }
+            Frame::Fetch { piece, tensor, offset, bytes } => {
+                out.push(9);
+                [piece, tensor, offset, bytes].iter().for_each(|number| out.extend(number.to_le_bytes()));
+            }
+            Frame::Piece { piece, bytes } => {
+                out.push(10);
+                out.extend(piece.to_le_bytes());
+                sized(&mut out, bytes);
+            }
+            Frame::Release => out.push(11),
+            Frame::Yield => out.push(12),
         }
         let length = (out.len() - 4) as u32;
         out[..4].copy_from_slice(&length.to_le_bytes());
@@ -93,6 +126,21 @@ impl Frame {
                 Frame::Trouble { what: String::from_utf8_lossy(&sized(&mut rest)?).into_owned(), is_own: is_own == 1 }
             }
             6 => Frame::End,
+            7 => Frame::Hold { capture: number(&mut rest)? },
+            8 => Frame::Held {
+                capture: number(&mut rest)?,
+                step: number(&mut rest)?,
+                trouble: String::from_utf8_lossy(&sized(&mut rest)?).into_owned(),
+            },
+            9 => Frame::Fetch {
+                piece: number(&mut rest)?,
+                tensor: number(&mut rest)?,
+                offset: number(&mut rest)?,
+                bytes: number(&mut rest)?,
+            },
+            10 => Frame::Piece { piece: number(&mut rest)?, bytes: sized(&mut rest)? },
+            11 => Frame::Release,
+            12 => Frame::Yield,
             _ => return None,
         };
         rest.is_empty().then_some(frame)
@@ -154,6 +202,12 @@ mod tests {
             Frame::Progress { step: 3, micro_batch: u64::MAX },
             Frame::Trouble { what: "no".into(), is_own: true },
             Frame::End,
+            Frame::Hold { capture: 3 },
+            Frame::Held { capture: 3, step: 9, trouble: String::new() },
+            Frame::Fetch { piece: 1, tensor: 2, offset: 3, bytes: 4 },
+            Frame::Piece { piece: 1, bytes: vec![7; 40] },
+            Frame::Release,
+            Frame::Yield,
         ];
         for frame in frames {
             let bytes = frame.encode();

@@ -33,10 +33,22 @@ pub trait RankGroup: Send {
     /// What each rank says, in the order of the ranks, to all of them.
     fn gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
 
+    /// As [`RankGroup::gather`], once per step, where the rank that comes last is the one that the others wait for.
+    /// Rank 0 calls `pass` when all have come: until that returns, none goes on.
+    fn meet(&mut self, bytes: &[u8], _pass: &mut dyn FnMut()) -> Result<Vec<Vec<u8>>> {
+        self.gather(bytes)
+    }
+
     /// What rank 0 says, to all of them; what the others say is left out.
     fn broadcast(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
         let said: &[u8] = if self.rank() == 0 { bytes } else { &[] };
         Ok(self.gather(said)?.into_iter().next().unwrap_or_default())
+    }
+
+    /// The numbers that each rank says, one rank's after another's.
+    fn gather_numbers(&mut self, numbers: &[f64]) -> Result<Vec<f64>> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Ok(numbers_in(&self.gather(&bytes)?))
     }
 
     /// The largest value of all ranks.
@@ -53,6 +65,11 @@ pub trait RankGroup: Send {
     fn share(&self, count: u64) -> std::ops::Range<u64> {
         share(self.rank(), self.size(), count)
     }
+}
+
+/// The float64 numbers in what ranks have said.
+pub(crate) fn numbers_in(said: &[Vec<u8>]) -> Vec<f64> {
+    said.concat().as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
 }
 
 /// The share of `count` things, dealt out in order to `size` ranks, that is `rank`'s.

@@ -9,11 +9,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ckptd_core::protocol::{MessageLevel, WorkerEvent};
+use ckptd_core::protocol::{MessageLevel, RankProgress, WorkerEvent};
 use ckptd_core::{Error, Result};
 
 use super::frame::Frame;
-use super::mailbox::{LossCause, Mailbox, SignOfLife};
+use super::link::THREAD;
+use super::mailbox::{ArrivedPart, LossCause, Mailbox, SignOfLife};
+use super::pace::RankPace;
 use super::secret::{Entered, HANDSHAKE, JobSecret};
 use crate::events::EventSender;
 
@@ -35,6 +37,7 @@ pub(super) struct Hub {
     /// To rank 1, 2, ...
     links: Vec<Mutex<TcpStream>>,
     over: AtomicBool,
+    pub pace: Mutex<RankPace>,
 }
 
 /// Tells all ranks that the training or the session is over.
@@ -124,11 +127,12 @@ impl Hub {
             }
         }
         let links = links.into_iter().flatten().map(Mutex::new).collect();
-        let hub = Arc::new(Hub { mailbox: Mailbox::new(size), links, over: AtomicBool::new(false) });
+        let pace = Mutex::new(RankPace::new());
+        let hub = Arc::new(Hub { mailbox: Mailbox::new(size), links, over: AtomicBool::new(false), pace });
         for rank in 1..size {
             hub.clone().listen_to(rank)?;
         }
-        hub.clone().keep_asking()?;
+        hub.clone().keep_asking(events.clone())?;
         Ok(hub)
     }
 
@@ -162,21 +166,35 @@ impl Hub {
                 }
             }
         };
-        std::thread::Builder::new().name("ranks".into()).spawn(body).map(drop).map_err(failed)
+        std::thread::Builder::new().name(THREAD.into()).spawn(body).map(drop).map_err(failed)
     }
 
     fn take(&self, rank: usize, frame: Frame) {
         let mailbox = &self.mailbox;
         mailbox.tell(|state| state.signs[rank].at = Instant::now());
         match frame {
-            Frame::Part { call, bytes } => mailbox.tell(|state| state.parts[rank].push_back((call, bytes))),
+            Frame::Part { call, bytes } => {
+                let part = ArrivedPart { call, bytes, at: Instant::now() };
+                mailbox.tell(|state| state.parts[rank].push_back(part));
+            }
             Frame::Key { key, value } => self.publish(key, value),
             Frame::Progress { step, micro_batch } => {
                 mailbox.tell(|state| state.signs[rank] = SignOfLife { at: Instant::now(), step, micro_batch });
             }
             Frame::Trouble { what, is_own: true } => mailbox.lose(rank, LossCause::Failed(what)),
             Frame::Trouble { what, is_own: false } => mailbox.lose(rank, LossCause::LostAnother(what)),
-            Frame::Parts { .. } | Frame::Ping | Frame::End => {}
+            Frame::Held { capture, step, trouble } => {
+                mailbox.tell(|state| state.held[rank] = Some((capture, step, trouble)));
+            }
+            Frame::Piece { piece, bytes } => mailbox.tell(|state| drop(state.pieces.insert(piece, bytes))),
+            // What rank 0 alone says.
+            Frame::Parts { .. }
+            | Frame::Ping
+            | Frame::End
+            | Frame::Hold { .. }
+            | Frame::Fetch { .. }
+            | Frame::Release
+            | Frame::Yield => {}
         }
     }
 
@@ -186,14 +204,28 @@ impl Hub {
         self.mailbox.tell(|state| drop(state.keys.insert(key, value)));
     }
 
-    fn keep_asking(self: Arc<Hub>) -> Result<()> {
+    /// How far all ranks are.
+    fn progress(&self) -> Vec<RankProgress> {
+        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = |(rank, sign): (usize, &SignOfLife)| RankProgress {
+            rank: rank as u64,
+            step: sign.step,
+            micro_batch: sign.micro_batch,
+            silent_ms: if rank == 0 { 0.0 } else { sign.at.elapsed().as_secs_f64() * 1e3 },
+            lag_ms: pace.lag_ms(rank),
+        };
+        self.mailbox.signs().iter().enumerate().map(progress).collect()
+    }
+
+    fn keep_asking(self: Arc<Hub>, events: EventSender) -> Result<()> {
         let body = move || {
             while !self.over.load(Ordering::Relaxed) {
                 self.say_to_all(&Frame::Ping);
+                events.send(WorkerEvent::Ranks { ranks: self.progress() });
                 std::thread::sleep(ASKING);
             }
         };
-        let spawned = std::thread::Builder::new().name("ranks".into()).spawn(body);
+        let spawned = std::thread::Builder::new().name(THREAD.into()).spawn(body);
         spawned.map(drop).map_err(|e| Error::Other(format!("starting a thread for the ranks: {e}")))
     }
 }
@@ -213,7 +245,7 @@ fn open_the_door(listener: &TcpListener, secret: &JobSecret, busy: &Arc<AtomicUs
             busy_too.fetch_sub(1, Ordering::Relaxed);
             let _ = results.send((from, outcome));
         };
-        if std::thread::Builder::new().name("ranks".into()).spawn(body).is_err() {
+        if std::thread::Builder::new().name(THREAD.into()).spawn(body).is_err() {
             busy.fetch_sub(1, Ordering::Relaxed);
         }
     }

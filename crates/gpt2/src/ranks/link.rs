@@ -4,6 +4,7 @@
 //! what is said (`together`).
 
 use std::net::{IpAddr, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ const COMING: Duration = Duration::from_secs(300);
 /// Rank 0 asks for a sign of life each second; one that is silent for so long is gone.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// Threads that hear what other ranks say.
+pub const THREAD: &str = "ranks";
+
 /// A rank's connection to rank 0.
 pub(super) struct Link {
     pub mailbox: Mailbox,
@@ -27,6 +31,9 @@ pub(super) struct Link {
     stream: Mutex<TcpStream>,
     /// Steps, and micro-batches of the next one.
     place: Mutex<(u64, u64)>,
+    /// Rank 0's orders about snapshots, on their way to what serves them.
+    orders: Sender<Frame>,
+    pub arrived: Mutex<Option<Receiver<Frame>>>,
 }
 
 impl Link {
@@ -59,9 +66,11 @@ impl Link {
         let address = stream.local_addr().map_err(io)?.ip();
         let reading = stream.try_clone().map_err(io)?;
         let (stream, mailbox) = (Mutex::new(stream), Mailbox::new(place.size));
-        let link = Arc::new(Link { mailbox, rank, stream, place: Mutex::default() });
+        let (orders, arrived) = channel();
+        let arrived = Mutex::new(Some(arrived));
+        let link = Arc::new(Link { mailbox, rank, stream, place: Mutex::default(), orders, arrived });
         let served = link.clone();
-        let spawned = std::thread::Builder::new().name("ranks".into()).spawn(move || served.serve(&reading));
+        let spawned = std::thread::Builder::new().name(THREAD.into()).spawn(move || served.serve(&reading));
         spawned.map_err(io)?;
         Ok((link, address))
     }
@@ -91,7 +100,18 @@ impl Link {
                     let _ = self.say(&Frame::Progress { step, micro_batch });
                 }
                 Frame::End => self.leave("", 0),
-                Frame::Part { .. } | Frame::Progress { .. } | Frame::Trouble { .. } => {}
+                // Not here: holding a state may wait for an update, and this thread gives the signs of life.
+                Frame::Hold { .. } | Frame::Release => {
+                    self.mailbox.tell(|state| state.is_holding = frame != Frame::Release);
+                    drop(self.orders.send(frame));
+                }
+                Frame::Fetch { .. } | Frame::Yield => drop(self.orders.send(frame)),
+                // What rank 0 alone hears.
+                Frame::Part { .. }
+                | Frame::Progress { .. }
+                | Frame::Trouble { .. }
+                | Frame::Held { .. }
+                | Frame::Piece { .. } => {}
             }
         }
     }

@@ -22,14 +22,27 @@ pub(super) struct Mailbox {
 /// What is known under the lock.
 pub(super) struct MailboxState {
     /// Of each rank, the parts of collective calls in their order.
-    pub parts: Vec<VecDeque<(u64, Vec<u8>)>>,
+    pub parts: Vec<VecDeque<ArrivedPart>>,
     /// From rank 0: all parts of a collective call.
     pub answers: VecDeque<(u64, Vec<Vec<u8>>)>,
     pub keys: HashMap<Vec<u8>, Vec<u8>>,
+    /// Of each rank: the capture that it holds, after how many steps, or why not.
+    pub held: Vec<Option<(u64, u64, String)>>,
+    /// Pieces of what ranks hold, by their numbers.
+    pub pieces: HashMap<u64, Vec<u8>>,
+    /// From rank 0: it takes a snapshot, for which all hold what they have.
+    pub is_holding: bool,
     /// Of each rank.
     pub signs: Vec<SignOfLife>,
     /// The ranks that are gone, first things first.
     losses: Vec<RankLoss>,
+}
+
+/// A rank's part of a collective call.
+pub(super) struct ArrivedPart {
+    pub call: u64,
+    pub bytes: Vec<u8>,
+    pub at: Instant,
 }
 
 /// When a rank was heard last, and how far it was.
@@ -65,6 +78,9 @@ impl Mailbox {
             parts: (0..size).map(|_| VecDeque::new()).collect(),
             answers: VecDeque::new(),
             keys: HashMap::new(),
+            held: vec![None; size],
+            pieces: HashMap::new(),
+            is_holding: false,
             signs: vec![sign; size],
             losses: Vec::new(),
         };
@@ -74,6 +90,11 @@ impl Mailbox {
     fn lock(&self) -> MutexGuard<'_, MailboxState> {
         // Every change under this lock leaves it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When each rank was heard last, and how far it was.
+    pub(super) fn signs(&self) -> Vec<SignOfLife> {
+        self.lock().signs.clone()
     }
 
     /// Changes what is known, and wakes who waits.
@@ -90,6 +111,21 @@ impl Mailbox {
                 state.losses.push(RankLoss { rank, cause });
             }
         });
+    }
+
+    /// [`Mailbox::wait_for`] that does not lose patience while rank 0 takes a snapshot, the last one perhaps: it gets
+    /// on with nothing else then.
+    pub(super) fn wait_beside_snapshots<T>(
+        &self,
+        patience: Duration,
+        mut take: impl FnMut(&mut MailboxState) -> Option<T>,
+    ) -> Option<T> {
+        loop {
+            let found = self.wait_for(patience, &mut take);
+            if found.is_some() || !self.lock().is_holding {
+                return found;
+            }
+        }
     }
 
     /// What `take` finds, as soon as it finds something; `None` when a rank is lost or `patience` is over before.

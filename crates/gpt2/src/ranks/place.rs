@@ -7,8 +7,7 @@ use ckptd_core::{Error, Result};
 /// Names of the variables of ckptd's own.
 pub(super) const RANK: &str = "CKPTD_RANK";
 pub(super) const COUNT: &str = "CKPTD_RANKS";
-pub(super) const ADDRESS: &str = "CKPTD_RANKS_ADDRESS";
-pub(super) const SECRET: &str = "CKPTD_RANKS_SECRET";
+pub(super) use ckptd_core::protocol::{RANKS_ADDRESS as ADDRESS, RANKS_SECRET as SECRET};
 
 /// (the variable of the rank, that of how many there are, and whether it alone says that there are ranks)
 const LAUNCHERS: [(&str, &str, bool); 5] = [
@@ -47,7 +46,12 @@ impl RankPlace {
             let told = alone || secret.is_some();
             Some((rank, variable(rank)?, count, variable(count)?)).filter(|_| told)
         });
-        let Some((rank_name, rank, count_name, count)) = said else { return Ok(None) };
+        let Some((rank_name, rank, count_name, count)) = said else {
+            return match half_said(&variable).filter(|_| secret.is_some()) {
+                Some(what) => Err(Error::Config(what)),
+                None => Ok(None),
+            };
+        };
         let wrong = |name: &str, text: &str| Error::Config(format!("{name}={text} in the environment is no number"));
         let rank: usize = rank.parse().map_err(|_| wrong(rank_name, &rank))?;
         let size: usize = count.parse().map_err(|_| wrong(count_name, &count))?;
@@ -65,6 +69,15 @@ impl RankPlace {
         })?;
         Ok(Some(RankPlace { rank, size, address: address(variable)?, secret }))
     }
+}
+
+/// One of two variables that belong together is set, and none of the other pairs is whole.
+fn half_said(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    LAUNCHERS.iter().find_map(|&(rank, count, alone)| match (variable(rank), variable(count)) {
+        (Some(value), None) => Some(format!("{rank}={value} is set in the environment, and {count} is not")),
+        (None, Some(value)) if alone => Some(format!("{count}={value} is set in the environment, and {rank} is not")),
+        _ => None,
+    })
 }
 
 /// Where rank 0 listens.
@@ -126,6 +139,9 @@ mod tests {
             (vec![("RANK", "0"), ("WORLD_SIZE", "2")], SECRET),
             (vec![("RANK", "0"), ("WORLD_SIZE", "2"), (SECRET, "s")], "MASTER_ADDR"),
             ([&AT[..], &[("RANK", "2"), ("WORLD_SIZE", "2")]].concat(), "RANK=2"),
+            ([&AT[..], &[("RANK", "1")]].concat(), "RANK=1 is set in the environment, and WORLD_SIZE is not"),
+            ([&AT[..], &[("OMPI_COMM_WORLD_SIZE", "2")]].concat(), "OMPI_COMM_WORLD_RANK is not"),
+            ([&AT[..], &[("SLURM_PROCID", "1")]].concat(), "SLURM_STEP_NUM_TASKS is not"),
             ([&AT[..], &[("RANK", "x"), ("WORLD_SIZE", "2")]].concat(), "RANK=x"),
         ] {
             let error = place(&variables).unwrap_err();

@@ -77,18 +77,24 @@ fn differences(facts: &[RankFacts]) -> Vec<String> {
 
 /// The kind of this processor, and the settings that make libtorch take it for another one.
 pub fn processor_kind() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = info.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    let mut kind = field("model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    let mut kind = processor_field("model name").unwrap_or_else(|| std::env::consts::ARCH.into());
     for name in ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"] {
         if let Ok(value) = std::env::var(name) {
             kind.push_str(&format!(" {name}={value}"));
         }
     }
     kind
+}
+
+/// What this processor can do, by the names that Linux has for it.
+pub fn processor_flags() -> String {
+    processor_field("flags").or_else(|| processor_field("Features")).unwrap_or_default()
+}
+
+fn processor_field(name: &str) -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 /// Release of the libtorch that is loaded, and which of its kernels it takes on this processor.

@@ -5,8 +5,8 @@
 //! what is exchanged.
 
 use std::net::{IpAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use ckptd_core::protocol::Start;
@@ -14,10 +14,11 @@ use ckptd_core::{Error, Result};
 
 use super::frame::Frame;
 use super::group::{Incoming, Outgoing, RankGroup};
+use super::held::{HeldParts, PartServer};
 use super::hub::{self, Hub, RanksEnd};
 use super::launch::LaunchedRanks;
 use super::link::Link;
-use super::mailbox::Mailbox;
+use super::mailbox::{ArrivedPart, Mailbox, SignOfLife};
 use super::mesh::{KeyStore, Mesh};
 use super::place::RankPlace;
 use super::secret::JobSecret;
@@ -149,6 +150,37 @@ impl Leader {
         self.patience = patience(self.hang_timeout);
     }
 
+    /// What gives rank 0 the parts of the state that others hold.
+    pub fn held_parts(&self) -> HeldParts {
+        // Half of the others' time: the training waits behind it, and names a rank that hangs.
+        HeldParts::new(self.hub.clone(), patience(self.hang_timeout) / 2)
+    }
+
+    /// What all ranks say in the next call, and when each said it. `pass` is called when all have said it, and before
+    /// any of them hears of it.
+    fn collect(&mut self, bytes: &[u8], pass: &mut dyn FnMut()) -> Result<(Vec<Vec<u8>>, Vec<Instant>)> {
+        self.calls += 1;
+        let (call, now) = (self.calls, Instant::now());
+        let by = now + self.patience;
+        let (mut parts, mut came) = (vec![bytes.to_vec()], vec![now]);
+        for rank in self.hub.others() {
+            let left = by.saturating_duration_since(Instant::now());
+            match self.hub.mailbox.wait_for(left, |state| state.parts[rank].pop_front()) {
+                Some(ArrivedPart { call: number, bytes, at }) if number == call => {
+                    parts.push(bytes);
+                    came.push(at);
+                }
+                Some(ArrivedPart { call: number, .. }) => {
+                    return Err(Error::Other(format!("rank {rank} is at call {number} where rank 0 is at {call}")));
+                }
+                None => return Err(self.broken(&(rank..self.size).collect::<Vec<_>>(), "it said nothing in time")),
+            }
+        }
+        pass();
+        self.hub.say_to_all(&Frame::Parts { call, parts: parts.clone() });
+        Ok((parts, came))
+    }
+
     /// Why a call failed that waited for `awaited`.
     fn broken(&self, awaited: &[usize], what: &str) -> Error {
         let mailbox = &self.hub.mailbox;
@@ -180,21 +212,17 @@ impl RankGroup for Leader {
     }
 
     fn gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.calls += 1;
-        let (call, by) = (self.calls, Instant::now() + self.patience);
-        let mut parts = vec![bytes.to_vec()];
-        for rank in self.hub.others() {
-            let left = by.saturating_duration_since(Instant::now());
-            match self.hub.mailbox.wait_for(left, |state| state.parts[rank].pop_front()) {
-                Some((number, part)) if number == call => parts.push(part),
-                Some((number, _)) => {
-                    return Err(Error::Other(format!("rank {rank} is at call {number} where rank 0 is at {call}")));
-                }
-                None => return Err(self.broken(&(rank..self.size).collect::<Vec<_>>(), "it said nothing in time")),
-            }
-        }
-        self.hub.say_to_all(&Frame::Parts { call, parts: parts.clone() });
+        self.collect(bytes, &mut || ()).map(|(parts, _)| parts)
+    }
+
+    fn meet(&mut self, bytes: &[u8], pass: &mut dyn FnMut()) -> Result<Vec<Vec<u8>>> {
+        let (parts, came) = self.collect(bytes, pass)?;
+        self.hub.pace.lock().unwrap_or_else(PoisonError::into_inner).met(&came);
         Ok(parts)
+    }
+
+    fn is_at(&self, step: u64, micro_batch: u64) {
+        self.hub.mailbox.tell(|state| state.signs[0] = SignOfLife { at: Instant::now(), step, micro_batch });
     }
 }
 
@@ -244,6 +272,12 @@ impl Follower {
         self.patience = 2 * patience(self.hang_timeout);
     }
 
+    /// What serves rank 0's snapshots; once.
+    pub fn part_server(&self) -> Option<PartServer> {
+        let orders = self.link.arrived.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(PartServer { orders, link: self.link.clone() })
+    }
+
     /// What tells rank 0 why this rank cannot go on.
     pub fn voice(&self) -> RankVoice {
         RankVoice { link: self.link.clone(), lost_another: self.lost_another.clone() }
@@ -274,7 +308,7 @@ impl RankGroup for Follower {
         self.calls += 1;
         let call = self.calls;
         self.link.say(&Frame::Part { call, bytes: bytes.to_vec() }).map_err(|e| self.lost("rank 0", &e.to_string()))?;
-        match self.link.mailbox.wait_for(self.patience, |state| state.answers.pop_front()) {
+        match self.link.mailbox.wait_beside_snapshots(self.patience, |state| state.answers.pop_front()) {
             Some((number, parts)) if number == call => Ok(parts),
             Some((number, _)) => Err(self.lost("rank 0", &format!("it is at call {number}, not at {call}"))),
             None => Err(self.lost("rank 0", "it said nothing in time")),

@@ -5,12 +5,14 @@
 
 use std::ops::Range;
 
+use ckptd_core::snapshot::TensorMeta;
 use ckptd_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::order::SumOrder;
 use super::parts::{GradientLayout, OwnedPart};
 use super::tree::{Subtree, TreePlan};
+use crate::capture::UpdateSpan;
 use crate::gpt2::ModelGradients;
 use crate::optim::ModelOptimizer;
 use crate::ranks::{Incoming, Outgoing, RankGroup};
@@ -22,8 +24,18 @@ pub struct StepGradient {
     /// That of a micro-batch; in sequential order that of all of them so far.
     micro_batch: ModelGradients,
     tree: Option<TreeSum>,
-    /// The step's, in the parameters' shapes.
+    /// The step's, in the parameters' shapes. Where parameters are gathered, only what this rank owns of them counts.
     views: Vec<Tensor>,
+    gathers: Gathers,
+}
+
+/// What all ranks get from a value's owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gathers {
+    /// The gradient, which each of them applies.
+    Gradients,
+    /// The parameter, which the owner has updated.
+    Parameters,
 }
 
 /// The sums of a rank on the way to the tree's.
@@ -46,7 +58,13 @@ impl StepGradient {
     ///
     /// # Errors
     /// [`Error::Config`] for the sequential order on more than one rank.
-    pub fn new(order: SumOrder, leaves: u64, params: &[Tensor], group: &dyn RankGroup) -> Result<StepGradient> {
+    pub fn new(
+        order: SumOrder,
+        leaves: u64,
+        params: &[Tensor],
+        gathers: Gathers,
+        group: &dyn RankGroup,
+    ) -> Result<StepGradient> {
         let is_one = leaves == 1 && group.size() == 1;
         if order == SumOrder::Sequential && group.size() > 1 {
             return Err(Error::Config(
@@ -57,7 +75,7 @@ impl StepGradient {
         }
         let has_tree = order == SumOrder::Tree && !is_one;
         let tree = has_tree.then(|| TreeSum::new(leaves, params, group)).transpose()?;
-        Ok(StepGradient { order, micro_batch: ModelGradients::default(), tree, views: Vec::new() })
+        Ok(StepGradient { order, micro_batch: ModelGradients::default(), tree, views: Vec::new(), gathers })
     }
 
     /// Begins a step.
@@ -92,17 +110,48 @@ impl StepGradient {
     pub fn finish(&mut self, group: &mut dyn RankGroup, optimizer: &ModelOptimizer) -> Result<f64> {
         let Some(tree) = &mut self.tree else { return optimizer.norm(self.micro_batch.tensors()) };
         let own_norms = tree.reduce(group, optimizer)?;
+        if self.gathers == Gathers::Gradients {
+            tree.all_gather(group)?;
+        }
         self.views = tree.views().context("the gradient's tensors")?;
         let Some(own_norms) = own_norms else { return optimizer.norm(&self.views) };
-        let bytes: Vec<u8> = own_norms.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-        let all = group.gather(&bytes)?.concat();
-        Ok(ModelOptimizer::norm_of(all.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes))))
+        Ok(ModelOptimizer::norm_of(group.gather_numbers(&own_norms)?.into_iter()))
+    }
+
+    /// Gives all ranks the parameters that their owners have updated: `params` are read where this rank owns them, and
+    /// filled elsewhere. The step's gradient is gone then.
+    ///
+    /// # Errors
+    /// That a rank is lost; nothing is filled then.
+    pub fn gather(&self, group: &mut dyn RankGroup, params: &[UpdateSpan]) -> Result<()> {
+        let Some(tree) = self.tree.as_ref().filter(|_| self.gathers == Gathers::Parameters) else { return Ok(()) };
+        let (whole, own) = (&tree.sums[0].1, &tree.parts[group.rank()].values);
+        tree.copy(own, params, |span, values| {
+            // SAFETY: both have as many values, and nobody else writes to either.
+            unsafe { std::ptr::copy_nonoverlapping(span.target.cast_const(), place(whole, values), span.elements) }
+        });
+        tree.all_gather(group)?;
+        let others = tree.parts.iter().enumerate().filter(|(peer, _)| *peer != group.rank());
+        for (_, part) in others {
+            tree.copy(&part.values, params, |span, values| {
+                // SAFETY: as above.
+                unsafe { std::ptr::copy_nonoverlapping(place(whole, values).cast_const(), span.target, span.elements) }
+            });
+        }
+        Ok(())
     }
 
     /// The step's gradient, once it is finished.
     pub fn tensors(&self) -> &[Tensor] {
         if self.tree.is_some() { &self.views } else { self.micro_batch.tensors() }
     }
+}
+
+/// The elements of each of `params` that `rank` of `size` owns.
+pub fn owned_elements(params: &[TensorMeta], rank: usize, size: usize) -> Vec<Range<usize>> {
+    let sizes: Vec<usize> = params.iter().map(|meta| meta.elements().unwrap_or(0) as usize).collect();
+    let layout = GradientLayout::new(&sizes);
+    layout.elements(&layout.parts(size)[rank].values)
 }
 
 impl TreeSum {
@@ -139,8 +188,7 @@ impl TreeSum {
     fn add(&mut self, index: u64, gradients: &[Tensor]) -> Result<(), tch::TchError> {
         let _no_grad = tch::no_grad_guard();
         let mut node = Subtree::leaf(index);
-        if self.sums.last().is_some_and(|(left, _)| left.is_left_of(node)) {
-            let (left, buffer) = self.sums.remove(self.sums.len() - 1);
+        if let Some((left, buffer)) = self.sums.pop_if(|(left, _)| left.is_left_of(node)) {
             for (range, gradient) in self.layout.tensors.windows(2).zip(gradients) {
                 let mut into = view(&buffer, range[0]..range[1])?;
                 let _ = into.f_add_(&gradient.f_reshape(-1)?.f_to_device(buffer.device())?)?;
@@ -167,8 +215,8 @@ impl TreeSum {
         Ok(())
     }
 
-    /// Makes the first sum the step's gradient, on all ranks. Returns the norms of the blocks that this rank owns,
-    /// where the gradient is in host memory.
+    /// Makes the first sum the step's gradient where this rank owns it. Returns the norms of the blocks that this rank
+    /// owns, where the gradient is in host memory.
     fn reduce(&mut self, group: &mut dyn RankGroup, optimizer: &ModelOptimizer) -> Result<Option<Vec<f64>>> {
         let _no_grad = tch::no_grad_guard();
         let rank = group.rank();
@@ -191,15 +239,31 @@ impl TreeSum {
             let blocks: Vec<&[f32]> = blocks.map(|block| unsafe { values(result, block) }).collect();
             optimizer.block_norms(&blocks)
         });
+        Ok(norms)
+    }
+
+    /// Gives all ranks what this one owns of the first sum, and takes what they own.
+    fn all_gather(&self, group: &mut dyn RankGroup) -> Result<()> {
+        let (rank, result) = (group.rank(), &self.sums[0].1);
         let others = self.parts.iter().enumerate().filter(|(peer, _)| *peer != rank);
         // SAFETY: the parts do not overlap; this rank's is read, the others' are written.
-        let own_values = unsafe { values(result, &own.values) };
+        let own_values = unsafe { values(result, &self.parts[rank].values) };
         let sends: Vec<Outgoing<'_>> = others.clone().map(|(peer, _)| Outgoing { peer, values: own_values }).collect();
-        // SAFETY: as above.
-        let mut receives: Vec<Incoming<'_>> =
-            others.map(|(peer, part)| Incoming { peer, values: unsafe { values_mut(result, &part.values) } }).collect();
-        group.exchange(&sends, &mut receives)?;
-        Ok(norms)
+        let receive = |(peer, part): (usize, &OwnedPart)| {
+            let (at, length) = (place(result, &part.values), part.values.len());
+            // SAFETY: as above.
+            Incoming { peer, values: unsafe { std::slice::from_raw_parts_mut(at, length) } }
+        };
+        let mut receives: Vec<Incoming<'_>> = others.map(receive).collect();
+        group.exchange(&sends, &mut receives)
+    }
+
+    /// Calls `each` with the places of `params` within `part`, and where their values are in a sum.
+    fn copy(&self, part: &Range<usize>, params: &[UpdateSpan], each: impl Fn(UpdateSpan, &Range<usize>)) {
+        let tensors = self.layout.tensors.windows(2).zip(self.layout.elements(part)).zip(params);
+        for ((tensor, elements), span) in tensors.filter(|((_, elements), _)| !elements.is_empty()) {
+            each(span.part(&elements), &(tensor[0] + elements.start..tensor[0] + elements.end));
+        }
     }
 
     /// Gives each owner this rank's sums of what it owns, and takes the others' sums of what this rank owns.
@@ -214,8 +278,9 @@ impl TreeSum {
         let mut receives = Vec::new();
         for ((owner, _), arrived) in self.plan.subtrees.iter().zip(&self.arrived) {
             if *owner != rank {
+                let length = arrived.numel();
                 // SAFETY: a buffer of its own.
-                let values = unsafe { values_mut(arrived, &(0..arrived.numel())) };
+                let values = unsafe { std::slice::from_raw_parts_mut(place(arrived, &(0..length)), length) };
                 receives.push(Incoming { peer: *owner, values });
             }
         }
@@ -261,18 +326,12 @@ fn view(buffer: &Tensor, range: Range<usize>) -> Result<Tensor, tch::TchError> {
 /// # Safety
 /// Nothing writes to them as long as the slice lives.
 unsafe fn values<'a>(buffer: &Tensor, range: &Range<usize>) -> &'a [f32] {
-    assert!(range.end <= buffer.numel() && buffer.device() == Device::Cpu);
     // SAFETY: within the tensor, and the caller's promise.
-    unsafe { std::slice::from_raw_parts(buffer.data_ptr().cast::<f32>().cast_const().add(range.start), range.len()) }
+    unsafe { std::slice::from_raw_parts(place(buffer, range).cast_const(), range.len()) }
 }
 
-/// The same, to be written.
-///
-/// # Safety
-/// Nothing else reads or writes them as long as the slice lives.
-#[allow(clippy::mut_from_ref)]
-unsafe fn values_mut<'a>(buffer: &Tensor, range: &Range<usize>) -> &'a mut [f32] {
-    assert!(range.end <= buffer.numel() && buffer.device() == Device::Cpu);
-    // SAFETY: within the tensor, and the caller's promise.
-    unsafe { std::slice::from_raw_parts_mut(buffer.data_ptr().cast::<f32>().add(range.start), range.len()) }
+/// Where these values of a float32 tensor lie in host memory.
+fn place(buffer: &Tensor, range: &Range<usize>) -> *mut f32 {
+    assert!(range.end <= buffer.numel() && buffer.device() == Device::Cpu && buffer.is_contiguous());
+    buffer.data_ptr().cast::<f32>().wrapping_add(range.start)
 }

@@ -2,13 +2,18 @@
 //!
 //! Deliberately not here: adding.
 
+use crate::gpt2::NormGradients;
 use ckptd_core::arithmetic::{ArithmeticNumber, KnownArithmetic};
 
 /// Each micro-batch's gradient is computed from zero, and these are added as a binary tree over their indices.
 pub const TREE: ArithmeticNumber = ArithmeticNumber::new(2);
 
+/// As [`TREE`], and the gradients of layer norms are added up by fixed blocks of rows, whatever the number of threads.
+pub const FIXED_NORMS: ArithmeticNumber = ArithmeticNumber::new(3);
+
 /// The arithmetic of this worker: `gpt2`, `optim` and this as they are, and the older ones that they still compute.
-pub const ARITHMETIC: KnownArithmetic = KnownArithmetic { newest: TREE, older: &[ArithmeticNumber::FIRST] };
+pub const ARITHMETIC: KnownArithmetic =
+    KnownArithmetic { newest: FIXED_NORMS, older: &[ArithmeticNumber::FIRST, TREE] };
 
 /// How a step's gradient comes about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +24,9 @@ pub enum SumOrder {
     Tree,
 }
 
-/// The arithmetic that a training with this many micro-batches per step begins with. With one there is nothing to add,
-/// and the first number keeps its roots.
-pub fn begins_with(micro_batches: u64) -> ArithmeticNumber {
-    if micro_batches > 1 { ARITHMETIC.newest } else { ArithmeticNumber::FIRST }
+/// How the gradients of layer norms are added up under `arithmetic`.
+pub fn norm_gradients(arithmetic: ArithmeticNumber) -> NormGradients {
+    if arithmetic >= FIXED_NORMS { NormGradients::FixedBlocks } else { NormGradients::PerThread }
 }
 
 impl SumOrder {

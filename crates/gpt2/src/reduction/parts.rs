@@ -45,6 +45,15 @@ impl GradientLayout {
         self.tensors.last().copied().unwrap_or(0)
     }
 
+    /// The elements of each tensor within `values`.
+    pub(super) fn elements(&self, values: &Range<usize>) -> Vec<Range<usize>> {
+        let within = |tensor: &[usize]| {
+            let (from, to) = (values.start.clamp(tensor[0], tensor[1]), values.end.clamp(tensor[0], tensor[1]));
+            from - tensor[0]..to - tensor[0]
+        };
+        self.tensors.windows(2).map(within).collect()
+    }
+
     /// What each of `ranks` ranks owns.
     pub(super) fn parts(&self, ranks: usize) -> Vec<OwnedPart> {
         // Where chunks begin: a value and a block; at last the end of all.
@@ -73,6 +82,23 @@ impl GradientLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_elements_of_all_parts_are_all_elements() {
+        let sizes = [3 * CHUNK + 5, 7, 0, NORM_BLOCK + 1, CHUNK, 2 * CHUNK - 1];
+        let layout = GradientLayout::new(&sizes);
+        for ranks in 1..=9 {
+            let elements: Vec<_> = layout.parts(ranks).iter().map(|part| layout.elements(&part.values)).collect();
+            for (tensor, size) in sizes.into_iter().enumerate() {
+                assert_eq!(elements.iter().map(|of_rank| of_rank[tensor].len()).sum::<usize>(), size);
+                for range in elements.iter().map(|of_rank| &of_rank[tensor]).filter(|range| !range.is_empty()) {
+                    assert!(
+                        range.start.is_multiple_of(CHUNK) && (range.end == size || range.end.is_multiple_of(CHUNK))
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn parts_are_whole_in_order_and_cut_where_chunks_are() {

@@ -2,13 +2,14 @@
 //!
 //! Deliberately not here: what each step does in detail (the files beside this one, `data`, `capture`, `gpt2`).
 
+use std::ops::Range;
 use std::path::Path;
 
 use ckptd_core::Result;
-use ckptd_core::config::{Config, ResolvedJob};
+use ckptd_core::config::{Config, RankCount, ResolvedJob};
 use ckptd_core::protocol::{MessageLevel, Start, WorkerEvent};
 use ckptd_core::settings::TrainSettings;
-use ckptd_core::snapshot::{CarriedFile, Provenance, TrainState};
+use ckptd_core::snapshot::{CarriedFile, Provenance, TensorMeta, TrainState};
 use ckptd_core::store::SnapshotReader;
 use ckptd_interop::hf::HfFolder;
 use ckptd_interop::names;
@@ -17,13 +18,14 @@ use tch::Device;
 use super::carried::{carried_files, config_json, source_record};
 use super::machine::TrainingMachine;
 use super::model::OpenedModel;
-use super::restore::{ChangedSettings, ResumedFrom, check_fingerprint, check_settings, restore};
+use super::restore::{BF16_KEY, ChangedSettings, ResumedFrom, check_fingerprint, check_settings, restore};
 use crate::capture::TrainingState;
 use crate::data::{self, TokenDataset};
 use crate::events::{EventProgress, EventSender};
-use crate::gpt2::{Gpt2Config, Gpt2Model, init};
+use crate::gpt2::{Activations, Gpt2Config, Gpt2Model, init};
 use crate::optim::ModelOptimizer;
 use crate::probe::LogitsProbe;
+use crate::reduction::{norm_gradients, owned_elements};
 use crate::torch;
 
 /// A training that is ready to run.
@@ -76,18 +78,30 @@ impl TrainingSetup {
                 None
             }
         };
-        let model = Gpt2Model::new(shape, machine.device);
+        let model = Gpt2Model::new(shape, machine.device)
+            .adding_norms(norm_gradients(machine.arithmetic))
+            .keeping(Activations::of(&config.train));
         if let Some(snapshot) = &snapshot {
-            check_fingerprint(snapshot, &model, &state, changed, events)?;
+            check_fingerprint(snapshot, (&model, config.train.precision), &state, changed, events)?;
         }
         let TrainingMachine { device, threads, .. } = machine;
         let provenance = provenance(device);
         Ok(TrainingSetup { config, device, threads, data, model, state, optimizer, files, provenance, resumed })
     }
 
+    /// What of each parameter `rank` owns, where the optimizer is sharded.
+    pub fn owned_by(&self, rank: usize) -> Option<Vec<Range<usize>>> {
+        owned_by_rank(&self.config, &self.model.config().parameters(), rank)
+    }
+
     /// What computes the fingerprint of a captured model.
     pub fn probe(&self) -> LogitsProbe {
-        LogitsProbe { config: self.model.config().clone(), device: self.device, threads: self.threads }
+        LogitsProbe {
+            config: self.model.config().clone(),
+            device: self.device,
+            threads: self.threads,
+            precision: self.config.train.precision,
+        }
     }
 }
 
@@ -140,20 +154,45 @@ fn empty_state(
 ) -> Result<TrainingState> {
     let settings = train_settings(config, machine, shape, data_content);
     let train = TrainState { settings, arithmetic: machine.arithmetic, ..TrainState::default() };
-    TrainingState::new(&shape.parameters(), optimizer.roles(), machine.device, train)
+    let params = shape.parameters();
+    match owned_by_rank(config, &params, 0) {
+        Some(owned) => TrainingState::sharded(&params, optimizer.roles(), machine.device, train, &owned),
+        None => TrainingState::new(&params, optimizer.roles(), machine.device, train),
+    }
+}
+
+/// What of each parameter `rank` owns, where the optimizer is sharded.
+pub(super) fn owned_by_rank(config: &Config, params: &[TensorMeta], rank: usize) -> Option<Vec<Range<usize>>> {
+    match config.ranks.count {
+        RankCount::Fixed(size) if size > 1 && config.ranks.shard_optimizer => Some(owned_elements(params, rank, size)),
+        _ => None,
+    }
 }
 
 /// Everything that changes the arithmetic, by name.
-fn train_settings(config: &Config, machine: &TrainingMachine, shape: &Gpt2Config, data_content: &str) -> TrainSettings {
+pub(super) fn train_settings(
+    config: &Config,
+    machine: &TrainingMachine,
+    shape: &Gpt2Config,
+    data_content: &str,
+) -> TrainSettings {
     let device = if matches!(machine.device, Device::Cpu) { "cpu" } else { "cuda" };
     let resolved = ResolvedJob { device, threads: machine.threads, data_content };
     let mut settings = config.train_settings(&resolved);
     shape.record(&mut settings);
+    if let Some(path) = &machine.bf16 {
+        settings.set(BF16_KEY, path.as_str());
+    }
     settings
 }
 
 /// The first values of a training that begins: the folder's weights, or random ones.
-fn begin(config: &Config, shape: &Gpt2Config, folder: Option<&HfFolder>, state: &mut TrainingState) -> Result<()> {
+pub(super) fn begin(
+    config: &Config,
+    shape: &Gpt2Config,
+    folder: Option<&HfFolder>,
+    state: &mut TrainingState,
+) -> Result<()> {
     state.fill(|destinations| match folder {
         Some(folder) => {
             let origin = config.model.from.as_deref().unwrap_or(Path::new("")).display().to_string();
@@ -164,7 +203,7 @@ fn begin(config: &Config, shape: &Gpt2Config, folder: Option<&HfFolder>, state: 
 }
 
 /// Where the snapshots of this session come from.
-fn provenance(device: Device) -> Provenance {
+pub(super) fn provenance(device: Device) -> Provenance {
     Provenance {
         ckptd: env!("CARGO_PKG_VERSION").into(),
         libtorch: option_env!("CKPTD_LIBTORCH_VERSION").unwrap_or("unknown").into(),

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use ckptd_core::config::ComputePrecision;
 use ckptd_core::ids::StateRoot;
 use ckptd_core::protocol::MessageLevel;
 use ckptd_core::settings::{SettingKey, TrainSettings};
 use ckptd_core::snapshot::{Metrics, TrainState};
-use ckptd_core::store::{Manifest, SnapshotReader};
+use ckptd_core::store::{ItemPart, Manifest, SnapshotReader};
 use ckptd_core::{Error, Result};
 
 use crate::capture::{TensorDestination, TrainingState};
@@ -17,6 +18,13 @@ use crate::data::DataChange;
 use crate::events::EventSender;
 use crate::gpt2::Gpt2Model;
 use crate::probe::LogitsFingerprint;
+
+/// The setting that says with which instructions products are computed in bf16: another set rounds otherwise.
+pub(super) const BF16_KEY: &str = "processor.bf16";
+
+/// What a fingerprint that is another one means.
+pub(super) const OTHER_LOGITS: &str = "the same parameters give other logits here than where the snapshot was taken: \
+                                       another kind of processor, device or libtorch";
 
 /// What becomes of a resume under other settings than the snapshot's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +41,10 @@ pub struct ResumedFrom {
     /// The train state as it was saved.
     pub train: TrainState,
     pub root: StateRoot,
+    /// Of its file.
+    pub file_hash: String,
+    /// Of the model's logits, where it holds one.
+    pub fingerprint: Option<String>,
 }
 
 /// Fills `state` from `snapshot`, reading on twice as many threads as compute.
@@ -41,19 +53,33 @@ pub struct ResumedFrom {
 /// [`Error::Mismatch`] that names every tensor that differs; those of reading.
 pub(super) fn restore(snapshot: &SnapshotReader, state: &mut TrainingState, threads: usize) -> Result<ResumedFrom> {
     let manifest = snapshot.manifest();
-    state.fill(|destinations| {
-        let wanted = match_tensors(manifest, destinations)
-            .map_err(|what| Error::mismatch(snapshot.path(), format!("does not fit this training: {what}")))?;
-        // Each of the threads waits for the device half of the time.
-        snapshot.read_into(wanted, 2 * threads.max(2))
-    })?;
+    fill_from(snapshot, state, threads)?;
     state.edit(|train, metrics| {
         let settings = std::mem::take(&mut train.settings);
         *train = TrainState { settings, arithmetic: train.arithmetic, ..manifest.train.clone() };
         // A fingerprint belongs to the snapshot that holds it; the next one has its own.
         *metrics = Metrics { probe: None, ..manifest.metrics.clone() };
     });
-    Ok(ResumedFrom { train: manifest.train.clone(), root: manifest.root.clone() })
+    Ok(ResumedFrom {
+        train: manifest.train.clone(),
+        root: manifest.root.clone(),
+        file_hash: blake3::Hash::from_bytes(snapshot.file_hash()).to_hex().to_string(),
+        fingerprint: manifest.metrics.probe.clone(),
+    })
+}
+
+/// Fills the tensors of `state` alone.
+///
+/// # Errors
+/// As [`restore`].
+pub(super) fn fill_from(snapshot: &SnapshotReader, state: &mut TrainingState, threads: usize) -> Result<()> {
+    let manifest = snapshot.manifest();
+    state.fill(|destinations| {
+        let wanted = match_tensors(manifest, destinations)
+            .map_err(|what| Error::mismatch(snapshot.path(), format!("does not fit this training: {what}")))?;
+        // Each of the threads waits for the device half of the time.
+        snapshot.read_parts(wanted, 2 * threads.max(2))
+    })
 }
 
 /// Refuses to go on under other settings than the snapshot's, or with other data, unless that is accepted.
@@ -105,15 +131,15 @@ pub(super) fn check_settings(
 
 /// Whether the setting that a difference names changes the last bits alone.
 fn is_harmless(difference: &str) -> bool {
-    const HARMLESS: [&str; 2] = ["threads:", "device:"];
-    HARMLESS.iter().any(|key| difference.starts_with(key))
+    const HARMLESS: [&str; 3] = ["threads", "device", BF16_KEY];
+    HARMLESS.iter().any(|key| difference.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))
 }
 
-/// The manifest's index and the memory of each tensor, or what does not fit, as a list.
+/// The manifest's index, the offset and the memory of each tensor, or what does not fit, as a list.
 fn match_tensors<'a>(
     manifest: &Manifest,
     destinations: &'a mut [TensorDestination<'_>],
-) -> Result<Vec<(usize, &'a mut [u8])>, String> {
+) -> Result<Vec<ItemPart<'a>>, String> {
     let mut wanted = Vec::with_capacity(destinations.len());
     let mut wrong = Vec::new();
     let mut left: BTreeMap<_, usize> =
@@ -121,7 +147,9 @@ fn match_tensors<'a>(
     for destination in destinations.iter_mut() {
         let meta = destination.meta;
         match left.remove(&(meta.role, meta.name.clone())) {
-            Some(i) if manifest.tensors[i].meta == *meta => wanted.push((i, &mut *destination.bytes)),
+            Some(i) if manifest.tensors[i].meta == *meta => {
+                wanted.push((i, destination.offset, &mut *destination.bytes));
+            }
             Some(i) => {
                 let has = &manifest.tensors[i].meta;
                 wrong.push(format!(
@@ -140,28 +168,37 @@ fn match_tensors<'a>(
     if wrong.is_empty() { Ok(wanted) } else { Err(wrong.join("; ")) }
 }
 
+/// Whether this model gives the logits with the fingerprint `saved`.
+///
+/// # Errors
+/// Those of libtorch.
+pub(super) fn gives_logits(
+    saved: &str,
+    (model, precision): (&Gpt2Model, ComputePrecision),
+    state: &TrainingState,
+) -> Result<bool> {
+    Ok(LogitsFingerprint::of(model.config(), state.params(), model.device(), precision)?.hash() == saved)
+}
+
 /// Compares the logits of the restored model with the fingerprint in its snapshot, where it has one.
 pub(super) fn check_fingerprint(
     snapshot: &SnapshotReader,
-    model: &Gpt2Model,
+    (model, precision): (&Gpt2Model, ComputePrecision),
     state: &TrainingState,
     changed: ChangedSettings,
     events: &EventSender,
 ) -> Result<()> {
-    const DIFFERS: &str = "the same parameters give other logits here than where the snapshot was taken: another kind \
-                           of processor, device or libtorch";
     let Some(saved) = &snapshot.manifest().metrics.probe else { return Ok(()) };
-    let fingerprint = LogitsFingerprint::of(model.config(), state.params(), model.device())?;
-    if fingerprint.hash() == *saved {
+    if gives_logits(saved, (model, precision), state)? {
         events.log(MessageLevel::Info, "the model gives the same logits, bit for bit, as when the snapshot was taken");
         return Ok(());
     }
     if changed == ChangedSettings::Accept {
-        events.log(MessageLevel::Warn, format!("going on although {DIFFERS}"));
+        events.log(MessageLevel::Warn, format!("going on although {OTHER_LOGITS}"));
         return Ok(());
     }
     let what = format!(
-        "{DIFFERS}; the training would not go on to the same bits. To let it all the same, give --accept-changes"
+        "{OTHER_LOGITS}; the training would not go on to the same bits. To let it all the same, give --accept-changes"
     );
     Err(Error::mismatch(snapshot.path(), what))
 }

@@ -12,11 +12,12 @@ use ckptd_core::ids::{RunId, StateRoot};
 use ckptd_core::os::process::processors;
 use ckptd_core::protocol::{MessageLevel, WorkerEvent};
 use ckptd_core::snapshot::{CarriedFile, Metrics, Provenance, Snapshot};
-use ckptd_core::store::{CommitOptions, CommitPace, Store, StoreLock, commit};
+use ckptd_core::store::{CommitOptions, CommitPace, Store, StoreLock, commit_with};
 use ckptd_core::{Error, Result};
 
 use super::flight::{CommitJob, SnapshotFlight};
 use super::policy::SnapshotPolicy;
+use super::sharded::ShardedMoments;
 use crate::capture::StateCapturer;
 use crate::events::EventSender;
 use crate::probe::LogitsProbe;
@@ -36,6 +37,8 @@ pub struct CommitSettings {
     pub resumed: Option<ResumedFrom>,
     pub files: Vec<CarriedFile>,
     pub provenance: Provenance,
+    /// Where ranks hold the moments in parts.
+    pub moments: Option<ShardedMoments>,
     /// What computes the fingerprint of the model's logits, where snapshots are to hold one.
     pub probe: Option<LogitsProbe>,
 }
@@ -92,7 +95,7 @@ impl SnapshotCommitter {
     }
 
     fn commit(&mut self, job: CommitJob) -> Result<()> {
-        let CommitJob { capture, reason, pace, handle, .. } = job;
+        let CommitJob { capture, sharded, reason, pace, handle, .. } = job;
         let settings = &self.settings;
         let options = CommitOptions {
             parent: self.parent.clone(),
@@ -121,7 +124,7 @@ impl SnapshotCommitter {
             provenance: Provenance { reason, ..settings.provenance.clone() },
             files: settings.files.clone(),
         };
-        let done = commit(&settings.store, &settings.lock, snapshot, &options)?;
+        let done = commit_with(&settings.store, &settings.lock, snapshot, sharded, &options)?;
         self.parent = Some(done.root);
         // A little more than before, so that the reservation seldom falls short.
         self.expected_bytes = done.bytes + done.bytes / 64;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ckptd_core::Result;
-use ckptd_core::snapshot::TrainState;
+use ckptd_core::snapshot::{DistantTensor, TrainState};
 use ckptd_core::store::{CommitHandle, CommitPace};
 
 use crate::capture::StateCapture;
@@ -27,6 +27,8 @@ pub(super) struct DurableState {
     pub in_flight: Option<InFlight>,
     /// The newest state that is durable.
     pub newest: Option<TrainState>,
+    /// Steps of the newest one that was taken.
+    pub newest_taken: Option<u64>,
     /// What the last commit took.
     pub last_time: Option<Duration>,
 }
@@ -41,6 +43,8 @@ pub(super) struct InFlight {
 /// A captured snapshot on its way to the committing thread.
 pub(super) struct CommitJob {
     pub capture: StateCapture,
+    /// Tensors of which other ranks hold parts.
+    pub sharded: Vec<DistantTensor>,
     pub reason: String,
     pub pace: CommitPace,
     pub handle: Arc<CommitHandle>,
@@ -51,7 +55,7 @@ impl SnapshotFlight {
     /// Nothing in flight; `newest` is durable already.
     pub(super) fn new(newest: Option<TrainState>) -> SnapshotFlight {
         SnapshotFlight {
-            state: Mutex::new(DurableState { in_flight: None, newest, last_time: None }),
+            state: Mutex::new(DurableState { in_flight: None, newest, newest_taken: None, last_time: None }),
             landed: Condvar::new(),
             ending: AtomicBool::new(false),
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ckptd_core::os::process::{YIELDING_NICE, lower_other_threads};
 use ckptd_core::protocol::WorkerEvent;
+use ckptd_core::snapshot::DistantTensor;
 use ckptd_core::store::{CommitHandle, CommitPace};
 use ckptd_core::{Error, Result};
 
@@ -17,8 +18,10 @@ use super::committer::{self, CommitSettings};
 use super::ending::{self, EndingChoice, EndingInputs};
 use super::flight::{CommitJob, DurableState, InFlight, SnapshotFlight};
 use super::policy::SnapshotPolicy;
+use super::sharded::ShardedMoments;
 use crate::capture::{StallMeter, StateCapture, StateCapturer};
 use crate::events::{self, EventSender};
+use crate::ranks::RANKS_THREAD;
 
 /// What a request does where the same state is durable already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,9 @@ enum SameState {
     Skip,
     TakeAgain,
 }
+
+/// What is captured here, and the tensors of which other ranks hold parts.
+type TakenCut = (StateCapture, Vec<DistantTensor>);
 
 /// Takes snapshots; clones go to other threads.
 #[derive(Clone)]
@@ -35,6 +41,7 @@ pub struct SnapshotTaker {
     flight: Arc<SnapshotFlight>,
     policy: Arc<SnapshotPolicy>,
     events: EventSender,
+    moments: Option<ShardedMoments>,
 }
 
 impl SnapshotTaker {
@@ -48,11 +55,12 @@ impl SnapshotTaker {
         policy: Arc<SnapshotPolicy>,
         events: EventSender,
     ) -> Result<SnapshotTaker> {
+        let moments = settings.moments.clone();
         let newest = settings.resumed.as_ref().map(|resumed| resumed.train.clone());
         let flight = Arc::new(SnapshotFlight::new(newest));
         let (jobs, receiver) = sync_channel(1);
         committer::spawn(receiver, settings, flight.clone(), policy.clone(), capturer.clone(), events.clone())?;
-        Ok(SnapshotTaker { capturer, jobs, flight, policy, events })
+        Ok(SnapshotTaker { capturer, jobs, flight, policy, events, moments })
     }
 
     /// [`SnapshotTaker::take`] for the training thread, whose time in here counts as held up.
@@ -77,7 +85,7 @@ impl SnapshotTaker {
         }
         match self.capture(&durable) {
             Ok(Some(capture)) => {
-                let meter = capture.stall_meter();
+                let meter = capture.0.stall_meter();
                 let job = self.prepare(&mut durable, capture, reason, CommitPace::Background, None);
                 drop(durable);
                 self.launch(job);
@@ -97,21 +105,51 @@ impl SnapshotTaker {
         self.capturer.step()
     }
 
+    /// Steps of the newest one that was taken in this session; `None`: none was.
+    pub fn newest_taken(&self) -> Option<u64> {
+        self.flight.lock().newest_taken
+    }
+
     /// Whether one is due after `step` steps.
     pub fn is_due(&self, step: u64) -> bool {
         self.policy.is_due(step)
+    }
+
+    /// Whether other ranks hold shards of the moments.
+    pub fn is_sharded(&self) -> bool {
+        self.moments.is_some()
+    }
+
+    /// Called by the training when all ranks have met in a step, before any of them updates.
+    pub fn begin_update(&self) {
+        if let Some(moments) = &self.moments {
+            self.capturer.held_up(moments.gate.begin_update());
+        }
+    }
+
+    /// Called by the training when that update is done, or has failed.
+    pub fn end_update(&self) {
+        if let Some(moments) = &self.moments {
+            moments.gate.end_update();
+        }
     }
 
     /// Ends the training where it is, in the middle of a step: no other update begins, and whatever libtorch still
     /// computes gives way. The last snapshot has the processors for itself, and the process ends after it.
     pub fn end_training(&self) {
         self.flight.ending.store(true, Ordering::Relaxed);
+        if let Some(moments) = &self.moments {
+            // For ever: no rank begins another update, and an update that is under way ends on all of them.
+            std::mem::forget(moments.gate.hold());
+            moments.parts.end_training();
+        }
         // Before the threads' priority: an update that is under way holds up the last snapshot.
         self.capturer.freeze();
         // libtorch's threads cannot be stopped within an operation (one may hold a lock that is needed elsewhere). They
         // still get a share: they may hold such a lock, and have to die when the process ends, on a crowded machine
         // too.
-        lower_other_threads(YIELDING_NICE, &[committer::THREAD, events::THREAD, events::COMMANDS_THREAD]);
+        let spared = [committer::THREAD, events::THREAD, events::COMMANDS_THREAD, RANKS_THREAD];
+        lower_other_threads(YIELDING_NICE, &spared);
     }
 
     /// Called by the training between micro-batches; does not return once the session ends.
@@ -165,25 +203,32 @@ impl SnapshotTaker {
     }
 
     /// The state as it is now, unless that is durable already.
-    fn capture(&self, durable: &DurableState) -> Result<Option<StateCapture>> {
+    fn capture(&self, durable: &DurableState) -> Result<Option<TakenCut>> {
+        if durable.newest.as_ref() == Some(&self.capturer.train()) {
+            return Ok(None);
+        }
         // Handles of the snapshot before are dropped before it lands, so none is in flight here.
-        let capture = self.capturer.capture()?.ok_or_else(|| Error::Other("a snapshot is held twice".into()))?;
-        Ok(Some(capture).filter(|c| durable.newest.as_ref() != Some(&c.train)))
+        let cut = match &self.moments {
+            Some(moments) => moments.capture(&self.capturer)?,
+            None => self.capturer.capture()?.map(|capture| (capture, Vec::new())),
+        };
+        cut.map(Some).ok_or_else(|| Error::Other("a snapshot is held twice".into()))
     }
 
     /// Takes the one place in flight.
     fn prepare(
         &self,
         durable: &mut DurableState,
-        capture: StateCapture,
+        (capture, sharded): TakenCut,
         reason: &str,
         pace: CommitPace,
         outcome: Option<SyncSender<Result<()>>>,
     ) -> CommitJob {
         let handle: Arc<CommitHandle> = Arc::default();
+        durable.newest_taken = Some(capture.train.step);
         durable.in_flight =
             Some(InFlight { train: capture.train.clone(), began: Instant::now(), handle: handle.clone() });
-        CommitJob { capture, reason: reason.into(), pace, handle, outcome }
+        CommitJob { capture, sharded, reason: reason.into(), pace, handle, outcome }
     }
 
     fn launch(&self, job: CommitJob) {

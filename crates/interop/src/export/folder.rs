@@ -1,5 +1,6 @@
 //! The Hugging Face folder: what `from_pretrained` loads as it is, and with the optimiser what Trainer resumes from.
 
+use std::io::BufWriter;
 use std::panic::resume_unwind;
 use std::path::Path;
 
@@ -17,7 +18,9 @@ use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::progress::ProgressSink;
 use ckptd_core::snapshot::TensorMeta;
+use ckptd_core::store::Store;
 use ckptd_core::store::format::FileRecord;
+use ckptd_history::travel;
 
 /// Fills the folder `dir`, which is there and empty. Returns the bytes of its tensors and of its files.
 pub(super) fn write(
@@ -32,6 +35,9 @@ pub(super) fn write(
     if options.with_optimizer {
         tensor_bytes += torch::write_trainer_files(source, &mut folder, options, progress)?;
         job_file::write(source, &mut folder, options, progress)?;
+    }
+    if let Some(store) = options.history_of.as_deref().filter(|_| options.format.bundle().is_some()) {
+        history(&mut folder, store)?;
     }
     let manifest = source.manifest();
     let libtorch = &manifest.provenance.libtorch;
@@ -67,6 +73,16 @@ pub(super) fn write(
         output::sync(dir, &folder.names()[folder.names().len() - 1..])?;
     }
     Ok((tensor_bytes, folder.bytes()?))
+}
+
+/// Writes the history of the store at `store`, where it has one. What of it cannot be read is no reason to give up the
+/// state that goes with it.
+fn history(folder: &mut ExportFolder, store: &Path) -> Result<()> {
+    let store = Store::open(store)?;
+    if travel::part_numbers(&store)?.is_empty() {
+        return Ok(());
+    }
+    folder.part(names::HISTORY, |file| travel::write_file(&store, &mut BufWriter::new(file))).map(drop)
 }
 
 /// The records of all files so far; those that were not hashed while they were written are read.

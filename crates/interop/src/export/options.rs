@@ -1,5 +1,7 @@
 //! What an export is asked for.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 use ckptd_core::config::Config;
@@ -78,6 +80,8 @@ pub struct ExportOptions {
     pub job: Option<Config>,
     /// The tokens that the job trains on, too.
     pub with_data: bool,
+    /// The store whose history goes with a bundle.
+    pub history_of: Option<PathBuf>,
     /// Threads that read and decode.
     pub threads: usize,
 }
@@ -96,6 +100,7 @@ impl ExportOptions {
             force: false,
             job: None,
             with_data: false,
+            history_of: None,
             threads: processors(),
         }
     }

@@ -39,6 +39,8 @@ pub struct LoadedSource {
     pub exact: bool,
     /// The source said which optimiser it had, even if that keeps nothing.
     pub has_optimizer: bool,
+    /// The file of the history that came with exactly this state.
+    pub history: Option<PathBuf>,
     pub notes: Vec<String>,
     _scratch: Option<ScratchFolder>,
 }
@@ -80,6 +82,7 @@ pub(super) fn assemble(
     scratch: Option<ScratchFolder>,
     progress: &dyn ProgressSink,
 ) -> Result<LoadedSource> {
+    let history = parts.history.clone();
     let mut loaded = match parts.state.clone() {
         Some(state) if is_complete(&parts, &state) && !options.weights_only => {
             exact(parts, state, from, options, progress)?
@@ -90,6 +93,7 @@ pub(super) fn assemble(
         }
         None => plain(parts, from, options)?,
     };
+    loaded.history = history.filter(|_| loaded.exact);
     loaded._scratch = scratch;
     Ok(loaded)
 }
@@ -171,6 +175,7 @@ fn exact(
         state: Some(state),
         exact: true,
         has_optimizer: true,
+        history: None,
         notes: parts.notes,
         _scratch: None,
     })
@@ -239,7 +244,7 @@ fn plain(mut parts: SourceParts, from: &Path, options: &LoadOptions<'_>) -> Resu
         Provenance { ckptd: env!("CARGO_PKG_VERSION").into(), reason: "import".into(), ..Provenance::default() };
     let snapshot = Snapshot { tensors, train, metrics: parts.metrics, provenance, files: parts.files };
     let (from, notes) = (from.to_owned(), parts.notes);
-    Ok(LoadedSource { snapshot, from, state: None, exact: false, has_optimizer, notes, _scratch: None })
+    Ok(LoadedSource { snapshot, from, state: None, exact: false, has_optimizer, history: None, notes, _scratch: None })
 }
 
 /// Lets the record of the source travel, and tells what of it a job has to say.

@@ -67,6 +67,8 @@ pub struct SourceParts {
     pub state: Option<ExportRecord>,
     /// The settings of its training: schedule, Trainer's steps. The optimiser's groups are added from its state.
     pub record: SourceRecord,
+    /// The file of its history.
+    pub history: Option<PathBuf>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -146,6 +148,7 @@ pub(super) fn folder(dir: &Path, has_model: bool, limits: &ReadLimits) -> Result
             config.iter().chain(&folder.files).map(|path| carry(path)).collect::<Result<_>>()?
         }
     };
+    parts.history = state.as_ref().map(|_| dir.join(names::HISTORY)).filter(|path| path.is_file());
     parts.state = state;
     let kept = [names::OPTIMIZER, names::ACCELERATE_OPTIMIZER].map(|name| dir.join(name));
     if let Some(optimizer) = kept.into_iter().find(|path| path.exists()) {

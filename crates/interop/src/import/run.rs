@@ -12,7 +12,8 @@ use super::options::{FreshOptimizer, ImportOptions, LoadOptions};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::{RunId, SnapshotId, StateRoot};
 use ckptd_core::progress::ProgressSink;
-use ckptd_core::store::{CommitHandle, CommitOptions, Store, commit};
+use ckptd_core::store::{CommitHandle, CommitOptions, Store, StoreLock, commit};
+use ckptd_history::travel;
 
 /// What an import came to.
 #[derive(Clone, Debug, Serialize)]
@@ -71,7 +72,7 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
     };
     let mut loaded = load(from, &load_options, progress)?;
     loaded.complete(options.optimizer.unwrap_or(FreshOptimizer::AdamW))?;
-    let LoadedSource { snapshot, state, exact, notes, .. } = &loaded;
+    let LoadedSource { snapshot, state, exact, history, notes, .. } = &loaded;
     let run_id = match state {
         Some(state) => state.run_id.clone(),
         None => RunId::random()?,
@@ -92,6 +93,10 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
     progress.begin("verifying", committed.bytes);
     let entry = store.find(&committed.id)?;
     store.verify(&entry, options.threads, progress)?;
+    let mut notes = notes.clone();
+    if let Some(history) = history {
+        notes.extend(take_history(history, (&store, &lock)));
+    }
     Ok(ImportReport {
         id: committed.id,
         path: committed.path,
@@ -101,7 +106,15 @@ fn into_store(from: &Path, path: &Path, options: &ImportOptions, progress: &dyn 
         exact: *exact,
         raw_bytes: committed.raw_bytes,
         bytes: committed.bytes,
-        notes: notes.clone(),
+        notes,
         seconds: 0.0,
     })
+}
+
+/// Takes the history that came with the state; what is wrong with it is noted, since the state is here.
+fn take_history(path: &Path, (store, lock): (&Store, &StoreLock)) -> Vec<String> {
+    match travel::take_file(path, (store, lock), jiff::Timestamp::now().as_millisecond()) {
+        Ok(taken) => taken.problems,
+        Err(error) => vec![format!("the history that came with it is not all here: {error}")],
+    }
 }

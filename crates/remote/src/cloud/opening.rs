@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ckptd_core::os::process::keep_memory_private;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
@@ -76,6 +77,8 @@ impl Opening<'_> {
         clients: impl FnOnce(B, &Transport, &RemoteSettings) -> object_store::Result<(Clients, BucketRules)>,
     ) -> Result<CloudStorage> {
         let Opening { place, prefix, settings, version_by, abilities } = self;
+        // From here on credentials are in this process's memory.
+        keep_memory_private();
         let fail = |(kind, detail): Clause| ObjectError::new(Operation::Open, &place, None, kind, detail);
         let transport = Transport::new(settings).map_err(fail)?;
         let redactor = Redactor::default();

@@ -17,6 +17,7 @@ use ckptd_core::progress::{NoProgress, ProgressSink};
 use ckptd_core::store::Manifest;
 
 use super::error::{JobError, Result};
+use super::part_source::PartSource;
 use super::place::RemoteJob;
 use super::retry::again;
 use super::send::{SendOptions, send_file};
@@ -164,7 +165,9 @@ pub async fn send_companions(
 async fn send_body(job: &RemoteJob, body: &CompanionBody, blob: &BlobRecord, options: &SendOptions<'_>) -> Result<()> {
     let object = JobObject::Blob(blob.hash.clone());
     match body {
-        CompanionBody::File(path) => send_file(job, path, &object, &blob.hash, blob.bytes, options).await,
+        CompanionBody::File(path) => {
+            send_file(job, &PartSource::file(path)?, &object, &blob.hash, blob.bytes, options).await
+        }
         CompanionBody::Text(text) => {
             let body = bytes::Bytes::from(text.clone());
             again(|| async { Ok(job.storage().put(&object.name(), body.clone()).await.map(drop)?) }).await

@@ -6,8 +6,6 @@ use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use ckptd_core::store::{RetentionPolicy, StoreLock};
 use ckptd_testkit::small;
 
@@ -18,12 +16,10 @@ use super::replica::{ReplicaNews, ReplicaTask, ReplicatorSettings};
 use super::replication::Replication;
 use super::send::CheckDepth;
 use super::survey::Survey;
-use crate::errors::{ErrorKind, Operation, Result};
+use crate::behind::{Behind, Passage, Request};
+use crate::errors::{ErrorKind, Result};
 use crate::memory::MemoryStorage;
-use crate::names::ObjectName;
-use crate::objects::{
-    Abilities, Created, Head, Listed, Object, ObjectStorage, ObjectVersion, PartReceipt, RangeStream, Swapped, UploadId,
-};
+use crate::objects::ObjectStorage;
 
 const SAVE_INTERVAL: Duration = Duration::from_secs(300);
 /// The trouble begins with this snapshot, and is over an hour later.
@@ -47,103 +43,28 @@ enum Trouble {
     Emptied,
 }
 
-/// An object store in memory, and a way to it that may fail.
-#[derive(Debug)]
-struct Far {
-    store: MemoryStorage,
-    trouble: Arc<Mutex<Option<Trouble>>>,
-}
+/// What is wrong with the way to the store now, if anything is.
+#[derive(Clone, Debug, Default)]
+struct Weather(Arc<Mutex<Option<Trouble>>>);
 
-impl Far {
-    async fn way(&self, operation: Operation, written: Option<usize>) -> Result<()> {
-        let trouble = *self.trouble.lock().unwrap();
-        let kind = match (trouble, written) {
+impl Passage for Weather {
+    async fn pass<T: Send>(
+        &self,
+        store: &MemoryStorage,
+        request: Request,
+        work: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let trouble = *self.0.lock().unwrap();
+        let kind = match (trouble, request.written) {
             (Some(Trouble::Down), _) => {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 ErrorKind::Unreachable
             }
             (Some(Trouble::Refused(kind)), _) | (Some(Trouble::WritesRefused(kind)), Some(_)) => kind,
             (Some(Trouble::LargeRefused(kind)), Some(4096..)) => kind,
-            _ => return Ok(()),
+            _ => return work.await,
         };
-        Err(self.error(operation, None, kind, "it does not work today"))
-    }
-}
-
-#[async_trait]
-impl ObjectStorage for Far {
-    fn place(&self) -> &str {
-        self.store.place()
-    }
-    fn abilities(&self) -> Abilities {
-        self.store.abilities()
-    }
-    async fn create(&self, name: &ObjectName, body: Bytes) -> Result<Created> {
-        self.way(Operation::Create, Some(body.len())).await?;
-        self.store.create(name, body).await
-    }
-    async fn swap(&self, name: &ObjectName, expected: &ObjectVersion, body: Bytes) -> Result<Swapped> {
-        self.way(Operation::Swap, Some(body.len())).await?;
-        self.store.swap(name, expected, body).await
-    }
-    async fn put(&self, name: &ObjectName, body: Bytes) -> Result<ObjectVersion> {
-        self.way(Operation::Put, Some(body.len())).await?;
-        self.store.put(name, body).await
-    }
-    async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Option<Object>> {
-        self.way(Operation::Get, None).await?;
-        self.store.get(name, max_bytes).await
-    }
-    async fn read_range(&self, name: &ObjectName, range: Range<u64>) -> Result<RangeStream> {
-        self.way(Operation::GetRange, None).await?;
-        self.store.read_range(name, range).await
-    }
-    async fn head(&self, name: &ObjectName) -> Result<Option<Head>> {
-        self.way(Operation::Head, None).await?;
-        self.store.head(name).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        self.way(Operation::List, None).await?;
-        self.store.list(prefix).await
-    }
-    async fn delete(&self, name: &ObjectName) -> Result<()> {
-        self.way(Operation::Delete, Some(0)).await?;
-        self.store.delete(name).await
-    }
-    async fn begin_upload(&self, name: &ObjectName, part_bytes: u64) -> Result<UploadId> {
-        self.way(Operation::BeginUpload, Some(0)).await?;
-        self.store.begin_upload(name, part_bytes).await
-    }
-    async fn upload_part(
-        &self,
-        name: &ObjectName,
-        upload: &UploadId,
-        index: u32,
-        part_bytes: u64,
-        body: Bytes,
-    ) -> Result<PartReceipt> {
-        self.way(Operation::UploadPart, Some(body.len())).await?;
-        self.store.upload_part(name, upload, index, part_bytes, body).await
-    }
-    async fn complete_upload(
-        &self,
-        name: &ObjectName,
-        upload: &UploadId,
-        parts: &[PartReceipt],
-    ) -> Result<ObjectVersion> {
-        self.way(Operation::CompleteUpload, Some(0)).await?;
-        self.store.complete_upload(name, upload, parts).await
-    }
-    async fn abort_upload(&self, name: &ObjectName, upload: &UploadId) -> Result<()> {
-        self.way(Operation::AbortUpload, Some(0)).await?;
-        self.store.abort_upload(name, upload).await
-    }
-    async fn sweep(&self, idle: Duration) -> Result<u64> {
-        self.store.sweep(idle).await
-    }
-    async fn checks_digests(&self, scratch: &ObjectName) -> Result<bool> {
-        self.way(Operation::Put, Some(0)).await?;
-        self.store.checks_digests(scratch).await
+        Err(store.error(request.operation, None, kind, "it does not work today"))
     }
 }
 
@@ -167,8 +88,8 @@ fn words(news: &ReplicaNews) -> String {
 async fn session(trouble: Trouble, store_there: MemoryStorage) -> (Said, Range<Duration>) {
     let (_folder, store) = small::store();
     let store = Arc::new(store);
-    let now_wrong = Arc::new(Mutex::new(None));
-    let far = Far { store: store_there.clone(), trouble: Arc::clone(&now_wrong) };
+    let weather = Weather::default();
+    let far = Behind { store: store_there.clone(), passage: weather.clone() };
     let owner = OwnerSettings { ttl: TTL, fenced: true, take_over: false, who: "test".into() };
     let settings = ReplicatorSettings {
         owner: owner.clone(),
@@ -192,7 +113,7 @@ async fn session(trouble: Trouble, store_there: MemoryStorage) -> (Said, Range<D
         for step in 1..=SAVES {
             if step == TROUBLE_AT {
                 wrong.start = now();
-                *now_wrong.lock().unwrap() = Some(trouble);
+                *weather.0.lock().unwrap() = Some(trouble);
                 if trouble == Trouble::Emptied {
                     for listed in store_there.list("").await.unwrap() {
                         store_there.delete(&listed.name).await.unwrap();
@@ -201,7 +122,7 @@ async fn session(trouble: Trouble, store_there: MemoryStorage) -> (Said, Range<D
             }
             if step == TROUBLE_AT + TROUBLE_SAVES {
                 wrong.end = now();
-                *now_wrong.lock().unwrap() = None;
+                *weather.0.lock().unwrap() = None;
             }
             tasks.send(ReplicaTask::Send(small::save_verified(&store, step, step).path)).unwrap();
             tokio::time::sleep(SAVE_INTERVAL).await;

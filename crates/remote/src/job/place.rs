@@ -82,7 +82,8 @@ impl RemoteJob {
             Outcome::Other(_) => Ok(false),
             Outcome::Unknown(error) => Err(error.into()),
             // Whoever tries again does no harm: it is created once.
-            Outcome::NotThere => {
+            Outcome::NotThere(Some(error)) if error.is_worth_retrying() => Err(error.into()),
+            Outcome::NotThere(_) => {
                 let (operation, name) = (Operation::Create, object.name());
                 Err(self.storage.error(operation, Some(&name), ErrorKind::Unreachable, "the request was lost").into())
             }
@@ -153,7 +154,7 @@ impl RemoteJob {
         Ok(listed.into_iter().filter_map(|l| Some((JobObject::parse(l.name.as_str())?, l.bytes))).collect())
     }
 
-    fn require_version(&self, version: u32, object: &JobObject) -> Result<()> {
+    pub(super) fn require_version(&self, version: u32, object: &JobObject) -> Result<()> {
         if version <= VERSION {
             return Ok(());
         }

@@ -15,6 +15,7 @@ use ckptd_core::store::{Manifest, Store, StoreLock};
 
 use super::companions::CompanionSource;
 use super::error::{JobError, Result};
+use super::history::bring_history;
 use super::local::{LocalHistory, agree, place_of};
 use super::owner::Prepare;
 use super::place::RemoteJob;
@@ -86,6 +87,19 @@ pub struct Beginning<'a> {
 }
 
 impl Beginning<'_> {
+    /// Takes what this machine lacks of the history; the training goes on without it, too.
+    async fn bring_history(&self, job: &RemoteJob) {
+        match bring_history(job, self.store, self.lock).await {
+            Ok(brought) => {
+                if brought.steps > 0 {
+                    (self.told)(format!("fetched the history of {} steps from {}", brought.steps, job.place()));
+                }
+                brought.problems.into_iter().for_each(|problem| (self.warned)(problem));
+            }
+            Err(error) => (self.warned)(format!("the history of earlier sessions is not all here: {error}")),
+        }
+    }
+
     /// Fetches what the newest snapshot here needs besides, where this machine lacks it.
     async fn bring(&self, job: &RemoteJob) -> Result<()> {
         let newest = self.store.entries()?.into_iter().find(|entry| entry.own && entry.healthy());
@@ -119,6 +133,7 @@ impl Prepare for Beginning<'_> {
             (self.told)(format!("fetched step {step} from {}: {size}", job.place()));
         }
         self.bring(job).await?;
+        self.bring_history(job).await;
         Ok((agreed.base, agreed.newest_epoch))
     }
 }

@@ -20,8 +20,8 @@ use crate::layout::{ContentHash, JobObject};
 
 /// Bytes of one request.
 const RANGE_BYTES: u64 = 8 << 20;
-/// Requests under way at a time.
-const IN_FLIGHT: usize = 4;
+/// Requests under way at a time. Each holds its range twice for a moment: as it came, and in one piece.
+const IN_FLIGHT: usize = 3;
 
 /// A snapshot file at a remote, whose outline was read and is whole.
 #[derive(Debug)]

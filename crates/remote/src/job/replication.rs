@@ -26,6 +26,7 @@ use super::prepare::{Beginning, Meanwhile, adopt_run, marker};
 use super::probe::require_fencing;
 use super::rate::RateLimit;
 use super::replica::{ReplicaNews, ReplicaTask, ReplicatorSettings};
+use super::replication_history::{HistoryRoute, HistoryState, HistoryWork, history_sent};
 use super::retention;
 use super::send::{ProgressKeeper, SendOptions, UploadProgress, send};
 use super::sent_once::SentOnce;
@@ -76,6 +77,7 @@ pub(super) struct Replication<'a> {
     /// The job became this process's in the middle of the session: what is there may be less than what was sent.
     pub(super) looks: bool,
     pub(super) once: SentOnce,
+    pub(super) history: HistoryState,
 }
 
 impl<'a> Replication<'a> {
@@ -101,6 +103,7 @@ impl<'a> Replication<'a> {
             troubles: Troubles::default(),
             looks: false,
             once: SentOnce::default(),
+            history: HistoryState::default(),
         }
     }
 
@@ -195,6 +198,7 @@ impl<'a> Replication<'a> {
     pub(super) async fn run(&mut self, queue: &mut UnboundedReceiver<ReplicaTask>) {
         let mut finishing = false;
         let mut work: Option<Work> = None;
+        let mut history = None;
         let mut retain = false;
         loop {
             if work.is_none() {
@@ -204,7 +208,10 @@ impl<'a> Replication<'a> {
                 (work, retain) = (Some(self.retain()), false);
             }
             let is_idle = work.is_none() && self.waiting.is_none() && !self.looks && !self.owner.is_committing();
-            if self.owner.is_over() || finishing && is_idle {
+            if history.is_none() {
+                history = self.next_history(finishing && is_idle);
+            }
+            if self.owner.is_over() || finishing && is_idle && history.is_none() {
                 break;
             }
             let idle = self.owner.idle().max(Duration::from_millis(1));
@@ -216,6 +223,12 @@ impl<'a> Replication<'a> {
                 done = finished(&mut work), if work.is_some() => {
                     work = None;
                     retain |= self.done(done).await;
+                }
+                done = history_sent(&mut history), if history.is_some() => {
+                    history = None;
+                    if let Some(line) = self.history.done(done) {
+                        let _ = (self.report)(ReplicaNews::Warned(line));
+                    }
                 }
                 () = tokio::time::sleep(idle) => {}
             }
@@ -229,6 +242,13 @@ impl<'a> Replication<'a> {
             }
         }
         self.owner.leave(self.settings.owner.ttl / 4).await;
+    }
+
+    /// Begins to send what of the history has grown, beside everything else; `at_end`: nothing else is left.
+    fn next_history(&mut self, at_end: bool) -> Option<HistoryWork> {
+        let epoch = self.owner.epoch().filter(|_| self.owner.may_write())?;
+        let (job, store, rate) = (self.owner.job(), &self.store, &self.rate);
+        self.history.next(&HistoryRoute { job, store, rate, epoch, write_until: &self.write_until }, at_end)
     }
 
     /// Begins to find out whether the newest snapshot here is there, where that may not be so.

@@ -1,8 +1,8 @@
 //! A snapshot file goes to a remote, and is checked there.
 //!
 //! Invariant: what is called verified was read back whole, or the store has confirmed a digest of every part, of a
-//! store that was seen to refuse a wrong one. A file that is there already is not sent again, and is checked all the
-//! same; one that is damaged there is replaced.
+//! store that was seen to refuse a wrong one, and of chunks that matched their hashes when they were sent. A file
+//! that is there already is not sent again, and is checked all the same; one that is damaged there is replaced.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -31,10 +31,10 @@ use crate::records::{Checked, Nonce, UploadRecord};
 /// A file up to this size goes in one request.
 const SINGLE_BYTES: u64 = 8 << 20;
 /// Least bytes of a part, unless the rate is limited.
-const PART_BYTES: u64 = 8 << 20;
+pub(super) const PART_BYTES: u64 = 8 << 20;
 /// Parts that a file is cut into at most, of the 10,000 that stores allow.
 const MOST_PARTS: u64 = 9_000;
-const IN_FLIGHT: usize = 4;
+pub(super) const IN_FLIGHT: usize = 4;
 /// How long a part may take at a limited rate, so that a lost one costs little.
 const PART_TIME: u64 = 10;
 /// How long a part may take where the rate is not known, and how long at least.
@@ -43,7 +43,7 @@ const SHORTEST_PATIENCE: Duration = Duration::from_secs(30);
 /// A part that takes so many times as long as the ones before is given up and sent again.
 const PATIENCE: f64 = 8.0;
 /// What has arrived is written down so often: a record takes as long as a part on a fast link.
-const KEEP_INTERVAL: Duration = Duration::from_secs(1);
+const KEEP_INTERVAL: Duration = if cfg!(feature = "faults") { Duration::ZERO } else { Duration::from_secs(1) };
 
 /// How a file is checked at its destination.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,33 +107,33 @@ pub struct SendOptions<'a> {
 pub async fn send(job: &RemoteJob, path: &Path, options: &SendOptions<'_>) -> Result<Checked> {
     let reader = SnapshotReader::open(path)?;
     let (hash, bytes) = (ContentHash::from(reader.file_hash()), reader.file_bytes());
+    let source = PartSource::snapshot(&reader)?;
     drop(reader);
     let object = JobObject::Data(hash.clone());
     let is_there = job.storage().head(&object.name()).await?.is_some_and(|head| head.bytes == bytes);
     let mut confirmed = false;
     if !is_there {
-        confirmed = confirms_digests(job, options.depth).await;
-        send_file(job, path, &object, &hash, bytes, options).await?;
+        confirmed = confirms_digests(job).await && options.depth == CheckDepth::Auto;
+        send_file(job, &source, &object, &hash, bytes, options).await?;
     }
     match check(job, &hash, if confirmed { Some(Checked::Digests) } else { None }, options.depth).await {
         // A bit flipped on the way, or it rotted there: its length alone says that it is there, so it is replaced.
         Err(error) if error.is_of_the_file() => {
-            send_file(job, path, &object, &hash, bytes, options).await?;
+            send_file(job, &source, &object, &hash, bytes, options).await?;
             check(job, &hash, None, options.depth).await
         }
         outcome => outcome,
     }
 }
 
-/// Whether the store refuses parts with a wrong digest, so that what it took need not be read back.
-async fn confirms_digests(job: &RemoteJob, depth: CheckDepth) -> bool {
+/// Whether the store refuses parts with a wrong digest, so that what it took need not be read back. A cheaper digest is
+/// used from here on where it is seen to compare that.
+pub(super) async fn confirms_digests(job: &RemoteJob) -> bool {
     if !job.storage().abilities().digests {
         return false;
     }
-    // Asked in any case: a cheaper digest is used where the store is seen to compare it.
     let Ok(scratch) = scratch_name() else { return false };
-    let confirms = job.storage().checks_digests(&scratch).await.unwrap_or(false);
-    confirms && depth == CheckDepth::Auto
+    job.storage().checks_digests(&scratch).await.unwrap_or(false)
 }
 
 /// Checks the file with this hash at its destination. `confirmed`: how the store has confirmed it, if it has.
@@ -160,13 +160,12 @@ async fn check(job: &RemoteJob, hash: &ContentHash, confirmed: Option<Checked>, 
 /// Sends a file to `object`, in parts where it is large.
 pub(super) async fn send_file(
     job: &RemoteJob,
-    path: &Path,
+    source: &PartSource,
     object: &JobObject,
     hash: &ContentHash,
     bytes: u64,
     options: &SendOptions<'_>,
 ) -> Result<()> {
-    let source = PartSource::open(path)?;
     if bytes <= SINGLE_BYTES && options.rate.bytes_per_second().is_none_or(|rate| bytes <= rate * PART_TIME) {
         let body = source.read(0, bytes).await?;
         let put = || async { Ok(job.storage().put(&object.name(), body.clone()).await.map(drop)?) };
@@ -182,7 +181,7 @@ pub(super) async fn send_file(
         if progress.upload.0.is_empty() {
             progress = begin(job, object, hash, bytes, part_bytes, options).await?;
         }
-        match send_parts(job, &source, &name, bytes, &mut progress, options).await {
+        match send_parts(job, source, &name, bytes, &mut progress, options).await {
             // It was aborted, or a lifecycle rule took it.
             Err(JobError::There(error)) if error.kind == ErrorKind::NoUpload => {
                 progress = begin_record(job, hash, part_bytes);
@@ -199,8 +198,9 @@ pub(super) async fn send_file(
                 return Ok(());
             }
             Outcome::Unknown(error) => return Err(error.into()),
+            Outcome::NotThere(Some(error)) if error.kind != ErrorKind::Unreachable => return Err(error.into()),
             // Not there, or another length: from the beginning.
-            Outcome::NotThere | Outcome::Other(_) => {
+            Outcome::NotThere(_) | Outcome::Other(_) => {
                 progress = begin_record(job, hash, part_bytes);
                 options.keeper.keep(None);
             }
@@ -310,7 +310,7 @@ fn too_slow(job: &RemoteJob, name: &ObjectName, patience: Duration) -> JobError 
 }
 
 /// Length of every part but the last.
-fn part_bytes(bytes: u64, rate: Option<u64>, least: u64) -> u64 {
+pub(super) fn part_bytes(bytes: u64, rate: Option<u64>, least: u64) -> u64 {
     let needed = bytes.div_ceil(MOST_PARTS).next_power_of_two();
     let wished = rate.map_or(PART_BYTES, |rate| PART_BYTES.min(rate * PART_TIME));
     wished.max(least).max(needed).next_multiple_of(PART_STEP)

@@ -5,32 +5,27 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use ckptd_core::error::Error;
-use ckptd_core::os::fs;
 use ckptd_core::progress::ProgressSink;
 
 use super::companions::hash_of;
 use super::error::{JobError, Result};
+use super::part_source::PartSource;
 use super::place::RemoteJob;
 use super::retry::again;
+use super::send::{IN_FLIGHT, PART_BYTES, confirms_digests, part_bytes};
 use crate::confirmed::{ConfirmedStorage, Outcome};
 use crate::layout::ContentHash;
 use crate::names::ObjectName;
 use crate::objects::{PartReceipt, UploadId};
-use crate::records::{Checked, Nonce};
+use crate::records::Checked;
 
-const PART_BYTES: u64 = 8 << 20;
-/// Parts that a file is cut into at most, of the 10,000 that stores allow.
-const MOST_PARTS: u64 = 9_000;
-const IN_FLIGHT: usize = 4;
 /// How often the sink is asked whether the work is still wanted.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -74,7 +69,7 @@ impl SingleFile {
     async fn send_whole(&self, path: &Path, progress: &dyn ProgressSink) -> Result<Checked> {
         let (hash, bytes) = hash_of(path)?;
         let hash = ContentHash::from(*hash.as_bytes());
-        let is_confirmed = self.confirms_digests().await?;
+        let is_confirmed = confirms_digests(&self.folder).await;
         progress.begin(&format!("sending to {}", self.folder.place()), bytes);
         self.send_parts(path, bytes, progress).await?;
         let there = self.bytes().await?;
@@ -97,34 +92,23 @@ impl SingleFile {
         Error::damaged(self.place(), what).into()
     }
 
-    /// Whether the store refuses what was changed on its way.
-    async fn confirms_digests(&self) -> Result<bool> {
-        if !self.folder.storage().abilities().digests {
-            return Ok(false);
-        }
-        let nonce = Nonce::random()?;
-        let scratch = ObjectName::new(format!("check-{}", nonce.0)).map_err(|e| JobError::other(e.to_string()))?;
-        Ok(self.folder.storage().checks_digests(&scratch).await.unwrap_or(false))
-    }
-
     async fn send_parts(&self, path: &Path, bytes: u64, progress: &dyn ProgressSink) -> Result<()> {
-        let file = Arc::new(fs::open_path(path)?);
+        let source = PartSource::file(path)?;
         let storage = self.folder.storage();
         if bytes <= PART_BYTES {
-            let body = read_part(&file, path, 0, bytes).await?;
+            let body = source.read(0, bytes).await?;
             again(|| async { Ok(storage.put(&self.name, body.clone()).await.map(drop)?) }).await?;
             return Ok(progress.advance(bytes)?);
         }
-        let needed = bytes.div_ceil(MOST_PARTS).next_power_of_two();
-        let part_bytes = PART_BYTES.max(storage.abilities().min_part_bytes).max(needed);
+        let part_bytes = part_bytes(bytes, None, storage.abilities().min_part_bytes);
         let upload = Begun::new(self, storage.begin_upload(&self.name, part_bytes).await?);
         let outcome = async {
             let count = u32::try_from(bytes.div_ceil(part_bytes)).unwrap_or(u32::MAX);
             let send_part = |index: u32| {
-                let (file, id) = (Arc::clone(&file), &upload.id);
+                let (source, id) = (&source, &upload.id);
                 async move {
                     let from = u64::from(index) * part_bytes;
-                    let body = read_part(&file, path, from, part_bytes.min(bytes - from)).await?;
+                    let body = source.read(from, part_bytes.min(bytes - from)).await?;
                     let length = body.len() as u64;
                     let send =
                         || async { Ok(storage.upload_part(&self.name, id, index, part_bytes, body.clone()).await?) };
@@ -139,8 +123,8 @@ impl SingleFile {
             let confirmed = ConfirmedStorage::new(self.folder.shared());
             match confirmed.complete_upload(&self.name, &upload.id, &parts, bytes).await {
                 Outcome::Mine(_) => Ok(()),
-                Outcome::Unknown(error) => Err(error.into()),
-                Outcome::NotThere | Outcome::Other(_) => Err(self.not_whole("did not arrive; try again")),
+                Outcome::Unknown(error) | Outcome::NotThere(Some(error)) => Err(error.into()),
+                Outcome::NotThere(None) | Outcome::Other(_) => Err(self.not_whole("did not arrive; try again")),
             }
         };
         let outcome = outcome.await;
@@ -223,14 +207,4 @@ async fn unless_called_off<T>(progress: &dyn ProgressSink, work: impl Future<Out
             }
         }
     }
-}
-
-async fn read_part(file: &Arc<File>, path: &Path, from: u64, length: u64) -> Result<Bytes> {
-    let (file, path) = (Arc::clone(file), path.to_owned());
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut body = vec![0; length as usize];
-        file.read_exact_at(&mut body, from).map_err(|e| Error::io("reading", &path, e))?;
-        Ok::<_, Error>(Bytes::from(body))
-    });
-    Ok(reading.await.map_err(|e| JobError::other(format!("reading a file: {e}")))??)
 }

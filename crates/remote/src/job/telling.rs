@@ -21,6 +21,7 @@ impl Replication<'_> {
             let report = match what {
                 LeaseNews::Committed(name) => {
                     retain = true;
+                    self.history.is_due = true;
                     self.works(Concern::Sending);
                     let Some(marker) = self.known.get(&name).cloned() else { continue };
                     ReplicaNews::Committed { marker: Box::new(marker), took }

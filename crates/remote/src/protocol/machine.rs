@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::events::{Committing, LeaseAction, LeaseEvent, LeaseNews, SeenLease, WriteOutcome};
+use super::phase::{LeasePhase, LeaseWrite, Ownership, Watch};
 use crate::holder::Holder;
 use crate::layout::MarkerName;
 use crate::records::{LeaseRecord, Nonce};
@@ -41,60 +42,6 @@ pub struct LeaseMachine<V> {
     /// The newest epoch that was seen anywhere.
     newest_epoch: u64,
     leaving: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum LeasePhase<V> {
-    /// Another process owns the job, or did; or nobody.
-    Watching(Watch<V>),
-    /// The claim is on its way, or its outcome is being read back.
-    Claiming { record: LeaseRecord, sent: Duration, is_read_back: bool },
-    /// This process owns the job.
-    Owning(Ownership<V>),
-    /// Another one took it.
-    Lost,
-    /// It was given up.
-    Left,
-}
-
-/// What a challenger has seen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Watch<V> {
-    /// The lease, and since when it has not changed. `None`: there is none, or it was not read yet.
-    seen: Option<(SeenLease<V>, Duration)>,
-    /// When the read under way was sent.
-    asked: Option<Duration>,
-    /// When the next read is due.
-    due: Duration,
-    /// The job was found free, and the answer of [`LeaseAction::Prepare`] is waited for.
-    preparing: bool,
-    /// What to go on from: the next look at a job that is still free claims it.
-    base: Option<u64>,
-    told: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Ownership<V> {
-    pub(super) record: LeaseRecord,
-    version: V,
-    /// When the last sign of life that arrived was sent.
-    confirmed: Duration,
-    writing: Option<LeaseWrite>,
-    /// Its outcome is being read back.
-    is_read_back: bool,
-    /// When the next sign of life is due.
-    due: Duration,
-    /// After a write that failed, none is tried before.
-    not_before: Duration,
-    suspended: bool,
-}
-
-/// A sign of life, or the last one, on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct LeaseWrite {
-    counter: u64,
-    sent: Duration,
-    releases: bool,
 }
 
 impl<V: Clone + PartialEq> LeaseMachine<V> {
@@ -401,23 +348,5 @@ impl<V: Clone + PartialEq> LeaseMachine<V> {
             }
             _ => {}
         }
-    }
-}
-
-impl<V> Watch<V> {
-    fn at(now: Duration) -> Watch<V> {
-        Watch { seen: None, asked: None, due: now, preparing: false, base: None, told: false }
-    }
-}
-
-impl<V> Ownership<V> {
-    fn is_fresh(&self, ttl: Duration, now: Duration) -> bool {
-        now < self.confirmed + ttl / 2
-    }
-
-    /// After a look at the lease: a quarter of the time after the last sign of life, and not at once again where that
-    /// did not arrive.
-    fn next_due(&self, ttl: Duration, now: Duration) -> Duration {
-        (self.confirmed + ttl / 4).max(now + ttl / 16)
     }
 }

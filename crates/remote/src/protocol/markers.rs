@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use super::events::{Committing, LeaseAction, LeaseNews, WriteOutcome};
-use super::machine::{LeaseMachine, LeasePhase};
+use super::machine::LeaseMachine;
+use super::phase::LeasePhase;
 use crate::layout::MarkerName;
 use crate::records::Nonce;
 

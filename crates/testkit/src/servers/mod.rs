@@ -5,12 +5,14 @@
 mod date;
 mod listener;
 mod objects;
+mod port;
 mod program;
 mod proxy;
 mod request;
 mod state;
 
 pub use objects::ObjectServer;
-pub use program::{Program, azurite, moto, sftp_server, ssh_in};
+pub use port::free_port;
+pub use program::{Program, azurite, chromedriver, moto, prometheus, promtool, sftp_server, ssh_in};
 pub use proxy::{Fault, FaultProxy, Rule};
 pub use state::{Behaviour, Crc64};

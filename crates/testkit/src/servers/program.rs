@@ -1,4 +1,4 @@
-//! Servers that other people wrote: azurite (npm), moto (PyPI), OpenSSH's sftp-server.
+//! Servers that other people wrote: azurite (npm), moto (PyPI), OpenSSH's sftp-server, Prometheus, chromedriver.
 //!
 //! Invariant: what is started here is ended by its process id. A program that is not installed is named, with how it is
 //! installed, and its tests are left out.
@@ -14,8 +14,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::date::http_date;
+use super::port::free_port;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// Ports that a program is started on, one after the other.
+const ATTEMPTS: usize = 4;
 
 /// A running program.
 pub struct Program {
@@ -112,39 +115,81 @@ pub fn azurite(folder: &Path) -> Option<Program> {
     let script = "azurite/node_modules/azurite/dist/src/blob/main.js";
     let program = found("azurite-blob", script, "scripts/setup.sh full")?;
     let is_script = program.extension().is_some_and(|extension| extension == "js");
-    let mut command = if is_script { Command::new("node") } else { Command::new(&program) };
-    if is_script {
-        command.arg(&program);
-    }
-    let port = free_port();
-    command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(folder);
-    command.args(["--silent", "--skipApiVersionCheck", "--disableTelemetry"]);
-    start(command, port)
+    Some(start(|port| {
+        let mut command = if is_script { Command::new("node") } else { Command::new(&program) };
+        if is_script {
+            command.arg(&program);
+        }
+        command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(folder);
+        command.args(["--silent", "--skipApiVersionCheck", "--disableTelemetry"]);
+        command
+    }))
 }
 
 /// Moto's S3; none where it is not installed.
 pub fn moto() -> Option<Program> {
     let program = found("moto_server", "moto/bin/moto_server", "scripts/setup.sh full")?;
-    let port = free_port();
-    let mut command = Command::new(program);
-    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
-    start(command, port)
+    Some(start(|port| {
+        let mut command = Command::new(&program);
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        command
+    }))
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+/// Prometheus, configured by the file `prometheus.yml` in `folder`, where it keeps its data; none where it is not
+/// installed.
+pub fn prometheus(folder: &Path) -> Option<Program> {
+    let program = found("prometheus", "prometheus/usr/bin/prometheus", "apt-get install prometheus")?;
+    let (config, data) = (folder.join("prometheus.yml"), folder.join("data"));
+    Some(start(|port| {
+        let mut command = Command::new(&program);
+        command.arg("--config.file").arg(&config).arg("--storage.tsdb.path").arg(&data);
+        command.args(["--web.listen-address", &format!("127.0.0.1:{port}")]);
+        command
+    }))
 }
 
-/// Starts it and waits until it listens.
-fn start(mut command: Command, port: u16) -> Option<Program> {
+/// What checks metrics and rules of Prometheus; none where it is not installed.
+pub fn promtool() -> Option<PathBuf> {
+    found("promtool", "prometheus/usr/bin/promtool", "apt-get install prometheus")
+}
+
+/// What drives Chromium; none where one of the two is not installed.
+pub fn chromedriver() -> Option<Program> {
+    let install = "apt-get install chromium chromium-driver";
+    found("chromium", "chromium/usr/bin/chromium", install)?;
+    let program = found("chromedriver", "chromium/usr/bin/chromedriver", install)?;
+    Some(start(|port| {
+        let mut command = Command::new(&program);
+        command.arg(format!("--port={port}"));
+        command
+    }))
+}
+
+/// Starts what `command` makes for a port, and waits until it listens there.
+fn start(command: impl Fn(u16) -> Command) -> Program {
+    let started = (0..ATTEMPTS).find_map(|_| {
+        let port = free_port();
+        start_at(command(port), port)
+    });
+    started.expect("the program listens on one of the ports")
+}
+
+/// None where it ends, as it does if somebody else has the port by now.
+fn start_at(mut command: Command, port: u16) -> Option<Program> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     let mut program = Program { child: command.spawn().expect("the program can be started"), port };
     let begun = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        let ended = program.child.try_wait().expect("a child can be asked");
-        assert!(ended.is_none() && begun.elapsed() < START_LIMIT, "{command:?} does not listen: {ended:?}");
+    loop {
+        let listens = TcpStream::connect(("127.0.0.1", port)).is_ok();
+        if let Some(ended) = program.child.try_wait().expect("a child can be asked") {
+            eprintln!("{command:?} does not listen: {ended}");
+            return None;
+        }
+        if listens {
+            return Some(program);
+        }
+        assert!(begun.elapsed() < START_LIMIT, "{command:?} does not listen");
         std::thread::sleep(Duration::from_millis(20));
     }
-    Some(program)
 }

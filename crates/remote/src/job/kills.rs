@@ -2,31 +2,31 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use ckptd_core::progress::NoProgress;
 use ckptd_core::store::{Committed, RetentionPolicy, Store, StoreLock};
-use ckptd_remote::job::local::agree;
-use ckptd_remote::job::owner::{JobOwner, OwnerSettings, Prepare};
-use ckptd_remote::job::prepare::{adopt_run, marker};
-use ckptd_remote::job::rate::RateLimit;
-use ckptd_remote::job::remote_file::RemoteFile;
-use ckptd_remote::job::send::{CheckDepth, KeepNothing, SendOptions, send};
-use ckptd_remote::job::{self, RemoteJob, Survey, retention};
-use ckptd_remote::layout::ContentHash;
-use ckptd_remote::protocol::LeaseNews;
-use ckptd_remote::{
-    Abilities, Created, Head, Listed, MemoryStorage, Object, ObjectName, ObjectStorage, ObjectVersion, PartReceipt,
-    RangeStream, Result, Swapped, UploadId,
-};
 use ckptd_testkit::small;
 use jiff::Timestamp;
 use tokio::sync::Notify;
+
+use super::local::agree;
+use super::owner::{JobOwner, OwnerSettings, Prepare};
+use super::place::RemoteJob;
+use super::prepare::{adopt_run, marker};
+use super::rate::RateLimit;
+use super::remote_file::RemoteFile;
+use super::retention;
+use super::send::{CheckDepth, KeepNothing, SendOptions, send};
+use super::survey::Survey;
+use crate::behind::{Behind, Passage, Request};
+use crate::errors::Result;
+use crate::layout::ContentHash;
+use crate::memory::MemoryStorage;
+use crate::protocol::LeaseNews;
 
 /// When the machine dies: at its request number `at`, and whether that was carried out.
 #[derive(Clone, Copy, Debug)]
@@ -35,94 +35,36 @@ struct Death {
     carried_out: bool,
 }
 
-/// A store whose client dies.
+/// A machine on its way to its death.
 #[derive(Debug)]
 struct Mortal {
-    there: MemoryStorage,
     death: Option<Death>,
     requests: AtomicU64,
     died: Notify,
 }
 
 impl Mortal {
-    fn new(there: &MemoryStorage, death: Option<Death>) -> Arc<Mortal> {
-        Arc::new(Mortal { there: there.clone(), death, requests: AtomicU64::new(0), died: Notify::new() })
-    }
-
-    /// Carries a request out, unless the machine dies first.
-    async fn request<T>(&self, request: impl Future<Output = T>) -> T {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        match self.death {
-            Some(Death { at, carried_out: false }) if at == number => {}
-            Some(Death { at, carried_out: true }) if at == number => drop(request.await),
-            _ => return request.await,
-        }
-        self.died.notify_one();
-        std::future::pending().await
+    fn before(there: &MemoryStorage, death: Option<Death>) -> Arc<Behind<Mortal>> {
+        let passage = Mortal { death, requests: AtomicU64::new(0), died: Notify::new() };
+        Arc::new(Behind { store: there.clone(), passage })
     }
 }
 
-#[async_trait]
-impl ObjectStorage for Mortal {
-    fn place(&self) -> &str {
-        self.there.place()
-    }
-    fn abilities(&self) -> Abilities {
-        self.there.abilities()
-    }
-    async fn create(&self, name: &ObjectName, body: Bytes) -> Result<Created> {
-        self.request(self.there.create(name, body)).await
-    }
-    async fn swap(&self, name: &ObjectName, expected: &ObjectVersion, body: Bytes) -> Result<Swapped> {
-        self.request(self.there.swap(name, expected, body)).await
-    }
-    async fn put(&self, name: &ObjectName, body: Bytes) -> Result<ObjectVersion> {
-        self.request(self.there.put(name, body)).await
-    }
-    async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Option<Object>> {
-        self.request(self.there.get(name, max_bytes)).await
-    }
-    async fn read_range(&self, name: &ObjectName, range: Range<u64>) -> Result<RangeStream> {
-        self.request(self.there.read_range(name, range)).await
-    }
-    async fn head(&self, name: &ObjectName) -> Result<Option<Head>> {
-        self.request(self.there.head(name)).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        self.request(self.there.list(prefix)).await
-    }
-    async fn delete(&self, name: &ObjectName) -> Result<()> {
-        self.request(self.there.delete(name)).await
-    }
-    async fn begin_upload(&self, name: &ObjectName, part_bytes: u64) -> Result<UploadId> {
-        self.request(self.there.begin_upload(name, part_bytes)).await
-    }
-    async fn upload_part(
+impl Passage for Mortal {
+    async fn pass<T: Send>(
         &self,
-        name: &ObjectName,
-        upload: &UploadId,
-        index: u32,
-        part_bytes: u64,
-        body: Bytes,
-    ) -> Result<PartReceipt> {
-        self.request(self.there.upload_part(name, upload, index, part_bytes, body)).await
-    }
-    async fn complete_upload(
-        &self,
-        name: &ObjectName,
-        upload: &UploadId,
-        parts: &[PartReceipt],
-    ) -> Result<ObjectVersion> {
-        self.request(self.there.complete_upload(name, upload, parts)).await
-    }
-    async fn abort_upload(&self, name: &ObjectName, upload: &UploadId) -> Result<()> {
-        self.request(self.there.abort_upload(name, upload)).await
-    }
-    async fn sweep(&self, idle: Duration) -> Result<u64> {
-        self.request(self.there.sweep(idle)).await
-    }
-    async fn checks_digests(&self, scratch: &ObjectName) -> Result<bool> {
-        self.request(self.there.checks_digests(scratch)).await
+        _store: &MemoryStorage,
+        _request: Request,
+        work: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        match self.death {
+            Some(Death { at, carried_out: false }) if at == number => {}
+            Some(Death { at, carried_out: true }) if at == number => drop(work.await),
+            _ => return work.await,
+        }
+        self.died.notify_one();
+        std::future::pending().await
     }
 }
 
@@ -131,7 +73,7 @@ struct Onward;
 
 #[async_trait]
 impl Prepare for Onward {
-    async fn prepare(&mut self, job: &RemoteJob) -> job::Result<(u64, u64)> {
+    async fn prepare(&mut self, job: &RemoteJob) -> super::error::Result<(u64, u64)> {
         let survey = Survey::of(job).await?;
         Ok((survey.in_order().first().map_or(0, |name| name.seq), survey.newest_epoch))
     }
@@ -200,18 +142,18 @@ async fn a_kill_at_any_request_loses_nothing_that_was_committed_and_leaves_nothi
             there
         };
         let there = fresh().await;
-        let alive = Mortal::new(&there, None);
+        let alive = Mortal::before(&there, None);
         session(RemoteJob::new(alive.clone()), &saved[1..3], |_| {}).await;
         assert_eq!(resume(&there).await, 30);
-        let requests = alive.requests.load(Ordering::Relaxed);
+        let requests = alive.passage.requests.load(Ordering::Relaxed);
         for at in 0..requests {
             for carried_out in [false, true] {
                 let there = fresh().await;
-                let mortal = Mortal::new(&there, Some(Death { at, carried_out }));
+                let mortal = Mortal::before(&there, Some(Death { at, carried_out }));
                 let mut committed = 10;
                 tokio::select! {
                     () = session(RemoteJob::new(mortal.clone()), &saved[1..3], |step| committed = step) => {}
-                    () = mortal.died.notified() => points += 1,
+                    () = mortal.passage.died.notified() => points += 1,
                 }
                 let found = resume(&there).await;
                 assert!(found >= committed, "request {at}, carried out: {carried_out}: {found} after {committed}");

@@ -1,0 +1,674 @@
+"""A training under ckptd, step by step.
+
+Invariant: a snapshot is a step boundary's state. From `step` to the first `optimizer.step()` after it nobody writes what
+a snapshot reads in place; before that update what is not encoded yet is waited for, or copied. A snapshot gets its name
+only after the version of each such tensor was found unchanged. Deliberately not here: what a state is (`_state`), what
+is said over the socket (`_agent`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from . import _loader, _random, _ranks
+from ._agent import Agent, has_failed, resume_from, told
+from ._loader import LoaderPosition
+from ._native import (
+    CkptdError,
+    SnapshotFlight,
+    SnapshotWriter,
+    StoreLocked,
+    hash_all,
+)
+from ._ranks import RankHub, RankMember, RankPlace
+from ._state import PREFIX, Boundary, Collected, TrainingState, address
+from ._tensors import TensorItem
+from ._values import text_of
+
+# A training on one process.
+ALONE = RankPlace(0, 1)
+# Of the bytes that are encoded in place, so many are copied at most, so that an update need not wait.
+COPIED_SHARE = 0.25
+# The first snapshots, and of the others one in so many, are held against hashes that were made at the boundary.
+CHECKED_FIRST, CHECKED_ONE_IN = 3, 50
+# How long another script may still write to the store.
+WRITER_TIMEOUT_S = 60.0
+# How long the last state is waited for when another rank is gone; the launcher ends this one 30 s later.
+LOSS_TIMEOUT_S = 10.0
+# How long a script that was told to end may take for its own clean-up.
+LEAVE_TIMEOUT_S = 3.0
+
+
+@dataclasses.dataclass
+class Flight:
+    """A snapshot under way."""
+
+    step: int
+    marks: list[tuple[TensorItem, int, int]]  # with version and address at the boundary
+    live_bytes: int
+    about: dict[str, Any]
+    checked: list[tuple[TensorItem, str]] = dataclasses.field(default_factory=list)  # with hashes at the boundary
+    native: SnapshotFlight | None = None  # once it has begun
+    begun: threading.Event = dataclasses.field(default_factory=threading.Event)
+    capture_ms: float = 0.0
+    stall_ms: float = 0.0
+    judged: bool = False
+    closing: bool = False
+    saved: bool = False
+    over: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+@dataclasses.dataclass
+class TrainingLink:
+    """Who a training speaks to: the agent, or rank 0; at rank 0 of several also the other ranks."""
+
+    agent: Agent | RankMember | None = None
+    hub: RankHub | None = None
+    here: RankPlace = ALONE
+
+
+class Run:
+    """A training that `attach` has taken charge of."""
+
+    def __init__(self, state: TrainingState | None, link: TrainingLink, loader: Any) -> None:
+        self.steps_done = 0  #: Optimiser steps completed, over all sessions.
+        self._state, self._agent, self._loader = state, link.agent, loader
+        # At rank 0 of several, and at another one.
+        self._hub, self._here = link.hub, link.here
+        self._member = link.agent if isinstance(link.agent, RankMember) else None
+        self._begun_at = 0
+        self._at = 0  # the step of the last boundary
+        self._leave_at: int | None = None  # the step after which a session that is over ends
+        self._exit_code = 0
+        self._tokens = 0
+        self._position = LoaderPosition()
+        self._generators: dict[str, torch.Generator] = {}
+        self._pending: _random.RandomState | None = None
+        self._changed = threading.Condition()
+        self._boundary: Boundary | None = None
+        self._open = False
+        self._flight: Flight | None = None
+        self._begun = 0
+        self._saved_step: int | None = None
+        self._wanted: str | None = None
+        self._every_steps: int | None = None
+        self._stopping = self._over = self._ended = False
+        self._losses: deque[tuple[dict[str, Any], torch.Tensor]] = deque()
+        self._last_loss: float | None = None
+        self._step_began = time.monotonic()
+        self._pid = os.getpid()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 0, as `batches` counts them."""
+        return max(self._position.epoch, 0)
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs of a training of `count`, from the one under way on."""
+        begun = self._position.epoch
+        yield from range(begun if self._pending else begun + 1, count)
+
+    def batches(self, loader: Any = None) -> Iterator[Any]:
+        """One epoch of the loader, or what is left of it where the training goes on in its middle."""
+        loader = self._loader if loader is None else loader
+        if loader is None:
+            raise CkptdError("batches() needs a loader, here or in attach(loader=...)")
+        position = self._position
+        self._generators = _loader.generators_of(loader)
+        pending, self._pending = self._pending, None
+        if pending is None:
+            position.epoch, position.batch, position.inner = position.epoch + 1, 0, None
+            position.start, position.start_text = _random.take(self._generators), None
+            iterator = _loader.begin(loader, position.epoch, 0, None)
+        else:
+            _random.put(position.start or {}, self._generators)
+            iterator = _loader.begin(loader, position.epoch, position.batch, position.inner)
+            _random.put(pending, self._generators)
+        for batch in iterator:
+            position.batch += 1
+            if _loader.has_state(loader):
+                position.inner = loader.state_dict()
+            yield batch
+
+    def _pass_whole_epoch(self, loader: Any) -> None:
+        """Where the snapshot is of an epoch's end, the next one begins."""
+        length = len(loader) if hasattr(loader, "__len__") else None
+        if self._pending is not None and length is not None and self._position.batch >= length:
+            _random.put(self._pending, {})
+            self._pending = None
+
+    def _enter_epoch(self, epoch: int) -> None:
+        """For a loop that draws its batches itself, and that shuffles an epoch by the random state of its begin."""
+        position = self._position
+        pending, self._pending = self._pending, None
+        if pending is not None and position.epoch == epoch:
+            _random.put(position.start or {}, {})
+            return
+        if pending is not None:
+            _random.put(pending, {})
+        position.epoch, position.batch = epoch, 0
+        position.start, position.start_text = _random.take({}), None
+
+    def step(self, loss: torch.Tensor | float | None = None, tokens: int = 0) -> None:
+        """A step boundary: the optimiser's step is done, and so is all that follows on it (schedulers, an EMA).
+
+        Args:
+            loss: of the step, for the history; a CUDA tensor is not waited for.
+            tokens: that entered it, for the speed.
+        """
+        self.steps_done += 1
+        self._tokens += tokens
+        if self._agent is None or self._state is None:
+            return
+        with told(self._agent):
+            if isinstance(self._agent, RankMember):
+                self._bound_as_member(self._agent, self._state)
+            else:
+                self._bound(self._agent, self._state, loss, tokens)
+
+    def _bound(self, agent: Agent, state: TrainingState, loss: torch.Tensor | float | None, tokens: int) -> None:
+        boundary = state.boundary(self.steps_done, self._position, self._generators)
+        boundary.tokens = self._tokens
+        if self._hub is not None:
+            if _ranks.is_compared(self.steps_done, self.steps_done - self._begun_at):
+                self._hub.compare(self.steps_done, *state.rank_marks())
+            self._hub.check()
+        self._open_window(boundary)
+        self._tell(agent, state, loss, tokens)
+        if self._stopping and self._hub is None:
+            self._leave()
+        reason, self._wanted = self._wanted, None
+        if self._every_steps and self.steps_done % self._every_steps == 0:
+            reason = reason or "interval"
+        if reason:
+            self._begin(reason, hurried=False)
+
+    def _bound_as_member(self, member: RankMember, state: TrainingState) -> None:
+        """Rank 0 has the same state but for what it is told here."""
+        own, start = state.own_text(self._position, self._generators)
+        is_compared = _ranks.is_compared(self.steps_done, self.steps_done - self._begun_at)
+        member.boundary(self.steps_done, own, start, state.rank_marks()[1] if is_compared else None)
+        self._open_window(None)
+
+    def _open_window(self, boundary: Boundary | None) -> None:
+        with self._changed:
+            self._boundary, self._open, self._at = boundary, True, self.steps_done
+            self._changed.notify_all()
+
+    def save(self) -> None:
+        """Makes the state of the last boundary durable, and waits for it.
+
+        For a script that changes the model after its last step, for example to load its best weights; otherwise the last
+        state is saved when the script ends. Of several ranks rank 0 does so.
+        """
+        if self._agent is not None and self._member is None:
+            with told(self._agent):
+                self._take_last("asked", None)
+
+    # The history.
+
+    def _tell(self, agent: Agent, state: TrainingState, loss: torch.Tensor | float | None, tokens: int) -> None:
+        now = time.monotonic()
+        took, self._step_began = (now - self._step_began) * 1e3, now
+        rate = state.optimizers[0].param_groups[0].get("lr", 0.0) if state.optimizers else 0.0
+        fields: dict[str, Any] = {
+            "given": loss is not None,
+            "step": self.steps_done,
+            "learning_rate": float(rate),
+            "step_ms": took,
+            "tokens": tokens,
+        }
+        if isinstance(loss, torch.Tensor):
+            value = loss.detach()
+            if value.is_cuda:
+                host = torch.empty((), dtype=value.dtype, pin_memory=True)
+                value = host.copy_(value.reshape(()), non_blocking=True)
+                fields["event"] = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                fields["event"].record()
+            self._losses.append((fields, value))
+        else:
+            self._losses.append((fields, torch.tensor(float("nan") if loss is None else float(loss))))
+        self._flush_losses(agent)
+
+    def _flush_losses(self, agent: Agent) -> None:
+        while self._losses:
+            fields, value = self._losses[0]
+            event = fields.get("event")
+            if event is not None and not event.query():
+                return
+            self._losses.popleft()
+            fields.pop("event", None)
+            loss = float(value)
+            self._last_loss = loss if fields.pop("given") else None
+            agent.send("step", loss=loss, **fields)
+
+    # Snapshots.
+
+    def _begin(self, reason: str, hurried: bool) -> Flight | None:
+        """Captures the last boundary, while no update has begun since."""
+        began = time.perf_counter()
+        with self._changed:
+            state, boundary, agent = self._state, self._boundary, self._agent
+            if not self._open or boundary is None or state is None or not isinstance(agent, Agent):
+                return None
+            if self._flight is not None and not self._flight.over.is_set():
+                agent.send("snapshot_skipped", step=self.steps_done, reason=reason)
+                return None
+            checked = not hurried and (self._begun < CHECKED_FIRST or secrets.randbelow(CHECKED_ONE_IN) == 0)
+            self._begun += 1
+            if checked:
+                self._refresh_copies(state, boundary)
+            collected = state.collect(boundary)
+            live = [(index, item) for index, item in enumerate(collected.items) if item.live]
+            hashes: list[tuple[int, str]] = []
+            if checked:
+                made = hash_all([address(item.memory) for _, item in live], os.cpu_count() or 1)
+                hashes = [(index, found) for (index, _), found in zip(live, made)]
+            flight = Flight(
+                step=boundary.step,
+                marks=[(item, item.tensor._version, item.memory.data_ptr()) for _, item in live],
+                live_bytes=sum(address(item.memory)[1] for _, item in live),
+                about={"reason": reason, "hurried": hurried, "hashes": hashes, "loss": self._last_loss},
+            )
+            flight.checked = [(collected.items[index], found) for index, found in hashes]
+            flight.capture_ms = (time.perf_counter() - began) * 1e3
+            self._flight = flight
+        agent.send("snapshot_started", step=flight.step, reason=reason, capture_ms=flight.capture_ms)
+        fly = threading.Thread(
+            target=self._fly, args=[flight, collected, state, agent], name="ckptd snapshot", daemon=True
+        )
+        fly.start()
+        return flight
+
+    def _fly(self, flight: Flight, collected: Collected, state: TrainingState, agent: Agent) -> None:
+        """The rest of a snapshot, beside the training: its texts, its file, its end."""
+        try:
+            capture = state.describe(collected, torch.get_num_threads())
+            boundary = collected.boundary
+            settings = capture.settings
+            if self._hub is not None:
+                said = _ranks.rank_settings(self._hub.own_states(flight.step))
+                settings = sorted([*settings, *((PREFIX + key, text_of(value)) for key, value in said.items())])
+            about = {
+                **flight.about,
+                "step": boundary.step,
+                "epoch": boundary.epoch,
+                "position": boundary.batch,
+                "tokens": boundary.tokens,
+                "settings": settings,
+                "host": socket.gethostname(),
+                "device": state.device(),
+                "torch": torch.__version__,
+            }
+            flight.native = self._writer.begin([item.given() for item in capture.items], capture.items, about)
+        except (CkptdError, RuntimeError) as error:
+            # The model was changed meanwhile, for example: the training goes on, and the agent knows.
+            agent.send("snapshot_failed", step=flight.step, what=f"{type(error).__name__}: {error}", disk_full=False)
+            flight.over.set()
+            return
+        finally:
+            flight.begun.set()
+        self._conclude(flight, flight.native, agent)
+
+    def _refresh_copies(self, state: TrainingState, boundary: Boundary) -> None:
+        stale = state.stale_copies(boundary.copies, os.cpu_count() or 1)
+        if stale:
+            state.forget_copies(stale)
+            boundary.copies.update(state.copy_buffers())
+            self._warn(
+                f"{', '.join(stale)}: written without a word (as through .data); copied at every step from now on"
+            )
+
+    def _close(self, *_: Any) -> None:
+        """The optimiser is about to write: nothing may be read from its tensors after this."""
+        if self._agent is None or os.getpid() != self._pid:
+            return
+        with self._changed:
+            # Between two optimisers' steps there is no state to save: the next boundary is waited for.
+            if self._stopping and self._open and self._is_last_boundary():
+                self._leave()
+            self._open = False
+            flight = self._flight
+            if flight is None:
+                return
+            flight.closing = not flight.judged
+        self._compare(flight)
+        if flight.judged:
+            # It was whole before they were written; the next one may not be.
+            self._distrust(self._written(flight))
+            flight.marks = []
+            return
+        began = time.perf_counter()
+        flight.begun.wait()
+        if flight.native is not None and not flight.native.is_released():
+            flight.native.hurry()
+            flight.native.release(int(flight.live_bytes * COPIED_SHARE))
+        flight.stall_ms += (time.perf_counter() - began) * 1e3
+        self._judge(flight)
+        flight.marks = []
+
+    def _compare(self, flight: Flight) -> None:
+        """At the end of its window a checked snapshot's tensors must hash to what they did at its begin. What does not
+        has a writer that nobody announces, and that may come earlier the next time."""
+        checked, flight.checked = flight.checked, []
+        if not checked:
+            return
+        began = time.perf_counter()
+        hashes = hash_all([address(item.memory) for item, _ in checked], os.cpu_count() or 1)
+        self._distrust([item.label for (item, then), now in zip(checked, hashes) if then != now])
+        flight.stall_ms += (time.perf_counter() - began) * 1e3
+
+    def _judge(self, flight: Flight) -> None:
+        """Whether all that was read in place is as it was; what was not loses its trust."""
+        with self._changed:
+            if flight.judged:
+                return
+            flight.judged = True
+            torn = self._written(flight)
+        self._distrust(torn)
+        if flight.native is not None:
+            flight.native.judge(f"{', '.join(torn[:3])} was written before the optimiser's step" if torn else None)
+
+    def _written(self, flight: Flight) -> list[str]:
+        """What was written since the boundary, or is elsewhere, by version counters and addresses."""
+        return [
+            item.label
+            for item, version, place in flight.marks
+            if item.tensor._version != version or item.tensor.data_ptr() != place
+        ]
+
+    def _distrust(self, labels: list[str]) -> None:
+        """These are copied at boundaries from now on."""
+        if not labels or self._state is None:
+            return
+        self._state.forget_copies(labels)
+        self._warn(
+            f"{', '.join(labels[:3])}{' and others' if len(labels) > 3 else ''}: written between a step boundary and the "
+            "optimiser's step; a snapshot that has such bytes is discarded, and these are copied at each step from now on"
+        )
+
+    def _conclude(self, flight: Flight, native: SnapshotFlight, agent: Agent) -> None:
+        """Waits for a snapshot's end, and tells it."""
+        native.wait_encoded(None)
+        with self._changed:
+            # No update can begin before the marks are looked at; one that has begun looks at them itself.
+            if not flight.closing:
+                self._judge(flight)
+        said = native.wait(None) or {}
+        if "path" in said:
+            flight.saved = True
+            self._saved_step = flight.step
+            agent.send(
+                "committed",
+                step=flight.step,
+                seq=native.seq,
+                path=said["path"],
+                bytes=said["bytes"],
+                raw_bytes=said["raw_bytes"],
+                capture_ms=flight.capture_ms,
+                write_ms=said["write_ms"],
+                stall_ms=flight.capture_ms + flight.stall_ms,
+            )
+        else:
+            if said.get("torn"):
+                self._distrust(list(said["torn"]))
+            agent.send(
+                "snapshot_failed", step=flight.step, what=said.get("what", "?"), disk_full=bool(said.get("disk_full"))
+            )
+        flight.over.set()
+
+    def _take_last(self, reason: str, within: float | None) -> None:
+        """Makes the newest completed state durable."""
+        until = None if within is None else time.monotonic() + within
+
+        def left() -> float | None:
+            return None if until is None else max(until - time.monotonic(), 0.0)
+
+        with self._changed:
+            self._changed.wait_for(lambda: (self._open and self._at >= (self._leave_at or 0)) or self._ended, left())
+            flight = self._flight
+        if flight is not None and not flight.over.is_set():
+            flight.begun.wait(left())
+            if flight.native is not None:
+                flight.native.hurry()
+            same = flight.step == self.steps_done
+            if not flight.over.wait(left() if same or until is None else (left() or 0.0) / 2) and not same:
+                if flight.native is not None:
+                    flight.native.cancel()
+                flight.over.wait(left())
+        if self._saved_step == self.steps_done or self.steps_done == 0:
+            return
+        if self._is_written():
+            self._warn(f"step {self.steps_done} is not saved: the model was written since, and it is no step's state")
+            return
+        last = self._begin(reason, hurried=True)
+        if last is not None:
+            last.over.wait(left())
+
+    # The end.
+
+    def _serve(self, agent: Agent) -> None:
+        """Obeys the agent, until it says stop or is gone."""
+        save, reason, within = True, "the agent is gone", None
+        while (command := agent.command()) is not None:
+            kind = command.get("command")
+            if kind == "snapshot":
+                self._wanted = command["reason"]
+            elif kind == "configure":
+                self._every_steps = command["every_steps"]
+                self._writer.configure(command["level"], command["encode_threads"])
+            elif kind == "stop":
+                save, reason = command["snapshot"], command["reason"]
+                within = command.get("within_ms")
+                break
+        at = self._claim_end(0)
+        if at is None:
+            return
+        self._decide_end(self._hub.agree(at) if self._hub is not None else 0)
+        try:
+            if save:
+                self._take_last(reason, None if within is None else within / 1e3)
+        except CkptdError as error:
+            self._warn(f"the last state is not saved: {error}")
+        self._flush_losses(agent)
+        agent.send("done", step=self.steps_done, finished=False)
+        if self._hub is not None:
+            self._hub.over(is_session=True)
+        self._end()
+
+    def _serve_as_member(self, member: RankMember) -> None:
+        """Obeys rank 0, until it says that all is over or is gone."""
+        exit_code = 1
+        while (command := member.command()) is not None:
+            kind = command["command"]
+            if kind == "hold" and (at := self._claim_end(0)) is not None:
+                member.at(at)
+            elif kind == "leave":
+                self._decide_end(command["step"])
+            elif kind == "end":
+                return
+            elif kind == "over":
+                exit_code = 0
+                break
+        # If it was not told to end before, it ends now.
+        self._claim_end(exit_code)
+        if self._leave_at is None:
+            self._decide_end(0)
+        self._end()
+
+    def _lose(self, rank: int) -> None:
+        """Another rank is gone, and no step can be made without it."""
+        if self._claim_end(1) is None:
+            return
+        self._warn(f"rank {rank} is gone, and so the others end")
+        self._decide_end(0)
+        try:
+            self._take_last("a rank is gone", LOSS_TIMEOUT_S)
+        except CkptdError as error:
+            self._warn(f"the last state is not saved: {error}")
+        self._end()
+
+    def _claim_end(self, exit_code: int) -> int | None:
+        """The script is to end, if it is not ending already: with the boundary that it cannot go back behind. Until
+        `_decide_end` no update begins."""
+        with self._changed:
+            if self._stopping or self._over:
+                return None
+            self._stopping, self._exit_code = True, exit_code
+            self._changed.notify_all()
+            return self._at if self._open or self._ended else self._at + 1
+
+    def _decide_end(self, leave_at: int) -> None:
+        with self._changed:
+            self._leave_at = leave_at
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        """All is safe; the script ends by itself, or is ended."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        time.sleep(LEAVE_TIMEOUT_S)
+        os._exit(self._exit_code)
+
+    def _is_last_boundary(self) -> bool:
+        """Whether the session ends after this step: of several ranks all end after the same."""
+        self._changed.wait_for(lambda: self._leave_at is not None)
+        return self._at >= (self._leave_at or 0)
+
+    def _leave(self) -> None:
+        """The session is over: waits until the state is safe, and ends the script."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over)
+        raise SystemExit(self._exit_code)
+
+    def _finish(self) -> None:
+        """At the end of the script."""
+        agent = self._agent
+        if os.getpid() != self._pid or agent is None:
+            return
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+            if self._stopping:
+                self._changed.wait_for(lambda: self._over)
+                return
+            self._over = True
+            complete = self._open
+        if isinstance(agent, RankMember):
+            if not has_failed():
+                agent.ended()
+            return
+        self._save_as_left(agent, complete)
+        if self._hub is not None and not has_failed():
+            self._hub.over(is_session=False)
+
+    def _save_as_left(self, agent: Agent, complete: bool) -> None:
+        self._flush_losses(agent)
+        if not complete or self._saved_step == self.steps_done:
+            return
+        if self._is_written() and self._state is not None:
+            # Its best weights were loaded, for example; buffers are to be of the same moment.
+            self._warn(
+                f"the model was written after step {self.steps_done}, and is saved as the script leaves it; call "
+                "run.save() after the last step to keep that step's state"
+            )
+            boundary = self._state.boundary(self.steps_done, self._position, self._generators)
+            boundary.tokens, self._boundary = self._tokens, boundary
+        self._take_last("final", None)
+
+    def _is_written(self) -> bool:
+        """Whether somebody wrote the model since the last boundary."""
+        return self._state is not None and self._boundary is not None and self._boundary.mark != self._state.mark()
+
+    def _warn(self, message: str) -> None:
+        if self._agent:
+            self._agent.send("log", level="warn", message=message)
+
+    def _forked(self) -> None:
+        # A loader's worker, or another process of the script's own: it saves nothing.
+        self._agent = self._member = self._hub = None
+
+    # The beginning.
+
+    def _open_store(self, agent: Agent) -> None:
+        start = agent.start
+        snapshot = start["config"]["snapshot"]
+        store, until = start["config"]["job"]["store"], time.monotonic() + WRITER_TIMEOUT_S
+        while True:
+            try:
+                self._writer = SnapshotWriter(
+                    store, start["run_id"], start["next_seq"], snapshot["level"], snapshot["encode_threads"]
+                )
+                break
+            except StoreLocked:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+        self._every_steps = snapshot["every_steps"]
+
+    def _resume(self, agent: Agent | RankMember) -> None:
+        snapshot, state = resume_from(agent), self._state
+        if snapshot is None or state is None:
+            return
+        agent.send("progress", stage="loading the snapshot", fraction=None)
+        accept = bool(agent.start["accept_changes"])
+        settings = state.restore(snapshot._file, snapshot.manifest, accept, self._here)
+        if self._member is None:
+            self._writer.follow(snapshot.root)
+        self._begun_at = self._at = snapshot.step
+        self.steps_done = self._saved_step = snapshot.step
+        self._tokens = int(snapshot.manifest["train"]["tokens_seen"])
+        written = settings["loader"]
+        position = self._position
+        position.epoch, position.batch, position.inner = written["epoch"], written["batch"], written["inner"]
+        position.start_text = written["start"]
+        here = _random.of_settings(settings)
+        if position.start_text is not None:
+            position.start = _random.untext(position.start_text)
+            self._pending = here
+        _random.put(here, {})
+
+    def _ready(self, agent: Agent) -> None:
+        state = self._state
+        assert state is not None
+        unique, _ = state.unique_tensors()
+        sizes = {role: 0 for role, _, _ in unique}
+        for role, _, tensor in unique:
+            sizes[role] += tensor.numel() * tensor.element_size()
+        parameters = sum(tensor.numel() for role, _, tensor in unique if role == "param")
+        moments = sum(moments_of(optimizer) for optimizer in state.optimizers)
+        agent.send(
+            "ready",
+            step=self.steps_done,
+            total_steps=0,
+            parameters=parameters,
+            state_bytes=sum(sizes.values()) + moments,
+            resumed=f"step {self.steps_done}" if self.steps_done else None,
+            device=state.device(),
+            threads=torch.get_num_threads(),
+        )
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of an optimiser's own tensors. Before its first step it has none yet: then as many as Adam's, which are the
+    most that is usual."""
+    held = sum(
+        value.numel() * value.element_size() for state in optimizer.state.values() for value in tensors_in(state)
+    )
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return held or 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def tensors_in(state: Any) -> list[torch.Tensor]:
+    return [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, dict) else []

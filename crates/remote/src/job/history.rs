@@ -1,0 +1,255 @@
+//! The history of a training beside its snapshots: what of it has grown is sent after each marker, and a machine that
+//! goes on takes what it lacks.
+//!
+//! Invariant: a list of parts is named by the ownership that wrote it and by a number that grows, so that an older one
+//! never stands for a newer one, however late it lands; of an older one, nothing is taken that is known already. No
+//! snapshot waits for any of it. Deliberately not here: what is in a part (ckptd-history), when it is sent
+//! (`replication`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use ckptd_core::error::Error;
+use ckptd_core::store::{Store, StoreLock};
+use ckptd_history::travel::{HistoryIntake, MAX_PART_BYTES, TakenHistory, TravellingPart, part_numbers, read_part};
+
+use super::error::{JobError, Result};
+use super::place::RemoteJob;
+use super::rate::RateLimit;
+use crate::layout::{ContentHash, HistoryName, JobObject, Prefix};
+use crate::records::{HistoryPartRecord, HistoryRecord, VERSION};
+
+/// How long a session's begin may take for it; what did not come then comes at the next one.
+const BRING_PATIENCE: Duration = Duration::from_secs(120);
+/// How often the lists are asked for where the owner has replaced the one that was read.
+const LOOKS: usize = 3;
+
+/// What a process has found of the parts that it sends.
+#[derive(Clone, Debug, Default)]
+pub struct HistorySender {
+    /// Packed parts, which never change.
+    packed: BTreeMap<u64, HistoryPartRecord>,
+    /// What was sent last.
+    sent: Option<HistoryRecord>,
+}
+
+/// What is in `history/`.
+#[derive(Debug, Default)]
+struct HistoryListing {
+    lists: BTreeSet<HistoryName>,
+    parts: BTreeSet<ContentHash>,
+}
+
+impl HistoryListing {
+    async fn of(job: &RemoteJob) -> Result<HistoryListing> {
+        let mut listing = HistoryListing::default();
+        for (object, _) in job.list(Prefix::History).await? {
+            match object {
+                JobObject::History(name) => drop(listing.lists.insert(name)),
+                JobObject::HistoryPart(hash) => drop(listing.parts.insert(hash)),
+                _ => {}
+            }
+        }
+        Ok(listing)
+    }
+}
+
+/// A part with what a list says of it.
+fn recorded(part: &TravellingPart) -> HistoryPartRecord {
+    let hash = ContentHash::from(*blake3::hash(&part.bytes).as_bytes());
+    HistoryPartRecord { hash, bytes: part.bytes.len() as u64, is_packed: part.is_packed }
+}
+
+impl HistorySender {
+    /// Sends what the history of `store` has and the remote lacks, as the ownership `epoch`; nothing where nothing has
+    /// come since. What no list names any longer is removed while `may_write`.
+    pub async fn send(
+        &mut self,
+        job: &RemoteJob,
+        store: &Store,
+        epoch: u64,
+        rate: &RateLimit,
+        may_write: impl Fn() -> bool,
+    ) -> Result<()> {
+        let (Some(run_id), numbers) = (store.run_id()?, part_numbers(store)?) else { return Ok(()) };
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let (mut parts, mut bodies) = (Vec::new(), BTreeMap::new());
+        for number in numbers {
+            if let Some(known) = self.packed.get(&number) {
+                parts.push(known.clone());
+                continue;
+            }
+            // Damaged ones go as far as they are whole; one that cannot be read stays out.
+            let Some(part) = read_part(store, number).unwrap_or_default() else { continue };
+            let record = recorded(&part);
+            if part.is_packed {
+                self.packed.insert(number, record.clone());
+            } else {
+                bodies.insert(record.hash.clone(), Bytes::from(part.bytes));
+            }
+            parts.push(record);
+            tokio::task::yield_now().await;
+        }
+        let record = HistoryRecord { version: VERSION, run_id, parts };
+        if self.sent.as_ref() == Some(&record) {
+            return Ok(());
+        }
+        let listing = HistoryListing::of(job).await?;
+        for part in record.parts.iter().filter(|part| !listing.parts.contains(&part.hash)) {
+            let Some(body) = bodies.get(&part.hash).cloned().or_else(|| self.packed_body(store, part)) else {
+                continue;
+            };
+            rate.wait_for(part.bytes).await;
+            job.storage().put(&JobObject::HistoryPart(part.hash.clone()).name(), body).await?;
+        }
+        let newest = listing.lists.range(..).rev().find(|name| name.epoch == epoch);
+        let name = HistoryName { epoch, number: newest.map_or(1, |name| name.number + 1) };
+        job.put(&JobObject::History(name), &record).await?;
+        clear(job, &listing, name, &record, may_write).await?;
+        self.sent = Some(record);
+        Ok(())
+    }
+
+    fn packed_body(&self, store: &Store, wanted: &HistoryPartRecord) -> Option<Bytes> {
+        let (number, _) = self.packed.iter().find(|(_, part)| *part == wanted)?;
+        Some(read_part(store, *number).ok()??.bytes.into())
+    }
+}
+
+/// Removes what was there before the list `name`, whose content is `record`.
+async fn clear(
+    job: &RemoteJob,
+    before: &HistoryListing,
+    name: HistoryName,
+    record: &HistoryRecord,
+    may_write: impl Fn() -> bool,
+) -> Result<()> {
+    // Where a newer owner writes, what it needs is its own affair.
+    if before.lists.iter().any(|other| *other > name) {
+        return Ok(());
+    }
+    let lists = before.lists.iter().map(|list| JobObject::History(*list));
+    let named: BTreeSet<&ContentHash> = record.parts.iter().map(|part| &part.hash).collect();
+    let parts = before.parts.iter().filter(|hash| !named.contains(hash)).cloned().map(JobObject::HistoryPart);
+    for object in lists.chain(parts) {
+        if !may_write() {
+            return Ok(());
+        }
+        job.delete(&object).await?;
+    }
+    Ok(())
+}
+
+/// Takes what the store lacks of the history that is there, in bounded time.
+///
+/// # Errors
+/// Those of the requests and of the store. What came before them stays.
+pub async fn bring_history(job: &RemoteJob, store: &Store, lock: &StoreLock) -> Result<TakenHistory> {
+    match tokio::time::timeout(BRING_PATIENCE, bring(job, store, lock)).await {
+        Ok(brought) => brought,
+        Err(_) => Err(JobError::other(format!(
+            "{}: the history of the training took too long to come; the next session takes the rest",
+            job.place()
+        ))),
+    }
+}
+
+async fn bring(job: &RemoteJob, store: &Store, lock: &StoreLock) -> Result<TakenHistory> {
+    let mut looks = LOOKS;
+    loop {
+        looks -= 1;
+        let listing = HistoryListing::of(job).await?;
+        let Some(name) = listing.lists.last() else { return Ok(TakenHistory::default()) };
+        let object = JobObject::History(*name);
+        let record = match job.read::<HistoryRecord>(&object).await? {
+            Some((record, _)) => record,
+            None if looks > 0 => continue,
+            None => return Ok(TakenHistory::default()),
+        };
+        job.require_version(record.version, &object)?;
+        if store.run_id()?.as_ref() != Some(&record.run_id) {
+            return Err(Error::damaged(job.path_of(&object), "is of another training than the job").into());
+        }
+        let here = LocalParts::of(store, &record)?;
+        if here.has_all(&record) {
+            return Ok(TakenHistory::default());
+        }
+        match take(job, &record, &here, (store, lock)).await? {
+            Some(taken) => return Ok(taken),
+            None if looks > 0 => {}
+            None => return Err(Error::damaged(job.path_of(&object), "names parts that are not there").into()),
+        }
+    }
+}
+
+/// `None`: a part was replaced meanwhile.
+async fn take(
+    job: &RemoteJob,
+    record: &HistoryRecord,
+    here: &LocalParts,
+    (store, lock): (&Store, &StoreLock),
+) -> Result<Option<TakenHistory>> {
+    let mut intake = HistoryIntake::begin(store, lock, Timestamp::now().as_millisecond())?;
+    for part in &record.parts {
+        let object = JobObject::HistoryPart(part.hash.clone());
+        let (is_packed, place) = (part.is_packed, job.path_of(&object));
+        let bytes = match here.read(store, part)? {
+            Some(bytes) => bytes,
+            None => match job.storage().get(&object.name(), MAX_PART_BYTES).await? {
+                Some(found) => found.body.to_vec(),
+                None => return Ok(None),
+            },
+        };
+        if *blake3::hash(&bytes).to_hex() != *part.hash.as_str() {
+            intake.lacks(format!("{place} is not what was sent there; its part of the history is not taken"));
+            continue;
+        }
+        intake.take(&TravellingPart { is_packed, bytes }, &place)?;
+    }
+    Ok(Some(intake.finish()))
+}
+
+/// Which parts of a list the store has, byte by byte: as they are, or as the beginning of a file that has grown since.
+#[derive(Debug, Default)]
+struct LocalParts {
+    numbers: BTreeMap<ContentHash, u64>,
+}
+
+impl LocalParts {
+    fn of(store: &Store, record: &HistoryRecord) -> Result<LocalParts> {
+        let mut numbers = BTreeMap::new();
+        for number in part_numbers(store)? {
+            let Some(part) = read_part(store, number).unwrap_or_default() else { continue };
+            let lengths: BTreeSet<u64> = record
+                .parts
+                .iter()
+                .filter(|there| there.is_packed == part.is_packed)
+                .filter(|there| if part.is_packed { there.bytes == part.bytes.len() as u64 } else { true })
+                .map(|there| there.bytes)
+                .collect();
+            for length in lengths {
+                let Some(beginning) = usize::try_from(length).ok().and_then(|length| part.bytes.get(..length)) else {
+                    continue;
+                };
+                numbers.insert(ContentHash::from(*blake3::hash(beginning).as_bytes()), number);
+            }
+        }
+        Ok(LocalParts { numbers })
+    }
+
+    fn has_all(&self, record: &HistoryRecord) -> bool {
+        record.parts.iter().all(|part| self.numbers.contains_key(&part.hash))
+    }
+
+    fn read(&self, store: &Store, part: &HistoryPartRecord) -> Result<Option<Vec<u8>>> {
+        let Some(number) = self.numbers.get(&part.hash) else { return Ok(None) };
+        let Some(mut found) = read_part(store, *number)? else { return Ok(None) };
+        found.bytes.truncate(usize::try_from(part.bytes).unwrap_or(usize::MAX));
+        Ok(Some(found.bytes))
+    }
+}

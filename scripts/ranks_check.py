@@ -1,0 +1,498 @@
+#!/usr/bin/env python3
+"""Many ranks, one result, under real launchers: one small training in many ways, and the root that each ends in.
+
+    scripts/ranks_check.py [FOLDER OF ckptd AND ckptd-gpt2] [--short] [--only TEXT] [--seed N] [--sessions N] [--keep]
+
+Plain processes, torchrun, Open MPI's mpirun and a Slurm of one node that it brings up itself; 1 to 6 ranks; 6 and 8
+micro-batches per step; AdamW and SGD; two hosts (network namespaces) with a bad wire; ranks that see nothing of the
+job's folder; with a sharded optimizer and without. Then, per launcher, chains of sessions on random numbers of ranks in
+which a rank, rank 0, the launcher or the daemon is killed, half of them sharded. One line per check; what this machine lacks is named; exit 1 if a root differs, or a check fails. As
+root, it installs Debian's Open MPI where that is missing.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import slurm_check
+from slurm_check import Miss, Slurm
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 240
+COUNTS = (1, 2, 3, 4, 6)
+# In processes of one check alone.
+MARK = 'CKPTD_RANKS_CHECK'
+RANK_VARIABLES = ('RANK', 'OMPI_COMM_WORLD_RANK', 'CKPTD_RANK', 'SLURM_PROCID')
+
+JOB = """\
+[job]
+store = "store"
+threads = 1
+[model]
+preset = "gpt2-mini"
+dropout = 0.1
+[data]
+text = ["text.txt"]
+cache = "cache"
+[train]
+steps = {steps}
+batch_size = 1
+sequence_length = 64
+grad_accumulation = {accumulation}
+optimizer = "{optimizer}"
+learning_rate = {rate}
+warmup_steps = 2
+grad_clip = 0.5
+eval_every = 4
+eval_batches = 5
+[snapshot]
+every_steps = 3
+[session]
+grace = "60s"
+[worker]
+max_restarts = 100
+hang_timeout = "2m"
+[ranks]
+launcher = {launcher}
+count = {count}
+shard_optimizer = {sharded}
+"""
+
+
+class Training:
+    """A job in a folder of its own, in as many sessions as it takes."""
+
+    def __init__(self, place, name, **facts):
+        self.folder = place.folder / name
+        self.folder.mkdir()
+        self.place, self.name = place, name
+        self.facts = {'steps': 8, 'optimizer': 'adamw', 'accumulation': 6, 'sharded': False, **facts}
+        self.facts['rate'] = {'adamw': 1e-3, 'sgd': 0.05}[self.facts['optimizer']]
+        (self.folder / 'text.txt').write_text(' '.join(str(i * i // 7 % 1013) for i in range(1, 20000)))
+        self.log_at = 0
+
+    def start(self, launcher, count, within=(), address=None):
+        facts = {**self.facts, 'sharded': json.dumps(self.facts['sharded'])}
+        text = JOB.format(launcher=json.dumps(launcher), count=count, **facts)
+        (self.folder / 'job.toml').write_text(text)
+        environment = {**os.environ, MARK: f'{self.name}.{os.getpid()}'}
+        if address:
+            environment['CKPTD_RANKS_ADDRESS'] = address
+        command = [*within, str(self.place.programs / 'ckptd'), 'run', '--verbose', 'job.toml']
+        if launcher == 'srun':
+            # An allocation, within which srun starts the ranks.
+            command = ['salloc', f'--ntasks={max(COUNTS)}', '--quiet', *command]
+        log = (self.folder / 'log').open('ab')
+        self.log_at = log.tell()
+        self.agent = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=environment
+        )
+        log.close()
+        self.launcher = launcher
+
+    def log(self):
+        """What this session has said so far."""
+        with (self.folder / 'log').open('rb') as log:
+            log.seek(self.log_at)
+            return log.read().decode(errors='replace')
+
+    def says(self, pattern, count=1):
+        until = time.monotonic() + PATIENCE
+        while len(re.findall(pattern, self.log())) < count:
+            if self.agent.poll() is not None:
+                raise Miss(f'it ended ({self.agent.returncode}) before {pattern!r}: {self.log().splitlines()[-3:]}')
+            if time.monotonic() > until:
+                raise Miss(f'waited {PATIENCE} s in vain for {pattern!r}: {self.log().splitlines()[-3:]}')
+            time.sleep(0.05)
+
+    def steps_done(self):
+        return len(re.findall(r'step \d+ done', self.log()))
+
+    def ended(self, *codes):
+        try:
+            code = self.agent.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise Miss(f'it does not end: {self.log().splitlines()[-3:]}')
+        if code not in codes:
+            raise Miss(f'exit {code}: {self.log().splitlines()[-3:]}')
+        return code
+
+    def root(self):
+        ckptd = self.place.programs / 'ckptd'
+        listed = subprocess.run(
+            [ckptd, 'list', '--json', 'store'], cwd=self.folder, capture_output=True, text=True, check=True
+        )
+        newest = json.loads(listed.stdout)[0]
+        if newest['step'] != self.facts['steps'] or newest['state'] != 'verified':
+            raise Miss(f'the newest snapshot is {newest["step"]}, {newest["state"]}')
+        return newest['root']
+
+    def complete(self, launcher, count):
+        self.start(launcher, count)
+        self.ended(0)
+        return self.root()
+
+    def processes(self, program):
+        """{rank or None: process id} of the running processes of this training that are `program`."""
+        found = {}
+        for entry in Path('/proc').iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = (entry / 'cmdline').read_bytes().split(b'\0')
+                environment = (entry / 'environ').read_bytes().split(b'\0')
+            except OSError:
+                continue
+            names = [os.path.basename(word.decode(errors='replace')) for word in words[:2]]
+            if program not in names or f'{MARK}={self.name}.{os.getpid()}'.encode() not in environment:
+                continue
+            variables = dict(item.decode(errors='replace').split('=', 1) for item in environment if b'=' in item)
+            rank = next((int(variables[name]) for name in RANK_VARIABLES if name in variables), None)
+            found.setdefault(rank if program == 'ckptd-gpt2' else None, int(entry.name))
+        return found
+
+    def kill(self, target):
+        """SIGKILL to a rank, rank 0, the launcher, or the daemon. Returns what was killed."""
+        ranks = self.processes('ckptd-gpt2')
+        others = [rank for rank in ranks if rank]
+        if target == 'rank' and others:
+            rank = random.choice(others)
+            os.kill(ranks[rank], signal.SIGKILL)
+            return f'rank {rank}'
+        if target == 'launcher' and self.launcher != 'none':
+            os.kill(self.processes(self.launcher)[None], signal.SIGKILL)
+            return self.launcher
+        if target == 'daemon':
+            os.kill(self.processes('ckptd')[None], signal.SIGKILL)
+            return 'daemon'
+        # With one rank, or plain processes, rank 0 is what is left.
+        os.kill(ranks[0] if 0 in ranks else ranks[None], signal.SIGKILL)
+        return 'rank 0'
+
+    def end(self):
+        """Whatever is left of it."""
+        for program in ('ckptd', 'ckptd-gpt2'):
+            for pid in self.processes(program).values():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+
+# Starts each rank on one of two hosts, which are network namespaces.
+TWO_HOSTS = """
+import os, subprocess, sys
+count, spaces, command = int(sys.argv[1]), sys.argv[2:4], sys.argv[4:]
+def start(rank):
+    own = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(count))
+    pipes = {} if rank == 0 else dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    there = [] if rank % 2 == 0 else ['ip', 'netns', 'exec', spaces[1]]
+    return subprocess.Popen(there + command, env=own, **pipes)
+for rank in [start(rank) for rank in range(count)]:
+    rank.wait()
+"""
+
+
+class TwoHosts:
+    """Two network namespaces with a wire between them."""
+
+    SUBNET = '198.18.77'
+
+    def __init__(self):
+        self.names = [f'ckptd-ranks-{os.getpid()}-{side}' for side in 'ab']
+        self.wires = [f'ckr{side}{os.getpid() % 100000}' for side in 'ab']
+
+    def up(self):
+        """Brings them up. Returns what this kernel lacks for a bad wire, if anything."""
+        run = slurm_check.run
+        for name in self.names:
+            run('ip', 'netns', 'add', name)
+            run('ip', '-n', name, 'link', 'set', 'lo', 'up')
+        ends = zip(self.names, self.wires, (1, 2))
+        run('ip', 'link', 'add', self.wires[0], 'type', 'veth', 'peer', 'name', self.wires[1])
+        lack = None
+        for name, wire, number in ends:
+            run('ip', 'link', 'set', wire, 'netns', name)
+            run('ip', '-n', name, 'addr', 'add', f'{self.SUBNET}.{number}/24', 'dev', wire)
+            run('ip', '-n', name, 'link', 'set', wire, 'up')
+            worse = ['ip', 'netns', 'exec', name, 'tc', 'qdisc', 'add', 'dev', wire, 'root', 'netem', 'delay', '1ms']
+            try:
+                run(*worse, 'loss', '1%')
+            except (Miss, OSError) as miss:
+                lack = f"tc says: {str(miss).split('Error: ')[-1]}"
+        return lack
+
+    def cut(self, seconds):
+        slurm_check.run('ip', '-n', self.names[1], 'link', 'set', self.wires[1], 'down')
+        time.sleep(seconds)
+        slurm_check.run('ip', '-n', self.names[1], 'link', 'set', self.wires[1], 'up')
+
+    def down(self):
+        for name in self.names:
+            subprocess.run(['ip', 'netns', 'delete', name], capture_output=True, check=False)
+
+
+def two_hosts(place, expected, facts, cut):
+    """A training on ranks of two hosts, `cut` from one another for so many seconds."""
+    hosts = TwoHosts()
+    training = Training(place, f'two-hosts-{cut}', **facts)
+    try:
+        lack = hosts.up()
+        (training.folder / 'two_hosts.py').write_text(TWO_HOSTS)
+        launcher = ['python3', 'two_hosts.py', '{count}', *hosts.names]
+        training.start(launcher, 3, ['ip', 'netns', 'exec', hosts.names[0]], f'{hosts.SUBNET}.1:29177')
+        if cut:
+            training.says(r'step \d+ done', 2)
+            hosts.cut(cut)
+        training.ended(0)
+        root = training.root()
+    finally:
+        training.end()
+        hosts.down()
+    if root != expected:
+        raise Miss(f'root {root[:24]} and not {expected[:24]}')
+    wire = f'a clean wire, since {lack}' if lack else '1 ms and 1 % loss each way'
+    return f'{root[:24]}; {wire}'
+
+
+# Starts each rank but rank 0 where the job's folder is an empty one: in a mount namespace.
+NO_FOLDER = """
+import os, subprocess, sys
+count, folder, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+hidden = ['unshare', '--mount', 'sh', '-c', 'mount -t tmpfs none "$0" && exec "$@"', folder]
+def start(rank):
+    own = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(count))
+    if rank == 0:
+        return subprocess.Popen(command, env=own)
+    return subprocess.Popen(hidden + command, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+for rank in [start(rank) for rank in range(count)]:
+    rank.wait()
+"""
+
+
+def no_folder(place, expected, facts):
+    """Two sessions of three ranks, of which rank 0 alone sees the store and the data."""
+    training = Training(place, 'no-folder', **facts)
+    (place.folder / 'no_folder.py').write_text(NO_FOLDER)
+    launcher = ['python3', str(place.folder / 'no_folder.py'), '{count}', str(training.folder)]
+    try:
+        training.start(launcher, 3)
+        training.says(r'step \d+ done', 2)
+        training.agent.terminate()
+        training.ended(0, 75)
+        training.start(launcher, 3)
+        training.ended(0)
+        came = re.findall(r'the (state|tokens) came from rank 0', training.log())
+        root = training.root()
+    finally:
+        training.end()
+    if root != expected:
+        raise Miss(f'root {root[:24]} and not {expected[:24]}')
+    if sorted(came) != ['state', 'state', 'tokens', 'tokens']:
+        raise Miss(f'of rank 0 came: {came}')
+    return f'{root[:24]}; state and tokens came from rank 0'
+
+
+class Place:
+    def __init__(self, folder, programs):
+        self.folder, self.programs = folder, programs
+
+
+def session(training, launcher, count, target):
+    """One session in which `target` is killed. Returns what was killed."""
+    training.start(launcher, count)
+    training.says(r'step \d+ done')
+    time.sleep(random.random() * 1.5)
+    if training.agent.poll() is not None:
+        return 'nothing: it was done'
+    steps = training.steps_done()
+    try:
+        killed = training.kill(target)
+    except (ProcessLookupError, KeyError):
+        if training.agent.wait(PATIENCE) == 0:
+            return 'nothing: it was done'
+        raise
+    if killed == 'daemon':
+        training.agent.wait(PATIENCE)
+        return killed
+    until = time.monotonic() + PATIENCE
+    while training.steps_done() < steps + 2 and training.agent.poll() is None:
+        if time.monotonic() > until:
+            raise Miss(f'no step after {killed} was killed: {training.log().splitlines()[-4:]}')
+        time.sleep(0.05)
+    for pid in training.processes('ckptd').values():
+        os.kill(pid, signal.SIGTERM)
+    training.ended(0, 75)
+    return killed
+
+
+def chain(place, launcher, sessions, expected, facts):
+    training = Training(place, f'chain-{launcher}', **facts)
+    targets = ['rank', 'rank 0', 'launcher', 'daemon'] * sessions
+    said = []
+    try:
+        for number in range(sessions):
+            count, training.facts['sharded'] = random.choice(range(1, 7)), random.random() < 0.5
+            sharded = ' sharded' if training.facts['sharded'] else ''
+            said.append(f'{count}{sharded}:{session(training, launcher, count, targets[number])}')
+        root = training.complete(launcher, random.choice(range(1, 7)))
+    finally:
+        training.end()
+    if root != expected:
+        raise Miss(f'root {root[:24]} and not {expected[:24]} after {", ".join(said)}')
+    return f'{root[:24]}; ranks:killed {", ".join(said)}'
+
+
+def lacks(slurm_trouble):
+    """{launcher: why it cannot be tried here}"""
+    missing = {}
+    if shutil.which('torchrun') is None:
+        missing['torchrun'] = 'torchrun is not in PATH: run make setup-full'
+    if shutil.which('mpirun') is None and os.geteuid() == 0 and shutil.which('apt-get'):
+        subprocess.run(['apt-get', 'install', '-y', '-qq', '--no-install-recommends', 'openmpi-bin'], check=False)
+    if shutil.which('mpirun') is None:
+        missing['mpirun'] = 'mpirun is missing: apt-get install --no-install-recommends openmpi-bin'
+    if slurm_trouble:
+        missing['srun'] = slurm_trouble
+    return missing
+
+
+def bring_up(slurm, programs):
+    trouble = slurm_check.needs(programs)
+    if trouble:
+        return trouble
+    try:
+        slurm.up()
+    except (Miss, OSError, subprocess.SubprocessError) as miss:
+        return f'Slurm does not come up here: {miss}'
+    return None
+
+
+def roots(place, arguments, missing):
+    """A row per job and launcher. Returns whether all held."""
+    held, only = True, arguments.only
+    jobs = [('adamw', 6)] if arguments.short else [('adamw', 6), ('adamw', 8), ('sgd', 6), ('sgd', 8)]
+    jobs = [(*job, sharded) for job in jobs for sharded in (False, True)]
+    expected = None
+    for optimizer, accumulation, sharded in jobs:
+        facts = {'optimizer': optimizer, 'accumulation': accumulation, 'sharded': sharded}
+        name = f'{optimizer}, {accumulation} micro-batches{", sharded" if sharded else ""}'
+        # A sharded optimizer ends where a whole one does.
+        expected = expected if sharded else None
+        for launcher in ('none', 'torchrun', 'mpirun', 'srun'):
+            what = f'{name}, {launcher.replace("none", "plain processes")}'
+            if only not in what and launcher != 'none':
+                continue
+            if launcher in missing:
+                slurm_check.row('none', what, missing[launcher])
+                continue
+            counts = COUNTS if launcher == 'none' else (3, 4) if sharded else (1, 3, 4)
+            counts = (1, 3) if arguments.short else counts
+            found = {}
+            try:
+                for count in counts:
+                    training = Training(place, f'{optimizer}-{accumulation}-{sharded}-{launcher}-{count}', **facts)
+                    found[count] = training.complete(launcher, count)
+                    shutil.rmtree(training.folder)
+            except (Miss, subprocess.SubprocessError) as miss:
+                slurm_check.row('MISS', what, f'{count} ranks: {miss}')
+                held = False
+                continue
+            expected = expected or found[min(found)]
+            same = set(found.values()) == {expected}
+            held &= same
+            ranks = ', '.join(map(str, counts))
+            slurm_check.row('ok' if same else 'MISS', what, f'{ranks} ranks: {expected[:24]}' if same else found)
+    return held
+
+
+def elsewhere(place, only):
+    """Ranks on two hosts, and ranks without the job's folder. Returns whether all held."""
+    facts = {'steps': 8, 'accumulation': 6}
+    checks = [
+        ('two hosts, 3 ranks', 'ip tc', lambda expected: two_hosts(place, expected, facts, 0)),
+        ('two hosts, cut for 30 s', 'ip tc', lambda expected: two_hosts(place, expected, facts, 30)),
+        ('no store in common, 3 ranks', 'unshare mount', lambda expected: no_folder(place, expected, facts)),
+    ]
+    held, expected = True, None
+    for what, tools, check in checks:
+        if only not in what:
+            continue
+        lacking = [tool for tool in tools.split() if not shutil.which(tool)]
+        if os.geteuid() != 0 or lacking:
+            slurm_check.row('none', what, f'it needs root and {tools} (apt-get install iproute2 util-linux)')
+            continue
+        try:
+            expected = expected or Training(place, 'one-host', **facts).complete('none', 1)
+            slurm_check.row('ok', what, check(expected))
+        except (Miss, OSError, subprocess.SubprocessError) as miss:
+            slurm_check.row('MISS', what, miss)
+            held = False
+    return held
+
+
+def chains(place, arguments, missing):
+    """A chain of sessions per launcher. Returns whether all held."""
+    held = True
+    facts = {'steps': 40 if arguments.short else 90, 'accumulation': 6}
+    names = [name for name in ('none', 'torchrun', 'mpirun', 'srun') if arguments.only in f'chain, {name}']
+    expected = Training(place, 'undisturbed', **facts).complete('none', 1) if names else None
+    for launcher in names:
+        what = f'chain, {launcher.replace("none", "plain processes")}, {arguments.sessions} kills'
+        if launcher in missing:
+            slurm_check.row('none', what, missing[launcher])
+            continue
+        try:
+            slurm_check.row('ok', what, chain(place, launcher, arguments.sessions, expected, facts))
+        except (Miss, OSError, KeyError, subprocess.SubprocessError) as miss:
+            slurm_check.row('MISS', what, miss)
+            held = False
+    return held
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('programs', nargs='?', type=Path, default=ROOT / 'target/release')
+    parser.add_argument('--only', default='', help='checks whose name holds this text')
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--short', action='store_true', help='one job, 1 and 3 ranks')
+    parser.add_argument('--sessions', type=int, default=12, help='sessions of a chain')
+    parser.add_argument('--keep', action='store_true', help='leave the folder with all logs')
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    programs = arguments.programs.resolve()
+    python = ROOT / '.cache/python/bin'
+    os.environ['PATH'] = f'{programs}:{os.environ["PATH"]}:/usr/sbin:/sbin:{python}'
+    os.environ.update(OMPI_ALLOW_RUN_AS_ROOT='1', OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1')
+    for name in [name for name in os.environ if name.startswith(('SLURM_', 'SALLOC_', 'SRUN_', 'SBATCH_'))]:
+        del os.environ[name]
+    folder = Path(tempfile.mkdtemp(prefix='ckptd-ranks.'))
+    folder.chmod(0o755)
+    (folder / 'slurm').mkdir()
+    slurm, place = Slurm(folder / 'slurm'), Place(folder, programs)
+    held = True
+    try:
+        missing = lacks(bring_up(slurm, programs))
+        held = roots(place, arguments, missing)
+        held &= elsewhere(place, arguments.only)
+        held &= chains(place, arguments, missing)
+    finally:
+        slurm.down()
+        if arguments.keep or not held:
+            print(f'the logs are in {folder}')
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return int(not held)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
