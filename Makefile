@@ -41,7 +41,7 @@ SEED ?= 1
 SOAK_HOURS ?= 2
 # What ruff looks at.
 PYTHON = crates/python/python examples/python tests/python/odd_script.py tests/python/sampler.py \
-	tests/python/state_kinds.py
+	tests/python/script_rules.py tests/python/state_kinds.py
 
 .PHONY: run formats help test bench build lint interval terms kills history-kills damages slurm systemd-check ranks \
 	remote faults faults-short soak programs setup setup-full setup-bench setup-clients text fuzz \

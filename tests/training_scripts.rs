@@ -384,3 +384,8 @@ fn every_kind_of_state_comes_back_bit_for_bit_and_a_changed_bit_changes_the_root
 fn the_samplers_order_is_a_permutation_and_the_same_wherever_it_is_entered() {
     passes("sampler.py");
 }
+
+#[test]
+fn what_a_resume_could_not_follow_is_refused_and_nothing_that_fails_hangs() {
+    passes("script_rules.py");
+}

@@ -246,6 +246,28 @@ def last_channels():
     return Training(module, [optimizer], inputs=lambda: torch.randn(2, 3, 8, 8))
 
 
+class Counting(nn.Linear):
+    """A layer with a state that is no tensor."""
+
+    seen, last = 0, None
+
+    def forward(self, inputs):
+        self.seen, self.last = self.seen + len(inputs), inputs.detach().sum(0)
+        return super().forward(inputs)
+
+    def get_extra_state(self):
+        return {"seen": self.seen, "last": self.last, "all": torch.full((20,), float(self.seen))}
+
+    def set_extra_state(self, state):
+        self.seen, self.last = state["seen"], state["last"]
+
+
+def counting():
+    torch.manual_seed(1)
+    module = nn.Sequential(Counting(8, 8), nn.Linear(8, 2))
+    return Training(module, [torch.optim.SGD(module.parameters(), lr=0.1)], extra={"average": AveragedModel(module)})
+
+
 def two_optimizers():
     module = net()
     parts = [list(part.parameters()) for part in (module[0], module[2])]
@@ -353,6 +375,7 @@ def kinds():
     yield "tied parameters", tied, 1
     yield "BatchNorm and dropout", norms, 1
     yield "channels last", last_channels, 1
+    yield "modules with a state of their own", counting, 2
     yield "two optimizers", two_optimizers, 1
     yield "Muon and AdamW", muon_and_adamw, 1
     for name, make in eight_bit_optimizers().items():
@@ -412,6 +435,25 @@ def hooked_ranks(module):
     return parallel, [torch.optim.SGD(module.parameters(), lr=0.1)], [], {}
 
 
+class Lookahead(torch.optim.Optimizer):
+    """An optimiser around another one."""
+
+    def __init__(self, base):
+        super().__init__(base.param_groups, {})
+        self.base = base
+
+
+def inference():
+    with torch.inference_mode():
+        return torch.ones(3)
+
+
+def saying(value):
+    module = Counting(8, 8)
+    module.get_extra_state = lambda: value
+    return module
+
+
 def refusals():
     """What is refused, where, and what the text says."""
     sgd = lambda m: [torch.optim.SGD(m.parameters(), lr=0.1)]
@@ -436,6 +478,11 @@ def refusals():
     yield lambda m: (m, [object()], [], {}), "optimizer 0"
     yield lambda m: (m, sgd(m), [object()], {}), "scheduler 0"
     yield lambda m: (m, sgd(net()), [], {}), "optimizer 0, group 0, parameter 0"
+    yield lambda m: (m, [Lookahead(torch.optim.AdamW(m.parameters()))], [], {}), "optimizer=optimizer.base"
+    yield extra(torch.ones(1).expand(8)), "state extra.it is expanded"
+    yield extra(inference()), "state extra.it was made under torch.inference_mode()"
+    yield extra({"a": torch.ones(1).expand(80)}), "extra.it['a'] is expanded"
+    yield extra(saying({1})), "module.extra.it..get_extra_state()"
     yield divided_optimizer, "optimizer 0 is a ZeroRedundancyOptimizer"
     yield hooked_ranks, "the communication hook powerSGD_hook"
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ._errors import RanksRefused, StateRefused
+from ._errors import RanksRefused, StateRefused, UseRefused
 from ._lines import LineSocket
 from ._native import CkptdError, SnapshotDamaged, SnapshotMismatch
 from ._ranks import RankMember
@@ -56,7 +56,7 @@ def failure_of(error: Exception) -> str:
     kinds: dict[str, tuple[type[Exception], ...]] = {
         "damaged": (SnapshotDamaged,),
         "mismatch": (SnapshotMismatch,),
-        "config": (StateRefused, RanksRefused),
+        "config": (StateRefused, RanksRefused, UseRefused),
     }
     return next((kind for kind, errors in kinds.items() if isinstance(error, errors)), "other")
 

@@ -108,8 +108,7 @@ def attach(model: Any, optimizer: Any, scheduler: Any, loader: Any, extra: Mappi
     torch.ones(1).exp()
     agent = connect()
     if agent is None:
-        attached = Run(TrainingState(model, listed(optimizer), listed(scheduler), extra), _link, loader)
-        return attached
+        return Run(None, _link, loader)
     with told(agent):
         if _link.here != _ranks.place():
             raise RanksRefused(
@@ -129,7 +128,7 @@ def attach(model: Any, optimizer: Any, scheduler: Any, loader: Any, extra: Mappi
                 run._warn(unsteady)
     run._open = True
     for one in state.optimizers:
-        one.register_step_pre_hook(run._close)
+        one.register_step_pre_hook(run._before_update)
     os.register_at_fork(after_in_child=run._forked)
     atexit.register(run._finish)
     attached = run

@@ -19,3 +19,7 @@ class RanksRefused(CkptdError):
 
 class StateChanged(StateRefused):
     """The model has other tensors than before: that snapshot is none."""
+
+
+class UseRefused(CkptdError):
+    """A call after which the training could not be resumed where it is."""

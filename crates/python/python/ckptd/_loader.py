@@ -35,6 +35,22 @@ class LoaderPosition:
         return {"epoch": self.epoch, "batch": self.batch, "start": self.start_text}
 
 
+@dataclasses.dataclass
+class Pass:
+    """One time through a loader. Only one loader's place is in a snapshot, and each pass counts as an epoch."""
+
+    loader: int  # its identity
+    begun_at: int  # the steps that were made before
+    is_other: bool  # another loader than that of the pass before
+    is_resumed: bool
+    drawn: int = 0
+    is_open: bool = True
+
+    def is_for_nothing(self, steps_done: int) -> bool:
+        """Whether no step was made of its batches."""
+        return self.drawn > 0 and not self.is_resumed and self.begun_at == steps_done
+
+
 def generators_of(loader: Any) -> dict[str, torch.Generator]:
     """The generators that a loader draws from instead of torch's own."""
     sampler = getattr(loader, "sampler", None)

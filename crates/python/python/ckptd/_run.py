@@ -8,21 +8,26 @@ is said over the socket (`_agent`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import operator
 import os
 import secrets
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from . import _loader, _random, _ranks
 from ._agent import Agent, has_failed, resume_from, told
-from ._loader import LoaderPosition
+from ._errors import UseRefused
+from ._loader import LoaderPosition, Pass
+from ._marks import Mark
 from ._native import (
     CkptdError,
     SnapshotFlight,
@@ -31,7 +36,7 @@ from ._native import (
     hash_all,
 )
 from ._ranks import RankHub, RankMember, RankPlace
-from ._state import PREFIX, Boundary, Collected, TrainingState, address
+from ._state import PREFIX, Boundary, Collected, LiveTensors, TrainingState, address
 from ._tensors import TensorItem
 from ._values import text_of
 
@@ -47,6 +52,18 @@ WRITER_TIMEOUT_S = 60.0
 LOSS_TIMEOUT_S = 10.0
 # How long a script that was told to end may take for its own clean-up.
 LEAVE_TIMEOUT_S = 3.0
+# How long one more step is waited for where the agent, which would say so, is gone.
+STEP_TIMEOUT_S = 30.0
+# How many steps a session may make beyond its end, where the model was written since the one before.
+MORE_STEPS = 3
+NO_STEPS_OF_IT = (
+    "batches() was given a loader of whose batches no step was made, and would count it as an epoch of the training: "
+    "iterate over a validation loader directly (for batch in loader)"
+)
+TWO_AT_ONCE = (
+    "batches() is under way already, and only one loader's place is in a snapshot: draw from one loader (a data set of "
+    "pairs, instead of zip), and iterate over a validation loader directly (for batch in loader)"
+)
 
 
 @dataclasses.dataclass
@@ -54,10 +71,15 @@ class Flight:
     """A snapshot under way."""
 
     step: int
-    marks: list[tuple[TensorItem, int, int]]  # with version and address at the boundary
-    live_bytes: int
+    mark: Mark  # of the boundary
+    live: LiveTensors
+    versions: list[int]  # of what is read in place, at the boundary
+    places: list[int]
     about: dict[str, Any]
+    is_watched: bool = True  # nobody may write before the next update has begun
     checked: list[tuple[TensorItem, str]] = dataclasses.field(default_factory=list)  # with hashes at the boundary
+    go: threading.Event = dataclasses.field(default_factory=threading.Event)  # the training does not wait any more
+    has_thread: bool = False
     native: SnapshotFlight | None = None  # once it has begun
     begun: threading.Event = dataclasses.field(default_factory=threading.Event)
     capture_ms: float = 0.0
@@ -65,6 +87,7 @@ class Flight:
     judged: bool = False
     closing: bool = False
     saved: bool = False
+    failure: str | None = None
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
@@ -94,6 +117,8 @@ class Run:
         self._position = LoaderPosition()
         self._generators: dict[str, torch.Generator] = {}
         self._pending: _random.RandomState | None = None
+        self._pass: Pass | None = None
+        self._counted: int | None = None  # the epoch under way in `epochs`
         self._changed = threading.Condition()
         self._boundary: Boundary | None = None
         self._open = False
@@ -116,14 +141,19 @@ class Run:
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs of a training of `count`, from the one under way on."""
         begun = self._position.epoch
-        yield from range(begun if self._pending else begun + 1, count)
+        try:
+            for epoch in range(begun if self._pending else begun + 1, count):
+                self._counted = epoch
+                yield epoch
+        finally:
+            self._counted = None
 
     def batches(self, loader: Any = None) -> Iterator[Any]:
         """One epoch of the loader, or what is left of it where the training goes on in its middle."""
         loader = self._loader if loader is None else loader
         if loader is None:
             raise CkptdError("batches() needs a loader, here or in attach(loader=...)")
-        position = self._position
+        position, here = self._position, self._begin_pass(loader)
         self._generators = _loader.generators_of(loader)
         pending, self._pending = self._pending, None
         if pending is None:
@@ -134,17 +164,43 @@ class Run:
             _random.put(position.start or {}, self._generators)
             iterator = _loader.begin(loader, position.epoch, position.batch, position.inner)
             _random.put(pending, self._generators)
-        for batch in iterator:
-            position.batch += 1
-            if _loader.has_state(loader):
-                position.inner = loader.state_dict()
-            yield batch
+        try:
+            for batch in iterator:
+                if here is not self._pass and self._agent is not None:
+                    raise self._refusal(TWO_AT_ONCE)
+                position.batch, here.drawn = position.batch + 1, here.drawn + 1
+                if _loader.has_state(loader):
+                    position.inner = loader.state_dict()
+                yield batch
+        finally:
+            here.is_open = False
+        if self._agent is not None and here.is_other and here.is_for_nothing(self.steps_done):
+            raise self._refusal(NO_STEPS_OF_IT)
+
+    def _begin_pass(self, loader: Any) -> Pass:
+        """Refuses what the place in the data could not be told of."""
+        before = self._pass
+        is_other = before is not None and before.loader != id(loader)
+        if before is not None and is_other and self._agent is not None:
+            if before.is_open:
+                raise self._refusal(TWO_AT_ONCE)
+            if before.is_for_nothing(self.steps_done):
+                raise self._refusal(NO_STEPS_OF_IT)
+        self._pass = Pass(id(loader), self.steps_done, is_other, self._pending is not None)
+        return self._pass
+
+    def _refusal(self, what: str) -> UseRefused:
+        """The error to raise, of which the agent is told."""
+        error = UseRefused(what)
+        if self._agent is not None:
+            self._agent.send("failed", failure="config", what=what)
+        return error
 
     def _pass_whole_epoch(self, loader: Any) -> None:
         """Where the snapshot is of an epoch's end, the next one begins."""
         length = len(loader) if hasattr(loader, "__len__") else None
         if self._pending is not None and length is not None and self._position.batch >= length:
-            _random.put(self._pending, {})
+            _random.put(self._pending, _loader.generators_of(loader))
             self._pending = None
 
     def _enter_epoch(self, epoch: int) -> None:
@@ -167,14 +223,25 @@ class Run:
             tokens: that entered it, for the speed.
         """
         self.steps_done += 1
-        self._tokens += tokens
         if self._agent is None or self._state is None:
             return
         with told(self._agent):
+            self._check_epoch()
+            tokens = whole("tokens", tokens)
+            self._tokens += tokens
             if isinstance(self._agent, RankMember):
                 self._bound_as_member(self._agent, self._state)
             else:
                 self._bound(self._agent, self._state, loss, tokens)
+
+    def _check_epoch(self) -> None:
+        """An epoch of `epochs` is one of `batches`, or a resume would begin another one."""
+        if self._counted is not None and self._counted != self._position.epoch:
+            raise UseRefused(
+                f"a step in epoch {self._counted} of run.epochs(), and batches() is at epoch {self._position.epoch}: "
+                "draw each epoch's batches once, from run.batches(loader), or count steps instead: for step in "
+                "range(run.steps_done, steps)"
+            )
 
     def _bound(self, agent: Agent, state: TrainingState, loss: torch.Tensor | float | None, tokens: int) -> None:
         boundary = state.boundary(self.steps_done, self._position, self._generators)
@@ -186,7 +253,7 @@ class Run:
         self._open_window(boundary)
         self._tell(agent, state, loss, tokens)
         if self._stopping and self._hub is None:
-            self._leave()
+            self._leave_if_last()
         reason, self._wanted = self._wanted, None
         if self._every_steps and self.steps_done % self._every_steps == 0:
             reason = reason or "interval"
@@ -210,21 +277,30 @@ class Run:
 
         For a script that changes the model after its last step, for example to load its best weights; otherwise the last
         state is saved when the script ends. Of several ranks rank 0 does so.
+
+        Raises:
+            CkptdError: the optimiser has begun a step since, or the state could not be saved.
         """
-        if self._agent is not None and self._member is None:
-            with told(self._agent):
-                self._take_last("asked", None)
+        if self._agent is None or self._member is not None:
+            return
+        if not self._open:
+            raise CkptdError("no boundary to save: call run.step() first, after the optimizer's step")
+        if self._stopping:
+            self._leave_if_last()
+        with told(self._agent):
+            why = self._secure("asked", lambda: None)
+        if why is not None:
+            raise CkptdError(f"step {self.steps_done} is not saved: {why}")
 
     # The history.
 
     def _tell(self, agent: Agent, state: TrainingState, loss: torch.Tensor | float | None, tokens: int) -> None:
         now = time.monotonic()
         took, self._step_began = (now - self._step_began) * 1e3, now
-        rate = state.optimizers[0].param_groups[0].get("lr", 0.0) if state.optimizers else 0.0
         fields: dict[str, Any] = {
             "given": loss is not None,
             "step": self.steps_done,
-            "learning_rate": float(rate),
+            "learning_rate": learning_rate(state.optimizers),
             "step_ms": took,
             "tokens": tokens,
         }
@@ -254,8 +330,9 @@ class Run:
 
     # Snapshots.
 
-    def _begin(self, reason: str, hurried: bool) -> Flight | None:
-        """Captures the last boundary, while no update has begun since."""
+    def _begin(self, reason: str, hurried: bool, is_flown_here: bool = False) -> Flight | None:
+        """Captures the last boundary, while no update has begun since. `is_flown_here`: on this thread, to its end, as
+        when the interpreter ends, which then starts no thread any more."""
         began = time.perf_counter()
         with self._changed:
             state, boundary, agent = self._state, self._boundary, self._agent
@@ -268,33 +345,68 @@ class Run:
             self._begun += 1
             if checked:
                 self._refresh_copies(state, boundary)
-            collected = state.collect(boundary)
-            live = [(index, item) for index, item in enumerate(collected.items) if item.live]
-            hashes: list[tuple[int, str]] = []
-            if checked:
-                made = hash_all([address(item.memory) for _, item in live], os.cpu_count() or 1)
-                hashes = [(index, found) for (index, _), found in zip(live, made)]
+            # What is noted here is all that the training waits for; a thread does the rest.
+            live = None if checked else state.live_as_before()
+            collected = None
+            if live is None:
+                collected = state.collect(boundary)
+                live = state.live_of(collected)
             flight = Flight(
                 step=boundary.step,
-                marks=[(item, item.tensor._version, item.memory.data_ptr()) for _, item in live],
-                live_bytes=sum(address(item.memory)[1] for _, item in live),
-                about={"reason": reason, "hurried": hurried, "hashes": hashes, "loss": self._last_loss},
+                mark=boundary.mark,
+                live=live,
+                versions=live.versions(),
+                places=live.places(),
+                about={"reason": reason, "hurried": hurried, "hashes": [], "loss": self._last_loss},
             )
-            flight.checked = [(collected.items[index], found) for index, found in hashes]
-            flight.capture_ms = (time.perf_counter() - began) * 1e3
+            if checked and collected is not None:
+                self._hash(flight, collected)
+            rest = (flight, boundary, collected, state, agent)
+            if not is_flown_here:
+                is_flown_here = not self._start(*rest) and hurried
             self._flight = flight
-        agent.send("snapshot_started", step=flight.step, reason=reason, capture_ms=flight.capture_ms)
-        fly = threading.Thread(
-            target=self._fly, args=[flight, collected, state, agent], name="ckptd snapshot", daemon=True
-        )
-        fly.start()
+        flight.capture_ms = (time.perf_counter() - began) * 1e3
+        flight.go.set()
+        if is_flown_here:
+            self._fly(*rest)
+        elif not flight.has_thread:
+            self._fail(flight, "no thread could be started for it")
+            flight.begun.set()
+            flight.over.set()
         return flight
 
-    def _fly(self, flight: Flight, collected: Collected, state: TrainingState, agent: Agent) -> None:
-        """The rest of a snapshot, beside the training: its texts, its file, its end."""
+    def _hash(self, flight: Flight, collected: Collected) -> None:
+        live = [(index, item) for index, item in enumerate(collected.items) if item.live]
+        made = hash_all([address(item.memory) for _, item in live], os.cpu_count() or 1)
+        flight.about["hashes"] = [(index, found) for (index, _), found in zip(live, made)]
+        flight.checked = [(item, found) for (_, item), found in zip(live, made)]
+
+    def _start(self, flight: Flight, *rest: Any) -> bool:
+        fly = threading.Thread(target=self._fly, args=[flight, *rest], name="ckptd snapshot", daemon=True)
+        # It raises where there are too many, or when the interpreter ends.
+        with contextlib.suppress(RuntimeError):
+            fly.start()
+            flight.has_thread = True
+        return flight.has_thread
+
+    def _fail(self, flight: Flight, what: str, disk_full: bool = False) -> None:
+        flight.failure = what
+        if self._agent is not None:
+            self._agent.send("snapshot_failed", step=flight.step, what=what, disk_full=disk_full)
+
+    def _fly(
+        self, flight: Flight, boundary: Boundary, collected: Collected | None, state: TrainingState, agent: Agent
+    ) -> None:
+        """The rest of a snapshot, beside the training: its tensors, if they are those of the one before; its texts, its
+        file, its end."""
+        # A thread that is started has the interpreter first.
+        flight.go.wait()
         try:
+            reason = flight.about["reason"]
+            agent.send("snapshot_started", step=flight.step, reason=reason, capture_ms=flight.capture_ms)
+            if collected is None:
+                collected = state.collect_later(boundary, flight.live, flight.places)
             capture = state.describe(collected, torch.get_num_threads())
-            boundary = collected.boundary
             settings = capture.settings
             if self._hub is not None:
                 said = _ranks.rank_settings(self._hub.own_states(flight.step))
@@ -311,14 +423,16 @@ class Run:
                 "torch": torch.__version__,
             }
             flight.native = self._writer.begin([item.given() for item in capture.items], capture.items, about)
-        except (CkptdError, RuntimeError) as error:
-            # The model was changed meanwhile, for example: the training goes on, and the agent knows.
-            agent.send("snapshot_failed", step=flight.step, what=f"{type(error).__name__}: {error}", disk_full=False)
-            flight.over.set()
-            return
-        finally:
             flight.begun.set()
-        self._conclude(flight, flight.native, agent)
+            self._conclude(flight, flight.native, agent)
+        except Exception as error:  # noqa: BLE001
+            # The model was changed meanwhile, for example: the training goes on, and the agent knows.
+            self._fail(flight, f"{type(error).__name__}: {error}")
+        finally:
+            if flight.native is not None and not flight.saved:
+                flight.native.cancel()
+            flight.begun.set()
+            flight.over.set()
 
     def _refresh_copies(self, state: TrainingState, boundary: Boundary) -> None:
         stale = state.stale_copies(boundary.copies, os.cpu_count() or 1)
@@ -329,14 +443,32 @@ class Run:
                 f"{', '.join(stale)}: written without a word (as through .data); copied at every step from now on"
             )
 
-    def _close(self, *_: Any) -> None:
+    def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Hook of an optimiser's step. Those of torch call their closure, forward and backward, before they write."""
+        arguments = {**dict(enumerate(args)), **kwargs}
+        place = "closure" if "closure" in kwargs else 1
+        closure = arguments.get(place)
+        if not callable(closure) or not type(optimizer).__module__.startswith("torch.optim."):
+            self._close()
+            return None
+
+        def closed(*inner_args: Any, **inner_kwargs: Any) -> Any:
+            result = closure(*inner_args, **inner_kwargs)
+            self._close()
+            return result
+
+        if place == "closure":
+            return args, {**kwargs, "closure": closed}
+        return (args[0], closed, *args[2:]), kwargs
+
+    def _close(self) -> None:
         """The optimiser is about to write: nothing may be read from its tensors after this."""
         if self._agent is None or os.getpid() != self._pid:
             return
         with self._changed:
             # Between two optimisers' steps there is no state to save: the next boundary is waited for.
-            if self._stopping and self._open and self._is_last_boundary():
-                self._leave()
+            if self._stopping and self._open:
+                self._leave_if_last()
             self._open = False
             flight = self._flight
             if flight is None:
@@ -346,16 +478,16 @@ class Run:
         if flight.judged:
             # It was whole before they were written; the next one may not be.
             self._distrust(self._written(flight))
-            flight.marks = []
+            flight.is_watched = False
             return
         began = time.perf_counter()
         flight.begun.wait()
         if flight.native is not None and not flight.native.is_released():
             flight.native.hurry()
-            flight.native.release(int(flight.live_bytes * COPIED_SHARE))
+            flight.native.release(int(flight.live.bytes * COPIED_SHARE))
         flight.stall_ms += (time.perf_counter() - began) * 1e3
         self._judge(flight)
-        flight.marks = []
+        flight.is_watched = False
 
     def _compare(self, flight: Flight) -> None:
         """At the end of its window a checked snapshot's tensors must hash to what they did at its begin. What does not
@@ -380,16 +512,22 @@ class Run:
             flight.native.judge(f"{', '.join(torn[:3])} was written before the optimiser's step" if torn else None)
 
     def _written(self, flight: Flight) -> list[str]:
-        """What was written since the boundary, or is elsewhere, by version counters and addresses."""
-        return [
-            item.label
-            for item, version, place in flight.marks
-            if item.tensor._version != version or item.tensor.data_ptr() != place
-        ]
+        """What was written since the boundary, or is elsewhere."""
+        if not flight.is_watched:
+            return []
+        live, written = flight.live, flight.mark.written()
+        versions, places = live.versions(), live.places()
+        if versions == flight.versions and places == flight.places:
+            return written
+        now = zip(live.labels, zip(versions, places), zip(flight.versions, flight.places))
+        return list(dict.fromkeys([*(label for label, found, then in now if found != then), *written]))
 
     def _distrust(self, labels: list[str]) -> None:
         """These are copied at boundaries from now on."""
-        if not labels or self._state is None:
+        if self._state is None:
+            return
+        labels = [label for label in labels if label not in self._state.copied]
+        if not labels:
             return
         self._state.forget_copies(labels)
         self._warn(
@@ -422,69 +560,95 @@ class Run:
         else:
             if said.get("torn"):
                 self._distrust(list(said["torn"]))
-            agent.send(
-                "snapshot_failed", step=flight.step, what=said.get("what", "?"), disk_full=bool(said.get("disk_full"))
-            )
-        flight.over.set()
+            self._fail(flight, said.get("what", "?"), bool(said.get("disk_full")))
 
     def _take_last(self, reason: str, within: float | None) -> None:
-        """Makes the newest completed state durable."""
+        """Makes the newest completed state durable; if the model was written since, the one after another step."""
         until = None if within is None else time.monotonic() + within
 
         def left() -> float | None:
             return None if until is None else max(until - time.monotonic(), 0.0)
 
-        with self._changed:
-            self._changed.wait_for(lambda: (self._open and self._at >= (self._leave_at or 0)) or self._ended, left())
-            flight = self._flight
+        for _ in range(MORE_STEPS):
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: (self._open and self._at >= (self._leave_at or 0)) or self._ended, left()
+                )
+                at, ended = self._at, self._ended
+            why = self._secure(reason, left)
+            if why is None:
+                return
+            if self._flight is None or why != self._flight.failure:
+                self._warn(f"step {self.steps_done} is not saved: {why}")
+            if ended or self._hub is not None or left() == 0.0 or not self._is_written():
+                return
+            if until is None:
+                until = time.monotonic() + STEP_TIMEOUT_S
+            self._decide_end(at + 1)
+
+    def _secure(self, reason: str, left: Callable[[], float | None]) -> str | None:
+        """Makes the last boundary durable, in the seconds that are left. Returns why not, if it is not."""
+        flight = self._flight
         if flight is not None and not flight.over.is_set():
-            flight.begun.wait(left())
-            if flight.native is not None:
-                flight.native.hurry()
-            same = flight.step == self.steps_done
-            if not flight.over.wait(left() if same or until is None else (left() or 0.0) / 2) and not same:
-                if flight.native is not None:
-                    flight.native.cancel()
-                flight.over.wait(left())
+            self._hasten(flight, left)
         if self._saved_step == self.steps_done or self.steps_done == 0:
-            return
+            return None
         if self._is_written():
-            self._warn(f"step {self.steps_done} is not saved: the model was written since, and it is no step's state")
-            return
-        last = self._begin(reason, hurried=True)
-        if last is not None:
-            last.over.wait(left())
+            return "the model was written since, and it is no step's state"
+        last = self._begin(reason, hurried=True, is_flown_here=left() is None)
+        if last is None:
+            return "the step after it was under way" if not self._open else "another snapshot was under way"
+        return last.failure if last.over.wait(left()) else "the time was over"
+
+    def _hasten(self, flight: Flight, left: Callable[[], float | None]) -> None:
+        """Waits for a snapshot that is under way; one of an older step gets half of the time."""
+        flight.begun.wait(left())
+        if flight.native is not None:
+            flight.native.hurry()
+        same, seconds = flight.step == self.steps_done, left()
+        if not flight.over.wait(seconds if same or seconds is None else seconds / 2) and not same:
+            if flight.native is not None:
+                flight.native.cancel()
+            flight.over.wait(left())
 
     # The end.
 
     def _serve(self, agent: Agent) -> None:
         """Obeys the agent, until it says stop or is gone."""
-        save, reason, within = True, "the agent is gone", None
-        while (command := agent.command()) is not None:
-            kind = command.get("command")
-            if kind == "snapshot":
-                self._wanted = command["reason"]
-            elif kind == "configure":
-                self._every_steps = command["every_steps"]
-                self._writer.configure(command["level"], command["encode_threads"])
-            elif kind == "stop":
-                save, reason = command["snapshot"], command["reason"]
-                within = command.get("within_ms")
-                break
+        stop = self._obey(agent)
         at = self._claim_end(0)
         if at is None:
             return
-        self._decide_end(self._hub.agree(at) if self._hub is not None else 0)
         try:
-            if save:
-                self._take_last(reason, None if within is None else within / 1e3)
-        except CkptdError as error:
-            self._warn(f"the last state is not saved: {error}")
-        self._flush_losses(agent)
-        agent.send("done", step=self.steps_done, finished=False)
-        if self._hub is not None:
-            self._hub.over(is_session=True)
-        self._end()
+            self._decide_end(self._hub.agree(at) if self._hub is not None else 0)
+            if stop.get("snapshot", True):
+                within = stop.get("within_ms")
+                self._take_last(stop.get("reason", "the agent is gone"), None if within is None else within / 1e3)
+        except Exception as error:  # noqa: BLE001
+            self._warn(f"the last state is not saved: {type(error).__name__}: {error}")
+        try:
+            self._flush_losses(agent)
+            agent.send("done", step=self.steps_done, finished=False)
+            if self._hub is not None:
+                self._hub.over(is_session=True)
+        finally:
+            self._end()
+
+    def _obey(self, agent: Agent) -> dict[str, Any]:
+        """Does what the agent says. Returns its command to stop; nothing: it is gone, or not understood."""
+        try:
+            while (command := agent.command()) is not None:
+                kind = command.get("command")
+                if kind == "snapshot":
+                    self._wanted = command["reason"]
+                elif kind == "configure":
+                    self._every_steps = command["every_steps"]
+                    self._writer.configure(command["level"], command["encode_threads"])
+                elif kind == "stop":
+                    return command
+        except Exception as error:  # noqa: BLE001
+            self._warn(f"a command of the agent was not understood ({error!r}), and so the session is over")
+        return {}
 
     def _serve_as_member(self, member: RankMember) -> None:
         """Obeys rank 0, until it says that all is over or is gone."""
@@ -514,9 +678,10 @@ class Run:
         self._decide_end(0)
         try:
             self._take_last("a rank is gone", LOSS_TIMEOUT_S)
-        except CkptdError as error:
-            self._warn(f"the last state is not saved: {error}")
-        self._end()
+        except Exception as error:  # noqa: BLE001
+            self._warn(f"the last state is not saved: {type(error).__name__}: {error}")
+        finally:
+            self._end()
 
     def _claim_end(self, exit_code: int) -> int | None:
         """The script is to end, if it is not ending already: with the boundary that it cannot go back behind. Until
@@ -541,16 +706,12 @@ class Run:
         time.sleep(LEAVE_TIMEOUT_S)
         os._exit(self._exit_code)
 
-    def _is_last_boundary(self) -> bool:
-        """Whether the session ends after this step: of several ranks all end after the same."""
-        self._changed.wait_for(lambda: self._leave_at is not None)
-        return self._at >= (self._leave_at or 0)
-
-    def _leave(self) -> None:
-        """The session is over: waits until the state is safe, and ends the script."""
+    def _leave_if_last(self) -> None:
+        """The session is over: waits until the state is safe, and ends the script, unless a step is left to make."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over)
-        raise SystemExit(self._exit_code)
+            self._changed.wait_for(lambda: self._over or (self._leave_at is not None and self._at < self._leave_at))
+            if self._over:
+                raise SystemExit(self._exit_code)
 
     def _finish(self) -> None:
         """At the end of the script."""
@@ -585,11 +746,11 @@ class Run:
             )
             boundary = self._state.boundary(self.steps_done, self._position, self._generators)
             boundary.tokens, self._boundary = self._tokens, boundary
-        self._take_last("final", None)
+        self._secure("final", lambda: None)
 
     def _is_written(self) -> bool:
         """Whether somebody wrote the model since the last boundary."""
-        return self._state is not None and self._boundary is not None and self._boundary.mark != self._state.mark()
+        return self._boundary is not None and bool(self._boundary.mark.written())
 
     def _warn(self, message: str) -> None:
         if self._agent:
@@ -672,3 +833,23 @@ def moments_of(optimizer: torch.optim.Optimizer) -> int:
 
 def tensors_in(state: Any) -> list[torch.Tensor]:
     return [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
+
+
+def whole(name: str, number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise UseRefused(
+            f"{name} is {number!r}, a {type(number).__name__}: give a whole number, int({name})"
+        ) from error
+
+
+def learning_rate(optimizers: list[torch.optim.Optimizer]) -> float:
+    """Of the first optimiser's first group; 0 where it has none."""
+    rate = optimizers[0].param_groups[0].get("lr") if optimizers else None
+    found = 0.0 if rate is None else float(rate)
+    if not math.isfinite(found):
+        raise UseRefused(
+            f"the learning rate of optimizer 0, group 0 is {found}: no training goes on from there; mend its schedule"
+        )
+    return found

@@ -21,6 +21,7 @@ import torch
 from . import _random
 from ._errors import StateChanged, StateRefused
 from ._loader import LoaderPosition
+from ._marks import SAMPLE_BYTES, Mark, Marker
 from ._native import SnapshotFile, SnapshotMismatch, copy_all, hash_all
 from ._ranks import RankPlace, distributed_parts, refuse_what_ranks_divide, settings_of_rank
 from ._tensors import TensorItem, copy_of, empty_like_file, file_form, foreign_type, item_of, plain_tensor
@@ -31,8 +32,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 # Buffers of up to so many bytes are copied at every boundary: a forward pass of BatchNorm writes its running mean and
 # variance, and their version counters do not tell.
 ALWAYS_COPIED = 256 << 10
-# What is held against other ranks of a tensor, at its begin, in its middle and at its end.
-SAMPLE_BYTES = 64
 # Where the settings of a training script begin.
 PREFIX = "python."
 LAYOUT = "1"
@@ -50,7 +49,7 @@ class Boundary:
     loader: dict[str, Any]
     epoch: int
     batch: int
-    mark: int
+    mark: Mark
     tokens: int = 0
 
 
@@ -73,6 +72,22 @@ class Collected:
 
 
 @dataclasses.dataclass
+class LiveTensors:
+    """What a snapshot reads in place."""
+
+    labels: list[str]
+    tensors: list[torch.Tensor]
+    bytes: int
+    held: list[int]  # the optimisers' state by its identities
+
+    def versions(self) -> list[int]:
+        return [tensor._version for tensor in self.tensors]
+
+    def places(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self.tensors]
+
+
+@dataclasses.dataclass
 class Slot:
     """The state of one parameter in an optimiser: what is written of it, and which tensors are read."""
 
@@ -81,6 +96,10 @@ class Slot:
     written: dict[str, Any]
     small: list[tuple[str, torch.Tensor]]
     tensors: list[tuple[str, str, torch.Tensor]]
+
+
+# Role and name of a tensor that is copied at boundaries, and where it is found then.
+Watched = tuple[str, str, Any, str]
 
 
 class TrainingState:
@@ -97,6 +116,7 @@ class TrainingState:
         self._listed: tuple[list[tuple[str, str, torch.Tensor]], dict[str, str]] | None = None
         self._items: dict[tuple[str, str], TensorItem] = {}
         self._slots: dict[tuple[int, int], Slot] = {}
+        self._live: LiveTensors | None = None
         self._names: dict[int, dict[int, str]] = {}
         for index, optimizer in enumerate(optimizers):
             if not isinstance(optimizer, torch.optim.Optimizer):
@@ -108,6 +128,8 @@ class TrainingState:
             if kind_of(value) == "unknown":
                 raise refuse(f"extra[{name!r}]", value)
         refuse_what_ranks_divide(self.ranked, optimizers)
+        for index, optimizer in enumerate(optimizers):
+            refuse_wrapper(index, optimizer)
         self.parameter_names()
         self.watch()
 
@@ -166,6 +188,8 @@ class TrainingState:
             return reference("state", path, tensor)
 
         texts: dict[str, Any] = {}
+        for path, part in self._own_state:
+            texts[path] = write_value(part.get_extra_state(), path, copied)
         for index, scheduler in enumerate(self.schedulers):
             path = f"scheduler.{index}"
             texts[path] = [type(scheduler).__name__, write_value(scheduler.state_dict(), path, copied)]
@@ -215,24 +239,47 @@ class TrainingState:
         kept = [(f"{role} {name}", tensor) for role, name, tensor in unique if role not in skipped]
         return [label for label, _ in kept], [sample(tensor) for _, tensor in kept]
 
-    def mark(self) -> int:
-        """Another one after whatever a version counter tells of a tensor that only the optimiser may write."""
-        return sum(tensor._version for tensor in self._unwritten)
+    def mark(self) -> Mark:
+        """Of the tensors that only the optimisers may write, as they are now."""
+        return self._marker.mark()
 
     def watch(self) -> None:
         """Lists anew what is copied at boundaries (buffers, and what is written without a word), and what is not."""
-        self._unwritten = [
-            tensor for role, name, tensor in self.tensors() if role != "buffer" and f"{role} {name}" not in self.copied
-        ]
-        self._watched = [
-            (role, prefix + (f"{path}." if path else "") + key, held, key)
-            for prefix, module in self.modules.items()
-            for path, part in module.named_modules()
-            for role, held in (("buffer", part._buffers), ("param", part._parameters))
-            for key in held
-            if held[key] is not None
-            and (role == "buffer" or f"param {prefix}{path + '.' if path else ''}{key}" in self.copied)
-        ]
+        self._watched = [*self.watched_of_modules(), *self.watched_of_extra()]
+        copied = {f"{role} {name}" for role, name, _, _ in self._watched}
+        named = ((f"{role} {name}", plain_tensor(tensor, f"{role} {name}")) for role, name, tensor in self.tensors())
+        self._live = None
+        self._own_state = list(self.parts_with_own_state())
+        self._marker = Marker([(label, tensor) for label, tensor in named if label not in copied])
+
+    def parts_with_own_state(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """The modules that have more to say than their tensors, and how that is called."""
+        extra = {f"extra.{k}.": unwrapped(v) for k, v in self.extra.items() if isinstance(v, torch.nn.Module)}
+        for prefix, module in [*self.modules.items(), *extra.items()]:
+            for path, part in module.named_modules():
+                if type(part).get_extra_state is not torch.nn.Module.get_extra_state:
+                    yield f"module.{prefix}{path}.get_extra_state()", part
+
+    def watched_of_modules(self) -> Iterator[Watched]:
+        for prefix, module in self.modules.items():
+            yield from self.watched_of(module, prefix, "param", "buffer")
+
+    def watched_of_extra(self) -> Iterator[Watched]:
+        for key, value in self.extra.items():
+            if isinstance(value, torch.nn.Module):
+                yield from self.watched_of(unwrapped(value), f"extra.{key}.", "state", "state")
+            elif f"state extra.{key}" in self.copied:
+                yield "state", f"extra.{key}", self.extra, key
+
+    def watched_of(self, module: torch.nn.Module, prefix: str, param: str, buffer: str) -> Iterator[Watched]:
+        for path, part in module.named_modules():
+            start = f"{prefix}{path}." if path else prefix
+            yield from (
+                (buffer, start + key, part._buffers, key) for key, held in part._buffers.items() if held is not None
+            )
+            for key in part._parameters:
+                if f"{param} {start}{key}" in self.copied:
+                    yield param, start + key, part._parameters, key
 
     def copy_buffers(self) -> dict[str, TensorItem]:
         """Copies of what a forward pass may write, where that has changed since the last copy."""
@@ -243,6 +290,8 @@ class TrainingState:
                 continue
             label = f"{role} {name}"
             known = self._buffers.get(label)
+            if known is None or known[2].tensor is not tensor:
+                plain_tensor(tensor, label)
             mark = (tensor.data_ptr(), tensor._version)
             # The tensor that was copied is held, so that no other one can have its address.
             small = tensor.numel() * tensor.element_size() <= ALWAYS_COPIED
@@ -300,16 +349,52 @@ class TrainingState:
             if path != copy.label:
                 add(copy)
         written = [self.optimizer_state(index, add, items) for index in range(len(self.optimizers))]
-        return Collected(boundary, list(items.values()), self._listed, written)
+        collected = Collected(boundary, list(items.values()), self._listed, written)
+        self._live = self.live_of(collected) if self.is_read_later(collected) else None
+        return collected
+
+    def live_of(self, collected: Collected) -> LiveTensors:
+        live = [item for item in collected.items if item.live]
+        length = sum(address(item.memory)[1] for item in live)
+        return LiveTensors([item.label for item in live], [item.tensor for item in live], length, self.held())
+
+    def held(self) -> list[int]:
+        """Identities of all that the optimisers' state has."""
+        states = (optimizer.state for optimizer in self.optimizers)
+        slots = (slot for state in states for slot in state.items())
+        return [found for parameter, values in slots for found in (id(parameter), *map(id, values.values()))]
+
+    def is_read_later(self, collected: Collected) -> bool:
+        """Whether nothing but version counters and places need be noted at a boundary like this one: all else stays as
+        it is until the optimisers' next step."""
+        copies = {id(item) for item in collected.boundary.copies.values()}
+        is_known = all(slot.ids or not slot.values for slot in self._slots.values())
+        return is_known and all(item.live or id(item) in copies for item in collected.items)
+
+    def live_as_before(self) -> LiveTensors | None:
+        """What the last snapshot read in place, if this one reads the same."""
+        return self._live if self._live is not None and self._live.held == self.held() else None
+
+    def collect_later(self, boundary: Boundary, live: LiveTensors, places: list[int]) -> Collected:
+        """The same as `collect`, on any thread and before the optimisers' next step. Raises StateChanged where that is
+        not what was read in place before."""
+        collected = self.collect(boundary)
+        items = [item for item in collected.items if item.live]
+        if [id(item.tensor) for item in items] != [id(tensor) for tensor in live.tensors] or places != [
+            item.memory.data_ptr() for item in items
+        ]:
+            self._live = None
+            raise changed()
+        return collected
 
     def describe(self, collected: Collected, threads: int) -> Capture:
         """The same with its texts; on any thread. Raises StateRefused where the model has other tensors by now."""
         boundary, (unique, aliases) = collected.boundary, collected.listed
         now, aliases_now = self.unique_tensors()
-        if aliases != aliases_now or [(*key, id(t)) for *key, t in unique] != [(*key, id(t)) for *key, t in now]:
+        if aliases != aliases_now or identities(unique, boundary) != identities(now, boundary):
             self._listed = None
             self.watch()
-            raise StateChanged("the model has other tensors than at the last snapshot; the next one will have them")
+            raise changed()
         settings = {f"{PREFIX}{path}": text_of(written) for path, written in boundary.texts.items()}
         for index, (optimizer, state) in enumerate(zip(self.optimizers, collected.optimizers)):
             names = self.parameter_names()[index]
@@ -454,6 +539,10 @@ class Restore:
                 if f"extra.{key}" not in self.settings:
                     raise SnapshotMismatch(f"the snapshot has no extra {key!r}")
                 loaded.append(self.loading(functools.partial(put_extra, value), self.settings[f"extra.{key}"]))
+        for path, part in state.parts_with_own_state():
+            if path not in self.settings:
+                raise SnapshotMismatch(f"the snapshot has no {path}")
+            loaded.append(self.loading(part.set_extra_state, self.settings[path]))
         self.settings["loader"]["inner"] = self.read(self.settings["loader"].get("inner"))
         if self.left:
             role, name = next(iter(self.left))
@@ -545,6 +634,15 @@ class Restore:
             for tensor, memory, live in later:
                 if not live:
                     tensor.copy_(memory)
+
+
+def changed() -> StateChanged:
+    return StateChanged("the model has other tensors than at the last snapshot; the next one will have them")
+
+
+def identities(unique: list[tuple[str, str, torch.Tensor]], boundary: Boundary) -> list[tuple[str, str, int]]:
+    """What tensors there are. One that was copied may be another one by now, under the same name."""
+    return [(role, name, 0 if f"{role} {name}" in boundary.copies else id(tensor)) for role, name, tensor in unique]
 
 
 def address(memory: torch.Tensor) -> tuple[int, int]:
@@ -655,6 +753,16 @@ def put_extra(value: Any, read: Any) -> None:
 
 def refuse_parameter(path: str) -> StateRefused:
     return StateRefused(f"{path} is no parameter of the model, nor of a module or tensor in extra: name it there")
+
+
+def refuse_wrapper(index: int, optimizer: torch.optim.Optimizer) -> None:
+    """One that leaves the update to another one, whose state it does not have."""
+    for name, value in vars(optimizer).items():
+        if isinstance(value, torch.optim.Optimizer):
+            raise StateRefused(
+                f"optimizer {index} is a {type(optimizer).__name__} around a {type(value).__name__}, whose state it does "
+                f"not have: give the inner one (optimizer=optimizer.{name}); what the outer one keeps belongs into extra"
+            )
 
 
 def refuse_twice(label: str) -> StateRefused:

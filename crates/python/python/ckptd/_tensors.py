@@ -72,6 +72,10 @@ def plain_tensor(tensor: torch.Tensor, path: str) -> torch.Tensor:
         what = f"is of {tensor.dtype}"
     elif tensor.is_nested:
         what = "is nested"
+    elif tensor.is_inference():
+        what = "was made under torch.inference_mode() (not torch.no_grad()), and does not tell of writes"
+    elif 0 in tensor.stride() and any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride())):
+        what = "is expanded: several of its elements are one in memory (give each its own: .clone())"
     if what:
         raise TensorRefused(f"{path} {what}, which ckptd cannot save")
     return tensor

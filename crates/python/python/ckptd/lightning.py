@@ -21,6 +21,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from . import _attach, _run
+from ._agent import told
+from ._errors import UseRefused
 from ._native import CkptdError
 from ._values import read_value
 
@@ -55,7 +57,12 @@ class Callback(Checkpoint):
         return str(path)
 
     def loader(self, loader: Any) -> Loader:
-        """`loader`, as one that goes on in the middle of an epoch."""
+        """`loader`, as one that goes on in the middle of an epoch. It needs a length: of another one Lightning draws a
+        batch ahead of each step, and before the training has begun."""
+        agent = _attach.connect()
+        if agent is not None:
+            with told(agent):
+                refuse_without_length(loader)
         return Loader(self, loader)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -78,7 +85,7 @@ class Callback(Checkpoint):
             extra["scaler"] = scaler
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._run = _attach.attach(pl_module, list(trainer.optimizers), schedulers, None, extra)
-        if bool(self._run.steps_done) != bool(trainer.global_step):
+        if _attach.connect() is not None and bool(self._run.steps_done) != bool(trainer.global_step):
             raise CkptdError(
                 f"the snapshot is of step {self._run.steps_done}, and Lightning begins at step {trainer.global_step}; "
                 "write trainer.fit(model, run.loader(loader), ckpt_path=run.checkpoint())"
@@ -155,3 +162,12 @@ class LightningParts:
 
     def load_state_dict(self, read: dict[str, Any]) -> None:
         """Lightning has read them from its file."""
+
+
+def refuse_without_length(loader: Any) -> None:
+    try:
+        len(loader)
+    except (TypeError, NotImplementedError) as error:
+        raise UseRefused(
+            f"the loader has no length ({error}), and so its place is in no snapshot: give its data set a __len__"
+        ) from error

@@ -76,7 +76,7 @@ class Callback(TrainerCallback):
         if trainer.accelerator.scaler is not None:
             extra["scaler"] = trainer.accelerator.scaler
         self._run = _attach.attach(trainer.model, trainer.optimizer, trainer.lr_scheduler, None, extra)
-        if self._run.steps_done != state.global_step:
+        if _attach.connect() is not None and self._run.steps_done != state.global_step:
             raise CkptdError(
                 f"the snapshot is of step {self._run.steps_done}, and the Trainer begins at step {state.global_step}; "
                 "write trainer.train(resume_from_checkpoint=run.checkpoint())"
