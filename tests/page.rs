@@ -31,10 +31,10 @@ struct Browser {
 impl Browser {
     /// `None` where it is not installed.
     fn start() -> Option<Browser> {
-        let driver = servers::chromedriver()?;
+        let (driver, browser) = servers::chromedriver()?;
         let arguments =
             ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"];
-        let options = json!({ "args": arguments });
+        let options = json!({ "binary": browser, "args": arguments });
         let wanted = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": options } } });
         let mut browser = Browser { driver, session: String::new() };
         let made = browser.post("/session", &wanted);

@@ -154,16 +154,19 @@ pub fn promtool() -> Option<PathBuf> {
     found("promtool", "prometheus/usr/bin/promtool", "apt-get install prometheus")
 }
 
-/// What drives Chromium; none where one of the two is not installed.
-pub fn chromedriver() -> Option<Program> {
+/// What drives Chromium, and which Chromium: without windows, or the whole of it. None where one of the two is not
+/// installed.
+pub fn chromedriver() -> Option<(Program, PathBuf)> {
     let install = "apt-get install chromium chromium-driver";
-    found("chromium", "chromium/usr/bin/chromium", install)?;
+    let browser = in_path("chromium-headless-shell");
+    let browser = browser.or_else(|| found("chromium", "chromium/usr/bin/chromium", install))?;
     let program = found("chromedriver", "chromium/usr/bin/chromedriver", install)?;
-    Some(start(|port| {
+    let driver = start(|port| {
         let mut command = Command::new(&program);
         command.arg(format!("--port={port}"));
         command
-    }))
+    });
+    Some((driver, browser))
 }
 
 /// Starts what `command` makes for a port, and waits until it listens there.
