@@ -31,7 +31,7 @@ fn compile_kernels(include: &Path) {
     over_libtorch(include)
         .flag("-fopenmp")
         .flag("-ffp-contract=off")
-        .files(["kernels/generator.cc", "kernels/layer_norm.cc"])
+        .files(["kernels/guard.cc", "kernels/generator.cc", "kernels/layer_norm.cc"])
         .compile("ckptd_kernels");
 }
 
@@ -60,5 +60,5 @@ fn compile_c10d(include: &Path) {
         line.unwrap_or("0").trim().to_owned()
     };
     println!("cargo:rustc-env=CKPTD_C10D_HEADERS={}.{}.{}", number("MAJOR"), number("MINOR"), number("PATCH"));
-    over_libtorch(include).include("c10d/include").file("c10d/shim.cc").compile("ckptd_c10d");
+    over_libtorch(include).include("c10d/include").include("kernels").file("c10d/shim.cc").compile("ckptd_c10d");
 }

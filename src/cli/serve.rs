@@ -48,7 +48,7 @@ pub(super) fn execute(args: &ServeArgs) -> Result<u8> {
         Some(path) => Some(token::of_file(path)?),
         None => Some(RunId::random()?.to_string()),
     };
-    let jobs = args.targets.iter().map(|path| served(path)).collect::<Result<Vec<ServedJob>>>()?;
+    let jobs = served(&args.targets)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::Other(format!("waiting for signals: {e}")))?;
     let board = JobBoard::start(jobs)?;
@@ -70,12 +70,21 @@ pub(super) fn execute(args: &ServeArgs) -> Result<u8> {
     Ok(exit_code::DONE)
 }
 
-fn served(path: &Path) -> Result<ServedJob> {
-    let target = CommandTarget::open(path)?;
-    let name = target.name();
-    let (path, shown) = (path.to_path_buf(), name.clone());
-    let look = move || Some(look(&path).unwrap_or_else(|error| view::unreadable(&shown, error.to_string())));
-    Ok(ServedJob { name, store: target.store, look: Box::new(look) })
+/// Each under a name of its own.
+fn served(paths: &[PathBuf]) -> Result<Vec<ServedJob>> {
+    let targets = paths.iter().map(|path| CommandTarget::open(path)).collect::<Result<Vec<_>>>()?;
+    let names: Vec<String> = targets.iter().map(CommandTarget::name).collect();
+    let served = paths.iter().zip(targets).zip(&names).map(|((path, target), name)| {
+        let is_taken = names.iter().filter(|other| *other == name).count() > 1;
+        let name = if is_taken { format!("{name} ({})", target.store.path().display()) } else { name.clone() };
+        let (path, shown) = (path.clone(), name.clone());
+        let look = move || {
+            let seen = look(&path).unwrap_or_else(|error| view::unreadable(&shown, error.to_string()));
+            Some(JobView { name: shown.clone(), ..seen })
+        };
+        ServedJob { name, store: target.store, look: Box::new(look) }
+    });
+    Ok(served.collect())
 }
 
 /// What is known of a job now, of its daemon or of its files.

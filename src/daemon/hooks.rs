@@ -1,7 +1,8 @@
 //! The hooks: one thread that runs the user's programs, one after the other, each with a JSON object on its stdin.
 //!
 //! Invariant: nobody waits for a program but the end of a session, in the time that is left then. None is started while
-//! the last snapshot of a session is on its way. No program takes the time of the word on the session. A program that runs for too long is ended, with all that it started.
+//! the last snapshot of a session is on its way. No program takes the time of the word on the session.
+//! A program that runs for too long is ended, with all that it started.
 //! What fails is told, and changes nothing. Deliberately not here: when a program is told (training/job).
 
 use std::collections::VecDeque;
@@ -77,19 +78,16 @@ impl HookQueue {
     fn next(&self) -> Option<HookCall> {
         let mut state = self.lock();
         loop {
-            match (state.is_held, state.end) {
-                (_, Some(end)) if Instant::now() >= end.all => return None,
+            if state.end.is_some_and(|end| Instant::now() >= end.all) {
+                return None;
+            }
+            if !state.is_held || state.end.is_some() {
                 // What says how the session ended goes before what happened in it.
-                (_, Some(_)) => {
-                    let last = state.calls.iter().position(|call| call.moment.is_last());
-                    return last.and_then(|at| state.calls.remove(at)).or_else(|| state.calls.pop_front());
+                let last = state.calls.iter().position(|call| call.moment.is_last());
+                let next = last.and_then(|at| state.calls.remove(at)).or_else(|| state.calls.pop_front());
+                if next.is_some() || state.end.is_some() {
+                    return next;
                 }
-                (false, None) => {
-                    if let Some(call) = state.calls.pop_front() {
-                        return Some(call);
-                    }
-                }
-                (true, None) => {}
             }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -144,8 +142,8 @@ impl HookRunner {
         }
     }
 
-    /// Runs what is left, for at most `limit`. A program that runs already has half of it, where the word on the session
-    /// waits.
+    /// Runs what is left, for at most `limit`. A program that runs already has half of it, where the word on the
+    /// session waits.
     pub fn finish(&self, limit: Duration) {
         let now = Instant::now();
         self.shared.lock().end = Some(EndOfSession { all: now + limit, others: now + limit / 2 });
@@ -196,11 +194,7 @@ fn run(call: &HookCall, timeout: Duration, queue: &HookQueue) -> std::result::Re
 }
 
 /// How it ended; `None`: it is not over by `longest`, or `sooner`, which may come meanwhile.
-fn wait(
-    child: &mut Child,
-    longest: Instant,
-    sooner: impl Fn() -> Option<Instant>,
-) -> Option<std::process::ExitStatus> {
+fn wait(child: &mut Child, longest: Instant, sooner: impl Fn() -> Option<Instant>) -> Option<std::process::ExitStatus> {
     loop {
         if let Ok(Some(status)) = child.try_wait() {
             return Some(status);

@@ -16,6 +16,7 @@ mod messages;
 pub mod opening;
 mod outlets;
 pub mod progress;
+mod progress_words;
 pub mod remote;
 pub mod replication;
 pub mod restarts;

@@ -326,14 +326,14 @@ impl TrainingDaemon<'_> {
     fn spawn(&mut self) -> Result<JobEvent> {
         let script = &self.job.config().worker.script;
         if !script.is_empty() {
-            let worker = WorkerProcess::spawn_script(script, self.helpers.lock.file(), self.inputs.clone())?;
+            let worker = WorkerProcess::spawn_script(script, self.inputs.clone())?;
             let pid = worker.pid;
             self.worker = Some(worker);
             return Ok(JobEvent::Started { pid, ranks: 1 });
         }
         let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let launch = launch::worker_launch(self.job.config(), self.job.recorded_threads(), &environment)?;
-        let worker = WorkerProcess::spawn(&launch, self.inputs.clone())?;
+        let worker = WorkerProcess::spawn(&launch, self.helpers.lock.file(), self.inputs.clone())?;
         let (pid, ranks) = (worker.pid, launch.ranks);
         self.worker = Some(worker);
         Ok(JobEvent::Started { pid, ranks })
@@ -360,6 +360,8 @@ impl TrainingDaemon<'_> {
         let left = self.job.time_to_leave(ClockReading::now());
         let wait = if self.job.is_settled() { VERIFIER_TIMEOUT.min(left) } else { Duration::ZERO };
         self.helpers.verifier.finish(wait);
+        // What is to be told of the session need not wait for its upload.
+        self.outlets.hold_hooks(false);
         self.finish_replication(inbox).await;
         let job = &self.job;
         self.outlets.finish(|| job.time_to_leave(ClockReading::now()));

@@ -51,8 +51,12 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts what `launch` says; what it says and its exit go to `inputs`.
-    pub fn spawn(launch: &WorkerLaunch, inputs: InboxSender<JobEvent>) -> Result<WorkerProcess> {
+    /// Starts what `launch` says, which inherits `lock`, the store's; what it says and its exit go to `inputs`.
+    pub fn spawn(
+        launch: &WorkerLaunch,
+        lock: Option<BorrowedFd<'_>>,
+        inputs: InboxSender<JobEvent>,
+    ) -> Result<WorkerProcess> {
         let Some((program, arguments)) = launch.command.split_first() else {
             return Err(Error::Config("[worker] command is empty".into()));
         };
@@ -68,7 +72,7 @@ impl WorkerProcess {
         }
         process.envs(launch.given.iter().map(|(name, value)| (name, value)));
         process.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        shield_from_signals(&mut process, None);
+        shield_from_signals(&mut process, lock.map(|lock| lock.as_raw_fd()));
         settle_environment(&mut process);
         let mut child = process
             .spawn()
@@ -83,17 +87,12 @@ impl WorkerProcess {
         Ok(WorkerProcess { pid, commands, orders, watcher })
     }
 
-    /// Starts a training script, which has its stdin, stdout and stderr to itself and speaks over a socket. It does not
-    /// inherit `lock`, the store's.
-    pub fn spawn_script(
-        script: &[String],
-        lock: Option<BorrowedFd<'_>>,
-        inputs: InboxSender<JobEvent>,
-    ) -> Result<WorkerProcess> {
+    /// Starts a training script, which has its stdin, stdout and stderr to itself and speaks over a socket.
+    pub fn spawn_script(script: &[String], inputs: InboxSender<JobEvent>) -> Result<WorkerProcess> {
         let socket = ScriptSocket::bind()?;
         let mut process = tokio::process::Command::new(&script[0]);
         process.args(&script[1..]).env(SOCKET_VARIABLE, socket.path()).stdin(script_stdin());
-        shield_from_signals(&mut process, lock.map(|lock| lock.as_raw_fd()));
+        shield_from_signals(&mut process, None);
         settle_environment(&mut process);
         let child = process
             .spawn()
@@ -130,13 +129,13 @@ impl WorkerProcess {
 
 /// Ctrl-C in a terminal, and what Slurm or a service manager send to every process of a job, is for the daemon, which
 /// ends the worker in good order. A worker may still install handlers of its own.
-/// `closed` is a file that the worker does not inherit.
-fn shield_from_signals(process: &mut tokio::process::Command, closed: Option<RawFd>) {
+/// `left_open` is a file that the worker inherits.
+fn shield_from_signals(process: &mut tokio::process::Command, left_open: Option<RawFd>) {
     process.process_group(0);
     let ignore = move || {
-        if let Some(file) = closed {
+        if let Some(file) = left_open {
             // SAFETY: fcntl(2) is async-signal-safe, and changes nothing but this process's copy of the descriptor.
-            unsafe { libc::fcntl(file, libc::F_SETFD, libc::FD_CLOEXEC) };
+            unsafe { libc::fcntl(file, libc::F_SETFD, 0) };
         }
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2] {
             // SAFETY: signal(2) is async-signal-safe, and SIG_IGN is no handler that could run.

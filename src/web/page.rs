@@ -19,13 +19,16 @@ use ckptd_page::server::PageServer;
 
 /// What is served of a job, for as long as this lives.
 pub struct JobPage {
-    _file: Option<MetricsFile>,
-    _server: Option<PageServer>,
+    file: Option<MetricsFile>,
+    server: Option<PageServer>,
     board: JobBoard,
 }
 
 impl Drop for JobPage {
     fn drop(&mut self) {
+        // The file still says how the session ended.
+        self.file = None;
+        self.server = None;
         self.board.close();
     }
 }
@@ -34,7 +37,7 @@ impl JobPage {
     /// Serves what `[status]` of `config` asks for. `None`: nothing.
     ///
     /// # Errors
-    /// Where the token's file cannot be taken.
+    /// Where the user's file of a token cannot be taken.
     pub fn start<E: Send + 'static>(
         config: &Config,
         store: &Store,
@@ -45,15 +48,22 @@ impl JobPage {
         if status.http.is_none() && status.metrics_file.is_none() {
             return Ok(None);
         }
-        let token = match &status.http_token_file {
-            _ if status.http.is_none() || status.http_open => None,
-            Some(path) => Some(token::of_file(path)?),
-            None => Some(store.page_token(lock)?),
-        };
         let board = JobBoard::start(vec![served(config, store, inputs)?])?;
-        let server = status.http.and_then(|address| serve(address, status, token.as_deref(), &board));
+        let token = match &status.http_token_file {
+            _ if status.http.is_none() || status.http_open => Ok(None),
+            Some(path) => Ok(Some(token::of_file(path)?)),
+            None => store.page_token(lock).map(Some),
+        };
+        let server = match (token, status.http) {
+            (Ok(token), Some(address)) => serve(address, status, token.as_deref(), &board),
+            (Ok(_), None) => None,
+            (Err(error), _) => {
+                warn!("there is no page: {error}; the training goes on without");
+                None
+            }
+        };
         let file = status.metrics_file.clone().map(|path| MetricsFile::start(path, board.clone())).transpose()?;
-        Ok(Some(JobPage { _file: file, _server: server, board }))
+        Ok(Some(JobPage { file, server, board }))
     }
 }
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use ckptd_core::error::{Error, Result};
+use ckptd_core::store::records::{MIN_PAGE_TOKEN, page_token};
 use ckptd_interop::mapped::read_small;
-use ckptd_page::access::MIN_TOKEN;
 
 const MAX_BYTES: u64 = 4096;
 
@@ -19,12 +19,8 @@ pub fn of_file(path: &Path) -> Result<String> {
         return Err(refuse(format!("others may read it; chmod 600 {}", path.display())));
     }
     let bytes = read_small(path, MAX_BYTES).map_err(|e| refuse(e.to_string()))?;
-    let token = String::from_utf8(bytes).map_err(|_| refuse("it is no text".into()))?.trim().to_owned();
-    let is_plain = token.chars().all(|c| c.is_ascii_graphic());
-    if token.len() < MIN_TOKEN || !is_plain {
-        let what =
-            format!("a token is at least {MIN_TOKEN} characters without spaces; `openssl rand -hex 16` makes one");
-        return Err(refuse(what));
-    }
-    Ok(token)
+    page_token(&bytes).ok_or_else(|| {
+        let least = MIN_PAGE_TOKEN;
+        refuse(format!("a token is at least {least} characters without spaces; `openssl rand -hex 16` makes one"))
+    })
 }

@@ -13,7 +13,7 @@ use ckptd_core::error::Result;
 use ckptd_core::ids::SnapshotId;
 use ckptd_core::store::{QuarantinedFile, RetentionPolicy, SnapshotEntry, SnapshotState, Store, layout};
 use ckptd_page::view::{
-    JobView, MachineView, PlanView, RemoteView, SavedStep, SessionRow, SnapshotCountView, SnapshotRow,
+    JobView, MachineView, PlanView, RemoteView, SavedStep, SessionRow, SnapshotCountView, SnapshotRow, StoredView,
 };
 
 /// Snapshots that are listed.
@@ -26,9 +26,9 @@ pub fn view(report: &StatusReport, config: Option<&Config>, store: &Store) -> Jo
     let remote_problem = report.remote.as_ref().and_then(|remote| remote.problem.as_ref());
     problems.extend(remote_problem.map(|problem| format!("not replicated for now: {problem}")));
     let retention = config.map_or_else(RetentionPolicy::default, |config| config.retention.clone());
-    let (snapshots, last_verified) = snapshots(store, &retention, now).unwrap_or_else(|error| {
+    let StoredSnapshots { rows, last_verified, stored } = snapshots(store, &retention, now).unwrap_or_else(|error| {
         problems.push(format!("the snapshots cannot be listed: {error}"));
-        (Vec::new(), None)
+        StoredSnapshots::default()
     });
     let is_live = report.daemon.pid.is_some();
     JobView {
@@ -57,7 +57,8 @@ pub fn view(report: &StatusReport, config: Option<&Config>, store: &Store) -> Jo
             failed: report.snapshots.failed,
             quarantined: report.snapshots.quarantined,
         },
-        snapshots,
+        snapshots: rows,
+        stored,
         sessions: sessions(report),
     }
 }
@@ -112,12 +113,17 @@ fn sessions(report: &StatusReport) -> Vec<SessionRow> {
     report.history.latest.iter().enumerate().map(row).collect()
 }
 
-/// The newest snapshots, those in quarantine, and the newest that a resume can count on.
-fn snapshots(
-    store: &Store,
-    retention: &RetentionPolicy,
-    now: Timestamp,
-) -> Result<(Vec<SnapshotRow>, Option<SavedStep>)> {
+/// What a store holds.
+#[derive(Default)]
+struct StoredSnapshots {
+    /// The newest ones, and those in quarantine.
+    rows: Vec<SnapshotRow>,
+    /// The newest that a resume can count on.
+    last_verified: Option<SavedStep>,
+    stored: StoredView,
+}
+
+fn snapshots(store: &Store, retention: &RetentionPolicy, now: Timestamp) -> Result<StoredSnapshots> {
     let plan = store.plan(retention, now)?;
     let mut reasons: HashMap<SnapshotId, Vec<String>> =
         plan.verdicts().iter().filter(|v| v.keeps()).map(|v| (v.id.clone(), v.texts())).collect();
@@ -127,10 +133,13 @@ fn snapshots(
         let manifest = entry.manifest.as_ref()?;
         Some(SavedStep { step: entry.step(), at_ms: manifest.created_at.as_millisecond() })
     });
+    let quarantined = store.quarantined()?;
+    let bytes = entries.iter().map(|entry| entry.bytes).chain(quarantined.iter().map(|file| file.bytes));
+    let stored = StoredView { snapshots: entries.len() as u64, bytes: bytes.sum() };
     let rows = entries.iter().take(LISTED).map(|entry| of_entry(entry, reasons.remove(&entry.id).unwrap_or_default()));
     let mut rows: Vec<SnapshotRow> = rows.collect();
-    rows.extend(store.quarantined()?.into_iter().take(LISTED).map(of_quarantined));
-    Ok((rows, saved))
+    rows.extend(quarantined.into_iter().take(LISTED).map(of_quarantined));
+    Ok(StoredSnapshots { rows, last_verified: saved, stored })
 }
 
 fn of_entry(entry: &SnapshotEntry, kept_because: Vec<String>) -> SnapshotRow {

@@ -93,6 +93,19 @@ fn a_program_that_hangs_fails_or_is_not_there_delays_neither_snapshot_nor_end() 
     assert!(wrong.code == Some(78) && wrong.log.contains("verified"), "{}", wrong.log);
 }
 
+/// What such a program leaves behind must not keep the store locked.
+#[test]
+fn a_program_is_given_nothing_of_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = folder.path().join("open");
+    let list = format!("readlink /proc/self/fd/* > {}", open.display());
+    let job = AgentJob::new(20, &format!("[hooks]\non = {{ finished = [\"sh\", \"-c\", {list:?}] }}"));
+    assert_eq!(job.run().code, Some(0));
+    let open = std::fs::read_to_string(open).unwrap();
+    let store = job.store().canonicalize().unwrap();
+    assert!(!open.is_empty() && !open.contains(store.to_str().unwrap()), "{open}");
+}
+
 #[test]
 fn no_program_is_started_while_the_last_snapshot_is_on_its_way() {
     let folder = tempfile::tempdir().unwrap();

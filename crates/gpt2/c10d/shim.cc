@@ -1,8 +1,8 @@
 // The few calls of c10d that the ranks of a training need, as C functions: a process group of gloo whose store is the
 // caller's, sends and receives of float32, and waiting for them.
 //
-// Invariant: no exception leaves; its text is what ckptd_c10d_error returns on the same thread. A group is never
-// destroyed: its destructor may wait for peers that are gone, and the process ends with the training anyway.
+// Invariant: no exception leaves (guard.h). A group is never destroyed: its destructor may wait for peers that are
+// gone, and the process ends with the training anyway.
 
 #define USE_C10D_GLOO 1
 
@@ -10,9 +10,10 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include <cstdint>
-#include <exception>
 #include <string>
 #include <vector>
+
+#include "guard.h"
 
 extern "C" {
 // What the caller's store does. `get` waits, appends the value to `sink` by ckptd_c10d_fill, and returns 0; anything
@@ -25,8 +26,6 @@ struct CkptdStoreCalls {
 }
 
 namespace {
-
-thread_local std::string last_error;
 
 class CallerStore : public c10d::Store {
  public:
@@ -90,21 +89,6 @@ struct Transfer {
   c10::intrusive_ptr<c10d::Work> work;
 };
 
-// What `body` returns, or `failed` after an exception.
-template <typename T, typename Body>
-T guarded(T failed, Body body) noexcept {
-  try {
-    return body();
-  } catch (const c10::Error& e) {
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "an exception of an unknown type";
-  }
-  return failed;
-}
-
 at::Tensor floats(float* values, size_t count) {
   return at::from_blob(values, {static_cast<int64_t>(count)}, at::TensorOptions().dtype(at::kFloat));
 }
@@ -113,13 +97,9 @@ at::Tensor floats(float* values, size_t count) {
 
 extern "C" {
 
-const char* ckptd_c10d_error() {
-  return last_error.c_str();
-}
-
 // How libtorch was built, and which of its kernels it takes on this processor.
 const char* ckptd_c10d_libtorch() {
-  static const std::string config = guarded<std::string>("", [] { return at::show_config(); });
+  static const std::string config = ckptd::guarded<std::string>("", [] { return at::show_config(); });
   return config.c_str();
 }
 
@@ -130,7 +110,7 @@ void ckptd_c10d_fill(void* sink, const uint8_t* value, size_t size) {
 
 // Connects `size` ranks with one another, listening at `address` alone; null after a failure.
 void* ckptd_c10d_connect(const CkptdStoreCalls* calls, int rank, int size, const char* address, uint64_t timeout_ms) {
-  return guarded<void*>(nullptr, [&]() -> void* {
+  return ckptd::guarded<void*>(nullptr, [&] {
     const std::chrono::milliseconds timeout(timeout_ms);
     auto options = c10d::ProcessGroupGloo::Options::create(timeout);
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
@@ -142,7 +122,7 @@ void* ckptd_c10d_connect(const CkptdStoreCalls* calls, int rank, int size, const
 
 // Begins to send; the values must stay as they are until the transfer has ended. Null after a failure.
 void* ckptd_c10d_send(void* group, const float* values, size_t count, int peer, int tag) {
-  return guarded<void*>(nullptr, [&]() -> void* {
+  return ckptd::guarded<void*>(nullptr, [&] {
     std::vector<at::Tensor> tensors{floats(const_cast<float*>(values), count)};
     return new Transfer{static_cast<Group*>(group)->gloo->send(tensors, peer, tag)};
   });
@@ -150,7 +130,7 @@ void* ckptd_c10d_send(void* group, const float* values, size_t count, int peer, 
 
 // Begins to receive into `values`, which nobody else may touch until the transfer has ended. Null after a failure.
 void* ckptd_c10d_receive(void* group, float* values, size_t count, int peer, int tag) {
-  return guarded<void*>(nullptr, [&]() -> void* {
+  return ckptd::guarded<void*>(nullptr, [&] {
     std::vector<at::Tensor> tensors{floats(values, count)};
     return new Transfer{static_cast<Group*>(group)->gloo->recv(tensors, peer, tag)};
   });
@@ -158,14 +138,14 @@ void* ckptd_c10d_receive(void* group, float* values, size_t count, int peer, int
 
 // Waits for a transfer: 0 when it is complete, 1 after a failure or when the time is over.
 int ckptd_c10d_wait(void* transfer, uint64_t timeout_ms) {
-  return guarded<int>(1, [&] {
+  return ckptd::guarded<int>(1, [&] {
     return static_cast<Transfer*>(transfer)->work->wait(std::chrono::milliseconds(timeout_ms)) ? 0 : 1;
   });
 }
 
 // Ends a transfer, complete or not: its memory is not used any more.
 void ckptd_c10d_end(void* transfer) {
-  guarded<int>(1, [&] {
+  ckptd::guarded<int>(1, [&] {
     delete static_cast<Transfer*>(transfer);
     return 0;
   });

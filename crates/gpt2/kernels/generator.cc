@@ -21,13 +21,9 @@ at::Generator generator_of(int8_t device_type, int8_t index) {
 
 extern "C" {
 
-const char* ckptd_kernel_error() {
-  return ckptd::last_error.c_str();
-}
-
 // Its state as a new tensor in host memory; null after a failure. The device as c10 numbers it, -1: the only one.
 void* ckptd_generator_state(int8_t device_type, int8_t index) {
-  return ckptd::guarded([&] {
+  return ckptd::guarded<void*>(nullptr, [&] {
     auto generator = generator_of(device_type, index);
     std::lock_guard<std::mutex> lock(generator.mutex());
     return new at::Tensor(generator.get_state());
@@ -36,7 +32,7 @@ void* ckptd_generator_state(int8_t device_type, int8_t index) {
 
 // Puts it into a state that it had. Returns the state; null after a failure.
 void* ckptd_set_generator_state(int8_t device_type, int8_t index, const void* state) {
-  return ckptd::guarded([&] {
+  return ckptd::guarded<void*>(nullptr, [&] {
     auto generator = generator_of(device_type, index);
     std::lock_guard<std::mutex> lock(generator.mutex());
     generator.set_state(*static_cast<const at::Tensor*>(state));

@@ -1,6 +1,6 @@
 // What stands between libtorch's exceptions and callers in another language.
 //
-// Invariant: after an exception null is returned, and ckptd_kernel_error has its text, on the same thread.
+// Invariant: none leaves `guarded`; its text is what ckptd_last_error returns on the same thread.
 
 #pragma once
 
@@ -13,10 +13,11 @@ namespace ckptd {
 
 inline thread_local std::string last_error;
 
-template <class Work>
-void* guarded(Work work) {
+// What `body` returns, or `failed` after an exception.
+template <typename T, typename Body>
+T guarded(T failed, Body body) noexcept {
   try {
-    return work();
+    return body();
   } catch (const c10::Error& e) {
     last_error = e.what_without_backtrace();
   } catch (const std::exception& e) {
@@ -24,7 +25,7 @@ void* guarded(Work work) {
   } catch (...) {
     last_error = "an exception of an unknown type";
   }
-  return nullptr;
+  return failed;
 }
 
 }  // namespace ckptd

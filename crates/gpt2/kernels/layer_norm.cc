@@ -84,7 +84,7 @@ extern "C" {
 // The layer norm of float32 tensors in host memory, as a new tensor; null after a failure. The arguments are tensors of
 // libtorch.
 void* ckptd_layer_norm(const void* x, const void* weight, const void* bias, double epsilon) {
-  return ckptd::guarded([&] {
+  return ckptd::guarded<void*>(nullptr, [&] {
     const auto tensor = [](const void* pointer) -> const at::Tensor& {
       return *static_cast<const at::Tensor*>(pointer);
     };

@@ -16,7 +16,6 @@ mod batch;
 mod generator;
 mod head;
 pub mod init;
-mod kernels;
 mod layer_norm;
 mod model;
 mod places;

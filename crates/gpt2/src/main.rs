@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ckptd_core::config::{Config, SnapshotEvery};
 use ckptd_core::protocol::{AgentCommand, MessageLevel, Start, VERSION, WorkerEvent, WorkerFailure};
@@ -276,7 +276,7 @@ fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: E
                 Err(what) => events.log(MessageLevel::Warn, what),
             }
         };
-        let mut code = 0;
+        let (mut code, asked) = (0, Instant::now());
         // Before the other ranks leave: the training must not take that for a failure.
         snapshots.get().into_iter().for_each(SnapshotTaker::end_training);
         // Ranks that hold parts of the state leave when it is saved.
@@ -285,6 +285,8 @@ fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: E
             ranks.get().into_iter().for_each(RanksEnd::leave);
         }
         if let Some(taker) = snapshots.get().filter(|_| save) {
+            // To freeze the state may have taken until an update was over.
+            let within = within.map(|within| within.saturating_sub(asked.elapsed()));
             // The failure was reported as an event.
             code = i32::from(taker.take_last(&reason, CommitPace::Hurried, within).is_err());
         }

@@ -3,7 +3,7 @@
 //! Invariant: no error of libtorch leaves without the operation that failed. Deliberately not here: threads and memory
 //! (`process`), what is computed.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_char, c_void};
 
 use ckptd_core::{Error, Result};
 use tch::{Device, TchError};
@@ -22,6 +22,22 @@ impl<T> TorchContext<T> for Result<T, TchError> {
             Error::Other(format!("libtorch failed in {what}: {}", text.lines().next().unwrap_or_default()))
         })
     }
+}
+
+unsafe extern "C" {
+    fn ckptd_last_error() -> *const c_char;
+}
+
+/// What libtorch said on this thread when a call of our own C++ over it failed (`kernels/guard.h`).
+pub(crate) fn last_error() -> String {
+    // SAFETY: a text that ends with a zero byte and stays until the next call on this thread.
+    let text = unsafe { CStr::from_ptr(ckptd_last_error()) }.to_string_lossy().into_owned();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// What such a call has returned, or why it failed.
+pub(crate) fn checked(made: *mut c_void) -> Result<*mut c_void, TchError> {
+    if made.is_null() { Err(TchError::Torch(last_error())) } else { Ok(made) }
 }
 
 /// The device that `[job] device` names ("auto", "cpu", "cuda:N"); "auto" is the first CUDA device, or else the CPU.

@@ -275,6 +275,9 @@ impl TrainingLoop {
         }
         let comparison = StateComparison::of(&self.setup.state, self.group.as_mut());
         let comparison = self.saved_unless(comparison)?;
+        if matches!(comparison, StateComparison::Different { is_rank_zero_right: false, .. }) {
+            self.snapshots.iter().for_each(SnapshotTaker::give_up);
+        }
         self.events.send(comparison.event(step));
         match comparison {
             StateComparison::Same(hash) => {
@@ -290,6 +293,7 @@ impl TrainingLoop {
 
     /// Tells the daemon of it. Returns what ends the training.
     fn told(&self, spoilt: &SpoiltMemory) -> Error {
+        self.snapshots.iter().for_each(SnapshotTaker::give_up);
         self.events.send(spoilt.event());
         spoilt.error()
     }

@@ -3,7 +3,7 @@
 //! Invariant: a session is written by one machine, in order, so that of two copies of it one is the beginning of the
 //! other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ckptd_core::store::Store;
 
@@ -70,30 +70,50 @@ impl KnownSessions {
     }
 }
 
-/// What of a history that is read from its beginning another one lacks.
+/// What of a history that is read from its beginning another one lacks, and can take at its end.
 #[derive(Debug)]
 pub struct SessionFilter {
     known: KnownSessions,
+    /// Sessions of the other one that have not been read here so far.
+    unread: BTreeSet<(String, i64)>,
+    /// The session at hand.
+    at: SessionKey,
     /// Steps and events of the session at hand that are known, and that are yet to come.
     left: u64,
     /// Whether more of it is taken than what is known.
     takes: bool,
+    /// Sessions that the other one lacks, and that began before some that only it has.
+    left_behind: u64,
 }
 
 impl SessionFilter {
     /// Of what `known` lacks.
     pub fn new(known: KnownSessions) -> SessionFilter {
-        let mut filter = SessionFilter { known, left: 0, takes: false };
-        filter.begin(&None);
+        let unread = known.counts.keys().flatten().cloned().collect();
+        let mut filter = SessionFilter { known, unread, at: None, left: 0, takes: false, left_behind: 0 };
+        filter.begin(None);
         filter
     }
 
-    fn begin(&mut self, key: &SessionKey) {
-        let known = self.known.counts.get(key).copied();
+    /// Sessions that were not taken: what began later stands at the end already, and would count as cut off.
+    pub fn left_behind(&self) -> u64 {
+        self.left_behind
+    }
+
+    fn begin(&mut self, key: SessionKey) {
+        let known = self.known.counts.get(&key).copied();
         self.left = known.unwrap_or(0);
         // Behind another session nothing can be put in.
-        let is_open = *key == self.known.last && !self.known.has_problems;
+        let is_open = key == self.known.last && !self.known.has_problems;
         self.takes = known.is_none() || is_open;
+        if let Some((run, began)) = &key {
+            self.unread.remove(&(run.clone(), *began));
+            if known.is_none() && self.unread.iter().any(|(_, other)| other > began) {
+                self.left_behind += 1;
+                self.takes = false;
+            }
+        }
+        self.at = key;
     }
 
     /// Whether `record`, which comes next, is one that the other history lacks.
@@ -103,15 +123,18 @@ impl SessionFilter {
                 return false;
             }
             if let Some(key) = begun_by(event) {
-                self.begin(&key);
+                self.begin(key);
                 if self.takes {
-                    self.known.last = key;
+                    self.known.last = self.at.clone();
                 }
             }
         }
         if self.left > 0 {
             self.left -= 1;
             return false;
+        }
+        if self.takes {
+            *self.known.counts.entry(self.at.clone()).or_default() += 1;
         }
         self.takes
     }

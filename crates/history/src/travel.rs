@@ -13,6 +13,7 @@ use ckptd_core::os::dir::Dir;
 use ckptd_core::os::fs;
 use ckptd_core::store::layout::{self, Folder, HistoryPart};
 use ckptd_core::store::{Store, StoreLock};
+use ckptd_core::text::counted;
 
 use crate::batch::RecordBatch;
 use crate::bytes::Malformed;
@@ -20,14 +21,14 @@ use crate::frame::{self, FrameOutcome};
 use crate::packed;
 use crate::part::{self, FileRest};
 use crate::record::{HistoryEvent, HistoryRecord, TimedEvent};
-use crate::sessions::{KnownSessions, SessionFilter};
-use crate::writer::HistoryWriter;
+use crate::sessions::{KnownSessions, SessionFilter, is_of_file};
+use crate::writer::{HistoryWriter, WAITING_EVENTS};
 
 /// Most bytes of a part, and of what is in it: both are far more than a part is packed at.
 pub const MAX_PART_BYTES: u64 = 16 << 20;
 const MAX_PART_CONTENT: usize = 48 << 20;
-/// Steps and events that are written at a time.
-const BATCH_RECORDS: usize = 16 << 10;
+/// Steps and events that are written at a time: a writer takes as many events.
+const BATCH_RECORDS: usize = WAITING_EVENTS;
 
 /// A part of a history, on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct TakenHistory {
     pub steps: u64,
     /// What could not be taken, in sentences.
     pub problems: Vec<String>,
+    /// Some of it is of use to another machine, or to a later release: whoever has it should keep it.
+    pub is_partial: bool,
 }
 
 /// The numbers of the parts of the history of `store`, in order.
@@ -161,8 +164,9 @@ pub struct HistoryIntake<'a> {
     store: &'a Store,
     lock: &'a StoreLock,
     now_ms: i64,
-    /// `None`: the store has no history, and parts become its own as they are.
-    filter: Option<SessionFilter>,
+    filter: SessionFilter,
+    /// The store had no history, and parts become its own as they are.
+    adopts: bool,
     writer: Option<HistoryWriter>,
     /// The number of the next part.
     next: u64,
@@ -175,9 +179,10 @@ impl<'a> HistoryIntake<'a> {
     /// # Errors
     /// Those of reading what the store has.
     pub fn begin(store: &'a Store, lock: &'a StoreLock, now_ms: i64) -> Result<HistoryIntake<'a>> {
-        let is_new = part_numbers(store)?.is_empty();
-        let filter = if is_new { None } else { Some(SessionFilter::new(KnownSessions::of(store)?)) };
-        Ok(HistoryIntake { store, lock, now_ms, filter, writer: None, next: 0, taken: TakenHistory::default() })
+        let adopts = part_numbers(store)?.is_empty();
+        let known = if adopts { KnownSessions::default() } else { KnownSessions::of(store)? };
+        let (filter, taken) = (SessionFilter::new(known), TakenHistory::default());
+        Ok(HistoryIntake { store, lock, now_ms, filter, adopts, writer: None, next: 0, taken })
     }
 
     /// Takes the next part, which came from `place`. One that is damaged is a problem, and the next one is taken.
@@ -185,14 +190,25 @@ impl<'a> HistoryIntake<'a> {
     /// # Errors
     /// Those of writing to the store.
     pub fn take(&mut self, part: &TravellingPart, place: &dyn std::fmt::Display) -> Result<()> {
-        match decode(part) {
-            Ok(batch) if self.filter.is_none() => self.adopt(part, &batch),
-            Ok(batch) => self.merge(batch),
+        let batch = match decode(part) {
+            Ok(batch) => batch,
             Err(what) => {
+                self.taken.is_partial = true;
                 self.lacks(format!("a part of the history at {place} is not taken: {what}"));
-                Ok(())
+                return Ok(());
+            }
+        };
+        let of_file = |record: &HistoryRecord| matches!(record, HistoryRecord::Event(event) if is_of_file(event));
+        let (mut count, mut lacking) = (0, Vec::new());
+        for record in batch.into_records().filter(|record| !of_file(record)) {
+            count += 1;
+            if self.filter.lacks(&record) {
+                lacking.push(record);
             }
         }
+        // From the first part on of which something is known already, the rest is put behind it.
+        self.adopts &= lacking.len() == count;
+        if self.adopts { self.adopt(part, &lacking) } else { self.merge(lacking) }
     }
 
     /// Notes that something did not come, in a sentence.
@@ -200,20 +216,18 @@ impl<'a> HistoryIntake<'a> {
         self.taken.problems.push(problem);
     }
 
-    fn adopt(&mut self, part: &TravellingPart, batch: &RecordBatch) -> Result<()> {
-        if batch.is_empty() {
+    fn adopt(&mut self, part: &TravellingPart, records: &[HistoryRecord]) -> Result<()> {
+        if records.is_empty() {
             return Ok(());
         }
         let name = layout::history_file(HistoryPart { number: self.next, is_packed: part.is_packed });
         self.store.folder(Folder::History)?.write_durably(&name, &part.bytes)?;
         self.next += 1;
-        self.taken.steps += batch.rows.len() as u64;
+        self.taken.steps += records.iter().map(steps).sum::<u64>();
         Ok(())
     }
 
-    fn merge(&mut self, batch: RecordBatch) -> Result<()> {
-        let Some(filter) = &mut self.filter else { return Ok(()) };
-        let lacking: Vec<HistoryRecord> = batch.into_records().filter(|record| filter.lacks(record)).collect();
+    fn merge(&mut self, lacking: Vec<HistoryRecord>) -> Result<()> {
         let mut records = lacking.into_iter().peekable();
         while records.peek().is_some() {
             let writer = match &mut self.writer {
@@ -221,7 +235,7 @@ impl<'a> HistoryIntake<'a> {
                 None => self.writer.insert(open(self.store, self.lock, self.now_ms)?),
             };
             for record in records.by_ref().take(BATCH_RECORDS) {
-                self.taken.steps += u64::from(matches!(record, HistoryRecord::Step(_)));
+                self.taken.steps += steps(&record);
                 writer.push(record);
             }
             writer.flush(self.now_ms)?;
@@ -230,9 +244,21 @@ impl<'a> HistoryIntake<'a> {
     }
 
     /// What was taken.
-    pub fn finish(self) -> TakenHistory {
+    pub fn finish(mut self) -> TakenHistory {
+        if self.filter.left_behind() > 0 {
+            self.taken.is_partial = true;
+            let sessions = counted(self.filter.left_behind(), "session");
+            self.lacks(format!(
+                "the history of {sessions} is not taken: this store has later ones already, which nothing can be put \
+                 before"
+            ));
+        }
         self.taken
     }
+}
+
+fn steps(record: &HistoryRecord) -> u64 {
+    u64::from(matches!(record, HistoryRecord::Step(_)))
 }
 
 /// The end of the store's own history, with what was torn of it told as the next session would.

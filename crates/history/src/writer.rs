@@ -25,7 +25,7 @@ const PACK_FRAMES: usize = if cfg!(feature = "faults") { 3 } else { 4096 };
 const PACK_BYTES: u64 = 4 << 20;
 /// What waits at most for a disk that takes nothing.
 const WAITING_ROWS: usize = 64 << 10;
-const WAITING_EVENTS: usize = 4096;
+pub(crate) const WAITING_EVENTS: usize = 4096;
 /// Of small batches every moment.
 const LEVEL: i32 = 1;
 
@@ -100,7 +100,7 @@ impl HistoryWriter {
             // It stays as it is, and is read as far as it can be.
             return Ok(None);
         }
-        let (file, path) = (self.folder.open_appended(&name)?, self.folder.join(&name));
+        let (file, path) = (self.folder.open_kept(&name)?, self.folder.join(&name));
         if let FileRest::Torn(bytes) = found.rest {
             fs::truncate(&file, found.length, &path)?;
             self.torn = Some(bytes);

@@ -109,7 +109,7 @@ fn a_new_store_gets_the_whole_history_and_goes_on_with_it() {
     one.session(2_000_000, 150_000, 150_100);
     let numbers = travel::part_numbers(&one.store).unwrap();
     assert!(numbers.len() > 2, "{numbers:?}");
-    assert_eq!(two.take(&one), TakenHistory { steps: 150_100, problems: vec![] });
+    assert_eq!(two.take(&one), TakenHistory { steps: 150_100, ..TakenHistory::default() });
     assert_eq!(two.items(), one.items());
     two.session(3_000_000, 150_050, 150_200);
     assert_eq!(two.curve(), range(1, 150_200));
@@ -142,7 +142,7 @@ fn what_two_machines_did_apart_is_one_curve_with_the_lost_branch_marked() {
     assert_eq!(one.curve(), range(1, 33));
     two.session(5000, 20, 60);
     // And the job comes back.
-    assert_eq!(one.take(&two), TakenHistory { steps: 40, problems: vec![] });
+    assert_eq!(one.take(&two), TakenHistory { steps: 40, ..TakenHistory::default() });
     assert_eq!((one.curve(), steps(&one.items(), true)), (range(1, 60), range(21, 33)));
     one.session(9000, 60, 70);
     // The second one hears of the third session, and of the first one's lost steps not in the middle of its own.

@@ -11,8 +11,6 @@ use axum::http::header::{AUTHORIZATION, COOKIE, HOST};
 const COOKIE_CONTEXT: &str = "ckptd 2026-11 cookie of the page";
 /// A browser keeps the cookie for so long, in seconds.
 const COOKIE_SECONDS: u32 = 30 * 24 * 3600;
-/// The shortest token that a user may choose.
-pub const MIN_TOKEN: usize = 16;
 
 /// Who may look at a page.
 #[derive(Clone)]

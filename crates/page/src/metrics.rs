@@ -137,10 +137,10 @@ const PLAIN: [PlainMetric; 29] = [
         |job| job.view.last_verified.map(|saved| seconds(saved.at_ms)),
     ),
     ("ckptd_store_snapshots", MetricKind::Gauge, "Snapshots in the store.", |job| {
-        Some(job.view.snapshots.iter().filter(|row| row.state != "quarantined").count() as f64)
+        Some(job.view.stored.snapshots as f64)
     }),
     ("ckptd_store_bytes", MetricKind::Gauge, "Bytes of the snapshots in the store, quarantine included.", |job| {
-        Some(job.view.snapshots.iter().map(|row| row.bytes as f64).sum())
+        Some(job.view.stored.bytes as f64)
     }),
     ("ckptd_replicated_snapshots", MetricKind::Counter, "Snapshots that arrived at the remote.", |job| {
         job.view.remote.as_ref().map(|_| job.totals.replicated as f64)

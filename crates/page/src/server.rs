@@ -118,6 +118,8 @@ async fn accept(listener: TcpListener, router: Router) {
 
 async fn answer(client: TcpStream, router: Router, place: OwnedSemaphorePermit) {
     let _ = client.set_nodelay(true);
+    // A client that is gone without a word takes no place for longer.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, crate::limits::STALL.as_millis() as u32);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)

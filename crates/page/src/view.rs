@@ -46,10 +46,21 @@ pub struct JobView {
     pub machine: MachineView,
     /// Snapshots of this session.
     pub counts: SnapshotCountView,
-    /// Newest first.
+    /// Newest first, of many the newest ones.
     pub snapshots: Vec<SnapshotRow>,
+    /// All that the store holds.
+    pub stored: StoredView,
     /// Newest first.
     pub sessions: Vec<SessionRow>,
+}
+
+/// What a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StoredView {
+    /// Snapshots, without those in quarantine.
+    pub snapshots: u64,
+    /// Of all of them, quarantine included.
+    pub bytes: u64,
 }
 
 /// A step that is saved.

@@ -26,6 +26,8 @@ pub(super) struct SuspectSnapshots {
     pub(super) held: Vec<CommittedSnapshot>,
     /// What the ranks did not agree on, until it is computed again.
     pub(super) dispute: Option<StateDispute>,
+    /// Why what this worker still saves must not be gone on from; `None`: it may.
+    pub(super) spoilt_since: Option<String>,
     /// What must not be gone on from, and why.
     pub(super) spoiled: Vec<(SnapshotId, String)>,
 }

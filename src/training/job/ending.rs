@@ -158,6 +158,7 @@ impl JobMachine {
     pub(super) fn settle(&mut self, end: TrainingEnd, now: ClockReading) {
         self.phase = JobPhase::Settling(end);
         self.progress.state = JobState::Stopping;
+        self.set_aside_spoiled();
         self.conclude_if_settled(now);
     }
 
@@ -300,6 +301,7 @@ impl JobMachine {
         };
         self.count_time(now);
         self.phase = JobPhase::Ended;
+        self.set_aside_spoiled();
         let why = match (&outcome, &self.stop) {
             (Ok(SessionOutcome::Finished), _) => "finished".to_owned(),
             (Err(error), None) => format!("failed: {error}"),

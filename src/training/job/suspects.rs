@@ -48,19 +48,27 @@ impl JobMachine {
             return held.into_iter().for_each(|snapshot| self.judge(snapshot));
         }
         self.suspects.dispute = Some(dispute);
+        let reason = format!("the ranks agreed after step {agreed}, and no more after step {step}: {what}");
+        self.suspects.spoilt_since = Some(reason.clone());
+        self.spoil_held(held, &reason, now);
+    }
+
+    fn spoil_held(&mut self, held: Vec<CommittedSnapshot>, reason: &str, now: ClockReading) {
         for snapshot in held {
-            let reason = format!("the ranks agreed after step {agreed}, and no more after step {step}: {what}");
             self.progress.counts.quarantined += 1;
             let (step, id) = (snapshot.step, snapshot.id.to_string());
-            self.keep(HistoryEvent::SnapshotQuarantined { step, id, reason: reason.clone() }, now);
-            self.suspects.spoiled.push((snapshot.id, reason));
+            self.keep(HistoryEvent::SnapshotQuarantined { step, id, reason: reason.to_owned() }, now);
+            self.spoil(snapshot.id, reason.to_owned());
         }
     }
 
-    /// The worker is gone: what it had no time to compare is taken as it is.
-    pub(super) fn release_suspects(&mut self) {
+    /// The worker is gone: what it had no time to compare is taken as it is, unless it had found that ranks differ.
+    pub(super) fn release_suspects(&mut self, now: ClockReading) {
         self.suspects.agreed = None;
         let held = std::mem::take(&mut self.suspects.held);
+        if let Some(reason) = self.suspects.spoilt_since.take() {
+            return self.spoil_held(held, &reason, now);
+        }
         if let Some(newest) = held.iter().map(|snapshot| snapshot.step).max() {
             let (count, step) = (counted(held.len() as u64, "snapshot"), newest);
             info!("{count} up to step {step} could not be compared among the ranks any more");
@@ -73,7 +81,15 @@ impl JobMachine {
         self.suspects.spoiled.push((id, reason));
     }
 
-    /// What goes to quarantine before the next snapshot is chosen, or at the end.
+    /// Nobody is to go on from it later either.
+    pub(super) fn set_aside_spoiled(&mut self) {
+        let spoiled = self.take_spoiled();
+        if !spoiled.is_empty() {
+            self.act(JobAction::SetAside { spoiled });
+        }
+    }
+
+    /// What goes to quarantine before the next snapshot is chosen.
     pub(super) fn take_spoiled(&mut self) -> Vec<(SnapshotId, String)> {
         std::mem::take(&mut self.suspects.spoiled)
     }
@@ -99,6 +115,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::daemon::signals::DaemonSignal;
     use crate::training::job::events::JobEvent;
     use crate::training::job::tests::{Bench, committed, exited, verified};
     use ckptd_core::protocol::{AgentCommand, RankProgress, WorkerEvent, WorkerFailure};
@@ -152,6 +169,33 @@ mod tests {
         let start = bench.restarted(0);
         let AgentCommand::Start(start) = start else { panic!("{start:?}") };
         assert_eq!(start.dispute.unwrap().step, 4);
+    }
+
+    #[test]
+    fn what_was_still_written_when_ranks_disagreed_is_set_aside_too() {
+        let mut bench = Bench::training("", 0);
+        bench.say(agreed(2));
+        bench.say(disagreed(4, false));
+        bench.say(committed(3));
+        bench.say(failed());
+        let actions = bench.on(exited(1));
+        let [JobAction::Choose { discard }] = actions else { panic!("{actions:?}") };
+        assert!(matches!(discard.as_slice(), [(id, _)] if *id == "step-3"), "{discard:?}");
+    }
+
+    #[test]
+    fn what_ranks_disagreed_about_is_set_aside_where_the_session_ends_before_a_restart() {
+        let mut bench = Bench::training("", 0);
+        bench.say(agreed(2));
+        bench.say(committed(3));
+        bench.say(disagreed(4, false));
+        bench.on(JobEvent::Signal(DaemonSignal::Terminate));
+        let actions = bench.on(exited(1));
+        let set_aside = actions.iter().find_map(|action| match action {
+            JobAction::SetAside { spoiled } => Some(spoiled),
+            _ => None,
+        });
+        assert!(matches!(set_aside.map(Vec::as_slice), Some([(id, _)]) if *id == "step-3"), "{actions:?}");
     }
 
     #[test]

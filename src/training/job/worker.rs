@@ -202,7 +202,7 @@ impl JobMachine {
     pub(super) fn exited(&mut self, exit: WorkerExit, now: ClockReading) {
         self.progress.worker_pid = None;
         self.progress.ranks = None;
-        self.release_suspects();
+        self.release_suspects(now);
         self.count_time(now);
         self.in_flight = None;
         let JobPhase::Running(run) = std::mem::replace(&mut self.phase, JobPhase::Ended) else { return };
@@ -276,11 +276,6 @@ impl JobMachine {
         match self.restarts.failed(&cause, place, self.config.worker.max_restarts) {
             RestartDecision::GiveUp(reason) => {
                 self.gave_up = Some(reason);
-                // Nobody is to go on from it later either.
-                let spoiled = self.take_spoiled();
-                if !spoiled.is_empty() {
-                    self.act(JobAction::SetAside { spoiled });
-                }
                 self.settle(TrainingEnd::Interrupted, now);
             }
             RestartDecision::After(wait) => {

@@ -123,24 +123,15 @@ impl Dir {
         Ok(File::from(file))
     }
 
-    /// Opens or creates a small file of the store itself, such as the lock; it stays open across exec.
-    pub fn open_lock(&self, name: &str) -> Result<File> {
-        self.open_kept(name, OFlags::empty())
-    }
-
-    fn open_kept(&self, name: &str, more: OFlags) -> Result<File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | more;
+    /// Opens or creates a file of the store itself that is not replaced, such as its lock and its log.
+    pub fn open_kept(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
         let file =
             faults::call(FsCall::OpenOrCreate(self.place(name)), open).map_err(|e| self.error("opening", name, e))?;
         let file = File::from(file);
         require_regular(&file, &self.join(name))?;
         Ok(file)
-    }
-
-    /// Opens or creates a file of the store itself that grows, such as its log.
-    pub fn open_appended(&self, name: &str) -> Result<File> {
-        self.open_kept(name, OFlags::CLOEXEC)
     }
 
     /// The content of a small file, at most `max` bytes; `None` where there is none.

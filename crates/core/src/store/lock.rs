@@ -1,7 +1,8 @@
 //! One writer per store.
 //!
 //! Invariant: the lock is the kernel's (flock on an open file), so that it ends with its holders, however they end. The
-//! worker inherits it: a store whose agent was killed stays locked until the worker has committed its last snapshot.
+//! worker is given it, and nothing else that is started: a store whose agent was killed stays locked until the worker
+//! has committed its last snapshot.
 //! What the file says of the holder, and of how its session ended, is for messages only. It has one length, so that it
 //! can be written over on a disk that is full.
 
@@ -22,7 +23,7 @@ pub const SESSION: &str = "ckptd run";
 /// Proof that this process may change a store: it took the lock, or the process that started it did. Functions that
 /// take a `&StoreLock` change the store that it was taken from.
 ///
-/// The kernel's lock is held until this is dropped here and every child that was started meanwhile has ended.
+/// The kernel's lock is held until this is dropped here and the worker that was given it has ended.
 #[derive(Debug)]
 pub struct StoreLock {
     /// `None`: the parent's.
@@ -86,7 +87,7 @@ impl StoreLock {
     pub(super) fn take(dir: &Dir, who: &str) -> Result<StoreLock> {
         let path = dir.join(layout::LOCK);
         let file = loop {
-            let file = dir.open_lock(layout::LOCK)?;
+            let file = dir.open_kept(layout::LOCK)?;
             if !fs::try_lock(&file, &path)? {
                 return Err(held(&file, dir));
             }
@@ -108,7 +109,7 @@ impl StoreLock {
         Ok(StoreLock { own: Some(lock) })
     }
 
-    /// The lock's file, which every child inherits that does not close it; `None` for an inherited lock.
+    /// The lock's file, which a child has where it is left open for it; `None` for an inherited lock.
     pub fn file(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.own.as_ref().map(|lock| std::os::fd::AsFd::as_fd(&lock.file))
     }
@@ -157,7 +158,7 @@ pub(super) fn worker_holder(dir: &Dir) -> Result<Option<u32>> {
     if dir.stat(layout::WORKER_LOCK)?.is_none() {
         return Ok(None);
     }
-    fs::record_lock_holder(&dir.open_appended(layout::WORKER_LOCK)?, &dir.join(layout::WORKER_LOCK))
+    fs::record_lock_holder(&dir.open_kept(layout::WORKER_LOCK)?, &dir.join(layout::WORKER_LOCK))
 }
 
 pub(super) fn held_by_worker(pid: u32, dir: &Dir) -> Error {

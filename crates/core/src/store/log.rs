@@ -36,7 +36,7 @@ impl Store {
     /// # Errors
     /// Those of the file system.
     pub fn open_log(&self, _lock: &StoreLock) -> Result<StoreLog> {
-        let file = self.dir.open_appended(LOG)?;
+        let file = self.dir.open_kept(LOG)?;
         let length = fs::length(&file, &self.dir.join(LOG))?;
         Ok(StoreLog { file, length })
     }

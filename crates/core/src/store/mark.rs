@@ -28,7 +28,7 @@ impl Store {
     /// # Errors
     /// Those of the file system.
     pub fn open_mark(&self, _lock: &StoreLock) -> Result<StoreMark> {
-        self.dir.open_appended(MARK).map(StoreMark)
+        self.dir.open_kept(MARK).map(StoreMark)
     }
 
     /// Writes `value` over what the mark was.

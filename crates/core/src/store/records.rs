@@ -54,8 +54,9 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 impl Store {
     /// What a reader of the job's page has to know; it is made when it is asked for first, for its owner's eyes only.
     pub fn page_token(&self, _lock: &StoreLock) -> Result<String> {
-        if let Some(token) = self.dir.read_small(layout::PAGE_TOKEN, MAX_TOKEN_BYTES)? {
-            return Ok(String::from_utf8_lossy(&token).trim().to_owned());
+        let kept = self.dir.read_small(layout::PAGE_TOKEN, MAX_TOKEN_BYTES)?;
+        if let Some(token) = kept.and_then(|bytes| page_token(&bytes)) {
+            return Ok(token);
         }
         let token = RunId::random()?.to_string();
         self.dir.write_durably(layout::PAGE_TOKEN, format!("{token}\n").as_bytes())?;
@@ -79,4 +80,13 @@ impl Store {
         let json = json.map_err(|e| Error::Other(format!("writing {}: {e}", record.file())))?;
         self.dir.write_durably(record.file(), &json)
     }
+}
+
+/// The shortest token of a page.
+pub const MIN_PAGE_TOKEN: usize = 16;
+
+/// The token in a file of one; `None` where that is none: it is too short, or has spaces or what is no text in it.
+pub fn page_token(bytes: &[u8]) -> Option<String> {
+    let token = std::str::from_utf8(bytes).ok()?.trim();
+    (token.len() >= MIN_PAGE_TOKEN && token.chars().all(|c| c.is_ascii_graphic())).then(|| token.to_owned())
 }

@@ -32,7 +32,7 @@ impl Store {
     /// # Errors
     /// [`Error::Locked`] while another worker holds it.
     pub fn lock_as_worker(&self) -> Result<WorkerLock> {
-        let file = match self.dir.open_appended(WORKER_LOCK) {
+        let file = match self.dir.open_kept(WORKER_LOCK) {
             Err(Error::NoSpace { .. }) => return Ok(WorkerLock { _file: None }),
             opened => opened?,
         };

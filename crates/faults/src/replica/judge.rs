@@ -13,6 +13,7 @@ use ckptd_remote::job::retention::read_markers;
 use ckptd_remote::job::{RemoteJob, Survey};
 use ckptd_remote::layout::{ContentHash, JobObject, Prefix};
 use ckptd_remote::records::{LeaseRecord, Marker};
+use ckptd_testkit::curve::curve;
 use jiff::{SignedDuration, Timestamp};
 
 use super::machine::{ReplicaMachine, SessionPlan, block_on};
@@ -26,8 +27,9 @@ pub enum Expectation {
     Exactly(u64),
 }
 
-/// Looks at what is there, has an empty machine go on from it, and another one from that. Returns what is broken.
-pub fn judge(there: &MemoryStorage, folder: &Path, expected: Expectation) -> Result<Vec<String>> {
+/// Looks at what is there, has an empty machine go on from it, and another one from that. Returns what is broken. The
+/// history may lack so many of the steps up to the newest marker, the last ones.
+pub fn judge(there: &MemoryStorage, folder: &Path, expected: Expectation, may_lack: u64) -> Result<Vec<String>> {
     let mut broken = Vec::new();
     let scan = block_on(scan(there, &mut broken))??;
     let (least, step) = match expected {
@@ -55,6 +57,31 @@ pub fn judge(there: &MemoryStorage, folder: &Path, expected: Expectation) -> Res
     let found = second.newest_before(u64::MAX)?;
     if !told.began || found != marker.step {
         broken.push(format!("after it went on to step {}, the next one finds step {found}", marker.step));
+    }
+    broken.extend(
+        judge_history((&first, &second), (step, marker.step), may_lack).unwrap_or_else(|e| vec![e.to_string()]),
+    );
+    Ok(broken)
+}
+
+/// `first` went on from `from` to `to`, and nothing failed: `second` has all of its curve.
+fn judge_history(
+    (first, second): (&ReplicaMachine, &ReplicaMachine),
+    (from, to): (u64, u64),
+    may_lack: u64,
+) -> Result<Vec<String>> {
+    let mut broken = Vec::new();
+    let (one, two) = (curve(&first.store)?.0, curve(&second.store)?.0);
+    if one != two {
+        broken.push(format!("the history is of the steps {one:?} where it was written, and then of {two:?}"));
+    }
+    let kept = |step: &u64| *step <= from.saturating_sub(may_lack) || *step > from;
+    let lacks: Vec<u64> = (1..=to).filter(kept).filter(|step| !one.contains(step)).collect();
+    if !lacks.is_empty() {
+        broken.push(format!("after it went on from step {from} to step {to}, the history lacks {lacks:?}"));
+    }
+    if !one.is_sorted() || one.last() != Some(&to) {
+        broken.push(format!("a curve that ends at step {to} has the steps {one:?}"));
     }
     Ok(broken)
 }

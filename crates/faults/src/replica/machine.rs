@@ -18,7 +18,9 @@ use ckptd_remote::job::replicator::{ReplicaNews, ReplicaTask, Replicator, Replic
 use ckptd_remote::job::send::CheckDepth;
 use ckptd_remote::records::{JobRecord, Marker, VERSION};
 use ckptd_remote::{MemoryStorage, ObjectStorage};
+use ckptd_testkit::curve::keep_session;
 use ckptd_testkit::small;
+use jiff::Timestamp;
 
 /// Rows of a snapshot that goes in one request.
 pub const SMALL: usize = 64;
@@ -76,10 +78,12 @@ impl ReplicaMachine {
         Ok(ReplicaMachine { store: Arc::new(store), number })
     }
 
-    /// Saves and verifies the next snapshot.
+    /// Saves and verifies the next snapshot; the history has every step up to it.
     pub fn save(&self, rows: usize) -> Result<Committed> {
         let seq = self.store.next_seq()?;
-        let snapshot = small::snapshot(10 * seq + self.number, rows);
+        let step = 10 * seq + self.number;
+        keep_session(&self.store, Timestamp::now().as_millisecond(), self.newest_before(u64::MAX)?, step)?;
+        let snapshot = small::snapshot(step, rows);
         let committed = commit(&self.store, &StoreLock::inherited(), snapshot, &CommitOptions::new(small::RUN, seq))?;
         let entry = self.store.find(&committed.id)?;
         self.store.verify(&entry, 1, &NoProgress)?;

@@ -79,7 +79,7 @@ fn one(below: &Path, fault: (usize, WireFault), newer: bool, what: &mut String) 
         require_all(&told, 10 * seq, &mut broken);
     }
     broken.extend(told.troubles.iter().map(|trouble| format!("a store without faults gave trouble: {trouble}")));
-    broken.extend(judge(&there, folder, Expectation::Newest { at_least: 10 * seq })?);
+    broken.extend(judge(&there, folder, Expectation::Newest { at_least: 10 * seq }, 0)?);
     Ok(broken)
 }
 

@@ -11,6 +11,10 @@ use super::machine::{ReplicaMachine, SessionPlan, SessionReport, block_on, stora
 use super::wire::{FaultyWire, RequestKind, WireFault};
 use crate::campaign::{CampaignScratch, FaultRow, add, each, each_waiting, guarded, violated};
 
+/// What the history may lack after a kill: the steps of the newest marker, and of the one that was sent beside its own
+/// list.
+const MAY_LACK: u64 = 20;
+
 /// How much of it is tried.
 #[derive(Clone, Copy)]
 pub struct RequestEffort {
@@ -140,7 +144,7 @@ pub fn kills(below: &Path, seed: u64, effort: RequestEffort) -> Result<Vec<Fault
             let (wire, told) = scene.run(point.subject, Some((point.at, point.fault)))?;
             *what = point.text(&wire);
             // Two were there before.
-            judge(&scene.there, folder, Expectation::Newest { at_least: told.step().max(20) })
+            judge(&scene.there, folder, Expectation::Newest { at_least: told.step().max(20) }, MAY_LACK)
         },
     ))
 }
@@ -172,7 +176,7 @@ pub fn errors(below: &Path, seed: u64, effort: RequestEffort) -> Result<Vec<Faul
             let mut broken = Vec::new();
             require_all(&told, 10 * seq + number, &mut broken);
             if broken.is_empty() {
-                broken = judge(&scene.there, folder, Expectation::Newest { at_least: told.step() })?;
+                broken = judge(&scene.there, folder, Expectation::Newest { at_least: told.step() }, 0)?;
             }
             Ok(broken)
         },
@@ -206,7 +210,7 @@ pub fn late(below: &Path, seed: u64, effort: RequestEffort) -> Result<Vec<FaultR
                     return Ok(broken);
                 }
                 block_on(wire.land())?;
-                broken.extend(judge(&scene.there, folder, Expectation::Exactly(expected))?);
+                broken.extend(judge(&scene.there, folder, Expectation::Exactly(expected), MAY_LACK + 10 * commits)?);
             }
             Ok(broken)
         },

@@ -75,6 +75,6 @@ fn one(below: &Path, fault: (usize, WireFault), what: &mut String) -> Result<Vec
         broken
             .push(format!("{markers} markers, {data} files and {trash} records are there in the place of 3, 3 and 0"));
     }
-    broken.extend(judge(&there, folder, Expectation::Newest { at_least: 40 })?);
+    broken.extend(judge(&there, folder, Expectation::Newest { at_least: 40 }, 0)?);
     Ok(broken)
 }

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 
 use tch::{Device, TchError, Tensor};
 
-use super::kernels::checked;
+use crate::torch::checked;
 
 unsafe extern "C" {
     fn ckptd_generator_state(device_type: i8, index: i8) -> *mut c_void;

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 
 use tch::{Device, TchError, Tensor};
 
-use super::kernels::checked;
+use crate::torch::checked;
 
 unsafe extern "C" {
     fn ckptd_layer_norm(x: *const c_void, weight: *const c_void, bias: *const c_void, epsilon: f64) -> *mut c_void;

@@ -67,7 +67,7 @@ impl HeldParts {
     }
 
     fn lost(&self, rank: usize) -> Error {
-        let cause = self.hub.mailbox.culprit();
+        let cause = self.hub.mailbox.culprit().or_else(|| self.hub.mailbox.effect());
         let cause = cause.unwrap_or_else(|| format!("rank {rank} does not answer"));
         Error::Other(format!("the optimizer's state is not complete: {cause}"))
     }

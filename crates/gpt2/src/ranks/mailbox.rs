@@ -148,7 +148,8 @@ impl Mailbox {
         }
     }
 
-    /// Which rank is the cause of a call that failed, and why; waits a little, since causes come after effects.
+    /// Which rank is the cause of a call that failed, and why; waits a little, since causes come after effects. `None`
+    /// where ranks have told of effects only, or nothing.
     pub(super) fn culprit(&self) -> Option<String> {
         let by = Instant::now() + AFTERMATH;
         let mut state = self.lock();
@@ -159,17 +160,25 @@ impl Mailbox {
             }
             let left = by.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return state.losses.first().map(|loss| told(loss, &state.signs[loss.rank]));
+                return None;
             }
             state = self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
+    /// What a rank has told first of its own loss of another one.
+    pub(super) fn effect(&self) -> Option<String> {
+        let state = self.lock();
+        state.losses.first().map(|loss| told(loss, &state.signs[loss.rank]))
+    }
+
     /// Which of the `awaited` ranks holds up the others: the one that gives no sign of life after `ask`, or else the
-    /// one that is behind. `None` where all of them are equal.
+    /// one that is behind. `None` where all of them are equal. Ranks that have told of their end are not meant.
     pub(super) fn laggard(&self, awaited: &[usize], ask: impl FnOnce()) -> Option<String> {
         let asked = Instant::now();
         ask();
+        let ended: Vec<usize> = self.lock().losses.iter().map(|loss| loss.rank).collect();
+        let awaited: Vec<usize> = awaited.iter().copied().filter(|rank| !ended.contains(rank)).collect();
         let silent = |state: &MailboxState| awaited.iter().copied().find(|&rank| state.signs[rank].at < asked);
         let mut state = self.lock();
         while let (Some(rank), left) = (silent(&state), SIGN_OF_LIFE.saturating_sub(asked.elapsed())) {
@@ -234,7 +243,10 @@ mod tests {
         let mailbox = Mailbox::new(3);
         mailbox.lose(1, LossCause::LostAnother("no way to rank 2".into()));
         mailbox.lose(1, LossCause::Gone);
-        assert_eq!(mailbox.culprit().unwrap(), "rank 1, after step 0: no way to rank 2");
+        assert_eq!(
+            (mailbox.culprit(), mailbox.effect().unwrap()),
+            (None, "rank 1, after step 0: no way to rank 2".into())
+        );
     }
 
     #[test]

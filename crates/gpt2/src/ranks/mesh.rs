@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::{Incoming, Outgoing};
+use crate::torch::last_error;
 
 /// What the process group asks of its store.
 pub(super) trait KeyStore: Send + Sync {
@@ -26,7 +27,6 @@ struct StoreCalls {
 }
 
 unsafe extern "C" {
-    fn ckptd_c10d_error() -> *const c_char;
     fn ckptd_c10d_libtorch() -> *const c_char;
     fn ckptd_c10d_fill(sink: *mut c_void, value: *const u8, size: usize);
     fn ckptd_c10d_connect(
@@ -148,13 +148,6 @@ fn begun(work: *mut c_void, peer: usize) -> Result<Transfer, (usize, String)> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The first line of what libtorch said on this thread.
-fn last_error() -> String {
-    // SAFETY: a text that ends with a zero byte and stays until the next call on this thread.
-    let text = unsafe { CStr::from_ptr(ckptd_c10d_error()) }.to_string_lossy().into_owned();
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 extern "C" fn store_set(

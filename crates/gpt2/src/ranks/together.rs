@@ -184,7 +184,9 @@ impl Leader {
     /// Why a call failed that waited for `awaited`.
     fn broken(&self, awaited: &[usize], what: &str) -> Error {
         let mailbox = &self.hub.mailbox;
-        let cause = mailbox.culprit().or_else(|| mailbox.laggard(awaited, || self.hub.say_to_all(&Frame::Ping)));
+        let cause = mailbox.culprit();
+        let cause = cause.or_else(|| mailbox.laggard(awaited, || self.hub.say_to_all(&Frame::Ping)));
+        let cause = cause.or_else(|| mailbox.effect());
         Error::Other(cause.unwrap_or_else(|| {
             let ranks = awaited.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             format!("rank 0 has lost contact with ranks {ranks}: {what}")

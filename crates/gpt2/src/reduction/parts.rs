@@ -5,10 +5,13 @@
 
 use std::ops::Range;
 
+use ckptd_core::codec::CHUNK_BYTES;
+
 use crate::optim::NORM_BLOCK;
 
-/// Values of a chunk of a snapshot.
-const CHUNK: usize = 8 * NORM_BLOCK;
+/// Values of a chunk of a snapshot, a whole number of blocks.
+const CHUNK: usize = CHUNK_BYTES / 4;
+const _: () = assert!(CHUNK % NORM_BLOCK == 0);
 
 /// The values of all tensors, one behind the other.
 #[derive(Clone, Debug)]

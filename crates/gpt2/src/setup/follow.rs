@@ -131,7 +131,7 @@ impl TrainingSetup {
         let (data, files, provenance) = (tokens.dataset(&view), Vec::new(), provenance(device));
         let mut setup =
             TrainingSetup { config, device, threads, data, model, state, optimizer, files, provenance, resumed: None };
-        if is_sharded && prepared.snapshot.is_some() {
+        if is_sharded && prepared.snapshot.is_some() && wanting.contains(&true) {
             came += setup.take_moments(&wanting, group)?;
         }
         if needs.state {

@@ -45,7 +45,7 @@ impl TrainingSetup {
         wanting: &[bool],
         group: &mut dyn RankGroup,
     ) -> Result<()> {
-        let mut piece = Vec::new();
+        let (mut piece, mut sent) = (Vec::new(), vec![blake3::Hasher::new(); wanting.len()]);
         for shard in self.moment_shards(wanting) {
             let meta = &self.state.metas()[shard.index];
             let item = snapshot.manifest().tensors.iter().position(|tensor| tensor.meta == *meta);
@@ -53,15 +53,18 @@ impl TrainingSetup {
             for (from, length) in shard.pieces() {
                 piece.resize(length, 0);
                 snapshot.read_parts(vec![(item, from as u64, &mut piece)], 1)?;
+                sent[shard.rank].update(&piece);
                 spread(group, &shard.takers(wanting.len()), length as u64, SpreadEnd::Source(&piece))?;
             }
         }
-        Ok(())
+        let hashes: Vec<u8> = sent.iter().flat_map(|hasher| *hasher.finalize().as_bytes()).collect();
+        group.broadcast(&hashes).map(drop)
     }
 
-    /// On another rank: takes its shards, and lets the others take theirs. Returns the bytes that it took.
+    /// On another rank: takes its shards, and lets the others take theirs. Returns the bytes that it took, which hash
+    /// to what rank 0 has read.
     pub(super) fn take_moments(&mut self, wanting: &[bool], group: &mut dyn RankGroup) -> Result<u64> {
-        let (shards, mut taken) = (self.moment_shards(wanting), 0);
+        let (shards, mut taken, mut arrived) = (self.moment_shards(wanting), 0, blake3::Hasher::new());
         self.state.fill(|destinations| {
             for shard in shards {
                 let (memory, mut at) = (&mut *destinations[shard.index].bytes, 0);
@@ -76,9 +79,15 @@ impl TrainingSetup {
                     let end = if is_own { SpreadEnd::Sink(&mut sink) } else { SpreadEnd::Bystander };
                     spread(group, &shard.takers(wanting.len()), length as u64, end)?;
                 }
+                if shard.rank == group.rank() {
+                    arrived.update(&memory[..at]);
+                }
             }
-            Ok(taken)
-        })
+            Ok(())
+        })?;
+        let rank = group.rank();
+        require_same(rank, &group.broadcast(&[])?, arrived.finalize())?;
+        Ok(taken)
     }
 
     /// Those of the ranks that are `wanting`, in order.
@@ -93,5 +102,33 @@ impl TrainingSetup {
             }));
         }
         shards
+    }
+}
+
+/// Holds what `rank` got against the hashes of what was sent to each rank: its moments are compared with nobody else's.
+fn require_same(rank: usize, sent: &[u8], arrived: blake3::Hash) -> Result<()> {
+    if sent.chunks(blake3::OUT_LEN).nth(rank) == Some(arrived.as_bytes()) {
+        return Ok(());
+    }
+    Err(Error::Other(format!(
+        "what rank {rank} got of the optimizer's state is not what rank 0 has read; start again, and have a look at \
+         the network and the memory of both machines where it happens again"
+    )))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_arrived_with_other_bytes_is_refused_by_its_rank() {
+        let sent = [blake3::hash(b""), blake3::hash(b"one"), blake3::hash(b"two")];
+        let sent: Vec<u8> = sent.iter().flat_map(|hash| *hash.as_bytes()).collect();
+        require_same(2, &sent, blake3::hash(b"two")).unwrap();
+        for (rank, bytes) in [(1, b"two"), (3, b"two")] {
+            let error = require_same(rank, &sent, blake3::hash(bytes)).unwrap_err().to_string();
+            assert!(error.contains(&format!("rank {rank}")), "{error}");
+        }
     }
 }

@@ -181,6 +181,17 @@ impl SnapshotTaker {
         self.take_and_wait(reason, SameState::Skip, pace)
     }
 
+    /// Gives up what is in flight, and takes no more between steps: the state is not to be gone on from. Returns when
+    /// nothing of it is written any more, so that what was committed nevertheless has been told.
+    pub fn give_up(&self) {
+        self.flight.ending.store(true, Ordering::Relaxed);
+        let mut durable = self.flight.lock();
+        while let Some(flight) = &durable.in_flight {
+            flight.handle.cancel();
+            durable = self.flight.landed.wait(durable).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Keeps the state for a look at what went wrong, also where the same state is durable as a healthy one.
     pub fn take_post_mortem(&self) -> Result<()> {
         self.take_and_wait("post-mortem", SameState::TakeAgain, CommitPace::Alone)

@@ -2,8 +2,9 @@
 //! goes on takes what it lacks.
 //!
 //! Invariant: a list of parts is named by the ownership that wrote it and by a number that grows, so that an older one
-//! never stands for a newer one, however late it lands; of an older one, nothing is taken that is known already. No
-//! snapshot waits for any of it. Deliberately not here: what is in a part (ckptd-history), when it is sent
+//! never stands for a newer one, however late it lands; of an older one, nothing is taken that is known already. What
+//! is there and not here is named by the next list, too, until a machine has taken all of it. No snapshot waits for any
+//! of it. Deliberately not here: what is in a part (ckptd-history), when it is sent
 //! (`replication`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use ckptd_core::error::Error;
+use ckptd_core::ids::RunId;
 use ckptd_core::store::{Store, StoreLock};
 use ckptd_history::travel::{HistoryIntake, MAX_PART_BYTES, TakenHistory, TravellingPart, part_numbers, read_part};
 
@@ -26,14 +28,20 @@ use crate::records::{HistoryPartRecord, HistoryRecord, VERSION};
 const BRING_PATIENCE: Duration = Duration::from_secs(120);
 /// How often the lists are asked for where the owner has replaced the one that was read.
 const LOOKS: usize = 3;
+/// And for a part that does not arrive as it was sent.
+const TRIES: usize = 2;
 
 /// What a process has found of the parts that it sends.
 #[derive(Clone, Debug, Default)]
 pub struct HistorySender {
     /// Packed parts, which never change.
     packed: BTreeMap<u64, HistoryPartRecord>,
-    /// What was sent last.
-    sent: Option<HistoryRecord>,
+    /// The parts that were sent last.
+    sent: Option<Vec<HistoryPartRecord>>,
+    /// The store has all that was there.
+    has_all: bool,
+    /// Otherwise the parts that were there at first.
+    before: Option<Vec<HistoryPartRecord>>,
 }
 
 /// What is in `history/`.
@@ -44,6 +52,14 @@ struct HistoryListing {
 }
 
 impl HistoryListing {
+    /// The parts of the newest list of the run, as far as they are there.
+    async fn newest(&self, job: &RemoteJob, run_id: &RunId) -> Result<Vec<HistoryPartRecord>> {
+        let Some(name) = self.lists.last() else { return Ok(Vec::new()) };
+        let record = job.read::<HistoryRecord>(&JobObject::History(*name)).await?.map(|(record, _)| record);
+        let of_run = record.filter(|record| record.run_id == *run_id).map_or_else(Vec::new, |record| record.parts);
+        Ok(of_run.into_iter().filter(|part| self.parts.contains(&part.hash)).collect())
+    }
+
     async fn of(job: &RemoteJob) -> Result<HistoryListing> {
         let mut listing = HistoryListing::default();
         for (object, _) in job.list(Prefix::History).await? {
@@ -64,6 +80,11 @@ fn recorded(part: &TravellingPart) -> HistoryPartRecord {
 }
 
 impl HistorySender {
+    /// The store has all that is there.
+    pub fn knows_all(&mut self) {
+        self.has_all = true;
+    }
+
     /// Sends what the history of `store` has and the remote lacks, as the ownership `epoch`; nothing where nothing has
     /// come since. What no list names any longer is removed while `may_write`.
     pub async fn send(
@@ -78,10 +99,10 @@ impl HistorySender {
         if numbers.is_empty() {
             return Ok(());
         }
-        let (mut parts, mut bodies) = (Vec::new(), BTreeMap::new());
+        let (mut parts, mut bodies) = (BTreeMap::new(), BTreeMap::new());
         for number in numbers {
             if let Some(known) = self.packed.get(&number) {
-                parts.push(known.clone());
+                parts.insert(number, known.clone());
                 continue;
             }
             // Damaged ones go as far as they are whole; one that cannot be read stays out.
@@ -92,27 +113,54 @@ impl HistorySender {
             } else {
                 bodies.insert(record.hash.clone(), Bytes::from(part.bytes));
             }
-            parts.push(record);
+            parts.insert(number, record);
             tokio::task::yield_now().await;
         }
-        let record = HistoryRecord { version: VERSION, run_id, parts };
-        if self.sent.as_ref() == Some(&record) {
+        let own: Vec<HistoryPartRecord> = parts.values().cloned().collect();
+        if self.sent.as_ref() == Some(&own) {
             return Ok(());
         }
         let listing = HistoryListing::of(job).await?;
-        for part in record.parts.iter().filter(|part| !listing.parts.contains(&part.hash)) {
+        if !self.has_all && self.before.is_none() {
+            self.before = Some(listing.newest(job, &run_id).await?);
+        }
+        for part in own.iter().filter(|part| !listing.parts.contains(&part.hash)) {
             let Some(body) = bodies.get(&part.hash).cloned().or_else(|| self.packed_body(store, part)) else {
+                // It has become unreadable: the list must not name it.
+                self.packed.retain(|_, packed| packed != part);
+                parts.retain(|_, own| own != part);
                 continue;
             };
             rate.wait_for(part.bytes).await;
             job.storage().put(&JobObject::HistoryPart(part.hash.clone()).name(), body).await?;
         }
+        let parts = self.beside_those_before(store, parts)?;
+        let record = HistoryRecord { version: VERSION, run_id, parts };
         let newest = listing.lists.range(..).rev().find(|name| name.epoch == epoch);
         let name = HistoryName { epoch, number: newest.map_or(1, |name| name.number + 1) };
         job.put(&JobObject::History(name), &record).await?;
         clear(job, &listing, name, &record, may_write).await?;
-        self.sent = Some(record);
+        self.sent = Some(own);
         Ok(())
+    }
+
+    /// The store's `own` parts by their numbers, each at its place among those that were there before.
+    fn beside_those_before(
+        &self,
+        store: &Store,
+        mut own: BTreeMap<u64, HistoryPartRecord>,
+    ) -> Result<Vec<HistoryPartRecord>> {
+        let before = self.before.as_deref().unwrap_or_default();
+        let here = LocalParts::of(store, before)?;
+        let mut parts = Vec::new();
+        for part in before {
+            match here.numbers.get(&part.hash) {
+                Some(number) => parts.extend(own.remove(number)),
+                None => parts.push(part.clone()),
+            }
+        }
+        parts.extend(own.into_values());
+        Ok(parts)
     }
 
     fn packed_body(&self, store: &Store, wanted: &HistoryPartRecord) -> Option<Bytes> {
@@ -175,7 +223,7 @@ async fn bring(job: &RemoteJob, store: &Store, lock: &StoreLock) -> Result<Taken
         if store.run_id()?.as_ref() != Some(&record.run_id) {
             return Err(Error::damaged(job.path_of(&object), "is of another training than the job").into());
         }
-        let here = LocalParts::of(store, &record)?;
+        let here = LocalParts::of(store, &record.parts)?;
         if here.has_all(&record) {
             return Ok(TakenHistory::default());
         }
@@ -198,14 +246,17 @@ async fn take(
     for part in &record.parts {
         let object = JobObject::HistoryPart(part.hash.clone());
         let (is_packed, place) = (part.is_packed, job.path_of(&object));
-        let bytes = match here.read(store, part)? {
-            Some(bytes) => bytes,
-            None => match job.storage().get(&object.name(), MAX_PART_BYTES).await? {
-                Some(found) => found.body.to_vec(),
-                None => return Ok(None),
-            },
-        };
-        if *blake3::hash(&bytes).to_hex() != *part.hash.as_str() {
+        let is_right = |bytes: &[u8]| *blake3::hash(bytes).to_hex() == *part.hash.as_str();
+        let mut bytes = here.read(store, part)?.unwrap_or_default();
+        for _ in 0..TRIES {
+            if is_right(&bytes) {
+                break;
+            }
+            // Where it was damaged on its way, it is not the next time.
+            let Some(found) = job.storage().get(&object.name(), MAX_PART_BYTES).await? else { return Ok(None) };
+            bytes = found.body.to_vec();
+        }
+        if !is_right(&bytes) {
             intake.lacks(format!("{place} is not what was sent there; its part of the history is not taken"));
             continue;
         }
@@ -221,12 +272,14 @@ struct LocalParts {
 }
 
 impl LocalParts {
-    fn of(store: &Store, record: &HistoryRecord) -> Result<LocalParts> {
+    fn of(store: &Store, parts: &[HistoryPartRecord]) -> Result<LocalParts> {
         let mut numbers = BTreeMap::new();
+        if parts.is_empty() {
+            return Ok(LocalParts { numbers });
+        }
         for number in part_numbers(store)? {
             let Some(part) = read_part(store, number).unwrap_or_default() else { continue };
-            let lengths: BTreeSet<u64> = record
-                .parts
+            let lengths: BTreeSet<u64> = parts
                 .iter()
                 .filter(|there| there.is_packed == part.is_packed)
                 .filter(|there| if part.is_packed { there.bytes == part.bytes.len() as u64 } else { true })

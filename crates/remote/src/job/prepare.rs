@@ -84,13 +84,17 @@ pub struct Beginning<'a> {
     pub told: &'a (dyn Fn(String) + Send + Sync),
     /// What snapshots need besides.
     pub companions: &'a CompanionSource,
+    /// Whether all of the history that is there is here, too.
+    pub has_history: bool,
 }
 
 impl Beginning<'_> {
     /// Takes what this machine lacks of the history; the training goes on without it, too.
-    async fn bring_history(&self, job: &RemoteJob) {
+    async fn bring_history(&mut self, job: &RemoteJob) {
+        self.has_history = false;
         match bring_history(job, self.store, self.lock).await {
             Ok(brought) => {
+                self.has_history = !brought.is_partial;
                 if brought.steps > 0 {
                     (self.told)(format!("fetched the history of {} steps from {}", brought.steps, job.place()));
                 }

@@ -126,8 +126,14 @@ impl<'a> Replication<'a> {
             let _ = report(ReplicaNews::Told(line));
         };
         let companions = self.settings.companions.clone();
-        let mut prepare =
-            Beginning { store: &store, lock: &lock, warned: &warned, told: &told, companions: &companions };
+        let mut prepare = Beginning {
+            store: &store,
+            lock: &lock,
+            warned: &warned,
+            told: &told,
+            companions: &companions,
+            has_history: false,
+        };
         let mut told = |news: LeaseNews| {
             if let LeaseNews::Waiting(holder, ttl) = news {
                 let (place, ttl) = (holder.text(), ckptd_core::text::rough_duration(ttl));
@@ -140,6 +146,9 @@ impl<'a> Replication<'a> {
         };
         match self.owner.acquire(&mut prepare, &mut told).await {
             Ok(_) => {
+                if prepare.has_history {
+                    self.history.knows_all();
+                }
                 self.owns()?;
                 self.catch_up().await;
                 Ok(None)
@@ -208,8 +217,11 @@ impl<'a> Replication<'a> {
                 (work, retain) = (Some(self.retain()), false);
             }
             let is_idle = work.is_none() && self.waiting.is_none() && !self.looks && !self.owner.is_committing();
+            if finishing && is_idle {
+                self.history.ends();
+            }
             if history.is_none() {
-                history = self.next_history(finishing && is_idle);
+                history = self.next_history();
             }
             if self.owner.is_over() || finishing && is_idle && history.is_none() {
                 break;
@@ -244,11 +256,11 @@ impl<'a> Replication<'a> {
         self.owner.leave(self.settings.owner.ttl / 4).await;
     }
 
-    /// Begins to send what of the history has grown, beside everything else; `at_end`: nothing else is left.
-    fn next_history(&mut self, at_end: bool) -> Option<HistoryWork> {
+    /// Begins to send what of the history has grown, beside everything else.
+    fn next_history(&mut self) -> Option<HistoryWork> {
         let epoch = self.owner.epoch().filter(|_| self.owner.may_write())?;
         let (job, store, rate) = (self.owner.job(), &self.store, &self.rate);
-        self.history.next(&HistoryRoute { job, store, rate, epoch, write_until: &self.write_until }, at_end)
+        self.history.next(&HistoryRoute { job, store, rate, epoch, write_until: &self.write_until })
     }
 
     /// Begins to find out whether the newest snapshot here is there, where that may not be so.
