@@ -227,6 +227,7 @@ fn last_words(child: &mut Child) -> Receiver<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use serde_json::json;
 
