@@ -5,8 +5,16 @@
 # does not say more. So a client cannot tell a full disk from another trouble by the answer. It can ask how much room
 # there is (statvfs@openssh.com, which the server offers); that says nothing of a quota.
 #
-# openssh-sftp-server 1:9.2p1-2+deb12u10 of Debian 12. Seen in November 2026: these four answers are equal; a file that is
-# not there has one of its own. /dev/full stands for the full disk: each write to it fails for lack of room (ENOSPC).
+# openssh-sftp-server 1:9.2p1-2+deb12u10 of Debian 12. /dev/full stands for the full disk: each write to it fails for lack
+# of room (ENOSPC). Seen in November 2026:
+#
+#   no room for a write: status 4, 'Failure'
+#   the folder is already there: status 4, 'Failure'
+#   the folder is not empty: status 4, 'Failure'
+#   the name is taken: status 4, 'Failure'
+#   the file is not there: status 2, 'No such file'
+#   the first four answers are equal
+#   statvfs@openssh.com is offered
 #
 # Exit status: 0 where it behaves so, 1 where it does not. Takes seconds; needs Debian 12 with apt-get, and python3.
 set -euo pipefail

@@ -11,7 +11,7 @@ use crate::optim::NORM_BLOCK;
 
 /// Values of a chunk of a snapshot, a whole number of blocks.
 const CHUNK: usize = CHUNK_BYTES / 4;
-const _: () = assert!(CHUNK % NORM_BLOCK == 0);
+const _: () = assert!(CHUNK.is_multiple_of(NORM_BLOCK));
 
 /// The values of all tensors, one behind the other.
 #[derive(Clone, Debug)]
