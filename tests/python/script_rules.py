@@ -7,8 +7,11 @@ told. A process attaches once, hence a fork for each rule.
 import faulthandler
 import json
 import math
+import multiprocessing
 import os
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -17,7 +20,7 @@ from pathlib import Path
 
 import ckptd
 import torch
-from ckptd import CkptdError, _state
+from ckptd import CkptdError, _ranks, _state
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -504,6 +507,22 @@ def without_an_agent_anything_may_be_attached():
             optimizer.step()
             run.step(tokens=3.0)
     run.save()
+
+
+@rule
+def what_a_rank_starts_ends_at_a_sigterm_and_the_rank_does_not():
+    _ranks.outlive_the_launcher()
+    os.kill(os.getpid(), signal.SIGTERM)
+    program = subprocess.Popen(["sleep", "60"])
+    program.terminate()
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    forked = fork.Process(target=lambda: (begun.set(), time.sleep(60)))
+    forked.start()
+    assert begun.wait(SOON_S)
+    forked.terminate()
+    forked.join(SOON_S)
+    assert (program.wait(SOON_S), forked.exitcode) == (-signal.SIGTERM, -signal.SIGTERM)
 
 
 def holds(name):

@@ -82,9 +82,23 @@ def socket_path(agent: str) -> str:
 
 
 def outlive_the_launcher() -> None:
-    """What ends a whole job sends SIGTERM to every process of it; a rank ends when its state is safe, or rank 0 is gone."""
+    """What ends a whole job sends SIGTERM to every process of it; a rank ends when its state is safe, or rank 0 is gone.
+
+    Processes that the script starts end at a SIGTERM as ever.
+    """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # A handler, which no program that is started inherits, as it does a signal that is ignored.
+        signal.signal(signal.SIGTERM, _outlive)
+        signal.siginterrupt(signal.SIGTERM, False)
+        os.register_at_fork(after_in_child=_end_as_ever)
+
+
+def _outlive(_signal: int, _frame: object) -> None: ...
+
+
+def _end_as_ever() -> None:
+    if signal.getsignal(signal.SIGTERM) is _outlive:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class RankHub:
