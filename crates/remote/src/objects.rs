@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
@@ -125,13 +125,23 @@ pub trait ObjectStorage: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`ObjectStorage::read_range`].
     async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes> {
-        let bytes = range.end.saturating_sub(range.start);
+        let mut bytes = Vec::new();
+        self.read_into(name, range, &mut bytes).await?;
+        Ok(bytes.into())
+    }
+
+    /// Puts the bytes of `range` into `bytes`, in place of what is there.
+    ///
+    /// # Errors
+    /// As [`ObjectStorage::read_range`].
+    async fn read_into(&self, name: &ObjectName, range: Range<u64>, bytes: &mut Vec<u8>) -> Result<()> {
+        bytes.clear();
+        bytes.reserve_exact(usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0));
         let mut pieces = self.read_range(name, range).await?;
-        let mut whole = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(0));
         while let Some(piece) = pieces.next().await {
-            whole.extend_from_slice(&piece?);
+            bytes.extend_from_slice(&piece?);
         }
-        Ok(whole.freeze())
+        Ok(())
     }
 
     /// An error of this store.

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 
 use ckptd_core::error::Error;
 use ckptd_core::store::format::HEAD_BYTES;
@@ -20,7 +21,7 @@ use crate::layout::{ContentHash, JobObject};
 
 /// Bytes of one request.
 const RANGE_BYTES: u64 = 8 << 20;
-/// Requests under way at a time. Each holds its range twice for a moment: as it came, and in one piece.
+/// Requests under way at a time, each with a buffer for its range.
 const IN_FLIGHT: usize = 3;
 
 /// A snapshot file at a remote, whose outline was read and is whole.
@@ -76,13 +77,16 @@ impl RemoteFile<'_> {
         wanted: impl Fn(usize) -> bool,
         take: impl Fn(&[u8], u64) -> ckptd_core::Result<()>,
     ) -> Result<()> {
-        let batches = stream::iter(self.batches(wanted));
-        let read = batches.map(|batch| self.read_batch(batch)).buffer_unordered(IN_FLIGHT);
-        read.try_for_each(|(bytes, offset)| {
-            let taken = take(&bytes, offset);
-            async move { Ok(taken?) }
-        })
-        .await
+        let mut batches = self.batches(wanted).into_iter();
+        let buffer = || Vec::with_capacity(RANGE_BYTES as usize);
+        let mut reading: FuturesUnordered<_> =
+            batches.by_ref().take(IN_FLIGHT).map(|batch| self.read_batch(batch, buffer())).collect();
+        while let Some(read) = reading.next().await {
+            let (bytes, offset) = read?;
+            take(&bytes, offset)?;
+            reading.extend(batches.next().map(|batch| self.read_batch(batch, bytes)));
+        }
+        Ok(())
     }
 
     /// Reads the whole file: chunks as [`RemoteFile::read`], and what is around them.
@@ -92,11 +96,12 @@ impl RemoteFile<'_> {
         self.read(|_| true, take).await
     }
 
-    async fn read_batch(&self, batch: Batch) -> Result<(Bytes, u64)> {
+    /// Reads chunks into `bytes`, in place of what is there: a new buffer for each range would leave holes in the heap.
+    async fn read_batch(&self, batch: Batch, mut bytes: Vec<u8>) -> Result<(Vec<u8>, u64)> {
         let range = self.range(&batch);
         let mut tried = false;
         loop {
-            let bytes = self.job.storage().get_range(&self.object.name(), range.clone()).await?;
+            self.job.storage().read_into(&self.object.name(), range.clone(), &mut bytes).await?;
             match self.check(&batch, &bytes, range.start) {
                 Ok(()) => return Ok((bytes, range.start)),
                 Err(error) if tried => return Err(error.into()),
