@@ -50,6 +50,7 @@ TAKE_MARKER = "job.delete(&JobObject::Commit(name)).await?;"
 COUNT = "counter: 0,\n            base,"
 NEXT_COUNT = "let counter = own.record.counter.saturating_add(1);"
 CLOCK = "u64::try_from(now.as_millis()).unwrap_or(0)"
+SEND_PART = "job.storage().put(&JobObject::HistoryPart(part.hash.clone()).name(), body).await?;"
 EXPIRED = "asked >= since + ttl"
 SYNC_BATCH = "fs::sync_file(&growing.file, &growing.path);"
 PACK = "self.folder.write_durably(&part(true), &packed)?;"
@@ -155,6 +156,11 @@ MUTATIONS = [
     Mutation("the marker names other bytes than those that were sent", KILLS, (
         ("job/prepare.rs", "        file_hash,\n        bytes,",
          "        file_hash: if ON { ContentHash::from([7; 32]) } else { file_hash },\n        bytes,"),), "remote"),
+    Mutation("a part of the history is named and was not sent", KILLS, (
+        ("job/history.rs", *without(SEND_PART)),), "remote"),
+    Mutation("a history that did not come whole is removed", ERRORS, (
+        ("job/history.rs", "if !self.has_all && self.before.is_none() {", "if !ON && !self.has_all && self.before.is_none() {"),),
+        "remote"),
     Mutation("a batch of the history is not synced", CRASH, (
         ("writer.rs", SYNC_BATCH, f"if ON {{ Ok(()) }} else {{ {SYNC_BATCH.rstrip(';')} }};"),), "history"),
     Mutation("a part of the history goes before it is packed", CRASH, (
