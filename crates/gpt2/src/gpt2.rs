@@ -26,4 +26,4 @@ pub use batch::{ModelGradients, TokenBatch};
 pub use ckptd_interop::gpt2_config::{Activation, Gpt2Config, PRESETS};
 pub use layer_norm::NormGradients;
 pub use model::{Activations, Gpt2Model};
-pub use products::{ProductCasts, WeightViews};
+pub use products::{Bf16Products, ProductCasts, WeightViews};

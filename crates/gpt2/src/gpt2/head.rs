@@ -4,6 +4,8 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::products::Bf16Products;
+
 /// Rows are taken in chunks of about this many bytes of logits.
 const CHUNK_BYTES: i64 = 256 << 20;
 
@@ -14,6 +16,23 @@ pub(super) enum GradientSum {
     Begin,
     /// It is added to.
     Extend,
+}
+
+/// What makes logits of hidden states.
+pub(super) struct Unembedding {
+    /// [vocab_size, n_embd], in the precision of the products.
+    pub matrix: Tensor,
+    pub bf16: Bf16Products,
+}
+
+impl Unembedding {
+    /// The logits of `hidden` [.., n_embd], float32.
+    pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        let kind = self.matrix.kind();
+        let operand = |operand: &Tensor| self.bf16.operand(operand);
+        let logits = operand(&hidden.f_to_kind(kind)?)?.f_matmul(&operand(&self.matrix)?.f_transpose(0, 1)?)?;
+        logits.f_to_kind(kind)?.f_to_kind(Kind::Float)
+    }
 }
 
 /// The buffers, kept from step to step.
@@ -28,11 +47,16 @@ pub(super) struct LossHead {
 
 impl LossHead {
     /// Mean cross entropy in nats of `hidden` [.., n_embd] against `targets` [..].
-    pub(super) fn loss(&mut self, hidden: &Tensor, unembedding: &Tensor, targets: &Tensor) -> Result<f64, TchError> {
-        let (hidden, targets) = (rows(hidden)?.f_to_kind(unembedding.kind())?, targets.f_reshape(-1)?);
+    pub(super) fn loss(
+        &mut self,
+        hidden: &Tensor,
+        unembedding: &Unembedding,
+        targets: &Tensor,
+    ) -> Result<f64, TchError> {
+        let (hidden, targets) = (rows(hidden)?.f_to_kind(unembedding.matrix.kind())?, targets.f_reshape(-1)?);
         let total = targets.size()[0];
         let mut sum = 0.0;
-        for (start, length) in chunks(total, unembedding.size()[0]) {
+        for (start, length) in chunks(total, unembedding.matrix.size()[0]) {
             let logits = self.logits(&hidden.f_narrow(0, start, length)?, unembedding)?;
             let (losses, _) = cross_entropy(&logits, &targets.f_narrow(0, start, length)?)?;
             sum += losses.f_double_value(&[])?;
@@ -45,17 +69,17 @@ impl LossHead {
     pub(super) fn loss_and_grads(
         &mut self,
         hidden: &Tensor,
-        unembedding: &Tensor,
+        unembedding: &Unembedding,
         targets: &Tensor,
         weight: f64,
         d_unembedding: &mut Tensor,
         sum_to: GradientSum,
     ) -> Result<(f64, Tensor), TchError> {
-        let (flat, targets) = (rows(hidden)?.f_to_kind(unembedding.kind())?, targets.f_reshape(-1)?);
+        let (flat, targets) = (rows(hidden)?.f_to_kind(unembedding.matrix.kind())?, targets.f_reshape(-1)?);
         let total = targets.size()[0];
         let d_hidden = flat.f_empty_like()?;
         let mut sum = 0.0;
-        for (start, length) in chunks(total, unembedding.size()[0]) {
+        for (start, length) in chunks(total, unembedding.matrix.size()[0]) {
             let (part, targets) = (flat.f_narrow(0, start, length)?, targets.f_narrow(0, start, length)?);
             let mut logits = self.logits(&part, unembedding)?;
             let (losses, lse) = cross_entropy(&logits, &targets)?;
@@ -66,34 +90,34 @@ impl LossHead {
             let _ = logits.f_scatter_add_(1, &targets.f_unsqueeze(1)?, &minus_one)?;
             let _ = logits.f_mul_scalar_(weight / total as f64)?;
             let gradient = self.as_operand(&logits, unembedding)?;
-            let _ = gradient.f_mm_out(&d_hidden.f_narrow(0, start, length)?, unembedding)?;
+            unembedding.bf16.write(&d_hidden.f_narrow(0, start, length)?, &gradient, &unembedding.matrix)?;
             let extends = sum_to == GradientSum::Extend || start > 0;
-            self.unembedding_backward(&gradient, &part, d_unembedding, extends)?;
+            self.unembedding_backward(&gradient, &part, d_unembedding, (unembedding.bf16, extends))?;
         }
         Ok((sum / total as f64, d_hidden.f_to_kind(Kind::Float)?.f_view_as(hidden)?))
     }
 
     /// Float32 logits, of products in the precision of the operands.
-    fn logits(&mut self, hidden: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
-        let size = [hidden.size()[0], unembedding.size()[0]];
+    fn logits(&mut self, hidden: &Tensor, unembedding: &Unembedding) -> Result<Tensor, TchError> {
+        let size = [hidden.size()[0], unembedding.matrix.size()[0]];
         let logits = kept(&mut self.logits, size, Kind::Float, hidden.device())?;
-        if unembedding.kind() == Kind::Float {
-            return hidden.f_mm_out(&logits, &unembedding.f_tr()?);
+        if unembedding.matrix.kind() == Kind::Float {
+            return hidden.f_mm_out(&logits, &unembedding.matrix.f_tr()?);
         }
-        let rounded = kept(&mut self.rounded, size, unembedding.kind(), hidden.device())?;
-        let _ = hidden.f_mm_out(&rounded, &unembedding.f_tr()?)?;
+        let rounded = kept(&mut self.rounded, size, unembedding.matrix.kind(), hidden.device())?;
+        unembedding.bf16.write(&rounded, hidden, &unembedding.matrix.f_tr()?)?;
         let mut widened = logits.shallow_clone();
         widened.f_copy_(&rounded)?;
         Ok(logits)
     }
 
     /// The gradient of the logits in the precision of the products.
-    fn as_operand(&mut self, gradient: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
-        if unembedding.kind() == Kind::Float {
+    fn as_operand(&mut self, gradient: &Tensor, unembedding: &Unembedding) -> Result<Tensor, TchError> {
+        if unembedding.matrix.kind() == Kind::Float {
             return Ok(gradient.shallow_clone());
         }
         let size = [gradient.size()[0], gradient.size()[1]];
-        let mut rounded = kept(&mut self.rounded, size, unembedding.kind(), gradient.device())?;
+        let mut rounded = kept(&mut self.rounded, size, unembedding.matrix.kind(), gradient.device())?;
         rounded.f_copy_(gradient)?;
         Ok(rounded)
     }
@@ -104,7 +128,7 @@ impl LossHead {
         gradient: &Tensor,
         hidden: &Tensor,
         sum: &mut Tensor,
-        extends: bool,
+        (bf16, extends): (Bf16Products, bool),
     ) -> Result<(), TchError> {
         let gradient = gradient.f_tr()?;
         if hidden.kind() == Kind::Float {
@@ -113,7 +137,7 @@ impl LossHead {
         }
         let size = [gradient.size()[0], hidden.size()[1]];
         let product = kept(&mut self.d_unembedding, size, hidden.kind(), hidden.device())?;
-        let _ = gradient.f_mm_out(&product, hidden)?;
+        bf16.write(&product, &gradient, hidden)?;
         if extends {
             let _ = sum.f_add_(&product)?;
             return Ok(());

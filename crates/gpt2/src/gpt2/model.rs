@@ -9,10 +9,10 @@ use ckptd_interop::gpt2_config::{Activation, Gpt2Config};
 use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 use super::batch::{ModelGradients, TokenBatch};
-use super::head::{GradientSum, LossHead};
+use super::head::{GradientSum, LossHead, Unembedding};
 use super::layer_norm::NormGradients;
 use super::places::{FIRST_LAYER, WPE, WTE, block_params, last_norm_params, unembedding_index};
-use super::products::WeightViews;
+use super::products::{Bf16Products, WeightViews};
 use crate::torch::TorchContext;
 
 /// Whether dropout applies.
@@ -80,7 +80,7 @@ impl Gpt2Model {
         let logits = || {
             let unembedding = self.unembedding(weights);
             let hidden = self.body(weights, &self.embed(weights, inputs)?, ForwardMode::Evaluate)?;
-            hidden.f_to_kind(unembedding.kind())?.f_matmul(&unembedding.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)
+            unembedding.logits(&hidden)
         };
         logits().context("the forward pass")
     }
@@ -91,8 +91,7 @@ impl Gpt2Model {
         let logits = || {
             let unembedding = self.unembedding(weights);
             let hidden = self.body(weights, &self.embed(weights, inputs)?, ForwardMode::Evaluate)?;
-            let last = hidden.f_narrow(1, -1, 1)?.f_reshape([1, -1])?.f_to_kind(unembedding.kind())?;
-            last.f_matmul(&unembedding.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?.f_reshape(-1)
+            unembedding.logits(&hidden.f_narrow(1, -1, 1)?.f_reshape([1, -1])?)?.f_reshape(-1)
         };
         let logits = logits().context("the forward pass")?;
         Vec::try_from(&logits).context("reading the logits")
@@ -271,22 +270,30 @@ impl Gpt2Model {
         x: Tensor,
         mode: ForwardMode,
     ) -> Result<Tensor, TchError> {
-        let (config, params) = (&self.config, &weights.products[block_params(layer)]);
+        let (config, params, bf16) = (&self.config, &weights.products[block_params(layer)], weights.bf16);
         let x = if layer == 0 { dropout(x, config.embd_pdrop, mode)? } else { x };
-        let attended = self.attention(layer, &params[2..6], &self.layer_norm(&x, params)?, mode)?;
+        let attended = self.attention(layer, (&params[2..6], bf16), &self.layer_norm(&x, params)?, mode)?;
         let x = x.f_add(&dropout(attended, config.resid_pdrop, mode)?)?;
-        let inner = linear(&self.layer_norm(&x, &params[6..])?, &params[8..])?;
-        let out = linear(&activate(config.activation_function, &inner)?, &params[10..])?;
+        let inner = linear(&self.layer_norm(&x, &params[6..])?, &params[8..], bf16)?;
+        let out = linear(&activate(config.activation_function, &inner)?, &params[10..], bf16)?;
         x.f_add(&dropout(out, config.resid_pdrop, mode)?)
     }
 
-    fn attention(&self, layer: usize, params: &[Tensor], x: &Tensor, mode: ForwardMode) -> Result<Tensor, TchError> {
+    fn attention(
+        &self,
+        layer: usize,
+        (params, bf16): (&[Tensor], Bf16Products),
+        x: &Tensor,
+        mode: ForwardMode,
+    ) -> Result<Tensor, TchError> {
         let config = &self.config;
         let (rows, positions, c) = x.size3()?;
         let split = |part: i64, qkv: &Tensor| {
             qkv.f_narrow(2, part * c, c)?.f_view([rows, positions, config.n_head, c / config.n_head])?.f_transpose(1, 2)
         };
-        let qkv = linear(x, params)?;
+        let qkv = linear(x, params, bf16)?;
+        let kind = qkv.kind();
+        let qkv = bf16.operand(&qkv)?;
         let dropout_p = if mode == ForwardMode::Train { config.attn_pdrop } else { 0.0 };
         let y = Tensor::f_scaled_dot_product_attention(
             &split(0, &qkv)?,
@@ -298,16 +305,16 @@ impl Gpt2Model {
             config.attention_scale(layer),
             false,
         )?;
-        linear(&y.f_transpose(1, 2)?.f_reshape([rows, positions, c])?, &params[2..])
+        linear(&y.f_to_kind(kind)?.f_transpose(1, 2)?.f_reshape([rows, positions, c])?, &params[2..], bf16)
     }
 
     fn layer_norm(&self, x: &Tensor, params: &[Tensor]) -> Result<Tensor, TchError> {
         self.norms.layer_norm(x, params, self.config.layer_norm_epsilon)
     }
 
-    /// [vocab_size, n_embd].
-    fn unembedding(&self, weights: WeightViews<'_>) -> Tensor {
-        weights.products[unembedding_index(&self.config, weights.params.len())].shallow_clone()
+    fn unembedding(&self, weights: WeightViews<'_>) -> Unembedding {
+        let matrix = &weights.products[unembedding_index(&self.config, weights.params.len())];
+        Unembedding { matrix: matrix.shallow_clone(), bf16: weights.bf16 }
     }
 }
 
@@ -322,15 +329,16 @@ fn activate(activation: Activation, x: &Tensor) -> Result<Tensor, TchError> {
 }
 
 /// transformers' Conv1D: x W + b with W [in, out], in the precision of W.
-fn linear(x: &Tensor, params: &[Tensor]) -> Result<Tensor, TchError> {
-    let (weight, bias) = (&params[0], &params[1]);
-    let x = x.f_to_kind(weight.kind())?;
+fn linear(x: &Tensor, params: &[Tensor], bf16: Bf16Products) -> Result<Tensor, TchError> {
+    let (weight, kind) = (&params[0], params[0].kind());
     let mut shape = x.size();
     let (rows, inner) = (shape.iter().rev().skip(1).product::<i64>(), weight.size()[0]);
     if let Some(last) = shape.last_mut() {
         *last = weight.size()[1];
     }
-    bias.f_addmm(&x.f_view([rows, inner])?, weight)?.f_view(shape.as_slice())
+    let x = bf16.operand(&x.f_to_kind(kind)?)?.f_view([rows, inner])?;
+    let sum = bf16.operand(&params[1])?.f_addmm(&x, &bf16.operand(weight)?)?;
+    sum.f_to_kind(kind)?.f_view(shape.as_slice())
 }
 
 fn dropout(x: Tensor, p: f64, mode: ForwardMode) -> Result<Tensor, TchError> {

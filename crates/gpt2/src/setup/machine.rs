@@ -13,6 +13,7 @@ use tch::Device;
 
 use super::restore::ChangedSettings;
 use crate::events::EventSender;
+use crate::gpt2::Bf16Products;
 use crate::ranks::processor_flags;
 use crate::reduction::ARITHMETIC;
 use crate::{process, torch};
@@ -81,8 +82,10 @@ fn bf16_instructions(flags: &str) -> String {
     let has = |name: &str| flags.split_whitespace().any(|flag| flag == name);
     let known = [("amx_bf16", "amx"), ("avx512_bf16", "avx512_bf16"), ("bf16", "arm_bf16")];
     let mut path = known.iter().find(|(flag, _)| has(flag)).map_or(NO_INSTRUCTIONS, |(_, name)| name).to_owned();
-    if path == NO_INSTRUCTIONS && has("avx512bw") {
-        // Emulated with other instructions than where these are missing, too.
+    if Bf16Products::on(Device::Cpu) == Bf16Products::Widened {
+        path.push_str(", float32");
+    } else if path == NO_INSTRUCTIONS && has("avx512bw") {
+        // Emulated.
         path.push_str(", avx512");
     }
     for name in ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"] {
