@@ -159,7 +159,7 @@ MUTATIONS = [
     Mutation("a part of the history is named and was not sent", KILLS, (
         ("job/history.rs", *without(SEND_PART)),), "remote"),
     Mutation("a history that did not come whole is removed", ERRORS, (
-        ("job/history.rs", "if !self.has_all && self.before.is_none() {", "if !ON && !self.has_all && self.before.is_none() {"),),
+        ("job/history.rs", "if !(self.has_all && has_read_all) && self.before", "if !ON && !(self.has_all && has_read_all) && self.before"),),
         "remote"),
     Mutation("a batch of the history is not synced", CRASH, (
         ("writer.rs", SYNC_BATCH, f"if ON {{ Ok(()) }} else {{ {SYNC_BATCH.rstrip(';')} }};"),), "history"),

@@ -13,9 +13,7 @@ use super::{exit_code, output};
 use ckptd_core::dtype::DType;
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::SnapshotId;
-use ckptd_core::store::Store;
 use ckptd_core::text::ByteSize;
-use ckptd_history::travel;
 use ckptd_interop::export::{self, ExportFormat, ExportOptions, ExportReport};
 use ckptd_interop::output::ScratchFolder;
 
@@ -116,8 +114,8 @@ pub(super) fn execute(args: &ExportArgs) -> Result<u8> {
         }
         Some(url) => to_remote(&url, &entry.path, target.store.path(), &options)?,
     };
-    if exported.format.bundle().is_some() {
-        complain_of_history(&target.store);
+    for problem in &exported.history_lacks {
+        output::complain(&format!("ckptd: {problem}; this part of the history is not in the bundle"));
     }
     let document = Exported { report: &exported, state };
     let document = WithPassedOver { document: &document, passed_over: &passed_over };
@@ -133,15 +131,6 @@ struct Exported<'a> {
     /// "verified", of a bundle at a remote.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<&'static str>,
-}
-
-/// Says what of the history cannot be read, and so is not in the bundle.
-fn complain_of_history(store: &Store) {
-    for number in travel::part_numbers(store).unwrap_or_default() {
-        if let Err(error) = travel::read_part(store, number) {
-            output::complain(&format!("ckptd: {error}; this part of the history is not in the bundle"));
-        }
-    }
 }
 
 /// Packs beside the store's snapshots, sends, and checks what arrived.

@@ -22,13 +22,29 @@ use ckptd_core::store::Store;
 use ckptd_core::store::format::FileRecord;
 use ckptd_history::travel;
 
-/// Fills the folder `dir`, which is there and empty. Returns the bytes of its tensors and of its files.
+/// What a folder was filled with.
+pub(super) struct WrittenFolder {
+    pub tensor_bytes: u64,
+    /// Of all files.
+    pub bytes: u64,
+    /// What of the history could not be read, in sentences.
+    pub history_lacks: Vec<String>,
+}
+
+impl WrittenFolder {
+    /// Bytes of the tensors, and of all files.
+    pub(super) fn sizes(&self) -> (u64, u64) {
+        (self.tensor_bytes, self.bytes)
+    }
+}
+
+/// Fills the folder `dir`, which is there and empty.
 pub(super) fn write(
     source: &ExportSource,
     dir: &Path,
     options: &ExportOptions,
     progress: &dyn ProgressSink,
-) -> Result<(u64, u64)> {
+) -> Result<WrittenFolder> {
     let mut folder = ExportFolder::new(dir);
     let carried = companions(source, &mut folder, options)?;
     let mut tensor_bytes = weights(source, &mut folder, options, progress)?;
@@ -36,9 +52,8 @@ pub(super) fn write(
         tensor_bytes += torch::write_trainer_files(source, &mut folder, options, progress)?;
         job_file::write(source, &mut folder, options, progress)?;
     }
-    if let Some(store) = options.history_of.as_deref().filter(|_| options.format.bundle().is_some()) {
-        history(&mut folder, store)?;
-    }
+    let history_of = options.history_of.as_deref().filter(|_| options.format.bundle().is_some());
+    let history_lacks = history_of.map_or(Ok(Vec::new()), |store| history(&mut folder, store))?;
     let manifest = source.manifest();
     let libtorch = &manifest.provenance.libtorch;
     folder.file(
@@ -72,17 +87,17 @@ pub(super) fn write(
     if stays {
         output::sync(dir, &folder.names()[folder.names().len() - 1..])?;
     }
-    Ok((tensor_bytes, folder.bytes()?))
+    Ok(WrittenFolder { tensor_bytes, bytes: folder.bytes()?, history_lacks })
 }
 
 /// Writes the history of the store at `store`, where it has one. What of it cannot be read is no reason to give up the
-/// state that goes with it.
-fn history(folder: &mut ExportFolder, store: &Path) -> Result<()> {
+/// state that goes with it; it is returned in sentences.
+fn history(folder: &mut ExportFolder, store: &Path) -> Result<Vec<String>> {
     let store = Store::open(store)?;
     if travel::part_numbers(&store)?.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    folder.part(names::HISTORY, |file| travel::write_file(&store, &mut BufWriter::new(file))).map(drop)
+    folder.part(names::HISTORY, |file| travel::write_file(&store, &mut BufWriter::new(file)))
 }
 
 /// The records of all files so far; those that were not hashed while they were written are read.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::folder::WrittenFolder;
 use super::options::{ExportFormat, ExportOptions};
 use super::source::{ExportSource, exported_dtype};
 use super::{dcp, folder, gguf, nanogpt, safetensors, torch, trainer};
@@ -36,6 +37,9 @@ pub struct ExportReport {
     pub r: f64,
     /// How long it took.
     pub seconds: f64,
+    /// What of the history could not be read, and so is not in the bundle, in sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub history_lacks: Vec<String>,
 }
 
 /// Exports the snapshot file at `snapshot` to `out`.
@@ -60,8 +64,17 @@ pub fn export(
     let out = in_trainers_folder.as_deref().unwrap_or(out);
     output::check(out, options.format.kind(), overwrite)?;
     output::check_room(out, least_bytes(&source, options))?;
+    let mut history_lacks = Vec::new();
+    let mut packed = |kind| {
+        let written = bundle(&source, out, kind, options, progress)?;
+        let sizes = written.sizes();
+        history_lacks = written.history_lacks;
+        Ok::<_, Error>(sizes)
+    };
     let (tensor_bytes, raw_bytes) = match options.format {
-        ExportFormat::Hf => output::folder(out, overwrite, |dir| folder::write(&source, dir, options, progress))?,
+        ExportFormat::Hf => {
+            output::folder(out, overwrite, |dir| folder::write(&source, dir, options, progress))?.sizes()
+        }
         ExportFormat::Pt => {
             (output::file(out, overwrite, |file| torch::write(&source, file, out, options, progress))?, 0)
         }
@@ -70,9 +83,9 @@ pub fn export(
         }
         ExportFormat::Trainer => {
             let options = ExportOptions { with_optimizer: true, ..options.clone() };
-            let sizes = output::folder(out, overwrite, |dir| folder::write(&source, dir, &options, progress))?;
+            let written = output::folder(out, overwrite, |dir| folder::write(&source, dir, &options, progress))?;
             trainer::order_times(out)?;
-            sizes
+            written.sizes()
         }
         ExportFormat::Dcp => output::folder(out, overwrite, |dir| dcp::write(&source, dir, options, progress))?,
         ExportFormat::Gguf => {
@@ -81,8 +94,8 @@ pub fn export(
         ExportFormat::Nanogpt => {
             (output::file(out, overwrite, |file| nanogpt::write(&source, file, out, options, progress))?, 0)
         }
-        ExportFormat::Zip => bundle(&source, out, BundleKind::Zip, options, progress)?,
-        ExportFormat::TarZst => bundle(&source, out, BundleKind::TarZst, options, progress)?,
+        ExportFormat::Zip => packed(BundleKind::Zip)?,
+        ExportFormat::TarZst => packed(BundleKind::TarZst)?,
     };
     let written = std::fs::symlink_metadata(out).map_err(|e| Error::io("looking at", out, e))?;
     let bytes = if written.is_dir() { raw_bytes } else { written.len() };
@@ -97,6 +110,7 @@ pub fn export(
         bytes,
         r: bytes as f64 / raw_bytes.max(1) as f64,
         seconds: began.elapsed().as_secs_f64(),
+        history_lacks,
     })
 }
 
@@ -110,18 +124,17 @@ fn least_bytes(source: &ExportSource, options: &ExportOptions) -> u64 {
     model.sum::<u64>() + moments * params
 }
 
-/// The folder with the optimiser, written beside the target, packed, and removed again. Returns the bytes of its
-/// tensors and of its files.
+/// The folder with the optimiser, written beside the target, packed, and removed again. Returns what was in it.
 fn bundle(
     source: &ExportSource,
     out: &Path,
     kind: BundleKind,
     options: &ExportOptions,
     progress: &dyn ProgressSink,
-) -> Result<(u64, u64)> {
+) -> Result<WrittenFolder> {
     let options = ExportOptions { with_optimizer: true, ..options.clone() };
     let scratch = output::ScratchFolder::beside(out)?;
-    let sizes = folder::write(source, scratch.path(), &options, progress)?;
+    let written = folder::write(source, scratch.path(), &options, progress)?;
     output::file(out, options.overwrite(), |file| bundle::pack(scratch.path(), file, out, kind, progress))?;
-    Ok(sizes)
+    Ok(written)
 }

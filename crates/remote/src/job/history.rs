@@ -40,7 +40,7 @@ pub struct HistorySender {
     sent: Option<Vec<HistoryPartRecord>>,
     /// The store has all that was there.
     has_all: bool,
-    /// Otherwise the parts that were there at first.
+    /// Otherwise, or where a part here cannot be read, the parts that were there at first.
     before: Option<Vec<HistoryPartRecord>>,
 }
 
@@ -99,14 +99,21 @@ impl HistorySender {
         if numbers.is_empty() {
             return Ok(());
         }
-        let (mut parts, mut bodies) = (BTreeMap::new(), BTreeMap::new());
+        let (mut parts, mut bodies, mut has_read_all) = (BTreeMap::new(), BTreeMap::new(), true);
         for number in numbers {
             if let Some(known) = self.packed.get(&number) {
                 parts.insert(number, known.clone());
                 continue;
             }
-            // Damaged ones go as far as they are whole; one that cannot be read stays out.
-            let Some(part) = read_part(store, number).unwrap_or_default() else { continue };
+            // Damaged ones go as far as they are whole; what cannot be read stays out.
+            let part = match read_part(store, number) {
+                Ok(Some(part)) => part,
+                Ok(None) => continue,
+                Err(_) => {
+                    has_read_all = false;
+                    continue;
+                }
+            };
             let record = recorded(&part);
             if part.is_packed {
                 self.packed.insert(number, record.clone());
@@ -121,7 +128,8 @@ impl HistorySender {
             return Ok(());
         }
         let listing = HistoryListing::of(job).await?;
-        if !self.has_all && self.before.is_none() {
+        // What is there may be the only copy.
+        if !(self.has_all && has_read_all) && self.before.is_none() {
             self.before = Some(listing.newest(job, &run_id).await?);
         }
         for part in own.iter().filter(|part| !listing.parts.contains(&part.hash)) {

@@ -1,5 +1,6 @@
 //! The history of a training at its remote.
 
+use ckptd_history::travel::MAX_PART_BYTES;
 use ckptd_testkit::curve::{curve, keep_session};
 
 use super::*;
@@ -159,4 +160,15 @@ async fn what_a_machine_has_not_taken_of_the_history_stays_there_in_its_place() 
     assert_eq!(curve(&next).unwrap(), ((1..=30).collect(), 0));
     let lists = job.list(Prefix::History).await.unwrap();
     assert_eq!(lists.iter().filter(|(object, _)| matches!(object, JobObject::History(_))).count(), 1);
+    // Of what cannot be read here, the only copy may be there.
+    keep_session(&next, 5000, 30, 35).unwrap();
+    let files = std::fs::read_dir(next.path().join("history")).unwrap().map(|entry| entry.unwrap().path());
+    let oldest = std::fs::File::options().write(true).open(files.min().unwrap()).unwrap();
+    oldest.set_len(MAX_PART_BYTES + 1).unwrap();
+    let mut sender = HistorySender::default();
+    sender.knows_all();
+    sender.send(&job, &next, 5, &rate, || true).await.unwrap();
+    let (_folder, last) = small::store();
+    bring_history(&job, &last, &lock()).await.unwrap();
+    assert!(curve(&last).unwrap().0.starts_with(&(1..=30).collect::<Vec<u64>>()));
 }
