@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use ckptd_core::store::{CommitOptions, SnapshotReader, SnapshotState, Store, StoreLock, commit};
+use ckptd_history::travel::MAX_PART_BYTES;
 use ckptd_testkit::job::RunningAgent;
 use ckptd_testkit::python;
 use ckptd_testkit::servers::{ObjectServer, ssh_in};
@@ -291,6 +292,22 @@ fn a_job_packed_with_its_tokens_goes_on_elsewhere_and_ends_in_the_same_root() {
         // What the other machine did after the step that was packed is another branch.
         assert_eq!(history(&at("moved/checkpoints/job")), (range(1, 12), range(5, 12), 2));
     }
+}
+
+#[test]
+fn a_bundle_is_said_to_lack_the_part_of_the_history_that_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_texts(&folder.path().join("texts"));
+    train(&write_job(folder.path(), MODEL, "texts", ""), &[]);
+    let store = folder.path().join("checkpoints/job");
+    let part = std::fs::read_dir(store.join("history")).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
+    std::fs::File::options().write(true).open(&part).unwrap().set_len(MAX_PART_BYTES + 1).unwrap();
+    let bundle = folder.path().join("job.zip");
+    let output = ckptd(&["export", text(&store), "latest", "--format", "zip", "--json", text(&bundle)]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let report: Value = serde_json::from_str(&done(output)).unwrap();
+    assert!(said.contains(text(&part)) && said.contains("not in the bundle"), "{said}");
+    assert!(report["history_lacks"][0].as_str().unwrap().contains(text(&part)), "{report}");
 }
 
 #[test]
