@@ -9,7 +9,7 @@
 # make bench          ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute
 # make bench-formats  what exports and imports of GPT-2 cost, beside transformers
 # make bench-trainer  of them a Trainer's checkpoint in and out: time and memory, in turn, held against their bounds
-# make bench-remote   replication beside rclone, s5cmd and aws, 35 minutes, into bench/REMOTE.md; BENCH=short, BENCH=small
+# make bench-remote   replication beside rclone, s5cmd and aws, 25 minutes, into bench/REMOTE.md; BENCH=short, BENCH=small
 # make interval       the automatic snapshot interval against the best fixed one, simulated
 #
 # make wheel          the Python package ckptd, with the command, into dist/, installed and tried
