@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# OpenSSH's sftp-server answers a write for which there is no room with status 4 and the text "Failure". It answers the
-# same, byte for byte, to a folder that is already there, a folder that is not empty, and a rename onto a name that is
-# taken: version 3 of the protocol, the only one that it speaks, has no number for these, and the text that goes along
-# does not say more. So a client cannot tell a full disk from another trouble by the answer. It can ask how much room
-# there is (statvfs@openssh.com, which the server offers); that says nothing of a quota.
+# Version: openssh-sftp-server 1:9.2p1-2+deb12u10 of Debian 12. Seen in November 2026.
 #
-# openssh-sftp-server 1:9.2p1-2+deb12u10 of Debian 12. /dev/full stands for the full disk: each write to it fails for lack
-# of room (ENOSPC). Seen in November 2026:
+# Behaviour: OpenSSH's sftp-server answers a write for which there is no room with status 4 and the text "Failure". It
+# answers the same, byte for byte, to a folder that is already there, a folder that is not empty, and a rename onto a name
+# that is taken: version 3 of the protocol, the only one that it speaks, has no number for these, and the text that goes
+# along does not say more. So a client cannot tell a full disk from another trouble by the answer. It can ask how much room
+# there is (statvfs@openssh.com, which the server offers); that says nothing of a quota. /dev/full stands for the full disk:
+# each write to it fails for lack of room (ENOSPC).
 #
+# Output:
 #   no room for a write: status 4, 'Failure'
 #   the folder is already there: status 4, 'Failure'
 #   the folder is not empty: status 4, 'Failure'
