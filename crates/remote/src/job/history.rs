@@ -133,11 +133,9 @@ impl HistorySender {
             self.before = Some(listing.newest(job, &run_id).await?);
         }
         for part in own.iter().filter(|part| !listing.parts.contains(&part.hash)) {
-            let Some(body) = bodies.get(&part.hash).cloned().or_else(|| self.packed_body(store, part)) else {
-                // It has become unreadable: the list must not name it.
-                self.packed.retain(|_, packed| packed != part);
-                parts.retain(|_, own| own != part);
-                continue;
+            let body = match bodies.get(&part.hash) {
+                Some(body) => body.clone(),
+                None => self.packed_body(store, part)?,
             };
             rate.wait_for(part.bytes).await;
             job.storage().put(&JobObject::HistoryPart(part.hash.clone()).name(), body).await?;
@@ -171,9 +169,15 @@ impl HistorySender {
         Ok(parts)
     }
 
-    fn packed_body(&self, store: &Store, wanted: &HistoryPartRecord) -> Option<Bytes> {
-        let (number, _) = self.packed.iter().find(|(_, part)| *part == wanted)?;
-        Some(read_part(store, *number).ok()??.bytes.into())
+    /// The content of a packed part. Where it cannot be read any longer, the next try goes without it.
+    fn packed_body(&mut self, store: &Store, wanted: &HistoryPartRecord) -> Result<Bytes> {
+        let number = self.packed.iter().find(|(_, part)| *part == wanted).map(|(number, _)| *number);
+        self.packed.retain(|_, part| part != wanted);
+        let part = number.map_or(Ok(None), |number| read_part(store, number))?;
+        let part = part.filter(|part| recorded(part) == *wanted);
+        let part = part.ok_or_else(|| JobError::other("a part of the history was changed while it was sent"))?;
+        self.packed.extend(number.map(|number| (number, wanted.clone())));
+        Ok(part.bytes.into())
     }
 }
 
