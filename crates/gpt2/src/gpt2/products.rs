@@ -18,7 +18,7 @@ pub enum Bf16Products {
     #[default]
     Native,
     /// By its kernels for float32, from operands that are widened for each product: without instructions that oneDNN
-    /// has kernels for, libtorch's own for bf16 take 5 to 100 times as long.
+    /// has kernels for, libtorch's own for bf16 take 5 to 150 times as long.
     Widened,
 }
 
