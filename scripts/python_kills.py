@@ -2,11 +2,13 @@
 """The loops of examples/python, killed at random moments: each must end in the root of the run that nobody disturbed.
 
     scripts/python_kills.py [FOLDER OF ckptd AND libckptd_native.so] [--kills N] [--seed N] [--only NAME[,NAME...]]
+                            [--scripts FOLDER]
 
-Each example's own docstring says how it is started. A kill is a SIGKILL to the script, the daemon or both, where a launcher
-has started the script also to one rank, another rank or the launcher alone; at a random moment of a session, its start
-included. A training that is over before it was killed often enough is begun again in a new store. One line per example:
-kills by what was killed, sessions, the step and root that it ended in; exit 1 if a root differs.
+`--scripts` takes the scripts of another folder: seeded, and always on as many threads. Each script's own docstring says how
+it is started. A kill is a SIGKILL to the script, the daemon or both, where a launcher has started the script also to one
+rank, another rank or the launcher alone; at a random moment of a session, its start included. A training that is over
+before it was killed often enough is begun again in a new store. One line per script: kills by what was killed, sessions,
+the step and root that it ended in; exit 1 if a root differs.
 """
 
 import argparse
@@ -221,10 +223,11 @@ def main():
     parser.add_argument('programs', nargs='?', type=Path, default=ROOT / 'target' / 'release')
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=1)
-    parser.add_argument('--only', default='', help='names of examples, without .py')
+    parser.add_argument('--only', default='', help='names of scripts, without .py')
+    parser.add_argument('--scripts', type=Path, default=EXAMPLES)
     options = parser.parse_args()
     only = [name for name in options.only.split(',') if name]
-    examples = [path for path in sorted(EXAMPLES.glob('*.py')) if not only or path.stem in only]
+    examples = [path for path in sorted(options.scripts.resolve().glob('*.py')) if not only or path.stem in only]
     place, is_whole = Place(options.programs), True
     heads = ['script', 'steps', 'kills', 'of what', 'sessions', 'trainings', 'root', 'equal', 'minutes']
     print('| ' + ' | '.join(heads) + ' |\n|' + '---|' * len(heads), flush=True)
