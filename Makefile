@@ -40,8 +40,8 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 SOAK_HOURS ?= 2
 # What ruff looks at.
-PYTHON = crates/python/python examples/python tests/python/odd_script.py tests/python/sampler.py \
-	tests/python/script_rules.py tests/python/state_kinds.py
+PYTHON = crates/python/python examples/python tests/python/device_copies.py tests/python/odd_script.py \
+	tests/python/run_notebook.py tests/python/sampler.py tests/python/script_rules.py tests/python/state_kinds.py
 
 .PHONY: run formats help test bench build lint interval terms kills history-kills damages slurm systemd-check ranks \
 	remote faults faults-short soak programs setup setup-full setup-bench setup-clients text fuzz \

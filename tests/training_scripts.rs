@@ -386,6 +386,11 @@ fn the_samplers_order_is_a_permutation_and_the_same_wherever_it_is_entered() {
 }
 
 #[test]
+fn copies_of_a_gpus_tensors_are_of_their_boundary_in_whatever_order_it_works() {
+    passes("device_copies.py");
+}
+
+#[test]
 fn what_a_resume_could_not_follow_is_refused_and_nothing_that_fails_hangs() {
     passes("script_rules.py");
 }

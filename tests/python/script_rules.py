@@ -21,6 +21,7 @@ from pathlib import Path
 import ckptd
 import torch
 from ckptd import CkptdError, _ranks, _state
+from ckptd._device import HostCopies, HostCopy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -180,6 +181,25 @@ def weights_that_are_swapped_unseen_when_a_session_ends_are_in_no_snapshot():
 @rule
 def weights_that_are_swapped_in_sight_when_a_session_ends_are_in_no_snapshot():
     check_swapped(lambda to, value: to.detach().copy_(value))
+
+
+@rule
+def weights_that_are_put_back_while_that_is_told_are_saved():
+    agent = StandIn()
+    training = Training(agent)
+    training.steps(3)
+    kept = training.model.weight.detach().clone()
+    training.model.weight.data.zero_()
+    warn = training.run._warn
+
+    def put_back(message):
+        training.model.weight.data.copy_(kept)
+        warn(message)
+
+    training.run._warn = put_back
+    agent.stop()
+    agent.wait_for("done")
+    assert agent.steps() == [3] and is_saved(training.model, newest())
 
 
 @rule
@@ -446,6 +466,46 @@ def an_update_with_a_closure_begins_after_its_backward_pass():
 class Counted(IterableDataset):
     def __iter__(self):
         return iter(torch.arange(6.0))
+
+
+class LateCopies(HostCopies):
+    """Takes the CPU's tensors for a GPU's, which has not made their copies before it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self._made = threading.Event()
+
+    def make(self):
+        self._made.set()
+
+    def synchronize(self):
+        assert self._made.wait(SOON_S)
+
+    def bound(self, _):
+        pass
+
+    def beside(self, tensor):
+        return HostCopy(tensor.detach().clone(), self)
+
+    in_order = beside
+
+
+@rule
+def an_update_does_not_wait_for_the_copies_of_a_gpu():
+    agent = StandIn(every=1)
+    training = Training(agent)
+    copies = training.run._state.copies = LateCopies()
+    training.update()
+    training.run.step()
+    then = {name: value.clone() for name, value in training.model.state_dict().items()}
+    # Here it would wait.
+    training.update()
+    assert not training.run._flight.over.is_set()
+    copies.make()
+    assert training.run._flight.over.wait(SOON_S)
+    agent.wait_for("committed")
+    saved = newest().state_dict()
+    assert agent.steps() == [1] and all(torch.equal(saved[name], value) for name, value in then.items())
 
 
 @rule

@@ -60,6 +60,7 @@ NO_STEPS_OF_IT = (
     "batches() was given a loader of whose batches no step was made, and would count it as an epoch of the training: "
     "iterate over a validation loader directly (for batch in loader)"
 )
+WRITTEN = "the model was written since, and it is no step's state"
 TWO_AT_ONCE = (
     "batches() is under way already, and only one loader's place is in a snapshot: draw from one loader (a data set of "
     "pairs, instead of zip), and iterate over a validation loader directly (for batch in loader)"
@@ -85,6 +86,7 @@ class Flight:
     capture_ms: float = 0.0
     stall_ms: float = 0.0
     judged: bool = False
+    verdict: str | None = None  # why it must not be kept, once judged
     closing: bool = False
     saved: bool = False
     failure: str | None = None
@@ -422,9 +424,13 @@ class Run:
                 "device": state.device(),
                 "torch": torch.__version__,
             }
-            flight.native = self._writer.begin([item.given() for item in capture.items], capture.items, about)
+            native = self._writer.begin([item.given() for item in capture.items], capture.items, about)
+            with self._changed:
+                flight.native, judged = native, flight.judged
+            if judged:
+                native.judge(flight.verdict)
             flight.begun.set()
-            self._conclude(flight, flight.native, agent)
+            self._conclude(flight, native, agent)
         except Exception as error:  # noqa: BLE001
             # The model was changed meanwhile, for example: the training goes on, and the agent knows.
             self._fail(flight, f"{type(error).__name__}: {error}")
@@ -473,6 +479,8 @@ class Run:
             flight = self._flight
             if flight is None:
                 return
+            if self._state is not None:
+                self._state.copies.hold()
             flight.closing = not flight.judged
         self._compare(flight)
         if flight.judged:
@@ -481,7 +489,8 @@ class Run:
             flight.is_watched = False
             return
         began = time.perf_counter()
-        flight.begun.wait()
+        if flight.live.tensors:
+            flight.begun.wait()
         if flight.native is not None and not flight.native.is_released():
             flight.native.hurry()
             flight.native.release(int(flight.live.bytes * COPIED_SHARE))
@@ -507,9 +516,12 @@ class Run:
                 return
             flight.judged = True
             torn = self._written(flight)
+            if torn:
+                flight.verdict = f"{', '.join(torn[:3])} was written before the optimiser's step"
+            native = flight.native
         self._distrust(torn)
-        if flight.native is not None:
-            flight.native.judge(f"{', '.join(torn[:3])} was written before the optimiser's step" if torn else None)
+        if native is not None:
+            native.judge(flight.verdict)
 
     def _written(self, flight: Flight) -> list[str]:
         """What was written since the boundary, or is elsewhere."""
@@ -580,11 +592,14 @@ class Run:
                 return
             if self._flight is None or why != self._flight.failure:
                 self._warn(f"step {self.steps_done} is not saved: {why}")
-            if ended or self._hub is not None or left() == 0.0 or not self._is_written():
+            is_written = self._is_written()
+            if ended or self._hub is not None or left() == 0.0 or not (is_written or why == WRITTEN):
                 return
             if until is None:
                 until = time.monotonic() + STEP_TIMEOUT_S
-            self._decide_end(at + 1)
+            # Where all has been put back meanwhile, it is a step's state again.
+            if is_written:
+                self._decide_end(at + 1)
 
     def _secure(self, reason: str, left: Callable[[], float | None]) -> str | None:
         """Makes the last boundary durable, in the seconds that are left. Returns why not, if it is not."""
@@ -594,7 +609,7 @@ class Run:
         if self._saved_step == self.steps_done or self.steps_done == 0:
             return None
         if self._is_written():
-            return "the model was written since, and it is no step's state"
+            return WRITTEN
         last = self._begin(reason, hurried=True, is_flown_here=left() is None)
         if last is None:
             return "the step after it was under way" if not self._open else "another snapshot was under way"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from . import _random
+from ._device import HostCopies, HostCopy
 from ._errors import StateChanged, StateRefused
 from ._loader import LoaderPosition
 from ._marks import SAMPLE_BYTES, Mark, Marker
@@ -88,6 +89,14 @@ class LiveTensors:
 
 
 @dataclasses.dataclass
+class LateForm:
+    """A small tensor of a GPU, which is written into the text when its copy is there."""
+
+    tensor: torch.Tensor
+    copy: HostCopy
+
+
+@dataclasses.dataclass
 class Slot:
     """The state of one parameter in an optimiser: what is written of it, and which tensors are read."""
 
@@ -106,6 +115,7 @@ class TrainingState:
     """What a training consists of."""
 
     def __init__(self, model: Any, optimizers: list[Any], schedulers: list[Any], extra: Mapping[str, Any]) -> None:
+        self.copies = HostCopies()
         self.modules = modules_of(model)
         self.ranked = ranked_parts(model, extra)
         self.optimizers = optimizers
@@ -184,9 +194,10 @@ class TrainingState:
         copies: dict[str, TensorItem] = {}
 
         def copied(path: str, tensor: torch.Tensor) -> Any:
-            copies[path] = copy_of(item_of("state", path, tensor))
+            copies[path] = copy_of(item_of("state", path, tensor, self.copies.in_order))
             return reference("state", path, tensor)
 
+        self.copies.bound(self._tensors)
         texts: dict[str, Any] = {}
         for path, part in self._own_state:
             texts[path] = write_value(part.get_extra_state(), path, copied)
@@ -249,6 +260,7 @@ class TrainingState:
         copied = {f"{role} {name}" for role, name, _, _ in self._watched}
         named = ((f"{role} {name}", plain_tensor(tensor, f"{role} {name}")) for role, name, tensor in self.tensors())
         self._live = None
+        self._tensors = [tensor for _, _, tensor in self.tensors()]
         self._own_state = list(self.parts_with_own_state())
         self._marker = Marker([(label, tensor) for label, tensor in named if label not in copied])
 
@@ -297,7 +309,7 @@ class TrainingState:
             small = tensor.numel() * tensor.element_size() <= ALWAYS_COPIED
             same = known is not None and known[2].tensor is tensor and known[:2] == mark
             if known is None or not same or small or label in self.copied:
-                item = item_of(role, name, tensor)
+                item = item_of(role, name, tensor, self.copies.in_order)
                 if item.live:
                     source, item = (
                         item.memory,
@@ -312,7 +324,7 @@ class TrainingState:
 
     def stale_copies(self, copies: Mapping[str, TensorItem], threads: int) -> list[str]:
         """Those whose tensor has other bytes by now, although nothing announced that. To be asked at the boundary."""
-        items = [item for label, item in copies.items() if label == item.label]
+        items = [item.settled() for label, item in copies.items() if label == item.label]
         now = [item_of(item.role, item.name, item.tensor) for item in items]
         pairs = [(kept.memory, is_now.memory) for kept, is_now in zip(items, now)]
         hashes = hash_all([address(memory) for pair in pairs for memory in pair], threads)
@@ -399,6 +411,7 @@ class TrainingState:
         for index, (optimizer, state) in enumerate(zip(self.optimizers, collected.optimizers)):
             names = self.parameter_names()[index]
             groups = [{**group, "params": of_group} for group, of_group in zip(boundary.groups[index], names)]
+            state = {name: {key: formed(value) for key, value in slots.items()} for name, slots in state.items()}
             settings[f"{PREFIX}optimizer.{index}"] = text_of([type(optimizer).__name__, groups, state])
         for name, value in _random.texts(boundary.random).items():
             settings[f"{PREFIX}random.{name}"] = text_of(value)
@@ -410,14 +423,14 @@ class TrainingState:
         if aliases:
             settings[f"{PREFIX}tied"] = text_of(aliases)
         settings.update(device=self.device(), threads=str(threads))
-        return Capture(collected.items, sorted(settings.items()))
+        return Capture([item.settled() for item in collected.items], sorted(settings.items()))
 
     def item(self, role: str, name: str, tensor: torch.Tensor) -> TensorItem:
         """The tensor as it is now; its description is kept for as long as it is where it was."""
         known = self._items.get((role, name))
         if known is not None and known.tensor is tensor and known.memory.data_ptr() == tensor.data_ptr():
             return known
-        made = item_of(role, name, tensor)
+        made = item_of(role, name, tensor, self.copies.beside)
         if made.live:
             self._items[role, name] = made
         return made
@@ -441,9 +454,13 @@ class TrainingState:
                 item = self.item(role, own, tensor)
                 add(copy_of(item) if item.label in self.copied else item)
             # Small tensors are read anew.
-            written[name] = {**slot.written, **{key: inline_form(tensor) for key, tensor in slot.small}}
+            written[name] = {**slot.written, **{key: self.small_form(tensor) for key, tensor in slot.small}}
         # In the order of the groups, whatever the order of the first steps was.
         return {name: written[name] for name in names.values() if name in written}
+
+    def small_form(self, tensor: torch.Tensor) -> Any:
+        copy = self.copies.beside(tensor)
+        return inline_form(tensor) if copy is None else LateForm(tensor, copy)
 
     def parameter_names_of(self, index: int) -> dict[int, str]:
         """Names by identity, for as long as the groups have the same parameters."""
@@ -634,6 +651,10 @@ class Restore:
             for tensor, memory, live in later:
                 if not live:
                     tensor.copy_(memory)
+
+
+def formed(value: Any) -> Any:
+    return inline_form(value.tensor, value.copy) if isinstance(value, LateForm) else value
 
 
 def changed() -> StateChanged:

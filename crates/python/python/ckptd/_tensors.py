@@ -7,10 +7,12 @@ imaginary part, of the same bits; its own name stands in the settings.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ._device import HostCopy
 from ._errors import TensorRefused
 
 # Types that the file has, by their names there.
@@ -81,6 +83,11 @@ def plain_tensor(tensor: torch.Tensor, path: str) -> torch.Tensor:
     return tensor
 
 
+def no_copy(_: torch.Tensor) -> HostCopy | None:
+    """One that is waited for is made in its place."""
+    return None
+
+
 @dataclasses.dataclass
 class TensorItem:
     """A tensor of a snapshot."""
@@ -90,22 +97,34 @@ class TensorItem:
     tensor: torch.Tensor  # the training's own
     memory: torch.Tensor  # where its bytes are, contiguous and on the CPU
     live: bool  # that is the training's own memory
+    copy: HostCopy | None = None  # which fills the memory, from a GPU
 
     @property
     def label(self) -> str:
         return f"{self.role} {self.name}"
 
+    def settled(self) -> TensorItem:
+        """The same, once its bytes are there."""
+        if self.copy is not None:
+            self.copy.wait()
+        return self
+
     def given(self) -> tuple[str, str, str, list[int], int, int, bool]:
-        """As the native half takes it."""
+        """As the native half takes it; settled."""
         memory = self.memory
         length = memory.numel() * memory.element_size()
         dtype, shape = file_form(self.tensor)
         return (self.role, self.name, dtype, shape, memory.data_ptr(), length, self.live)
 
 
-def item_of(role: str, name: str, tensor: torch.Tensor) -> TensorItem:
-    """The tensor as it is now; one that is elsewhere, or lies otherwise, is copied."""
+def item_of(
+    role: str, name: str, tensor: torch.Tensor, begin: Callable[[torch.Tensor], HostCopy | None] = no_copy
+) -> TensorItem:
+    """The tensor as it is now; one that is elsewhere, or lies otherwise, is copied: by `begin`, if that takes it."""
     tensor = plain_tensor(tensor, f"{role} {name}")
+    copy = begin(tensor)
+    if copy is not None:
+        return TensorItem(role, name, tensor, copy.memory, False, copy)
     memory = tensor.detach()
     if memory.is_conj() or memory.is_neg():
         memory = memory.resolve_conj().resolve_neg()

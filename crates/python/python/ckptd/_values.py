@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ._device import HostCopy
 from ._errors import StateRefused
 from ._native import SnapshotMismatch, bytes_at
 from ._tensors import DTYPE_NAMES, DTYPES, plain_tensor
@@ -114,9 +115,12 @@ def is_small(value: torch.Tensor) -> bool:
     return value.numel() * value.element_size() <= INLINE_BYTES
 
 
-def inline_form(value: torch.Tensor) -> Any:
-    """A tensor in the text, as it is now."""
-    here = value.detach().cpu().contiguous() if value.device.type != "cpu" or not value.is_contiguous() else value
+def inline_form(value: torch.Tensor, copy: HostCopy | None = None) -> Any:
+    """A tensor in the text, as it is now, or as it was copied."""
+    if copy is not None:
+        here = copy.wait()
+    else:
+        here = value.detach().cpu().contiguous() if value.device.type != "cpu" or not value.is_contiguous() else value
     raw = bytes_at(here.data_ptr(), here.numel() * here.element_size())
     written = [DTYPE_NAMES[value.dtype], list(value.shape), raw.hex()]
     return {"$tensor": written if value.device.type == "cpu" else [*written, str(value.device)]}
