@@ -28,7 +28,7 @@ FULL = {
     "preset": "gpt2", "warm_steps": 30, "batches": [(1, 128), (2, 256)], "speed_rounds": 3, "speed_steps": [8, 4],
     "training_rounds": 3, "every": 10, "stalls": 40, "peer_stalls": 5, "durable_rounds": 5, "codec_processes": 3,
     "codec_rounds": 2, "restore_rounds": 3, "watched_pairs": 10, "watched_block_s": 8,
-    "attached_batch": (2, 256), "attached_steps": 8, "attached_rounds": 3, "attached_stalls": 8,
+    "attached_batch": (2, 256), "attached_steps": 3, "attached_rounds": 10, "attached_stalls": 8,
 }  # fmt: skip
 SMALL = {
     **FULL, "preset": "gpt2-mini", "warm_steps": 4, "speed_rounds": 2, "speed_steps": [3, 2], "training_rounds": 1,
