@@ -382,11 +382,24 @@ def saving_between_update_and_step_is_refused():
 
 
 @rule
+def a_last_state_has_the_processors_when_a_session_ends():
+    agent = StandIn()
+    training = Training(agent)
+    training.steps(2)
+    agent.stop()
+    agent.wait_for("committed")
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 19
+
+
+@rule
 def saving_that_fails_raises():
     training = Training(StandIn())
     training.steps(2)
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     training.run.save()
     assert newest().step == 2
+    # The script goes on as before.
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
     training.steps(1)
     with torch.no_grad():
         training.model.weight.add_(1)

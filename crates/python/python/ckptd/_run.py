@@ -587,7 +587,7 @@ class Run:
                     lambda: (self._open and self._at >= (self._leave_at or 0)) or self._ended, left()
                 )
                 at, ended = self._at, self._ended
-            why = self._secure(reason, left)
+            why = self._secure(reason, left, is_end=True)
             if why is None:
                 return
             if self._flight is None or why != self._flight.failure:
@@ -601,8 +601,9 @@ class Run:
             if is_written:
                 self._decide_end(at + 1)
 
-    def _secure(self, reason: str, left: Callable[[], float | None]) -> str | None:
-        """Makes the last boundary durable, in the seconds that are left. Returns why not, if it is not."""
+    def _secure(self, reason: str, left: Callable[[], float | None], is_end: bool = False) -> str | None:
+        """Makes the last boundary durable, in the seconds that are left. Returns why not, if it is not. `is_end`: what
+        the script computes meanwhile is not needed any more."""
         flight = self._flight
         if flight is not None and not flight.over.is_set():
             self._hasten(flight, left)
@@ -610,6 +611,8 @@ class Run:
             return None
         if self._is_written():
             return WRITTEN
+        if is_end:
+            yield_processors()
         last = self._begin(reason, hurried=True, is_flown_here=left() is None)
         if last is None:
             return "the step after it was under way" if not self._open else "another snapshot was under way"
@@ -834,6 +837,15 @@ class Run:
             device=state.device(),
             threads=torch.get_num_threads(),
         )
+
+
+def yield_processors() -> None:
+    """Leaves them to this thread and to those that it starts, for good: a backward pass under way on all of them would have
+    the last state wait for it."""
+    for thread in os.listdir("/proc/self/task"):
+        if int(thread) != threading.get_native_id():
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(thread), 19)
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> int:
