@@ -70,7 +70,11 @@ impl Machine {
         let is_here = |process: &std::fs::DirEntry| {
             std::fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()))
         };
-        std::fs::read_dir("/proc").unwrap().flatten().filter(is_here).filter_map(|process| process.file_name().to_str()?.parse().ok())
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter(is_here)
+            .filter_map(|process| process.file_name().to_str()?.parse().ok())
     }
 
     fn root(&self) -> StateRoot {
@@ -97,7 +101,10 @@ fn a_notebook_whose_machine_was_taken_away_is_run_again_and_ends_in_the_same_bit
     let mut notebook = machine.start();
     let began = Instant::now();
     while !has_marker(home) {
-        assert!(notebook.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE, "no snapshot has left the machine");
+        assert!(
+            notebook.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE,
+            "no snapshot has left the machine"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     machine.is_lost(notebook);
