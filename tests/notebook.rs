@@ -56,7 +56,7 @@ impl Machine {
     }
 
     /// The machine is gone, with all that ran and lay on it.
-    fn is_lost(self, mut notebook: Child) {
+    fn lose(self, mut notebook: Child) {
         while let Some(pid) = self.processes().next() {
             signal(pid, Signal::KILL);
             // A zombie has no folder, and is not found again.
@@ -107,7 +107,7 @@ fn a_notebook_whose_machine_was_taken_away_is_run_again_and_ends_in_the_same_bit
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    machine.is_lost(notebook);
+    machine.lose(notebook);
 
     let machine = Machine::new(home);
     let said = machine.run();
