@@ -28,7 +28,7 @@ class FakeEvent:
     def synchronize(self):
         assert threading.current_thread() is not self.gpu.trains or self.gpu.may_wait, "the training waits for the GPU"
         while not self.is_done:
-            self.gpu.work()
+            assert self.gpu.work(), "the streams wait for one another"
 
 
 class FakeStream:
@@ -90,7 +90,7 @@ class FakeCopies(HostCopies):
 class FakeTraining:
     """A model whose parameters, buffer and moments all have the number of the step; a GPU is given its updates."""
 
-    def __init__(self, gpu):
+    def __init__(self, gpu, copies):
         self.gpu, self.step = gpu, 0
         self.model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
         self.optimizer = torch.optim.AdamW(self.model.parameters())
@@ -100,7 +100,7 @@ class FakeTraining:
         self.fill(self.moments() + list(self.model.parameters()), 0)
         self.fill(list(self.model.buffers()), 0)
         self.state = TrainingState(self.model, [self.optimizer], [], {})
-        self.state.copies = FakeCopies(gpu)
+        self.state.copies = copies(gpu)
 
     def moments(self):
         return [value for state in self.optimizer.state.values() for value in state.values()]
@@ -127,10 +127,10 @@ def numbers(capture):
     return found, steps, text
 
 
-def one_order(seed):
+def one_order(seed, copies):
     rng = random.Random(seed)
     gpu = FakeGpu(rng)
-    training, flights = FakeTraining(gpu), []
+    training, flights = FakeTraining(gpu, copies), []
     for _ in range(6):
         for act in (training.forward, training.update):
             act()
@@ -151,7 +151,7 @@ def one_order(seed):
     return len(flights)
 
 
-class NoCopies(FakeCopies):
+class NoHold(FakeCopies):
     """Without the order that `hold` gives: what the test is for."""
 
     def hold(self):
@@ -159,13 +159,12 @@ class NoCopies(FakeCopies):
 
 
 def main():
-    made = sum(one_order(seed) for seed in range(400))
+    made = sum(one_order(seed, FakeCopies) for seed in range(400))
     assert made > 1000, made
-    global FakeCopies
-    FakeCopies, torn = NoCopies, 0
+    torn = 0
     for seed in range(50):
         try:
-            one_order(seed)
+            one_order(seed, NoHold)
         except AssertionError:
             torn += 1
     assert torn > 0, "the stand-in's orders tear nothing, and so show nothing"

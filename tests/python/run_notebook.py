@@ -17,4 +17,4 @@ def show(cell, **_):
 
 book = nbformat.read(sys.argv[1], as_version=4)
 nbformat.validate(book)
-NotebookClient(book, timeout=900, on_cell_executed=lambda cell, **_: show(cell)).execute()
+NotebookClient(book, timeout=900, on_cell_executed=show).execute()

@@ -522,6 +522,33 @@ def an_update_does_not_wait_for_the_copies_of_a_gpu():
 
 
 @rule
+def an_update_waits_for_what_is_read_later_although_no_tensor_is_read_in_place():
+    agent = StandIn(every=1)
+    # Its moments are so small that they stand in the text, and its weight is copied at each boundary.
+    training = Training(agent, nn.Linear(4, 4, bias=False))
+    update = lambda: (training.model(torch.randn(4, 4)).sum().backward(), training.optimizer.step())
+    update()
+    training.run._state.forget_copies(["param weight"])
+    for _ in range(5):
+        training.step()
+        update()
+    collect_later = training.run._state.collect_later
+
+    def late(*given):
+        time.sleep(0.5)
+        return collect_later(*given)
+
+    training.run._state.collect_later = late
+    then = training.optimizer.state[training.model.weight]["exp_avg"].clone()
+    training.run.step()
+    update()
+    assert training.run._flight.over.wait(SOON_S)
+    agent.wait_for("committed", '"step": 6,')
+    written = dict(newest().settings)["python.optimizer.0"]
+    assert then.numpy().tobytes().hex() in written, written
+
+
+@rule
 def a_loader_of_lightning_without_a_length_is_refused():
     import ckptd.lightning
 

@@ -42,9 +42,7 @@ class HostCopies:
 
     def bound(self, tensors: Iterable[torch.Tensor]) -> None:
         """A step boundary: what the GPU was given until now is the state."""
-        self._bounds.clear()
-        for device in {tensor.device for tensor in tensors if self.takes(tensor)}:
-            self._bound_of(device)
+        self._bounds = {device: self._mark(device) for device in {t.device for t in tensors if self.takes(t)}}
 
     def in_order(self, tensor: torch.Tensor) -> HostCopy | None:
         """A copy in the training's own stream, if it is on a GPU: of what the next forward pass may write."""
@@ -60,7 +58,8 @@ class HostCopies:
         side = self._sides.get(device)
         if side is None:
             side = self._sides[device] = self._cuda.Stream(device)
-        side.wait_event(self._bound_of(device))
+        # A GPU that has nothing but an optimiser's state had no mark at the boundary.
+        side.wait_event(self._bounds.get(device) or self._mark(device))
         made = self._copy(tensor, side)
         self._begun[device] = made.done
         return made
@@ -71,12 +70,9 @@ class HostCopies:
             self._cuda.current_stream(device).wait_event(done)
         self._begun.clear()
 
-    def _bound_of(self, device: torch.device) -> Any:
-        event = self._bounds.get(device)
-        if event is None:
-            # At a boundary, or of a GPU that has nothing but an optimiser's state.
-            event = self._bounds[device] = self._cuda.Event()
-            event.record(self._cuda.current_stream(device))
+    def _mark(self, device: torch.device) -> Any:
+        event = self._cuda.Event()
+        event.record(self._cuda.current_stream(device))
         return event
 
     def _copy(self, tensor: torch.Tensor, stream: Any) -> HostCopy:

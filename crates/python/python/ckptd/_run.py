@@ -77,6 +77,7 @@ class Flight:
     versions: list[int]  # of what is read in place, at the boundary
     places: list[int]
     about: dict[str, Any]
+    is_awaited: bool  # the training's own memory is read after the boundary: an update waits for that
     is_watched: bool = True  # nobody may write before the next update has begun
     checked: list[tuple[TensorItem, str]] = dataclasses.field(default_factory=list)  # with hashes at the boundary
     go: threading.Event = dataclasses.field(default_factory=threading.Event)  # the training does not wait any more
@@ -360,6 +361,7 @@ class Run:
                 versions=live.versions(),
                 places=live.places(),
                 about={"reason": reason, "hurried": hurried, "hashes": [], "loss": self._last_loss},
+                is_awaited=collected is None or bool(live.tensors),
             )
             if checked and collected is not None:
                 self._hash(flight, collected)
@@ -489,7 +491,7 @@ class Run:
             flight.is_watched = False
             return
         began = time.perf_counter()
-        if flight.live.tensors:
+        if flight.is_awaited:
             flight.begun.wait()
         if flight.native is not None and not flight.native.is_released():
             flight.native.hurry()
