@@ -27,6 +27,7 @@ mod prepare;
 mod request;
 mod text;
 mod text_decoder;
+mod text_files;
 mod text_reader;
 mod token_order;
 pub mod tokenizer;

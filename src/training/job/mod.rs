@@ -4,6 +4,8 @@
 //! event), `phase` (what a job and its worker can be in), `worker`, `snapshots`, `plan`, `reload`, `waking`,
 //! `ending`, `opening`, `orders`, `history`.
 
+#[cfg(test)]
+mod bench;
 mod committed;
 mod ending;
 pub mod events;

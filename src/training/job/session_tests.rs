@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use super::bench::*;
 use super::events::{JobAction, JobEvent, SessionOutcome};
-use super::tests::*;
 use crate::daemon::signals::DaemonSignal;
 use crate::session::notice::{NoticeKind, SessionNotice};
 use crate::training::progress::KeptSnapshot;

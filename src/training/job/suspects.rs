@@ -116,8 +116,8 @@ mod tests {
 
     use super::*;
     use crate::daemon::signals::DaemonSignal;
+    use crate::training::job::bench::{Bench, committed, exited, verified};
     use crate::training::job::events::JobEvent;
-    use crate::training::job::tests::{Bench, committed, exited, verified};
     use ckptd_core::protocol::{AgentCommand, RankProgress, WorkerEvent, WorkerFailure};
 
     fn verifies(actions: &[JobAction]) -> Vec<String> {

@@ -13,9 +13,10 @@ use rayon::ThreadPool;
 
 use super::choose::ChosenTokenizer;
 use super::cut::CutRule;
-use super::files::{self, TextFile};
+use super::files;
 use super::request::{DataRequest, OpenedTokens};
 use super::text::{TextBlock, TextBlocks, TextInput};
+use super::text_files::{self, TextFile};
 use super::tokenizer::{DroppedLetters, TextEncoder};
 use super::tokenizer_training;
 use crate::tokens::{TokenView, TokenWriter, prepare_cache, recall, remember, write_whole};
@@ -51,7 +52,7 @@ impl TextPlan {
         let found = files::find(&request.data.text)?;
         notes.extend(files::summary(&found.passed_over));
         prepare_cache(cache.folder())?;
-        let texts = files::digest(found.files, &cache, progress)?;
+        let texts = text_files::digest(found.files, &cache, progress)?;
         let chosen = match chosen {
             Some(chosen) => chosen,
             None => ChosenTokenizer::trained(trained_tokenizer(request, &texts, &cache, notes, progress)?),

@@ -16,9 +16,9 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::{SchemaDescriptor, Type};
 
-use super::files::{TextFile, changed};
 use super::json_lines::TEXT;
 use super::parquet_footer::is_honest;
+use super::text_files::{TextFile, changed};
 
 /// What a Parquet file begins with.
 pub(super) const MAGIC: &[u8] = b"PAR1";

@@ -168,4 +168,8 @@ fn split(view: &TokenView, request: &DataRequest) -> Result<(TokenView, TokenVie
 }
 
 #[cfg(test)]
+mod parquet_tests;
+#[cfg(test)]
+mod test_job;
+#[cfg(test)]
 mod tests;

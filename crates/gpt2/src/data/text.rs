@@ -9,7 +9,7 @@ use std::path::Path;
 use ckptd_core::Result;
 
 use super::cut::CutRule;
-use super::files::TextFile;
+use super::text_files::TextFile;
 use super::text_reader::TextReader;
 
 /// A block's size in bytes of text. Small enough that the tokenizer's working memory (about 200 times as much) stays

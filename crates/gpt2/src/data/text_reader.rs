@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ckptd_core::{Error, Result};
 
-use super::files::{TextFile, changed};
 use super::json_lines;
 use super::parquet_rows::{self, ParquetReader};
 use super::text_decoder::TextDecoder;
+use super::text_files::{TextFile, changed};
 
 const READ_BYTES: usize = 256 << 10;
 

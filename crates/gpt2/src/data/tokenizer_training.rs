@@ -136,7 +136,7 @@ impl Iterator for TokenizerSample<'_> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::files::TextFile;
+    use super::super::text_files::TextFile;
     use super::*;
 
     #[test]

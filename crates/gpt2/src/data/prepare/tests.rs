@@ -1,116 +1,17 @@
 //! The whole way from text to tokens, on real files.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
-use std::sync::Mutex;
 use std::time::Duration;
 
-use ckptd_core::config::{DataSection, TrainSection};
+use ckptd_core::config::TrainSection;
+use ckptd_core::progress::NoProgress;
 use ckptd_core::token_file::TokensDtype;
 
 use super::super::request::DataBefore;
+use super::test_job::Job;
 use super::*;
 use crate::data::order::{DataCursor, EvalBatches, TrainBatches};
 use crate::tokens::recall;
-
-/// A folder with a text, a cache and the settings to read one into the other.
-struct Job {
-    folder: tempfile::TempDir,
-    data: DataSection,
-    train: TrainSection,
-    vocab_size: u64,
-    threads: usize,
-}
-
-/// Remembers which stages there were.
-#[derive(Default)]
-struct Stages(Mutex<Vec<String>>);
-
-impl ProgressSink for Stages {
-    fn begin(&self, stage: &str, _total_bytes: u64) {
-        self.0.lock().unwrap().push(stage.to_owned());
-    }
-
-    fn advance(&self, _bytes: u64) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl Job {
-    fn new(text: &str) -> Job {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a.txt"), text).unwrap();
-        let data = DataSection {
-            text: vec![folder.path().join("a.txt").to_string_lossy().into_owned()],
-            cache: folder.path().join("cache"),
-            validation: 0.1,
-            ..DataSection::default()
-        };
-        let train = TrainSection { batch_size: 2, sequence_length: 8, ..TrainSection::default() };
-        Job { folder, data, train, vocab_size: 300, threads: 2 }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// GPT-2's file form: 256 byte tokens, three merges, the end-of-text token last.
-    fn with_gpt2_files(mut self) -> Job {
-        let mut letters: Vec<char> =
-            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
-        letters.sort_unstable();
-        let tokens =
-            letters.iter().map(char::to_string).chain(["th", "the", "Ġthe", "<|endoftext|>"].map(String::from));
-        let vocab: serde_json::Map<String, serde_json::Value> =
-            tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
-        std::fs::create_dir(self.path("gpt2")).unwrap();
-        std::fs::write(self.path("gpt2/vocab.json"), serde_json::to_string(&vocab).unwrap()).unwrap();
-        std::fs::write(self.path("gpt2/merges.txt"), "#version: 0.2\nt h\nth e\nĠ the\n").unwrap();
-        self.data.tokenizer = Some(self.path("gpt2"));
-        self
-    }
-
-    fn request(&self) -> DataRequest<'_> {
-        DataRequest {
-            data: &self.data,
-            train: &self.train,
-            model_folder: None,
-            model_configs: [None, None],
-            vocab_size: self.vocab_size,
-            threads: self.threads,
-            before: None,
-        }
-    }
-
-    /// The dataset and the stages it took.
-    fn open(&self) -> Result<(TokenDataset, Vec<String>)> {
-        let stages = Stages::default();
-        let dataset = open(&self.request(), &stages)?;
-        Ok((dataset, stages.0.into_inner().unwrap()))
-    }
-
-    fn ids(&self) -> Vec<u32> {
-        let (dataset, _) = self.open().unwrap();
-        dataset.train.ids(0..dataset.train.len()).chain(dataset.val.ids(0..dataset.val.len())).collect()
-    }
-
-    fn error(&self) -> String {
-        let error = self.open().map(|_| ()).unwrap_err();
-        assert_eq!(error.exit_code(), 78, "{error}");
-        error.to_string()
-    }
-
-    fn cached(&self, beginning: &str, ending: &str) -> PathBuf {
-        let entries = std::fs::read_dir(&self.data.cache).unwrap().map(|entry| entry.unwrap().path());
-        let is_it = |path: &PathBuf| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            name.starts_with(beginning) && name.ends_with(ending)
-        };
-        let mut found: Vec<PathBuf> = entries.filter(is_it).collect();
-        assert_eq!(found.len(), 1, "{found:?}");
-        found.remove(0)
-    }
-}
 
 fn story() -> String {
     (0..400).map(|i| format!("the cat {i} and the other\n\tsaw {} of them;  it's fine\n", i * i)).collect()
@@ -401,12 +302,12 @@ fn more_text_keeps_the_snapshots_tokenizer_and_is_told_in_words() {
     std::fs::write(job.path("more.txt"), "quite other words, xylophone and zebra\n".repeat(400)).unwrap();
     job.data.text.push(job.path("more.txt").to_string_lossy().into_owned());
     let request = DataRequest { before: before(&files, Some(&first.content_hash), true), ..job.request() };
-    let plan = plan(&request, &Stages::default()).unwrap();
+    let plan = plan(&request, &NoProgress).unwrap();
     let expected = "the texts differ: 1 file then, 2 files now (new: more.txt)";
     assert_eq!(plan.changes(), [DataChange::Data(expected.into())]);
-    assert_eq!(plan.open(&Stages::default()).unwrap().tokenizer_json(), first.tokenizer_json());
+    assert_eq!(plan.open(&NoProgress).unwrap().tokenizer_json(), first.tokenizer_json());
     std::fs::remove_dir_all(&job.data.cache).unwrap();
-    let plan = super::plan(&request, &Stages::default()).unwrap();
+    let plan = super::plan(&request, &NoProgress).unwrap();
     assert!(matches!(plan.changes(), [DataChange::Data(what)] if what.contains("not known any more")));
 }
 
@@ -417,9 +318,9 @@ fn another_tokenizer_than_the_snapshots_is_a_change_and_the_same_one_is_none() {
     let files = carried(&first);
     let changes = |job: &Job, accepts| {
         let request = DataRequest { before: before(&files, Some(&first.content_hash), accepts), ..job.request() };
-        let plan = plan(&request, &Stages::default()).unwrap();
+        let plan = plan(&request, &NoProgress).unwrap();
         let changes = plan.changes().to_vec();
-        (changes, plan.open(&Stages::default()).unwrap().tokenizer_json().unwrap().to_vec())
+        (changes, plan.open(&NoProgress).unwrap().tokenizer_json().unwrap().to_vec())
     };
     assert_eq!(changes(&job, false).0, [], "vocab.json and merges.txt are the tokenizer.json that is carried");
     let vocab = std::fs::read_to_string(job.path("gpt2/vocab.json")).unwrap();
@@ -447,7 +348,7 @@ fn what_the_first_release_made_of_a_text_goes_on_as_it_was() {
     let files = carried(&now);
     job.data.tokenizer = None;
     let request = DataRequest { before: before(&files, Some(&then), false), ..job.request() };
-    let old = open(&request, &Stages::default()).unwrap();
+    let old = open(&request, &NoProgress).unwrap();
     assert_eq!(old.content_hash, then);
     assert_ne!(now.content_hash, then);
     let ids = |dataset: &TokenDataset| dataset.train.ids(0..dataset.train.len()).collect::<Vec<_>>();
@@ -464,7 +365,7 @@ fn documents_end_with_the_token_that_the_model_or_the_tokenizer_names() {
     let vocab: std::collections::BTreeMap<String, u32> = recall(&job.path("gpt2/vocab.json")).unwrap();
     let end = |job: &Job, configs| {
         let request = DataRequest { model_configs: configs, ..job.request() };
-        let dataset = open(&request, &Stages::default()).unwrap();
+        let dataset = open(&request, &NoProgress).unwrap();
         (dataset.train.ids(1..2).next().unwrap(), dataset.notes)
     };
     assert_eq!(end(&job, [None, None]), (vocab["<|endoftext|>"], Vec::new()));
@@ -599,92 +500,4 @@ fn batches_hold_windows_and_their_shift_and_go_on_past_an_epoch_end() {
     assert_eq!(targets[8..], dataset.val.ids(start + 1..start + 9).map(i64::from).collect::<Vec<_>>());
     assert_eq!(EvalBatches::new(dataset.val.slice(0..34), 8, 2, 5).len(), 2, "only full batches");
     assert!(EvalBatches::new(dataset.val.slice(0..16), 8, 2, 5).is_empty());
-}
-
-mod parquet {
-    //! Parquet as pyarrow writes it gives the ids of the same texts as JSONL.
-
-    use std::path::Path;
-
-    use ckptd_testkit::python;
-
-    use super::*;
-
-    /// A job for the texts of one file.
-    fn job() -> Job {
-        let mut job = Job::new("").with_gpt2_files();
-        job.train = TrainSection { batch_size: 1, sequence_length: 2, eval_every: 0, ..TrainSection::default() };
-        job
-    }
-
-    /// What became of the file at `path`: the ids and the notes, or the error.
-    fn read(job: &mut Job, path: &Path) -> Result<(Vec<u32>, Vec<String>), String> {
-        job.data.text = vec![path.to_string_lossy().into_owned()];
-        let is_content = path.file_stem().unwrap() == "content";
-        job.data.field = is_content.then(|| "content".into());
-        job.data.cache = path.with_extension("cache");
-        let (dataset, _) = job.open().map_err(|e| e.to_string())?;
-        let ids = dataset.train.ids(0..dataset.train.len()).chain(dataset.val.ids(0..dataset.val.len())).collect();
-        Ok((ids, dataset.notes))
-    }
-
-    fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
-        let all = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        all.filter(|path| path.extension().is_some_and(|found| found == ending)).collect()
-    }
-
-    fn rows_are_documents_as_lines_of_jsonl_are(folder: &Path) {
-        let mut job = job();
-        let all = files(folder, "parquet");
-        assert!(all.len() > 10);
-        for path in all {
-            let rows = read(&mut job, &path).unwrap_or_else(|e| panic!("{e}"));
-            let lines = read(&mut job, &path.with_extension("jsonl")).unwrap_or_else(|e| panic!("{e}"));
-            assert!(rows.0.len() > 100);
-            assert!(rows == lines, "{}: {:?} {:?}", path.display(), rows.1, lines.1);
-        }
-    }
-
-    fn a_column_that_is_no_text_is_refused_with_those_that_are(folder: &Path) {
-        let mut job = job();
-        for (name, what) in [
-            ("list", r#"column "text" is a list, not text; its columns of text are body, title: name one"#),
-            ("struct", r#"column "text" is a struct, not text; its columns of text are body, title"#),
-            ("map", r#"column "text" is a map, not text"#),
-            ("number", r#"column "text" is a number (INT64), not text"#),
-            ("bytes", r#"column "text" is bytes, not text"#),
-            ("date", r#"column "text" is of the type DATE, not text"#),
-            (
-                "missing",
-                r#"it has no column "text"; its columns of text are body, title: name one: [data] field = "body""#,
-            ),
-            ("numbers", r#"it has no column "text"; no column of it is text"#),
-            ("brotli", r#"column "text", row 1: it is packed with BROTLI"#),
-            ("latin", r#"column "text", row 2: it is no UTF-8"#),
-        ] {
-            let path = folder.join(format!("{name}.parquet"));
-            let error = read(&mut job, &path).unwrap_err();
-            assert!(error.contains(&path.display().to_string()) && error.contains(what), "{error}");
-        }
-    }
-
-    fn cut_files_are_refused_by_name(whole: &Path) {
-        let mut job = job();
-        let bytes = std::fs::read(whole).unwrap();
-        let path = job.path("cut.parquet");
-        for length in [4, 9, bytes.len() / 2, bytes.len() - 1] {
-            std::fs::write(&path, &bytes[..length]).unwrap();
-            let error = read(&mut job, &path).unwrap_err();
-            assert!(error.contains("cut.parquet cannot be read as Parquet"), "{error}");
-        }
-    }
-
-    #[test]
-    fn parquet_gives_the_ids_of_jsonl_or_is_refused_with_file_and_column() {
-        let folder = tempfile::tempdir().unwrap();
-        python::run("make_parquet.py", &[folder.path()]);
-        rows_are_documents_as_lines_of_jsonl_are(&folder.path().join("read"));
-        a_column_that_is_no_text_is_refused_with_those_that_are(&folder.path().join("refused"));
-        cut_files_are_refused_by_name(&folder.path().join("read/few.parquet"));
-    }
 }
