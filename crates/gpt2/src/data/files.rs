@@ -1,7 +1,7 @@
 //! Which text files a job names, in an order that is the same everywhere.
 //!
-//! Invariant: what cannot be read is passed over and told, and is an error where the job spells it out. Deliberately not
-//! here: the hashes of their contents (text_files).
+//! Invariant: what cannot be read is passed over and told, and is an error where the job spells it out.
+//! Deliberately not here: the hashes of their contents (text_files).
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
