@@ -78,6 +78,12 @@ def training(bench, variant):
         memory = {"ours": ours.ask("memory 2 ckptd"), "dcp": peers.ask("memory 2 dcp")}
         verified(bench)
         memory["ours"]["agent"] = peak_of(ours.process.pid)
+        # The first three snapshots also look for writers that nobody announces, as one in 50 does later.
+        for _ in range(2):
+            for program, kind in ((ours, "ckptd"), (peers, "dcp")):
+                program.ask(f"train 2 1 {kind}")
+                program.ask(f"wait {kind}")
+            verified(bench)
         rounds = []
         for _ in range(settings["attached_rounds"]):
             windows = {"ours none": ours.ask(f"train {steps} 0 ckptd"), "peers none": peers.ask(f"train {steps} 0 dcp")}

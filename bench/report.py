@@ -290,7 +290,8 @@ def attached(results, goals):
     note = (
         f"GPT-2 in plain PyTorch, {rows} x {positions} tokens a step, `ckptd.attach` and `run.step` in it; windows of {steps} steps with one\n"
         "save less those with none, in turn: the mean, and what it is between with 95 % certainty. ckptd's snapshots are read\n"
-        "back within them, and its memory has the daemon's in it.\n\n"
+        "back within them, and its memory has the daemon's in it. The first three saves, in which ckptd also looks for writers\n"
+        "that nobody announces, come before.\n\n"
     )
     head = ("", "stall p50, ms", "largest", "lost per save, s", "durable, s", "memory added, states")
     tail = (

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import ckptd
 import torch
-from ckptd import CkptdError, _ranks, _state
+from ckptd import CkptdError, _ranks, _run, _state
 from ckptd._device import HostCopies, HostCopy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -389,6 +389,33 @@ def a_last_state_has_the_processors_when_a_session_ends():
     agent.stop()
     agent.wait_for("committed")
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 19
+
+
+@rule
+def a_snapshot_that_is_under_way_when_a_session_ends_has_the_processors():
+    seen, conclude = threading.Event(), _run.Run._conclude
+
+    def late(*flight):
+        assert seen.wait(SOON_S)
+        conclude(*flight)
+
+    _run.Run._conclude = late
+    agent = StandIn(every=1)
+    training = Training(agent)
+    training.update()
+    training.run.step()
+    flight, here = training.run._flight, threading.get_native_id()
+    assert flight.begun.wait(SOON_S)
+    # What encodes has ended, and what commits waits for the last word.
+    assert flight.native.wait_encoded(SOON_S)
+    before = os.getpriority(os.PRIO_PROCESS, here)
+    agent.stop()
+    while os.getpriority(os.PRIO_PROCESS, here) != 19:
+        assert not flight.over.wait(0.01)
+    threads = [thread for thread in Path("/proc/self/task").iterdir() if (thread / "comm").read_text() == "ckptd\n"]
+    assert threads and all(os.getpriority(os.PRIO_PROCESS, int(thread.name)) == before for thread in threads)
+    seen.set()
+    agent.wait_for("committed")
 
 
 @rule

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ LEAVE_TIMEOUT_S = 3.0
 STEP_TIMEOUT_S = 30.0
 # How many steps a session may make beyond its end, where the model was written since the one before.
 MORE_STEPS = 3
+#: What the threads that encode and write a snapshot are called.
+FLIGHT_THREADS = "ckptd\n"
 NO_STEPS_OF_IT = (
     "batches() was given a loader of whose batches no step was made, and would count it as an epoch of the training: "
     "iterate over a validation loader directly (for batch in loader)"
@@ -608,6 +611,8 @@ class Run:
         the script computes meanwhile is not needed any more."""
         flight = self._flight
         if flight is not None and not flight.over.is_set():
+            if is_end:
+                yield_processors()
             self._hasten(flight, left)
         if self._saved_step == self.steps_done or self.steps_done == 0:
             return None
@@ -842,12 +847,12 @@ class Run:
 
 
 def yield_processors() -> None:
-    """Leaves them to this thread and to those that it starts, for good: a backward pass under way on all of them would have
-    the last state wait for it."""
-    for thread in os.listdir("/proc/self/task"):
-        if int(thread) != threading.get_native_id():
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, int(thread), 19)
+    """Leaves them to this thread, to those that it starts and to a snapshot under way, for good: a backward pass under way
+    on all of them would have the last state wait for it."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            if int(thread.name) != threading.get_native_id() and (thread / "comm").read_text() != FLIGHT_THREADS:
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> int:
