@@ -99,7 +99,9 @@ fn stores() -> tempfile::TempDir {
     for (name, other) in [("a", false), ("b", true)] {
         let store = Store::create(&folder.path().join(name)).unwrap();
         let lock = store.lock("a test").unwrap();
-        commit(&store, &lock, state(other), &CommitOptions::new(RUN, 1)).unwrap();
+        // The file has the time in as many digits as it needs, so that its size depends on it.
+        let created_at = Some("2026-01-02T03:04:05.123456789Z".parse().unwrap());
+        commit(&store, &lock, state(other), &CommitOptions { created_at, ..CommitOptions::new(RUN, 1) }).unwrap();
     }
     folder
 }
