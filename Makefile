@@ -9,6 +9,7 @@
 # make bench          ckptd beside its peers on GPT-2 124M, 20 minutes, into bench/RESULTS.md; BENCH=small: a minute
 # make bench-formats  what exports and imports of GPT-2 cost, beside transformers
 # make bench-trainer  of them a Trainer's checkpoint in and out: time and memory, in turn, held against their bounds
+# make bench-ranks    many ranks beside PyTorch's DDP, and their exchange beside gloo's and Open MPI's, into bench/RANKS.md
 # make bench-remote   replication beside rclone, s5cmd and aws, 25 minutes, into bench/REMOTE.md; BENCH=short, BENCH=small
 # make interval       the automatic snapshot interval against the best fixed one, simulated
 #
@@ -24,9 +25,9 @@
 # make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
 # make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
 #                     packages slurmctld slurmd slurm-client munge)
-# make ranks          one root under plain processes, torchrun, mpirun and a real Slurm, 1 to 6 ranks, and in chains of
-#                     sessions with kills; what a sharded optimizer saves and costs (as root it installs Debian's openmpi-bin; Slurm as
-#                     for make slurm)
+# make ranks          one root under plain processes, torchrun, mpirun and a real Slurm, over TCP and over MPI, 1 to 6 ranks,
+#                     and in chains of sessions with kills; what a sharded optimizer saves and costs (as root it installs
+#                     Debian's openmpi-bin, libopenmpi-dev and libclang-dev; Slurm as for make slurm)
 # make systemd-check  the unit under a real systemd in namespaces of its own, one line per check (needs root)
 # make remote         a machine is killed, another one has only the URL: CKPTD_ROUNDS (20) rounds on each kind of remote (root)
 # make faults-short   a share of each part of the fault campaign (docs/reliability.md)
@@ -45,7 +46,7 @@ PYTHON = crates/python/python examples/python tests/python/device_copies.py test
 
 .PHONY: run formats help test bench build lint interval terms kills history-kills damages slurm systemd-check ranks \
 	remote faults faults-short soak programs setup setup-full setup-bench setup-clients text fuzz \
-	bench-formats bench-trainer bench-remote docs picture screenshots clean python-kills wheel
+	bench-formats bench-trainer bench-ranks bench-remote docs picture screenshots clean python-kills wheel
 
 # 75 says that the session is over and the training is not: for make that is no error.
 run: build text
@@ -102,9 +103,17 @@ damages: build
 slurm: build
 	@scripts/slurm_check.py target/release
 
-ranks: build setup-full
-	@.cache/python/bin/python scripts/ranks_check.py target/release
+# Without the packages of an MPI, the checks name what is missing.
+ranks: setup-full
+	@scripts/mpi_programs.sh target/mpi || true
+	cargo build --release --locked --workspace --bins
+	@.cache/python/bin/python scripts/ranks_check.py target/release --mpi target/mpi
 	@scripts/ranks_costs.py target/release
+
+bench-ranks: setup-bench
+	@scripts/mpi_programs.sh target/mpi
+	cargo build --release --locked --workspace --bins --example exchange
+	.cache/python/bin/python bench/ranks.py --mpi target/mpi
 
 systemd-check: build
 	@scripts/systemd_check.sh target/release

@@ -1,25 +1,34 @@
 #!/usr/bin/env python3
 """Many ranks, one result, under real launchers: one small training in many ways, and the root that each ends in.
 
-    scripts/ranks_check.py [FOLDER OF ckptd AND ckptd-gpt2] [--short] [--only TEXT] [--seed N] [--sessions N] [--keep]
+    scripts/ranks_check.py [FOLDER OF ckptd AND ckptd-gpt2] [--mpi FOLDER] [--short] [--only TEXT] [--seed N]
+                           [--sessions N] [--keep]
 
-Plain processes, torchrun, Open MPI's mpirun and a Slurm of one node that it brings up itself; 1 to 6 ranks; 6 and 8
-micro-batches per step; AdamW and SGD; two hosts (network namespaces) with a bad wire; ranks that see nothing of the
-job's folder; with a sharded optimizer and without. Then, per launcher, chains of sessions on random numbers of ranks in
-which a rank, rank 0, the launcher or the daemon is killed, half of them sharded. One line per check; what this machine lacks is named; exit 1 if a root differs, or a check fails. As
-root, it installs Debian's Open MPI where that is missing.
+Plain processes, torchrun, Open MPI's mpirun and a Slurm of one node that it brings up itself, the last two also over MPI
+with the programs of `--mpi`, which were built with it; 1 to 6 ranks; 6 and 8 micro-batches per step; AdamW and SGD;
+bf16; GPT-2 with 124 M parameters; two hosts (network namespaces) with a bad wire, or one that is cut; ranks that see
+nothing of the job's folder; with a sharded optimizer and without. Then, per launcher, chains of sessions on random
+numbers of ranks in which a rank, rank 0, the launcher or the daemon is killed, half of them sharded. One line per check;
+what this machine lacks is named; exit 1 if a root differs, or a check fails. As root, it installs Debian's Open MPI
+where that is missing.
 """
 
 import argparse
+import collections
+import contextlib
+import fcntl
 import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -38,17 +47,17 @@ JOB = """\
 store = "store"
 threads = 1
 [model]
-preset = "gpt2-mini"
+preset = "{preset}"
 dropout = 0.1
 [data]
-text = ["text.txt"]
-cache = "cache"
+tokens = "tokens.bin"
 [train]
 steps = {steps}
 batch_size = 1
 sequence_length = 64
 grad_accumulation = {accumulation}
 optimizer = "{optimizer}"
+precision = "{precision}"
 learning_rate = {rate}
 warmup_steps = 2
 grad_clip = 0.5
@@ -65,7 +74,10 @@ hang_timeout = "2m"
 launcher = {launcher}
 count = {count}
 shard_optimizer = {sharded}
+backend = "{backend}"
 """
+# (launcher, backend)
+WAYS = (('none', 'gloo'), ('torchrun', 'gloo'), ('mpirun', 'gloo'), ('srun', 'gloo'), ('mpirun', 'mpi'), ('srun', 'mpi'))
 
 
 class Training:
@@ -75,9 +87,11 @@ class Training:
         self.folder = place.folder / name
         self.folder.mkdir()
         self.place, self.name = place, name
-        self.facts = {'steps': 8, 'optimizer': 'adamw', 'accumulation': 6, 'sharded': False, **facts}
+        usual = {'preset': 'gpt2-mini', 'precision': 'float32', 'backend': 'gloo', 'steps': 8, 'optimizer': 'adamw'}
+        self.facts = {**usual, 'accumulation': 6, 'sharded': False, **facts}
         self.facts['rate'] = {'adamw': 1e-3, 'sgd': 0.05}[self.facts['optimizer']]
-        (self.folder / 'text.txt').write_text(' '.join(str(i * i // 7 % 1013) for i in range(1, 20000)))
+        numbers = (number * number // 7 % 1013 for number in range(1, 60000))
+        (self.folder / 'tokens.bin').write_bytes(b''.join(number.to_bytes(2, 'little') for number in numbers))
         self.log_at = 0
 
     def start(self, launcher, count, within=(), address=None):
@@ -87,7 +101,8 @@ class Training:
         environment = {**os.environ, MARK: f'{self.name}.{os.getpid()}'}
         if address:
             environment['CKPTD_RANKS_ADDRESS'] = address
-        command = [*within, str(self.place.programs / 'ckptd'), 'run', '--verbose', 'job.toml']
+        programs = self.place.mpi if self.facts['backend'] == 'mpi' else self.place.programs
+        command = [*within, str(programs / 'ckptd'), 'run', '--verbose', 'job.toml']
         if launcher == 'srun':
             # An allocation, within which srun starts the ranks.
             command = ['salloc', f'--ntasks={max(COUNTS)}', '--quiet', *command]
@@ -202,41 +217,77 @@ for rank in [start(rank) for rank in range(count)]:
 """
 
 
+class Wire(threading.Thread):
+    """Two tun devices, and what carries packets between them: later, and not all of them."""
+
+    DELAY, LOSS = 0.001, 0.01
+    SET_NAME, TUN_WITHOUT_HEADER = 0x400454CA, 0x1001
+
+    def __init__(self, devices):
+        super().__init__(daemon=True)
+        self.ends = [self.device(name) for name in devices]
+        self.carried = self.lost = 0
+        self.over = False
+        self.start()
+
+    def device(self, name):
+        end = os.open('/dev/net/tun', os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(end, self.SET_NAME, struct.pack('16sH22x', name.encode(), self.TUN_WITHOUT_HEADER))
+        return end
+
+    def run(self):
+        others, due, chance = dict(zip(self.ends, reversed(self.ends))), collections.deque(), random.Random(1)
+        while not self.over:
+            wait = max(0, due[0][0] - time.monotonic()) if due else 0.1
+            for end in select.select(self.ends, [], [], wait)[0]:
+                with contextlib.suppress(OSError):
+                    due.append((time.monotonic() + self.DELAY, others[end], os.read(end, 65536)))
+            while due and due[0][0] <= time.monotonic():
+                _, end, packet = due.popleft()
+                self.carried += 1
+                if chance.random() < self.LOSS:
+                    self.lost += 1
+                    continue
+                # A device that is down takes nothing.
+                with contextlib.suppress(OSError):
+                    os.write(end, packet)
+
+    def end(self):
+        self.over = True
+        self.join()
+        for end in self.ends:
+            os.close(end)
+
+
 class TwoHosts:
-    """Two network namespaces with a wire between them."""
+    """Two network namespaces with a bad wire between them."""
 
     SUBNET = '198.18.77'
 
     def __init__(self):
         self.names = [f'ckptd-ranks-{os.getpid()}-{side}' for side in 'ab']
-        self.wires = [f'ckr{side}{os.getpid() % 100000}' for side in 'ab']
+        self.devices = [f'ckr{side}{os.getpid() % 100000}' for side in 'ab']
+        self.wire = None
 
     def up(self):
-        """Brings them up. Returns what this kernel lacks for a bad wire, if anything."""
         run = slurm_check.run
         for name in self.names:
             run('ip', 'netns', 'add', name)
             run('ip', '-n', name, 'link', 'set', 'lo', 'up')
-        ends = zip(self.names, self.wires, (1, 2))
-        run('ip', 'link', 'add', self.wires[0], 'type', 'veth', 'peer', 'name', self.wires[1])
-        lack = None
-        for name, wire, number in ends:
-            run('ip', 'link', 'set', wire, 'netns', name)
-            run('ip', '-n', name, 'addr', 'add', f'{self.SUBNET}.{number}/24', 'dev', wire)
-            run('ip', '-n', name, 'link', 'set', wire, 'up')
-            worse = ['ip', 'netns', 'exec', name, 'tc', 'qdisc', 'add', 'dev', wire, 'root', 'netem', 'delay', '1ms']
-            try:
-                run(*worse, 'loss', '1%')
-            except (Miss, OSError) as miss:
-                lack = f"tc says: {str(miss).split('Error: ')[-1]}"
-        return lack
+        self.wire = Wire(self.devices)
+        for name, device, number in zip(self.names, self.devices, (1, 2)):
+            run('ip', 'link', 'set', device, 'netns', name)
+            run('ip', '-n', name, 'addr', 'add', f'{self.SUBNET}.{number}/24', 'dev', device)
+            run('ip', '-n', name, 'link', 'set', device, 'txqueuelen', '5000', 'up')
 
     def cut(self, seconds):
-        slurm_check.run('ip', '-n', self.names[1], 'link', 'set', self.wires[1], 'down')
+        slurm_check.run('ip', '-n', self.names[1], 'link', 'set', self.devices[1], 'down')
         time.sleep(seconds)
-        slurm_check.run('ip', '-n', self.names[1], 'link', 'set', self.wires[1], 'up')
+        slurm_check.run('ip', '-n', self.names[1], 'link', 'set', self.devices[1], 'up')
 
     def down(self):
+        if self.wire:
+            self.wire.end()
         for name in self.names:
             subprocess.run(['ip', 'netns', 'delete', name], capture_output=True, check=False)
 
@@ -244,9 +295,9 @@ class TwoHosts:
 def two_hosts(place, expected, facts, cut):
     """A training on ranks of two hosts, `cut` from one another for so many seconds."""
     hosts = TwoHosts()
-    training = Training(place, f'two-hosts-{cut}', **facts)
+    training = Training(place, f'two-hosts-{cut}-{facts["sharded"]}', **facts)
     try:
-        lack = hosts.up()
+        hosts.up()
         (training.folder / 'two_hosts.py').write_text(TWO_HOSTS)
         launcher = ['python3', 'two_hosts.py', '{count}', *hosts.names]
         training.start(launcher, 3, ['ip', 'netns', 'exec', hosts.names[0]], f'{hosts.SUBNET}.1:29177')
@@ -260,8 +311,7 @@ def two_hosts(place, expected, facts, cut):
         hosts.down()
     if root != expected:
         raise Miss(f'root {root[:24]} and not {expected[:24]}')
-    wire = f'a clean wire, since {lack}' if lack else '1 ms and 1 % loss each way'
-    return f'{root[:24]}; {wire}'
+    return f'{root[:24]}; 1 ms each way, {hosts.wire.lost} of {hosts.wire.carried} packets lost'
 
 
 # Starts each rank but rank 0 where the job's folder is an empty one: in a mount namespace.
@@ -281,7 +331,7 @@ for rank in [start(rank) for rank in range(count)]:
 
 def no_folder(place, expected, facts):
     """Two sessions of three ranks, of which rank 0 alone sees the store and the data."""
-    training = Training(place, 'no-folder', **facts)
+    training = Training(place, f'no-folder-{facts["sharded"]}', **facts)
     (place.folder / 'no_folder.py').write_text(NO_FOLDER)
     launcher = ['python3', str(place.folder / 'no_folder.py'), '{count}', str(training.folder)]
     try:
@@ -303,8 +353,8 @@ def no_folder(place, expected, facts):
 
 
 class Place:
-    def __init__(self, folder, programs):
-        self.folder, self.programs = folder, programs
+    def __init__(self, folder, programs, mpi=None):
+        self.folder, self.programs, self.mpi = folder, programs, mpi
 
 
 def session(training, launcher, count, target):
@@ -336,7 +386,7 @@ def session(training, launcher, count, target):
 
 
 def chain(place, launcher, sessions, expected, facts):
-    training = Training(place, f'chain-{launcher}', **facts)
+    training = Training(place, f'chain-{launcher}-{facts["backend"]}', **facts)
     targets = ['rank', 'rank 0', 'launcher', 'daemon'] * sessions
     said = []
     try:
@@ -377,30 +427,42 @@ def bring_up(slurm, programs):
     return None
 
 
+def way(launcher, backend):
+    return launcher.replace('none', 'plain processes') + (' over MPI' if backend == 'mpi' else '')
+
+
 def roots(place, arguments, missing):
     """A row per job and launcher. Returns whether all held."""
     held, only = True, arguments.only
-    jobs = [('adamw', 6)] if arguments.short else [('adamw', 6), ('adamw', 8), ('sgd', 6), ('sgd', 8)]
-    jobs = [(*job, sharded) for job in jobs for sharded in (False, True)]
+    jobs = [{'optimizer': optimizer, 'accumulation': leaves} for optimizer in ('adamw', 'sgd') for leaves in (6, 8)]
+    jobs += [{'precision': 'bf16'}, {'preset': 'gpt2', 'steps': 3, 'accumulation': 6}]
+    jobs = [{**job, 'sharded': sharded} for job in jobs[: 1 if arguments.short else None] for sharded in (False, True)]
     expected = None
-    for optimizer, accumulation, sharded in jobs:
-        facts = {'optimizer': optimizer, 'accumulation': accumulation, 'sharded': sharded}
-        name = f'{optimizer}, {accumulation} micro-batches{", sharded" if sharded else ""}'
+    for number, job in enumerate(jobs):
+        facts = {'optimizer': 'adamw', 'accumulation': 6, **job}
+        sharded, is_special = facts['sharded'], 'precision' in facts or 'preset' in facts
+        name = f'{facts["optimizer"]}, {facts["accumulation"]} micro-batches'
+        name = {'precision': 'bf16', 'preset': 'gpt2, 3 steps'}.get(next(iter(job)), name)
+        name += ', sharded' if sharded else ''
         # A sharded optimizer ends where a whole one does.
         expected = expected if sharded else None
-        for launcher in ('none', 'torchrun', 'mpirun', 'srun'):
-            what = f'{name}, {launcher.replace("none", "plain processes")}'
-            if only not in what and launcher != 'none':
+        wanted = [kind for kind in WAYS[: 1 if is_special else None] if only in f'{name}, {way(*kind)}']
+        for launcher, backend in wanted:
+            what = f'{name}, {way(launcher, backend)}'
+            lacking = missing.get(launcher) or (backend == 'mpi' and missing.get('mpi'))
+            if lacking:
+                slurm_check.row('none', what, lacking)
                 continue
-            if launcher in missing:
-                slurm_check.row('none', what, missing[launcher])
-                continue
-            counts = COUNTS if launcher == 'none' else (3, 4) if sharded else (1, 3, 4)
-            counts = (1, 3) if arguments.short else counts
+            counts = (3, 4) if sharded else (1, 3, 4)
+            counts = (1, 2, 3) if is_special else COUNTS if launcher == 'none' else counts
+            counts = [count for count in counts if count > 1] if backend == 'mpi' else counts
+            counts = [count for count in counts if count in (1, 3)] if arguments.short else counts
             found = {}
             try:
+                if expected is None and launcher != 'none':
+                    expected = Training(place, f'{number}-alone', **facts).complete('none', 1)
                 for count in counts:
-                    training = Training(place, f'{optimizer}-{accumulation}-{sharded}-{launcher}-{count}', **facts)
+                    training = Training(place, f'{number}-{launcher}-{backend}-{count}', **{**facts, 'backend': backend})
                     found[count] = training.complete(launcher, count)
                     shutil.rmtree(training.folder)
             except (Miss, subprocess.SubprocessError) as miss:
@@ -419,21 +481,23 @@ def elsewhere(place, only):
     """Ranks on two hosts, and ranks without the job's folder. Returns whether all held."""
     facts = {'steps': 8, 'accumulation': 6}
     checks = [
-        ('two hosts, 3 ranks', 'ip tc', lambda expected: two_hosts(place, expected, facts, 0)),
-        ('two hosts, cut for 30 s', 'ip tc', lambda expected: two_hosts(place, expected, facts, 30)),
-        ('no store in common, 3 ranks', 'unshare mount', lambda expected: no_folder(place, expected, facts)),
+        ('two hosts, 3 ranks', 'ip', lambda expected, facts: two_hosts(place, expected, facts, 0)),
+        ('two hosts, cut for 30 s', 'ip', lambda expected, facts: two_hosts(place, expected, facts, 30)),
+        ('no store in common, 3 ranks', 'unshare mount', lambda expected, facts: no_folder(place, expected, facts)),
     ]
     held, expected = True, None
-    for what, tools, check in checks:
+    for name, tools, check, sharded in [(*check, sharded) for check in checks for sharded in (False, True)]:
+        what = name + (', sharded' if sharded else '')
         if only not in what:
             continue
         lacking = [tool for tool in tools.split() if not shutil.which(tool)]
-        if os.geteuid() != 0 or lacking:
-            slurm_check.row('none', what, f'it needs root and {tools} (apt-get install iproute2 util-linux)')
+        if os.geteuid() != 0 or lacking or not os.path.exists('/dev/net/tun'):
+            needs = f'it needs root, {tools} (apt-get install iproute2 util-linux mount) and /dev/net/tun'
+            slurm_check.row('none', what, needs)
             continue
         try:
             expected = expected or Training(place, 'one-host', **facts).complete('none', 1)
-            slurm_check.row('ok', what, check(expected))
+            slurm_check.row('ok', what, check(expected, {**facts, 'sharded': sharded}))
         except (Miss, OSError, subprocess.SubprocessError) as miss:
             slurm_check.row('MISS', what, miss)
             held = False
@@ -444,15 +508,17 @@ def chains(place, arguments, missing):
     """A chain of sessions per launcher. Returns whether all held."""
     held = True
     facts = {'steps': 40 if arguments.short else 90, 'accumulation': 6}
-    names = [name for name in ('none', 'torchrun', 'mpirun', 'srun') if arguments.only in f'chain, {name}']
-    expected = Training(place, 'undisturbed', **facts).complete('none', 1) if names else None
-    for launcher in names:
-        what = f'chain, {launcher.replace("none", "plain processes")}, {arguments.sessions} kills'
-        if launcher in missing:
-            slurm_check.row('none', what, missing[launcher])
+    ways = [(launcher, backend) for launcher, backend in WAYS if arguments.only in f'chain, {way(launcher, backend)}']
+    expected = Training(place, 'undisturbed', **facts).complete('none', 1) if ways else None
+    for launcher, backend in ways:
+        what = f'chain, {way(launcher, backend)}, {arguments.sessions} kills'
+        lacking = missing.get(launcher) or (backend == 'mpi' and missing.get('mpi'))
+        if lacking:
+            slurm_check.row('none', what, lacking)
             continue
         try:
-            slurm_check.row('ok', what, chain(place, launcher, arguments.sessions, expected, facts))
+            said = chain(place, launcher, arguments.sessions, expected, {**facts, 'backend': backend})
+            slurm_check.row('ok', what, said)
         except (Miss, OSError, KeyError, subprocess.SubprocessError) as miss:
             slurm_check.row('MISS', what, miss)
             held = False
@@ -462,6 +528,7 @@ def chains(place, arguments, missing):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('programs', nargs='?', type=Path, default=ROOT / 'target/release')
+    parser.add_argument('--mpi', type=Path, help='programs that were built with the feature ckptd-gpt2/mpi')
     parser.add_argument('--only', default='', help='checks whose name holds this text')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--short', action='store_true', help='one job, 1 and 3 ranks')
@@ -478,10 +545,13 @@ def main():
     folder = Path(tempfile.mkdtemp(prefix='ckptd-ranks.'))
     folder.chmod(0o755)
     (folder / 'slurm').mkdir()
-    slurm, place = Slurm(folder / 'slurm'), Place(folder, programs)
+    slurm = Slurm(folder / 'slurm')
+    place = Place(folder, programs, arguments.mpi and arguments.mpi.resolve())
     held = True
     try:
         missing = lacks(bring_up(slurm, programs))
+        if place.mpi is None or not (place.mpi / 'ckptd-gpt2').exists():
+            missing['mpi'] = 'no programs that were built with MPI are there: scripts/mpi_programs.sh FOLDER, then --mpi FOLDER'
         held = roots(place, arguments, missing)
         held &= elsewhere(place, arguments.only)
         held &= chains(place, arguments, missing)

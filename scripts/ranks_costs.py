@@ -207,7 +207,7 @@ def stops(folder, programs, ranks, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('programs', nargs='?', type=Path, default=ROOT / 'target/release')
-    parser.add_argument('--stops', type=int, default=50, help='of each of the two jobs')
+    parser.add_argument('--stops', type=int, default=200, help='of each of the two jobs')
     parser.add_argument('--ranks', type=int, default=3, help='that are stopped')
     parser.add_argument('--preset', default='gpt2', help='of which the memory is measured')
     parser.add_argument('--only', default='', help='"memory" or "stops"')

@@ -3,12 +3,12 @@
 //! Invariant: a pure function of the job, the environment and the machine. A launcher's exit code decides nothing: what
 //! rank 0 has said does. Deliberately not here: starting it (`worker`), how ranks find one another (ckptd-gpt2).
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use ckptd_core::config::{Config, RankLauncher, RankRoom};
+use ckptd_core::config::{Config, RankBackend, RankLauncher, RankRoom, RanksSection};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::ids::RunId;
+use ckptd_core::os::port::free_port;
 use ckptd_core::os::process::processors;
 use ckptd_core::protocol::{RANKS_ADDRESS, RANKS_SECRET};
 
@@ -63,7 +63,7 @@ pub fn worker_launch(config: &Config, recorded: Option<usize>, environment: Envi
     if config.ranks.launcher == RankLauncher::None {
         return Ok(WorkerLaunch { command: worker, given: Vec::new(), withheld: Vec::new(), ranks, is_ours });
     }
-    let mut command = launcher_command(&config.ranks.launcher, ranks, threads);
+    let mut command = launcher_command(&config.ranks, ranks, threads);
     command.extend(worker);
     let mut given = Vec::new();
     if environment(RANKS_SECRET).is_none() {
@@ -76,10 +76,10 @@ pub fn worker_launch(config: &Config, recorded: Option<usize>, environment: Envi
 }
 
 /// The launcher's own part of the command line.
-fn launcher_command(launcher: &RankLauncher, ranks: usize, threads: Option<usize>) -> Vec<String> {
+fn launcher_command(section: &RanksSection, ranks: usize, threads: Option<usize>) -> Vec<String> {
     let count = ranks.to_string();
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
-    match launcher {
+    match &section.launcher {
         RankLauncher::None => Vec::new(),
         // Its own restarts would hide from the daemon what happened.
         RankLauncher::Torchrun => words(&[
@@ -106,6 +106,8 @@ fn launcher_command(launcher: &RankLauncher, ranks: usize, threads: Option<usize
                 "--export=ALL",
             ]);
             command.extend(threads.map(|threads| format!("--cpus-per-task={threads}")));
+            // What MPIs ask for their neighbours.
+            command.extend((section.backend == RankBackend::Mpi).then(|| "--mpi=pmix".to_owned()));
             command
         }
         RankLauncher::Command(command) => command.iter().map(|word| word.replace(COUNT, &count)).collect(),
@@ -126,10 +128,11 @@ fn rank_zero_address(environment: Environment<'_>) -> Result<String> {
         0 | 1 => "127.0.0.1".to_owned(),
         _ => rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    let port = TcpListener::bind((host.as_str(), 0)).and_then(|listener| listener.local_addr()).map_err(|e| {
+    // The launcher itself listens at ports that the system gives it, before rank 0 does.
+    let port = free_port(&host).map_err(|e| {
         Error::Config(format!("no port is to be had at {host} for rank 0: {e}; set {RANKS_ADDRESS}=host:port"))
     })?;
-    Ok(format!("{host}:{}", port.port()))
+    Ok(format!("{host}:{port}"))
 }
 
 /// `ckptd-gpt2` beside this program, else in PATH.
@@ -206,6 +209,10 @@ mod tests {
         assert_eq!(
             command("\"srun\""),
             "srun --ntasks=3 --input=0 --kill-on-bad-exit=0 --overlap --export=ALL --cpus-per-task=2 w"
+        );
+        assert_eq!(
+            command("\"srun\"\nbackend = \"mpi\""),
+            "srun --ntasks=3 --input=0 --kill-on-bad-exit=0 --overlap --export=ALL --cpus-per-task=2 --mpi=pmix w"
         );
         assert_eq!(command("[\"mpiexec\", \"-np\", \"{count}\"]"), "mpiexec -np 3 w");
     }

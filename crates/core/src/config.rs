@@ -30,7 +30,7 @@ mod values;
 pub use hooks::{HookMoment, HooksSection};
 pub use load::TEMPLATE;
 pub use overrides::ConfigOverrides;
-pub use ranks::{RankCount, RankLauncher, RankRoom, RanksSection};
+pub use ranks::{RankBackend, RankCount, RankLauncher, RankRoom, RanksSection};
 pub use recorded::ResolvedJob;
 pub use remote::{Lease, RemoteSection, RemoteVerify, SendWhat};
 pub use sections::{

@@ -134,6 +134,8 @@ const WRONG: &[(&str, &str, &str, &str)] = &[
     ("job", "device = \"gpu\"", "cuda:N", "/job/device=\"cuda\""),
     ("job", "device = 0", "cuda:N", "/job/device=\"cuda:0\""),
     ("job", "device = \"mps\"", "cuda:N", "/job/device=\"auto\""),
+    ("ranks", "backend = \"nccl\"", "one of", "/ranks/backend=\"gloo\""),
+    ("ranks", "backend = \"mpi\"", "launcher names none", "/ranks/backend=\"gloo\""),
     ("log", "level = \"WARNING\"", "one of", "/log/level=\"warn\""),
     ("log", "level = \"loud\"", "one of", "/log/level=\"info\""),
     ("worker", "command = \"my-worker --fast\"", "a list of texts", "/worker/command=[\"my-worker --fast\"]"),

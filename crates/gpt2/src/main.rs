@@ -22,7 +22,7 @@ use ckptd_gpt2::ranks::{RankPlace, RanksEnd};
 use ckptd_gpt2::setup::TrainingSetup;
 use ckptd_gpt2::snapshots::{CommitSettings, SnapshotPolicy, SnapshotTaker};
 use ckptd_gpt2::train::TrainingLoop;
-use ckptd_gpt2::{generate, merge, probe, process, torch};
+use ckptd_gpt2::{generate, merge, probe, process, ranks, torch};
 use clap::{Parser, Subcommand};
 
 /// GPT-2 worker of ckptd. Without arguments it speaks ckptd's protocol on stdin and stdout.
@@ -163,7 +163,7 @@ fn train(
     let snapshots: SharedTaker = Arc::default();
     let policy: Arc<SnapshotPolicy> = Arc::default();
     let evaluations: Arc<EvaluationPolicy> = Arc::default();
-    let ranks: Arc<OnceLock<RanksEnd>> = Arc::default();
+    let ranks_end: Arc<OnceLock<RanksEnd>> = Arc::default();
     let asked = &start.config.snapshot;
     policy.set(asked.every_steps, asked.level, asked.encode_threads);
     match (commands, asked.every) {
@@ -172,7 +172,7 @@ fn train(
                 snapshots: snapshots.clone(),
                 policy: policy.clone(),
                 evaluations: evaluations.clone(),
-                ranks: ranks.clone(),
+                ranks_end: ranks_end.clone(),
             };
             serve_commands(commands, control, events.clone())?;
         }
@@ -182,7 +182,7 @@ fn train(
         (None, _) => {}
     }
     let rank_zero = RankZero::open(place, &mut start, events)?;
-    let end = ranks.get_or_init(|| rank_zero.end()).clone();
+    let end = ranks_end.get_or_init(|| rank_zero.end()).clone();
     let mut setup = TrainingSetup::open(start.clone(), events)?;
     let (group, moments) = rank_zero.begin(start, &mut setup)?;
     let settings = CommitSettings {
@@ -207,6 +207,8 @@ fn train(
     taker.take_last("final", CommitPace::Alone, None)?;
     end.leave();
     events.send(WorkerEvent::Done { step, finished: true });
+    events.flush();
+    ranks::finish();
     Ok(())
 }
 
@@ -234,7 +236,7 @@ struct WorkerControl {
     policy: Arc<SnapshotPolicy>,
     evaluations: Arc<EvaluationPolicy>,
     /// Known as soon as they have come together.
-    ranks: Arc<OnceLock<RanksEnd>>,
+    ranks_end: Arc<OnceLock<RanksEnd>>,
 }
 
 /// What takes snapshots, once there is a state to take.
@@ -254,7 +256,7 @@ fn take_by_time(interval: Duration, snapshots: SharedTaker) -> Result<()> {
 
 /// Serves the agent's commands until it says stop or is gone; then saves the newest state and leaves the process.
 fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: EventSender) -> Result<()> {
-    let WorkerControl { snapshots, policy, evaluations, ranks } = control;
+    let WorkerControl { snapshots, policy, evaluations, ranks_end } = control;
     spawn(COMMANDS_THREAD, move || {
         let (save, reason, within) = loop {
             match commands.next_command() {
@@ -279,21 +281,23 @@ fn serve_commands(mut commands: CommandReader, control: WorkerControl, events: E
         let (mut code, asked) = (0, Instant::now());
         // Before the other ranks leave: the training must not take that for a failure.
         snapshots.get().into_iter().for_each(SnapshotTaker::end_training);
-        // Ranks that hold parts of the state leave when it is saved.
-        let is_sharded = save && snapshots.get().is_some_and(SnapshotTaker::is_sharded);
-        if !is_sharded {
-            ranks.get().into_iter().for_each(RanksEnd::leave);
-        }
+        // Ranks that hold parts of the state leave when it is saved, and so do those whose launcher would end rank 0
+        // with them.
+        let must_stay = ranks_end.get().is_some_and(RanksEnd::must_stay);
+        let stay = save && (must_stay || snapshots.get().is_some_and(SnapshotTaker::is_sharded));
+        let order = if stay { RanksEnd::make_way } else { RanksEnd::leave };
+        ranks_end.get().into_iter().for_each(order);
         if let Some(taker) = snapshots.get().filter(|_| save) {
             // To freeze the state may have taken until an update was over.
             let within = within.map(|within| within.saturating_sub(asked.elapsed()));
             // The failure was reported as an event.
             code = i32::from(taker.take_last(&reason, CommitPace::Hurried, within).is_err());
         }
-        ranks.get().into_iter().filter(|_| is_sharded).for_each(RanksEnd::leave);
+        ranks_end.get().into_iter().filter(|_| stay).for_each(RanksEnd::leave);
         let step = snapshots.get().map_or(0, SnapshotTaker::step);
         events.send(WorkerEvent::Done { step, finished: false });
         events.flush();
+        ranks::finish();
         process::leave(code)
     })
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ckptd_core::config::{Config, JobSection, RankCount, RankRoom, RanksSection, TrainSection};
-use ckptd_core::os::process::{YIELDING_NICE, lower_other_threads, processors};
+use ckptd_core::os::process::processors;
 use ckptd_core::protocol::{MessageLevel, Start};
 use ckptd_core::store::SnapshotReader;
 use ckptd_core::{Error, Result};
@@ -17,8 +17,8 @@ use ckptd_core::{Error, Result};
 use crate::capture::StateCapturer;
 use crate::events::EventSender;
 use crate::ranks::{
-    Alone, Follower, HeldPart, Leader, PartHolder, RANKS_THREAD, RankFacts, RankGroup, RankPlace, RankVoice, RanksEnd,
-    libtorch_kind, processor_kind,
+    Alone, Follower, HeldPart, Leader, MOMENTS_THREAD, PartHolder, RankFacts, RankGroup, RankPlace, RankVoice,
+    RanksEnd, libtorch_kind, processor_kind,
 };
 use crate::setup::TrainingSetup;
 use crate::snapshots::{ShardedMoments, UpdateGate};
@@ -27,9 +27,6 @@ use crate::train::TrainingLoop;
 
 /// The ranks, and what rank 0 needs for snapshots where the optimizer is sharded.
 pub type TrainingRanks = (Box<dyn RankGroup>, Option<ShardedMoments>);
-
-/// The thread that gives rank 0 what this rank holds.
-const MOMENTS_THREAD: &str = "moments";
 
 /// Rank 0, before the training is ready.
 pub struct RankZero(Option<Leader>);
@@ -170,7 +167,6 @@ impl PartHolder for HeldShards {
 
     fn end_training(&self) {
         self.0.freeze();
-        lower_other_threads(YIELDING_NICE, &[MOMENTS_THREAD, RANKS_THREAD]);
     }
 }
 

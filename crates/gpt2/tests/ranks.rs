@@ -146,6 +146,10 @@ impl Drop for Ranks {
 }
 
 fn spawn(job: &Path, rank: usize, size: usize, port: u16, secret: &str) -> Child {
+    command(job, rank, size, port, secret).spawn().unwrap()
+}
+
+fn command(job: &Path, rank: usize, size: usize, port: u16, secret: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ckptd-gpt2"));
     command.arg("--config").arg(job).stdin(Stdio::null()).stderr(Stdio::piped());
     command.stdout(if rank == 0 { Stdio::piped() } else { Stdio::null() });
@@ -154,7 +158,7 @@ fn spawn(job: &Path, rank: usize, size: usize, port: u16, secret: &str) -> Child
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         command.env("CKPTD_RANKS_SECRET", secret);
     }
-    command.spawn().unwrap()
+    command
 }
 
 fn failure(event: Option<WorkerEvent>) -> (WorkerFailure, String) {
@@ -235,7 +239,12 @@ fn a_rank_that_dies_or_stops_is_named_and_the_newest_state_is_saved() {
 
 #[test]
 fn strangers_and_ranks_that_would_compute_something_else_do_not_get_in() {
-    let job = RankJob::new(2, 2, "");
+    for more in ["", SHARDED] {
+        stay_out(&RankJob::new(2, 2, more));
+    }
+}
+
+fn stay_out(job: &RankJob) {
     let other = std::fs::read_to_string(job.path("job.toml")).unwrap().replace("grad_clip = 0.5", "grad_clip = 0.25");
     std::fs::write(job.path("other.toml"), other).unwrap();
     let port = free_port();
@@ -263,6 +272,48 @@ fn strangers_and_ranks_that_would_compute_something_else_do_not_get_in() {
     assert!(ended.iter().all(|output| output.status.code() == Some(78)), "{ended:?}");
     assert!(!ranks.log.contains("\"event\":\"step\""), "nothing was trained");
     drop(silent);
+}
+
+#[test]
+fn ranks_on_other_processors_or_with_other_jobs_are_named_before_the_first_step() {
+    for more in ["", SHARDED] {
+        let job = RankJob::new(3, 2, more);
+        let text = std::fs::read_to_string(job.path("job.toml")).unwrap();
+        std::fs::write(job.path("seed.toml"), text.replace("[job]\n", "[job]\nseed = 7\n")).unwrap();
+        // Rank 0 settles the threads for all.
+        std::fs::write(job.path("threads.toml"), text.replace("threads = 1", "threads = 2")).unwrap();
+        let port = free_port();
+        let mut older = command(&job.path("threads.toml"), 2, 3, port, SECRET);
+        // How libtorch is told to do without what a processor has.
+        older.env("ATEN_CPU_CAPABILITY", "default");
+        let zero = spawn(&job.path("job.toml"), 0, 3, port, SECRET);
+        let one = spawn(&job.path("seed.toml"), 1, 3, port, SECRET);
+        let mut ranks = Ranks::of(vec![zero, one, older.spawn().unwrap()]);
+        let (failure, what) = failure(ranks.events_until(is_failed));
+        assert_eq!(failure, WorkerFailure::Config, "{what}");
+        for told in
+            ["rank 1: job file ", "rank 2: processor ", "ATEN_CPU_CAPABILITY=default, not ", "rank 2: libtorch "]
+        {
+            assert!(what.contains(told), "{told}: {what}");
+        }
+        assert!(!what.contains("threads") && !what.contains("rank 1: processor"), "{what}");
+        let ended = ranks.end();
+        assert!(ended.iter().all(|output| output.status.code() == Some(78)), "{ended:?}");
+        assert!(!ranks.log.contains("\"event\":\"step\""), "nothing was trained");
+    }
+}
+
+#[test]
+fn a_backend_that_the_worker_was_built_without_is_refused_with_how_to_build_it() {
+    if cfg!(feature = "mpi") {
+        return;
+    }
+    let job = RankJob::new(2, 2, "[ranks]\nlauncher = \"mpirun\"\ncount = 2\nbackend = \"mpi\"\n");
+    let mut ranks = job.start(2);
+    let (failure, what) = failure(ranks.events_until(is_failed));
+    assert_eq!(failure, WorkerFailure::Config);
+    assert!(what.contains("[ranks] backend") && what.contains("--features ckptd-gpt2/mpi"), "{what}");
+    ranks.end();
 }
 
 /// A connection to a port where somebody will listen.

@@ -5,6 +5,7 @@
 
 use super::document::PlacedKeys;
 use super::problem::{ConfigProblem, Correction};
+use super::ranks::{RankBackend, RankLauncher};
 use super::sections::Config;
 
 impl Config {
@@ -54,7 +55,21 @@ impl Config {
             }
         }
         problems.extend(self.unguarded_page(placed));
+        problems.extend(self.mpi_without_launcher(placed));
         problems
+    }
+
+    /// MPI's ranks are those that a launcher of an MPI has started.
+    fn mpi_without_launcher(&self, placed: &PlacedKeys) -> Option<ConfigProblem> {
+        let is_without = matches!(self.ranks.launcher, RankLauncher::None | RankLauncher::Torchrun);
+        let (line, place) = placed.place("ranks", "backend").filter(|_| is_without)?;
+        let what = "MPI connects what mpirun, srun or a command of an MPI has started, and launcher names none of them";
+        (self.ranks.backend == RankBackend::Mpi).then(|| ConfigProblem {
+            line: Some(line),
+            place,
+            what: what.to_owned(),
+            correction: Correction::Write("backend = \"gloo\"".to_owned()),
+        })
     }
 
     /// A page that other machines can reach has a token of the user's own.

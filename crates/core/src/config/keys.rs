@@ -237,6 +237,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     spec("ranks", "launcher", LAUNCHERS, "\"mpirun\""),
     spec("ranks", "count", ValueKind::WholeOr { least: 1, most: 1024, or: "auto" }, "1"),
     spec("ranks", "shard_optimizer", ValueKind::Bool, "true"),
+    spec("ranks", "backend", ValueKind::Choice(&["gloo", "mpi"]), "\"gloo\""),
     duration("session", "budget", 0, "\"11h45m\""),
     spec("session", "deadline", ValueKind::Moment, "\"2030-11-24 23:00\""),
     number("session", "margin", (1.0, 100.0, OmittedEnd::Neither), "1.5"),

@@ -15,6 +15,19 @@ pub struct RanksSection {
     pub count: RankCount,
     /// Each rank holds and updates only its shard of the optimizer's state (ZeRO-1). The result does not depend on it.
     pub shard_optimizer: bool,
+    /// What carries gradients between them. The result does not depend on it.
+    pub backend: RankBackend,
+}
+
+/// `[ranks] backend`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RankBackend {
+    /// TCP, by the gloo in libtorch.
+    #[default]
+    Gloo,
+    /// An MPI library, in a worker that was built with one: for fabrics that it knows.
+    Mpi,
 }
 
 /// `[ranks] launcher`.
@@ -166,11 +179,11 @@ mod tests {
     #[test]
     fn what_the_file_says_comes_back_as_it_was() {
         for toml in [
-            "launcher = \"none\"\ncount = 1\nshard_optimizer = false\n",
-            "launcher = \"torchrun\"\ncount = \"auto\"\nshard_optimizer = false\n",
-            "launcher = \"mpirun\"\ncount = 3\nshard_optimizer = true\n",
-            "launcher = \"srun\"\ncount = 2\nshard_optimizer = false\n",
-            "launcher = [\"mpiexec\", \"-n\", \"{count}\"]\ncount = 6\nshard_optimizer = false\n",
+            "launcher = \"none\"\ncount = 1\nshard_optimizer = false\nbackend = \"gloo\"\n",
+            "launcher = \"torchrun\"\ncount = \"auto\"\nshard_optimizer = false\nbackend = \"gloo\"\n",
+            "launcher = \"mpirun\"\ncount = 3\nshard_optimizer = true\nbackend = \"mpi\"\n",
+            "launcher = \"srun\"\ncount = 2\nshard_optimizer = false\nbackend = \"gloo\"\n",
+            "launcher = [\"mpiexec\", \"-n\", \"{count}\"]\ncount = 6\nshard_optimizer = false\nbackend = \"gloo\"\n",
         ] {
             assert_eq!(toml::to_string(&section(toml)).unwrap(), toml);
         }

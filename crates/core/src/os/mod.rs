@@ -1,4 +1,4 @@
-//! The operating system: file-system calls, durable writes, processes.
+//! The operating system: file-system calls, durable writes, processes, ports.
 //!
 //! Invariant: nothing here knows what a store is.
 
@@ -6,6 +6,7 @@ pub mod block_writer;
 pub mod dir;
 pub mod faults;
 pub mod fs;
+pub mod port;
 pub mod process;
 pub mod publish;
 pub mod stamp;

@@ -109,7 +109,7 @@ pub trait PartHolder {
     /// Where there are none.
     fn hold(&self) -> Result<(u64, Vec<HeldPart>)>;
 
-    /// Leaves the processors to the last snapshot.
+    /// No step after this: what is held is for the last snapshot.
     fn end_training(&self);
 }
 

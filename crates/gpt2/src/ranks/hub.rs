@@ -38,6 +38,8 @@ pub(super) struct Hub {
     links: Vec<Mutex<TcpStream>>,
     over: AtomicBool,
     pub pace: Mutex<RankPace>,
+    /// The others may not leave before rank 0.
+    pub stay: AtomicBool,
 }
 
 /// Tells all ranks that the training or the session is over.
@@ -62,6 +64,18 @@ impl RanksEnd {
         if let Some(hub) = &self.0 {
             hub.over.store(true, Ordering::Relaxed);
             hub.say_to_all(&Frame::End);
+        }
+    }
+
+    /// Whether they leave only with rank 0: an MPI's launcher ends all ranks when one of them is gone.
+    pub fn must_stay(&self) -> bool {
+        self.0.as_ref().is_some_and(|hub| hub.stay.load(Ordering::Relaxed))
+    }
+
+    /// They leave the processors to rank 0.
+    pub fn make_way(&self) {
+        if let Some(hub) = &self.0 {
+            hub.say_to_all(&Frame::Yield);
         }
     }
 }
@@ -128,7 +142,8 @@ impl Hub {
         }
         let links = links.into_iter().flatten().map(Mutex::new).collect();
         let pace = Mutex::new(RankPace::new());
-        let hub = Arc::new(Hub { mailbox: Mailbox::new(size), links, over: AtomicBool::new(false), pace });
+        let (over, stay) = (AtomicBool::new(false), AtomicBool::new(false));
+        let hub = Arc::new(Hub { mailbox: Mailbox::new(size), links, over, pace, stay });
         for rank in 1..size {
             hub.clone().listen_to(rank)?;
         }

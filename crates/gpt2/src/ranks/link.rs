@@ -8,12 +8,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ckptd_core::os::process::{YIELDING_NICE, lower_other_threads};
 use ckptd_core::{Error, Result};
 
 use super::frame::Frame;
 use super::mailbox::Mailbox;
 use super::place::{RankPlace, SECRET};
 use super::secret::{HANDSHAKE, JobSecret};
+use super::transport;
 
 /// How long rank 0 may take to listen.
 const COMING: Duration = Duration::from_secs(300);
@@ -23,6 +25,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// Threads that hear what other ranks say.
 pub const THREAD: &str = "ranks";
+/// The thread that gives rank 0 what this rank holds.
+pub const MOMENTS_THREAD: &str = "moments";
 
 /// A rank's connection to rank 0.
 pub(super) struct Link {
@@ -99,13 +103,20 @@ impl Link {
                     // Where it does not arrive, the next read says so.
                     let _ = self.say(&Frame::Progress { step, micro_batch });
                 }
-                Frame::End => self.leave("", 0),
+                Frame::End => {
+                    transport::finish();
+                    self.leave("", 0)
+                }
                 // Not here: holding a state may wait for an update, and this thread gives the signs of life.
                 Frame::Hold { .. } | Frame::Release => {
                     self.mailbox.tell(|state| state.is_holding = frame != Frame::Release);
                     drop(self.orders.send(frame));
                 }
-                Frame::Fetch { .. } | Frame::Yield => drop(self.orders.send(frame)),
+                Frame::Fetch { .. } => drop(self.orders.send(frame)),
+                Frame::Yield => {
+                    lower_other_threads(YIELDING_NICE, &[MOMENTS_THREAD, THREAD]);
+                    drop(self.orders.send(frame));
+                }
                 // What rank 0 alone hears.
                 Frame::Part { .. }
                 | Frame::Progress { .. }

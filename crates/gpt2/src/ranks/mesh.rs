@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::{Incoming, Outgoing};
+use super::transport::Transport;
 use crate::torch::last_error;
 
 /// What the process group asks of its store.
@@ -96,8 +97,18 @@ impl Mesh {
         if group.is_null() { Err(last_error()) } else { Ok(Mesh { group, round: 0 }) }
     }
 
-    /// All of it at once. On failure, the rank whose transfer failed first, and why.
-    pub(super) fn exchange(
+    /// Numbers the transfers between two ranks within a round alike on both sides.
+    fn tag(&self, counts: &mut Vec<u32>, peer: usize) -> c_int {
+        if counts.len() <= peer {
+            counts.resize(peer + 1, 0);
+        }
+        counts[peer] += 1;
+        ((self.round << 12) + counts[peer]) as c_int
+    }
+}
+
+impl Transport for Mesh {
+    fn exchange(
         &mut self,
         sends: &[Outgoing<'_>],
         receives: &mut [Incoming<'_>],
@@ -130,15 +141,6 @@ impl Mesh {
             }
         }
         Ok(())
-    }
-
-    /// Numbers the transfers between two ranks within a round alike on both sides.
-    fn tag(&self, counts: &mut Vec<u32>, peer: usize) -> c_int {
-        if counts.len() <= peer {
-            counts.resize(peer + 1, 0);
-        }
-        counts[peer] += 1;
-        ((self.round << 12) + counts[peer]) as c_int
     }
 }
 

@@ -1,5 +1,5 @@
 //! The group of ranks as rank 0 and the others see it: small messages over their connections to rank 0, gradients over
-//! the mesh.
+//! the transport.
 //!
 //! Invariant: rank 0 finds out which rank is the cause of a failure; the others leave after it. Deliberately not here:
 //! what is exchanged.
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use ckptd_core::config::RankBackend;
 use ckptd_core::protocol::Start;
 use ckptd_core::{Error, Result};
 
@@ -19,9 +20,10 @@ use super::hub::{self, Hub, RanksEnd};
 use super::launch::LaunchedRanks;
 use super::link::Link;
 use super::mailbox::{ArrivedPart, Mailbox, SignOfLife};
-use super::mesh::{KeyStore, Mesh};
+use super::mesh::KeyStore;
 use super::place::RankPlace;
 use super::secret::JobSecret;
+use super::transport::{self, Transport};
 use crate::events::EventSender;
 
 /// Until rank 0 has said what to train. It may read texts for hours; that it lives is heard meanwhile.
@@ -45,7 +47,7 @@ pub struct Leader {
     patience: Duration,
     secret: JobSecret,
     address: IpAddr,
-    mesh: Option<Mesh>,
+    transport: Option<Box<dyn Transport>>,
     _launched: Option<LaunchedRanks>,
 }
 
@@ -59,7 +61,7 @@ pub struct Follower {
     patience: Duration,
     secret: JobSecret,
     address: IpAddr,
-    mesh: Option<Mesh>,
+    transport: Option<Box<dyn Transport>>,
     /// What failed is that another rank was lost.
     lost_another: Arc<AtomicBool>,
 }
@@ -122,7 +124,17 @@ impl Leader {
         let address = listener.local_addr().map_err(|e| Error::Other(format!("the ranks' address: {e}")))?.ip();
         let hub = Hub::gather(listener, &secret, place.size, events)?;
         let (size, patience) = (place.size, hang_timeout.max(READING));
-        Ok(Leader { hub, size, calls: 0, hang_timeout, patience, secret, address, mesh: None, _launched: launched })
+        Ok(Leader {
+            hub,
+            size,
+            calls: 0,
+            hang_timeout,
+            patience,
+            secret,
+            address,
+            transport: None,
+            _launched: launched,
+        })
     }
 
     /// What tells the others that it is over.
@@ -133,14 +145,17 @@ impl Leader {
     /// Says to all what to train, and connects them with one another.
     ///
     /// # Errors
-    /// That a rank is lost.
+    /// That a rank is lost; [`Error::Config`] where this program was built without the backend.
     pub fn begin(&mut self, start: &Start) -> Result<()> {
+        let backend = start.config.ranks.backend;
+        transport::is_built_with(backend)?;
         let json = serde_json::to_vec(start).map_err(|e| Error::Other(format!("writing a job: {e}")))?;
         self.broadcast(&json)?;
         let mark = JobSecret::random_text()?;
         let mark = self.broadcast(mark.as_bytes())?;
-        let mesh = Mesh::connect(self.hub.clone(), 0, self.size, self.address, self.patience);
-        self.mesh = Some(mesh.map_err(|what| self.broken(&self.hub.others().collect::<Vec<_>>(), &what))?);
+        self.hub.stay.store(backend == RankBackend::Mpi, Ordering::Relaxed);
+        let transport = transport::connect(backend, self.hub.clone(), (0, self.size), self.address, self.patience);
+        self.transport = Some(transport.map_err(|what| self.broken(&self.hub.others().collect::<Vec<_>>(), &what))?);
         let secret = self.secret.clone();
         recognise(self, &secret, &mark)
     }
@@ -204,8 +219,8 @@ impl RankGroup for Leader {
     }
 
     fn exchange(&mut self, sends: &[Outgoing<'_>], receives: &mut [Incoming<'_>]) -> Result<()> {
-        let Some(mesh) = &mut self.mesh else { return Err(unconnected()) };
-        mesh.exchange(sends, receives, self.patience).map_err(|(peer, what)| {
+        let Some(transport) = &mut self.transport else { return Err(unconnected()) };
+        transport.exchange(sends, receives, self.patience).map_err(|(peer, what)| {
             let mut awaited: Vec<usize> = self.hub.others().collect();
             // The one that failed first stands first.
             awaited.sort_by_key(|rank| *rank != peer);
@@ -245,7 +260,7 @@ impl Follower {
             patience: PREPARATION,
             secret,
             address,
-            mesh: None,
+            transport: None,
             lost_another: Arc::default(),
         })
     }
@@ -262,8 +277,10 @@ impl Follower {
         // It is rank 0 that names the one which is the cause: it has to lose patience first.
         self.patience = 2 * self.hang_timeout.max(READING);
         let mark = self.broadcast(&[])?;
-        let mesh = Mesh::connect(self.link.clone(), self.rank, self.size, self.address, self.patience);
-        self.mesh = Some(mesh.map_err(|what| self.lost("the others", &what))?);
+        let (backend, at) = (start.config.ranks.backend, (self.rank, self.size));
+        transport::is_built_with(backend)?;
+        let transport = transport::connect(backend, self.link.clone(), at, self.address, self.patience);
+        self.transport = Some(transport.map_err(|what| self.lost("the others", &what))?);
         let secret = self.secret.clone();
         recognise(self, &secret, &mark)?;
         Ok(start)
@@ -301,8 +318,8 @@ impl RankGroup for Follower {
     }
 
     fn exchange(&mut self, sends: &[Outgoing<'_>], receives: &mut [Incoming<'_>]) -> Result<()> {
-        let Some(mesh) = &mut self.mesh else { return Err(unconnected()) };
-        let exchanged = mesh.exchange(sends, receives, self.patience);
+        let Some(transport) = &mut self.transport else { return Err(unconnected()) };
+        let exchanged = transport.exchange(sends, receives, self.patience);
         exchanged.map_err(|(peer, what)| self.lost(&format!("rank {peer}"), &what))
     }
 

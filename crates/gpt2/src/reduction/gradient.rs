@@ -160,9 +160,9 @@ impl TreeSum {
         let (rank, size) = (group.rank(), group.size());
         let parts = layout.parts(size);
         let plan = TreePlan::new(size, leaves);
-        let owned = parts[rank].values.len() as i64;
+        let (owned, device) = (parts[rank].values.len(), params.first().map_or(Device::Cpu, Tensor::device));
         let arrived = plan.subtrees.iter().map(|(owner, _)| if *owner == rank { 0 } else { owned });
-        let arrived = arrived.map(|values| Tensor::f_empty([values], (Kind::Float, Device::Cpu)));
+        let arrived = arrived.map(|values| in_host_memory(values, device));
         Ok(TreeSum {
             shapes: params.iter().map(Tensor::size).collect(),
             parts,
@@ -170,17 +170,17 @@ impl TreeSum {
             plan,
             sums: Vec::new(),
             free: Vec::new(),
-            device: params.first().map_or(Device::Cpu, Tensor::device),
+            device,
             layout,
         })
     }
 
     fn buffer(&mut self) -> Result<Tensor, tch::TchError> {
-        // What travels is in host memory.
-        let device = if self.parts.len() > 1 { Device::Cpu } else { self.device };
         match self.free.pop() {
             Some(buffer) => Ok(buffer),
-            None => Tensor::f_empty([self.layout.len() as i64], (Kind::Float, device)),
+            // What travels is in host memory.
+            None if self.parts.len() > 1 => in_host_memory(self.layout.len(), self.device),
+            None => Tensor::f_empty([self.layout.len() as i64], (Kind::Float, self.device)),
         }
     }
 
@@ -315,6 +315,12 @@ impl TreeSum {
         let tensors = self.layout.tensors.windows(2).zip(&self.shapes);
         tensors.map(|(range, shape)| view(&whole, range[0]..range[1])?.f_view(shape.as_slice())).collect()
     }
+}
+
+/// Room for values in host memory, which a GPU reads and writes without help of the processor where `device` is one.
+fn in_host_memory(values: usize, device: Device) -> Result<Tensor, tch::TchError> {
+    let buffer = Tensor::f_empty([values as i64], (Kind::Float, Device::Cpu))?;
+    if device.is_cuda() && values > 0 { buffer.f_pin_memory(device) } else { Ok(buffer) }
 }
 
 fn view(buffer: &Tensor, range: Range<usize>) -> Result<Tensor, tch::TchError> {
