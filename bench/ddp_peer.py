@@ -64,6 +64,8 @@ def main():
         seconds = allreduce(*map(int, rest))
     if torch.distributed.get_rank() == 0:
         print(json.dumps({"seconds": seconds}), flush=True)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ from parts import TUNED_MALLOC
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "bench/out/ranks"
 RELEASE = ROOT / "target/release"
-MICRO_BATCHES, POSITIONS, WARM, STEPS, SUMS = 16, 128, 1, 3, 7
+MICRO_BATCHES, POSITIONS, SUMS = 16, 128, 7
+# Steps before those that are measured: memory is touched for the first time in them, and its pages are joined.
+WARM, STEPS = 6, 3
 PARAMETERS = 124_439_808
 
 JOB = """[job]

@@ -352,6 +352,42 @@ def no_folder(place, expected, facts):
     return f'{root[:24]}; state and tokens came from rank 0'
 
 
+# A rank other than 0 where nothing starts ranks together: again, until the session is over.
+ALONE = 'until ckptd-gpt2; do sleep 1; done'
+
+
+def by_themselves(place, expected, facts):
+    """Three ranks, each started by itself with its place in the environment, of which one dies."""
+    training = Training(place, f'themselves-{facts["sharded"]}', **facts)
+    place_of = {'WORLD_SIZE': '3', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29178', 'CKPTD_RANKS_SECRET': 'of a check'}
+    own = {MARK: f'{training.name}.{os.getpid()}', **place_of}
+    others = []
+    try:
+        for rank in (1, 2):
+            environment = {**os.environ, **own, 'RANK': str(rank)}
+            log = (training.folder / f'rank-{rank}').open('wb')
+            others.append(subprocess.Popen(['sh', '-c', ALONE], stdout=log, stderr=log, env=environment))
+            log.close()
+        os.environ.update(place_of, RANK='0')
+        try:
+            training.start('none', 1)
+        finally:
+            for name in (*place_of, 'RANK'):
+                os.environ.pop(name, None)
+        training.says(r'step \d+ done', 2)
+        os.kill(training.processes('ckptd-gpt2')[1], signal.SIGKILL)
+        training.ended(0)
+        codes = [other.wait(PATIENCE) for other in others]
+        root = training.root()
+    finally:
+        for other in others:
+            other.kill()
+        training.end()
+    if root != expected or any(codes) or 'restarting it' not in training.log():
+        raise Miss(f'root {root[:24]} and not {expected[:24]}, exit codes {codes}')
+    return f'{root[:24]}; rank 1 was killed, and all came together again'
+
+
 class Place:
     def __init__(self, folder, programs, mpi=None):
         self.folder, self.programs, self.mpi = folder, programs, mpi
@@ -483,6 +519,7 @@ def elsewhere(place, only):
     checks = [
         ('two hosts, 3 ranks', 'ip', lambda expected, facts: two_hosts(place, expected, facts, 0)),
         ('two hosts, cut for 30 s', 'ip', lambda expected, facts: two_hosts(place, expected, facts, 30)),
+        ('each rank by itself', '', lambda expected, facts: by_themselves(place, expected, facts)),
         ('no store in common, 3 ranks', 'unshare mount', lambda expected, facts: no_folder(place, expected, facts)),
     ]
     held, expected = True, None
@@ -491,7 +528,7 @@ def elsewhere(place, only):
         if only not in what:
             continue
         lacking = [tool for tool in tools.split() if not shutil.which(tool)]
-        if os.geteuid() != 0 or lacking or not os.path.exists('/dev/net/tun'):
+        if tools and (os.geteuid() != 0 or lacking or not os.path.exists('/dev/net/tun')):
             needs = f'it needs root, {tools} (apt-get install iproute2 util-linux mount) and /dev/net/tun'
             slurm_check.row('none', what, needs)
             continue
