@@ -1,6 +1,8 @@
-//! The seam between a training and the ranks that compute it: five calls.
+//! The seam between a training and the ranks that compute it: five calls. Below it, what carries values between them.
 //!
 //! Invariant: all ranks make the same calls in the same order. Deliberately not here: how ranks reach one another.
+
+use std::time::Duration;
 
 use ckptd_core::Result;
 
@@ -65,6 +67,19 @@ pub trait RankGroup: Send {
     fn share(&self, count: u64) -> std::ops::Range<u64> {
         share(self.rank(), self.size(), count)
     }
+}
+
+/// Connections from each rank to each. The memory of a transfer is not touched by anybody else until it has ended.
+pub(super) trait Transport: Send {
+    /// All of it at once; between two ranks the first that is sent is the first that is received. On failure, the rank
+    /// whose transfer failed first, and why; what had begun may then still read and write its memory, and there is no
+    /// other exchange.
+    fn exchange(
+        &mut self,
+        sends: &[Outgoing<'_>],
+        receives: &mut [Incoming<'_>],
+        patience: Duration,
+    ) -> std::result::Result<(), (usize, String)>;
 }
 
 /// The float64 numbers in what ranks have said.

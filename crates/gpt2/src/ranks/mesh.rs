@@ -9,8 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::group::{Incoming, Outgoing};
-use super::transport::Transport;
+use super::group::{Incoming, Outgoing, Transport};
 use crate::torch::last_error;
 
 /// What the process group asks of its store.

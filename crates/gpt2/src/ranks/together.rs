@@ -14,7 +14,7 @@ use ckptd_core::protocol::Start;
 use ckptd_core::{Error, Result};
 
 use super::frame::Frame;
-use super::group::{Incoming, Outgoing, RankGroup};
+use super::group::{Incoming, Outgoing, RankGroup, Transport};
 use super::held::{HeldParts, PartServer};
 use super::hub::{self, Hub, RanksEnd};
 use super::launch::LaunchedRanks;
@@ -23,7 +23,7 @@ use super::mailbox::{ArrivedPart, Mailbox, SignOfLife};
 use super::mesh::KeyStore;
 use super::place::RankPlace;
 use super::secret::JobSecret;
-use super::transport::{self, Transport};
+use super::transport;
 use crate::events::EventSender;
 
 /// Until rank 0 has said what to train. It may read texts for hours; that it lives is heard meanwhile.

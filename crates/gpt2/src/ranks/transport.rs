@@ -9,21 +9,8 @@ use std::time::Duration;
 use ckptd_core::config::RankBackend;
 use ckptd_core::{Error, Result};
 
-use super::group::{Incoming, Outgoing};
+use super::group::Transport;
 use super::mesh::{KeyStore, Mesh};
-
-/// Connections from each rank to each. The memory of a transfer is not touched by anybody else until it has ended.
-pub(super) trait Transport: Send {
-    /// All of it at once; between two ranks the first that is sent is the first that is received. On failure, the rank
-    /// whose transfer failed first, and why; what had begun may then still read and write its memory, and there is no
-    /// other exchange.
-    fn exchange(
-        &mut self,
-        sends: &[Outgoing<'_>],
-        receives: &mut [Incoming<'_>],
-        patience: Duration,
-    ) -> std::result::Result<(), (usize, String)>;
-}
 
 /// Refuses a backend that this program was built without.
 ///
