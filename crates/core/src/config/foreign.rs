@@ -137,10 +137,7 @@ const TABLE: &[(&[&str], Meaning)] = &[
     ),
     (&["push_to_hub", "hub_model_id", "hub_token"], Nothing(NO_HUB)),
     (&["report_to", "wandb", "wandb_log", "wandb_project", "logger"], Nothing(NO_TRACKER)),
-    (
-        &["deepspeed", "fsdp", "ddp", "strategy", "num_nodes", "devices", "local_rank", "ddp_backend", "backend"],
-        Nothing(RANKS),
-    ),
+    (&["deepspeed", "fsdp", "ddp", "strategy", "num_nodes", "devices", "local_rank", "ddp_backend"], Nothing(RANKS)),
     (
         &[
             "gradient_checkpointing",
