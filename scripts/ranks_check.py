@@ -94,13 +94,11 @@ class Training:
         (self.folder / 'tokens.bin').write_bytes(b''.join(number.to_bytes(2, 'little') for number in numbers))
         self.log_at = 0
 
-    def start(self, launcher, count, within=(), address=None):
+    def start(self, launcher, count, within=(), **variables):
         facts = {**self.facts, 'sharded': json.dumps(self.facts['sharded'])}
         text = JOB.format(launcher=json.dumps(launcher), count=count, **facts)
         (self.folder / 'job.toml').write_text(text)
-        environment = {**os.environ, MARK: f'{self.name}.{os.getpid()}'}
-        if address:
-            environment['CKPTD_RANKS_ADDRESS'] = address
+        environment = {**os.environ, MARK: f'{self.name}.{os.getpid()}', **variables}
         programs = self.place.mpi if self.facts['backend'] == 'mpi' else self.place.programs
         command = [*within, str(programs / 'ckptd'), 'run', '--verbose', 'job.toml']
         if launcher == 'srun':
@@ -300,7 +298,8 @@ def two_hosts(place, expected, facts, cut):
         hosts.up()
         (training.folder / 'two_hosts.py').write_text(TWO_HOSTS)
         launcher = ['python3', 'two_hosts.py', '{count}', *hosts.names]
-        training.start(launcher, 3, ['ip', 'netns', 'exec', hosts.names[0]], f'{hosts.SUBNET}.1:29177')
+        within = ['ip', 'netns', 'exec', hosts.names[0]]
+        training.start(launcher, 3, within, CKPTD_RANKS_ADDRESS=f'{hosts.SUBNET}.1:29177')
         if cut:
             training.says(r'step \d+ done', 2)
             hosts.cut(cut)
@@ -368,12 +367,7 @@ def by_themselves(place, expected, facts):
             log = (training.folder / f'rank-{rank}').open('wb')
             others.append(subprocess.Popen(['sh', '-c', ALONE], stdout=log, stderr=log, env=environment))
             log.close()
-        os.environ.update(place_of, RANK='0')
-        try:
-            training.start('none', 1)
-        finally:
-            for name in (*place_of, 'RANK'):
-                os.environ.pop(name, None)
+        training.start('none', 1, **place_of, RANK='0')
         training.says(r'step \d+ done', 2)
         os.kill(training.processes('ckptd-gpt2')[1], signal.SIGKILL)
         training.ended(0)
