@@ -29,7 +29,8 @@ const PARTING: Duration = Duration::from_secs(3);
 
 /// Held by the thread that is in the library.
 static LIBRARY: Mutex<()> = Mutex::new(());
-static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
+/// It has begun, and no transfer has failed. After that it would use memory that is given back, were it called again.
+static IS_SOUND: AtomicBool = AtomicBool::new(false);
 
 fn library() -> MutexGuard<'static, ()> {
     LIBRARY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -38,7 +39,7 @@ fn library() -> MutexGuard<'static, ()> {
 /// Ends MPI, without which its launcher tells of a failure. To be called when this process is about to end, on all
 /// ranks; whatever still exchanges stays where it is.
 pub(super) fn finish() {
-    if !HAS_BEGUN.load(Ordering::Relaxed) {
+    if !IS_SOUND.load(Ordering::Relaxed) {
         return;
     }
     forget(library());
@@ -55,10 +56,7 @@ pub(super) fn finish() {
 }
 
 /// All ranks of the MPI job that this process is one of.
-pub(super) struct MpiTransport {
-    /// A transfer has failed, and MPI may still use its memory.
-    is_broken: bool,
-}
+pub(super) struct MpiTransport(());
 
 /// A transfer that has begun, and the rank at its other end.
 struct Transfer {
@@ -74,7 +72,7 @@ impl MpiTransport {
         let (universe, threading) = begun.ok_or("MPI was begun before")?;
         let (own, count) = (universe.world().rank(), universe.world().size());
         forget(universe);
-        HAS_BEGUN.store(true, Ordering::Relaxed);
+        IS_SOUND.store(true, Ordering::Relaxed);
         if threading < Threading::Serialized {
             return Err("this MPI library serves one thread only".into());
         }
@@ -86,7 +84,7 @@ impl MpiTransport {
         }
         // SAFETY: MPI has begun.
         match unsafe { MPI_Comm_set_errhandler(RSMPI_COMM_WORLD, RSMPI_ERRORS_RETURN) } as u32 {
-            MPI_SUCCESS => Ok(MpiTransport { is_broken: false }),
+            MPI_SUCCESS => Ok(MpiTransport(())),
             code => Err(format!("MPI's error {code}")),
         }
     }
@@ -99,33 +97,36 @@ impl Transport for MpiTransport {
         receives: &mut [Incoming<'_>],
         patience: Duration,
     ) -> Result<(), (usize, String)> {
-        if std::mem::replace(&mut self.is_broken, true) {
+        if !IS_SOUND.load(Ordering::Relaxed) {
             return Err((0, "an exchange has failed before".into()));
         }
-        let (mut transfers, within) = (Vec::new(), library());
-        for incoming in receives {
-            for piece in incoming.values.chunks_mut(PIECE) {
-                transfers.push(receive(piece, incoming.peer)?);
-            }
-        }
-        for outgoing in sends {
-            for piece in outgoing.values.chunks(PIECE) {
-                transfers.push(send(piece, outgoing.peer)?);
-            }
-        }
-        drop(within);
-        end(transfers, patience)?;
-        self.is_broken = false;
-        Ok(())
+        let exchanged = begin(sends, receives).and_then(|transfers| end(transfers, patience));
+        exchanged.inspect_err(|_| IS_SOUND.store(false, Ordering::Relaxed))
     }
+}
+
+/// Begins all transfers.
+fn begin(sends: &[Outgoing<'_>], receives: &mut [Incoming<'_>]) -> Result<Vec<Transfer>, (usize, String)> {
+    let (mut transfers, _within) = (Vec::new(), library());
+    for incoming in receives {
+        for piece in incoming.values.chunks_mut(PIECE) {
+            transfers.push(receive(piece, incoming.peer)?);
+        }
+    }
+    for outgoing in sends {
+        for piece in outgoing.values.chunks(PIECE) {
+            transfers.push(send(piece, outgoing.peer)?);
+        }
+    }
+    Ok(transfers)
 }
 
 fn receive(values: &mut [f32], peer: usize) -> Result<Transfer, (usize, String)> {
     // SAFETY: plain data, which MPI fills.
     let mut request: MPI_Request = unsafe { std::mem::zeroed() };
     let (place, count) = (values.as_mut_ptr().cast(), values.len() as i32);
-    // SAFETY: the values are borrowed mutably until the transfer has ended, or for as long as the process lives: after
-    // a failure the training's buffers stay.
+    // SAFETY: the values are borrowed mutably until the transfer has ended; after a failure MPI is not called again,
+    // and it moves values only when it is.
     let code = unsafe { MPI_Irecv(place, count, RSMPI_FLOAT, peer as i32, TAG, RSMPI_COMM_WORLD, &raw mut request) };
     begun(code, Transfer { request, peer })
 }
