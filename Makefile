@@ -21,6 +21,7 @@
 # make terms          200 SIGTERMs at random moments, and how long it took until the state was durable
 # make kills          50 sessions killed at random moments, and whether their history is what their logs say
 # make history-kills  200 sessions killed at random moments, and what is left of the history of their steps
+# make restarts       20 deaths of a worker, with one in reserve and without: seconds until the next one begins its first step
 # make fuzz           every reader of strangers' files, FUZZ_SECONDS (60) per reader
 # make damages        1,000 random damages of the newest snapshot: each is named by every command that takes `latest`
 # make slurm          examples/slurm.sbatch under a real Slurm of one node, some minutes (needs root and Debian's
@@ -44,7 +45,7 @@ SOAK_HOURS ?= 2
 PYTHON = crates/python/python examples/python tests/python/device_copies.py tests/python/odd_script.py \
 	tests/python/run_notebook.py tests/python/sampler.py tests/python/script_rules.py tests/python/state_kinds.py
 
-.PHONY: run formats help test bench build lint interval terms kills history-kills damages slurm systemd-check ranks \
+.PHONY: run formats help test bench build lint interval terms kills history-kills restarts damages slurm systemd-check ranks \
 	remote faults faults-short soak programs setup setup-full setup-bench setup-clients text fuzz \
 	bench-formats bench-trainer bench-ranks bench-remote docs picture screenshots clean python-kills wheel
 
@@ -96,6 +97,10 @@ lint: setup-full
 		! echo "$$tree" | grep -E '^(tokio|ureq|notify) '
 	@tree=$$(cargo tree --locked -e normal --prefix none -p ckptd-core -p ckptd-interop) && \
 		! echo "$$tree" | grep -E '^(clap|indicatif) '
+
+restarts: build
+	@scripts/restart_costs.py
+	@scripts/restart_costs.py --cold
 
 damages: build
 	CKPTD_DAMAGES=$${CKPTD_DAMAGES:-1000} cargo test --release --locked -p ckptd --test latest -- --nocapture no_damage

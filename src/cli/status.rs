@@ -146,7 +146,11 @@ fn describe(report: &StatusReport) -> String {
     });
     lines.push(format!("snapshots: {}", describe_snapshots(report)));
     if let StallReport { p50: Some(p50), p99: Some(p99) } = report.stall_ms {
-        lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %)"));
+        let waited = match report.snapshots.waited {
+            0 => String::new(),
+            waited => format!("; for {waited} it waited until they were encoded ([snapshot] memory)"),
+        };
+        lines.push(format!("training held up per snapshot: {p50:.2} ms (median), {p99:.2} ms (99 %){waited}"));
     }
     lines.extend(report.problem.as_ref().map(|problem| format!("problem: {problem}")));
     lines.extend(report.warnings.iter().map(|warning| format!("warning: {warning}")));

@@ -247,4 +247,7 @@ pub struct SnapshotCounts {
     pub skipped: u64,
     pub failed: u64,
     pub quarantined: u64,
+    /// For which the training waited, since memory for them is bounded.
+    #[serde(default)]
+    pub waited: u64,
 }

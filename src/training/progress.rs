@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(keys(&json["session"]), "began deadline last_call seconds_left source");
         assert_eq!(keys(&json["interval"]), "seconds why");
         assert_eq!(keys(&json["history"]), "ends_at latest sessions sessions_left");
-        assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified");
+        assert_eq!(keys(&json["snapshots"]), "committed failed quarantined skipped verified waited");
         assert_eq!(keys(&json["stall_ms"]), "p50 p99");
         assert_eq!(keys(&json["worker"]), "pid restarts");
     }

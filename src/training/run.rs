@@ -13,12 +13,13 @@ use tracing::{info, warn};
 use super::display::{LineInterval, ProgressDisplay};
 use super::job::events::{JobAction, JobEvent, SessionOutcome};
 use super::job::machine::{JobMachine, JobSurroundings};
-use super::launch;
+use super::launch::{self, WorkerLaunch};
 use super::outlets::JobOutlets;
 use super::remote::{self, SessionBeginning};
+use super::spare::SpareWorker;
 use super::start::{self, Started};
 use super::store_end;
-use super::worker::WorkerProcess;
+use super::worker::{WaitingWorker, WorkerProcess};
 use crate::daemon::inbox::{DaemonInput, Inbox, InboxSender};
 use crate::daemon::job_file::{JobFile, JobFileWatcher};
 use crate::daemon::log_keeper::LogKeeper;
@@ -35,6 +36,7 @@ use crate::session::clock::ClockReading;
 use ckptd_core::config::{Config, ConfigOverrides, LogLevel};
 use ckptd_core::error::{Error, Result};
 use ckptd_core::os::dir::Dir;
+use ckptd_core::protocol::WorkerEvent;
 use ckptd_core::store::layout::{self, Folder};
 use ckptd_core::store::{Record, Store, StoreLock};
 use ckptd_remote::job::replicator::{ReplicaTask, Replicator};
@@ -130,8 +132,9 @@ async fn serve(config: Config, options: &RunOptions<'_>) -> Result<SessionOutcom
     job.tell_opening(room);
     let surroundings = JobSurroundings { slurm: sources.has_slurm(), until_done: series.user_stop.is_some() };
     let job = job.within(surroundings).trained_on(data);
+    let spare = SpareWorker::default();
     let mut daemon =
-        TrainingDaemon { job, helpers, inputs, worker: None, outlets, options, manager, sources, store_path };
+        TrainingDaemon { job, helpers, inputs, worker: None, spare, outlets, options, manager, sources, store_path };
     let outcome = daemon.run(actions, &mut inbox).await;
     daemon.manager.finish(&daemon.job.progress().service_facts());
     lock.record_end(outcome.as_ref().err().map(Error::to_string));
@@ -208,6 +211,7 @@ struct TrainingDaemon<'a> {
     helpers: Helpers,
     inputs: InboxSender<JobEvent>,
     worker: Option<WorkerProcess>,
+    spare: SpareWorker,
     outlets: JobOutlets,
     options: &'a RunOptions<'a>,
     manager: ServiceManager,
@@ -259,7 +263,11 @@ impl TrainingDaemon<'_> {
             self.manager.sign_of_life(now.at);
         }
         let reloaded = matches!(event, JobEvent::Config(_));
+        let is_step = matches!(&event, JobEvent::Said(said) if matches!(**said, WorkerEvent::Step { .. }));
         let actions = self.job.on(event, now);
+        if is_step && !self.spare.is_some() && SpareWorker::suits(self.job.config()) {
+            self.prepare_spare();
+        }
         if reloaded {
             self.manager.reloaded();
         }
@@ -331,12 +339,30 @@ impl TrainingDaemon<'_> {
             self.worker = Some(worker);
             return Ok(JobEvent::Started { pid, ranks: 1 });
         }
-        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let launch = launch::worker_launch(self.job.config(), self.job.recorded_threads(), &environment)?;
-        let worker = WorkerProcess::spawn(&launch, self.helpers.lock.file(), self.inputs.clone())?;
+        let launch = self.launch()?;
+        let waiting = match self.spare.take(&launch) {
+            Some(waiting) => waiting,
+            None => WaitingWorker::spawn(&launch, self.helpers.lock.file())?,
+        };
+        let worker = waiting.attend(self.inputs.clone());
         let (pid, ranks) = (worker.pid, launch.ranks);
         self.worker = Some(worker);
         Ok(JobEvent::Started { pid, ranks })
+    }
+
+    fn launch(&self) -> Result<WorkerLaunch> {
+        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        launch::worker_launch(self.job.config(), self.job.recorded_threads(), &environment)
+    }
+
+    /// The training is under way: what would replace its worker gets ready.
+    fn prepare_spare(&mut self) {
+        if self.worker.is_some()
+            && !self.job.progress().service_facts().is_stopping
+            && let Ok(launch) = self.launch()
+        {
+            self.spare.start(launch, self.helpers.lock.file());
+        }
     }
 
     /// Has a thread of its own say what the store holds, since the verifier may be busy with older snapshots.
@@ -353,6 +379,7 @@ impl TrainingDaemon<'_> {
 
     /// Ends the worker and lets the threads complete what they have begun, in the time that is left.
     async fn finish(&mut self, inbox: &mut Inbox<JobEvent>) {
+        self.spare.end().await;
         self.reap(inbox).await;
         // A rotation that has begun is better completed, but it must not hold up the end.
         let left = self.job.time_to_leave(ClockReading::now());

@@ -50,13 +50,12 @@ pub struct WorkerProcess {
     watcher: JoinHandle<()>,
 }
 
-impl WorkerProcess {
-    /// Starts what `launch` says, which inherits `lock`, the store's; what it says and its exit go to `inputs`.
-    pub fn spawn(
-        launch: &WorkerLaunch,
-        lock: Option<BorrowedFd<'_>>,
-        inputs: InboxSender<JobEvent>,
-    ) -> Result<WorkerProcess> {
+/// A worker that was started, and that nobody listens to yet.
+pub struct WaitingWorker(Child);
+
+impl WaitingWorker {
+    /// Starts what `launch` says, which inherits `lock`, the store's.
+    pub fn spawn(launch: &WorkerLaunch, lock: Option<BorrowedFd<'_>>) -> Result<WaitingWorker> {
         let Some((program, arguments)) = launch.command.split_first() else {
             return Err(Error::Config("[worker] command is empty".into()));
         };
@@ -74,9 +73,25 @@ impl WorkerProcess {
         process.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         shield_from_signals(&mut process, lock.map(|lock| lock.as_raw_fd()));
         settle_environment(&mut process);
-        let mut child = process
-            .spawn()
-            .map_err(|e| Error::Other(format!("starting {program}: {e}; see [worker] command and [ranks] launcher")))?;
+        let started = process.spawn();
+        started
+            .map(WaitingWorker)
+            .map_err(|e| Error::Other(format!("starting {program}: {e}; see [worker] command and [ranks] launcher")))
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_there(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn end(mut self) {
+        let _ = self.0.kill().await;
+    }
+
+    /// From now on what it says and its exit go to `inputs`, from its first word on.
+    pub fn attend(self, inputs: InboxSender<JobEvent>) -> WorkerProcess {
+        let WaitingWorker(mut child) = self;
         let pid = child.id().unwrap_or_default();
         let (commands, queue) = mpsc::unbounded_channel();
         let (orders, queued) = mpsc::unbounded_channel();
@@ -84,9 +99,11 @@ impl WorkerProcess {
             tokio::spawn(write_commands(stdin, queue));
         }
         let watcher = tokio::spawn(watch(child, None, queued, inputs));
-        Ok(WorkerProcess { pid, commands, orders, watcher })
+        WorkerProcess { pid, commands, orders, watcher }
     }
+}
 
+impl WorkerProcess {
     /// Starts a training script, which has its stdin, stdout and stderr to itself and speaks over a socket.
     pub fn spawn_script(script: &[String], inputs: InboxSender<JobEvent>) -> Result<WorkerProcess> {
         let socket = ScriptSocket::bind()?;

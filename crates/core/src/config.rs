@@ -16,6 +16,7 @@ mod hooks;
 mod keys;
 pub mod live;
 mod load;
+mod memory;
 mod overrides;
 mod placing;
 mod problem;
@@ -29,6 +30,7 @@ mod values;
 
 pub use hooks::{HookMoment, HooksSection};
 pub use load::TEMPLATE;
+pub use memory::SnapshotMemory;
 pub use overrides::ConfigOverrides;
 pub use ranks::{RankBackend, RankCount, RankLauncher, RankRoom, RanksSection};
 pub use recorded::ResolvedJob;

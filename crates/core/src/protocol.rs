@@ -240,6 +240,9 @@ pub enum WorkerEvent {
         /// The most memory that a snapshot has held so far because the training had moved on.
         #[serde(default)]
         extra_peak_bytes: u64,
+        /// How much of `stall_ms` the training waited because memory for the snapshot is bounded.
+        #[serde(default)]
+        waited_ms: f64,
     },
     /// It is not durable, and training goes on.
     SnapshotFailed {

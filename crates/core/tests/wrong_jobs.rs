@@ -130,6 +130,8 @@ const WRONG: &[(&str, &str, &str, &str)] = &[
     ("snapshot", "every = \"often\"", "or \"auto\"", "/snapshot/every=\"5m\""),
     ("snapshot", "every = 300", "with its unit", "/snapshot/every=\"5m\""),
     ("snapshot", "every = \"10ms\"", "at least 100ms", "/snapshot/every=\"5m\""),
+    ("worker", "spare = \"yes\"", "true or false", "/worker/spare=true"),
+    ("snapshot", "memory = \"some\"", "\"auto\", \"unlimited\"", "/snapshot/memory=\"auto\""),
     ("snapshot", "level = 99", "from 0 to 19", "/snapshot/level=19"),
     ("job", "device = \"gpu\"", "cuda:N", "/job/device=\"cuda\""),
     ("job", "device = 0", "cuda:N", "/job/device=\"cuda:0\""),

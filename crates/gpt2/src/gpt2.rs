@@ -6,8 +6,8 @@
 //!
 //! The body (blocks and last layer norm) is differentiated by libtorch's autograd. Its two ends are not: the head
 //! turns logits into their own gradient in place, and the embedding's gradient is added row by row to the gradient
-//! of the tied head, so that neither the logits nor the embedding's gradient (each 154 MB and more) exist twice. With
-//! activation checkpointing it is differentiated block by block (`recompute`).
+//! of the tied head, so that neither the logits nor the embedding's gradient (each 154 MB and more) exist twice. The
+//! body is differentiated block by block (`passes`).
 //!
 //! Invariant: the results are a function of the parameters, the batch, the number of threads, and where there is
 //! dropout of libtorch's generator, which the caller seeds. Deliberately not here: the update, and the state's memory.
@@ -18,9 +18,9 @@ mod head;
 pub mod init;
 mod layer_norm;
 mod model;
+mod passes;
 mod places;
 mod products;
-mod recompute;
 
 pub use batch::{ModelGradients, TokenBatch};
 pub use ckptd_interop::gpt2_config::{Activation, Gpt2Config, PRESETS};

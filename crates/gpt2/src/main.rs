@@ -102,6 +102,8 @@ fn greet(events: &EventSender) {
 
 /// Trains what the agent's `start` says.
 fn run_as_worker(place: Option<&RankPlace>, events: &EventSender) -> Result<()> {
+    // While the agent chooses a snapshot, or has another worker train: it need not be done later.
+    process::warm_up();
     let (start, commands) = wait_for_start()?;
     train(start, place, Some(commands), StoreLock::inherited(), events)
 }
@@ -216,6 +218,7 @@ fn train(
 fn ready(setup: &TrainingSetup, ranks: usize) -> WorkerEvent {
     let (train, _) = setup.state.train();
     let shards = setup.owned_by(0).map_or(1, |_| ranks as u64);
+    let (sizes, memory) = (setup.model.config().sizes(), setup.config.snapshot.memory);
     WorkerEvent::Ready {
         step: train.step,
         total_steps: setup.config.train.steps,
@@ -226,7 +229,7 @@ fn ready(setup: &TrainingSetup, ranks: usize) -> WorkerEvent {
         threads: setup.threads as u64,
         vocabulary: u64::try_from(setup.model.config().vocab_size).ok(),
         train_tokens: Some(setup.data.train.len() as u64),
-        peak_bytes: Some(setup.model.config().sizes().peak_bytes_of_rank(&setup.config.train, shards)),
+        peak_bytes: Some(sizes.peak_bytes_of_rank(&setup.config.train, memory, shards)),
     }
 }
 

@@ -24,6 +24,12 @@ pub fn set_threads(threads: usize) -> Result<usize> {
     Ok(threads)
 }
 
+/// Does what libtorch does once per process, at its first operations.
+pub fn warm_up() {
+    // Where libtorch cannot compute at all, `set_threads` says so.
+    let _ = settle_vector_math();
+}
+
 /// Makes MKL, which libtorch's exp, log and tanh of whole tensors come from on x86-64, choose its code for this
 /// processor while one thread alone is using it.
 ///

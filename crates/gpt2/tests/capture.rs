@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ckptd_core::config::{Config, OptimizerKind as Kind, TrainSection};
+use ckptd_core::config::{Config, OptimizerKind as Kind, SnapshotMemory, TrainSection};
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{Role, TensorMeta, TrainState};
-use ckptd_gpt2::capture::{StateCapture, TrainingState};
+use ckptd_gpt2::capture::{StateCapture, TrainingState, UpdatePlace};
 use ckptd_gpt2::optim::{ModelOptimizer, UpdateStep};
 use ckptd_testkit::random::SeededRandom;
 
+/// Of each optimiser, without a bound on memory and with each of two.
 const CAPTURES: u64 = 150;
+const BOUNDED_CAPTURES: u64 = 50;
 
 fn metas() -> Vec<TensorMeta> {
     let shapes: [&[u64]; 6] = [&[300, 170], &[1], &[64, 64], &[5_000], &[17], &[3, 5, 7]];
@@ -104,15 +106,19 @@ fn a_changed_bit_of_a_shard_is_seen_by_the_rank_that_holds_it() {
 #[test]
 fn a_capture_at_any_moment_equals_a_full_copy_made_at_the_same_cut() {
     for kind in [Kind::Adamw, Kind::Sgd] {
-        stress(kind);
+        let state = state(&optimizer(kind)).capturer().memory().state;
+        for memory in [SnapshotMemory::Unlimited, SnapshotMemory::Bytes(state / 3), SnapshotMemory::Bytes(0)] {
+            let captures = if memory == SnapshotMemory::Unlimited { CAPTURES } else { BOUNDED_CAPTURES };
+            stress(kind, memory, captures);
+        }
     }
 }
 
 /// A twin that nobody captures concurrently takes every update first, and a full copy of it is kept. Meanwhile two
 /// threads capture the real state at random moments and compare tensor by tensor, late and in random order.
-fn stress(kind: Kind) {
+fn stress(kind: Kind, bound: SnapshotMemory, captures: u64) {
     let optimizer = optimizer(kind);
-    let (mut real, mut twin) = (state(&optimizer), state(&optimizer));
+    let (mut real, mut twin) = (state(&optimizer).sparing(bound), state(&optimizer));
     let twins_capturer = twin.capturer();
     let first = copy(&twins_capturer.capture().unwrap().unwrap());
     let copies = Mutex::new(HashMap::from([(0, first)]));
@@ -136,7 +142,7 @@ fn stress(kind: Kind) {
         });
         for step in 1.. {
             // A thread that found a difference has panicked; the scope reports it.
-            if compared.load(Ordering::Relaxed) >= CAPTURES || threads.iter().any(|thread| thread.is_finished()) {
+            if compared.load(Ordering::Relaxed) >= captures || threads.iter().any(|thread| thread.is_finished()) {
                 break;
             }
             let gradients = gradients(step);
@@ -152,8 +158,10 @@ fn stress(kind: Kind) {
     });
 
     let memory = capturer.memory();
-    assert!(memory.extra_peak > 0, "no update had to leave a captured tensor alone");
-    assert!(memory.extra_peak <= memory.state, "{memory:?}");
+    let allowed = bound.bytes(memory.state);
+    assert!(memory.extra_peak > 0 || allowed == 0, "no update had to leave a captured tensor alone");
+    assert!(memory.extra_peak <= allowed, "{bound:?}: {memory:?}");
+    assert_eq!(memory.waits > 0, allowed < memory.state, "{bound:?}: {memory:?}");
     assert_eq!(memory.extra, 0, "every handle is dropped: {memory:?}");
 }
 
@@ -202,6 +210,75 @@ fn a_second_capture_waits_until_the_first_is_dropped() {
     drop(last);
     assert!(capturer.capture().unwrap().is_some());
     assert!(meter.stall() < Duration::from_millis(500));
+}
+
+/// One parameter of so many floats, without moments.
+fn one_tensor(floats: u64, memory: SnapshotMemory) -> TrainingState {
+    let meta = TensorMeta { shape: vec![floats], ..metas()[0].clone() };
+    TrainingState::new(&[meta], &[], tch::Device::Cpu, TrainState::default()).unwrap().sparing(memory)
+}
+
+/// Writes `value` to every element.
+fn write(state: &mut TrainingState, value: f32) {
+    let apply = |places: &[UpdatePlace]| {
+        for place in places {
+            let UpdatePlace::Host(span) = place else { unreachable!("there is no device") };
+            // SAFETY: a target is of so many elements, and this update's alone.
+            unsafe { std::slice::from_raw_parts_mut(span.target, span.elements) }.fill(value);
+        }
+        Ok(())
+    };
+    state.update(apply, |train, _| train.step += 1).unwrap();
+}
+
+/// The one value that all elements have.
+fn value(capture: &StateCapture) -> f32 {
+    let bytes = (*capture.tensors[0].bytes).as_ref();
+    assert!(bytes.chunks_exact(4).all(|element| element == &bytes[..4]), "half of an update");
+    f32::from_le_bytes(bytes[..4].try_into().unwrap())
+}
+
+#[test]
+fn an_update_under_auto_waits_for_about_a_step_and_then_takes_memory_that_is_given_back() {
+    let mut state = one_tensor(20 << 20, SnapshotMemory::Auto);
+    let capturer = state.capturer();
+    for round in 1..4u8 {
+        let before = 2.0 * f32::from(round);
+        write(&mut state, before);
+        let held = capturer.capture().unwrap().unwrap();
+        write(&mut state, before + 1.0);
+        let memory = capturer.memory();
+        assert_eq!((memory.waits, memory.extra), (u64::from(round), memory.state));
+        assert_eq!(value(&held), before);
+        drop(held);
+        assert_eq!(value(&capturer.capture().unwrap().unwrap()), before + 1.0);
+    }
+    assert!(capturer.memory().waited >= Duration::from_secs(3), "{:?}", capturer.memory());
+}
+
+#[test]
+fn an_update_that_waits_for_memory_begins_when_the_snapshot_lets_go_and_not_at_all_when_the_session_ends() {
+    let mut state = one_tensor(1000, SnapshotMemory::Bytes(0));
+    let capturer = state.capturer();
+    let held = capturer.capture().unwrap().unwrap();
+    let updating = thread::spawn(move || {
+        write(&mut state, 1.0);
+        state
+    });
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(capturer.step(), 0, "it waits");
+    drop(held);
+    let mut state = updating.join().unwrap();
+    assert_eq!((capturer.step(), capturer.memory().waits), (1, 1));
+
+    let held = capturer.capture().unwrap().unwrap();
+    // Parked for ever, as in a process that is about to end.
+    thread::spawn(move || write(&mut state, 2.0));
+    thread::sleep(Duration::from_millis(50));
+    capturer.freeze();
+    drop(held);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(value(&capturer.capture().unwrap().unwrap()), 1.0);
 }
 
 #[test]

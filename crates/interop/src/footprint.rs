@@ -1,6 +1,6 @@
 //! What a worker of GPT-2 holds in memory at its peak, as a formula whose constants were measured.
 //!
-//! The state is there twice, since a snapshot may hold the one while the training writes the other; so are
+//! Beside the state it has what a snapshot may hold while the training writes elsewhere (`[snapshot] memory`),
 //! gradients and, for one micro-batch, what the backward pass needs of the forward one. Deliberately not here:
 //! measuring it.
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::mapped::read_small;
 use crate::names;
-use ckptd_core::config::{OptimizerKind, TrainSection};
+use ckptd_core::config::{OptimizerKind, SnapshotMemory, TrainSection};
 use ckptd_core::error::{Error, Result};
 
 /// Bytes of a float32.
@@ -122,13 +122,14 @@ impl ModelShape {
         copies * FLOAT * self.parameters()
     }
 
-    /// Bytes that a worker holds at its peak, about.
+    /// Bytes that a worker holds at its peak, about, where nothing else is asked for.
     pub fn peak_bytes(&self, train: &TrainSection) -> u64 {
-        self.peak_bytes_of_rank(train, 1)
+        self.peak_bytes_of_rank(train, SnapshotMemory::Auto, 1)
     }
 
-    /// [`ModelShape::peak_bytes`] of one of the ranks that hold what the optimiser keeps in so many shards.
-    pub fn peak_bytes_of_rank(&self, train: &TrainSection, shards: u64) -> u64 {
+    /// [`ModelShape::peak_bytes`] under `[snapshot] memory`, of one of the ranks that hold what the optimiser keeps in
+    /// so many shards.
+    pub fn peak_bytes_of_rank(&self, train: &TrainSection, memory: SnapshotMemory, shards: u64) -> u64 {
         let tokens = train.batch_size.saturating_mul(train.sequence_length);
         let (widths, scores) =
             if self.drops_attention { (KEPT_WIDTHS_DROPOUT, KEPT_SCORES_DROPOUT) } else { (KEPT_WIDTHS, 0) };
@@ -144,6 +145,6 @@ impl ModelShape {
         let gradients = (1 + sums(train.grad_accumulation)).saturating_mul(FLOAT * self.parameters());
         let parameters = FLOAT * self.parameters();
         let held = parameters + (self.state_bytes(train) - parameters).div_ceil(shards.max(1));
-        [PROGRAM, SNAPSHOT, 2 * held, gradients, kept, logits].into_iter().fold(0, u64::saturating_add)
+        [PROGRAM, SNAPSHOT, held, memory.bytes(held), gradients, kept, logits].into_iter().fold(0, u64::saturating_add)
     }
 }

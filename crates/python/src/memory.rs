@@ -4,8 +4,24 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ckptd_core::config::SnapshotMemory;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+
+/// "auto" is one part of so many of what is read from the training's memory.
+const AUTO_SHARE: u64 = 4;
+
+/// Of `live` bytes that are read from the training's memory, those that an update may have copied instead of waiting,
+/// by `[snapshot] memory`.
+#[pyfunction]
+pub(crate) fn spare_bytes(memory: String, live: u64) -> PyResult<u64> {
+    match SnapshotMemory::try_from(memory) {
+        Ok(SnapshotMemory::Auto) => Ok(live / AUTO_SHARE),
+        Ok(memory) => Ok(memory.bytes(live)),
+        Err(what) => Err(PyValueError::new_err(what)),
+    }
+}
 
 /// `length` bytes at `address`, which nobody writes meanwhile.
 #[derive(Clone, Copy)]

@@ -12,7 +12,7 @@ mod native {
     #[pymodule_export]
     use crate::flight::SnapshotFlight;
     #[pymodule_export]
-    use crate::memory::{bytes_at, copy_all, hash_all};
+    use crate::memory::{bytes_at, copy_all, hash_all, spare_bytes};
     #[pymodule_export]
     use crate::order::epoch_order;
     #[pymodule_export]

@@ -225,6 +225,7 @@ impl<W: Write> QuickWorker<W> {
                     write_ms: done.write_ms,
                     stall_ms: 0.5,
                     extra_peak_bytes: 0,
+                    waited_ms: 0.0,
                 });
             }
             Err(e) => {

@@ -164,6 +164,7 @@ pub(super) fn committed(step: u64) -> WorkerEvent {
         write_ms: 1.0,
         stall_ms: 0.1,
         extra_peak_bytes: 0,
+        waited_ms: 0.0,
     }
 }
 

@@ -47,7 +47,7 @@ impl JobMachine {
                     self.complaint = Some(complaint);
                 }
             }
-            WorkerEvent::Committed { step, path, write_ms, stall_ms, extra_peak_bytes, .. } => {
+            WorkerEvent::Committed { step, path, write_ms, stall_ms, extra_peak_bytes, waited_ms, .. } => {
                 // Only the name counts: a file elsewhere is not found in this store.
                 let Some(id) = path.file_stem().map(|stem| SnapshotId::from(stem.to_string_lossy().into_owned()))
                 else {
@@ -57,8 +57,9 @@ impl JobMachine {
                 if self.complaint.take().is_some() {
                     info!(step, "snapshots work again: step {step} is written");
                 }
-                debug!(step, stall_ms, extra_peak_bytes, "step {step} is written");
+                debug!(step, stall_ms, extra_peak_bytes, waited_ms, "step {step} is written");
                 self.progress.counts.committed += 1;
+                self.progress.counts.waited += u64::from(waited_ms > 0.0);
                 self.progress.stalled(stall_ms);
                 self.progress.snapshot(&id, step, SnapshotStage::Committed, now.wall);
                 let write = Duration::try_from_secs_f64(write_ms / 1e3).unwrap_or_default();

@@ -63,6 +63,7 @@ pub(super) enum ValueKind {
     /// A number of bytes of at least this, as text.
     Size {
         least: u64,
+        or: &'static [&'static str],
     },
     /// An address that begins with http://
     Url,
@@ -119,8 +120,9 @@ impl ValueKind {
                 format!("a duration {range} with its unit, in quotes{or}")
             }
             ValueKind::Moment => "a moment with its offset, or a time on this machine's clock, in quotes".into(),
-            ValueKind::Size { least: 0 } => "a size with its unit, in quotes".into(),
-            ValueKind::Size { least } => format!("a size of at least {least} bytes with its unit, in quotes"),
+            ValueKind::Size { least: 0, or: [] } => "a size with its unit, in quotes".into(),
+            ValueKind::Size { least: 0, or } => format!("one of {}, or a size with its unit, in quotes", quoted(or)),
+            ValueKind::Size { least, .. } => format!("a size of at least {least} bytes with its unit, in quotes"),
             ValueKind::Url => "an address that begins with http://, in quotes".into(),
             ValueKind::Remote => "an address such as s3://bucket/job, gs://, az://, sftp:// or file://, in quotes and \
                                   without a credential, which it would show in logs"
@@ -168,8 +170,9 @@ const EVERY: ValueKind =
     ValueKind::Duration { least: Duration::from_millis(100), most: Duration::MAX, or: Some("auto") };
 const LEASE: ValueKind =
     ValueKind::Duration { least: Duration::from_secs(1), most: Duration::from_secs(3600), or: Some("none") };
-const SIZE: ValueKind = ValueKind::Size { least: 0 };
-const RATE: ValueKind = ValueKind::Size { least: 1024 };
+const SIZE: ValueKind = ValueKind::Size { least: 0, or: &[] };
+const RATE: ValueKind = ValueKind::Size { least: 1024, or: &[] };
+const MEMORY: ValueKind = ValueKind::Size { least: 0, or: &["auto", "unlimited"] };
 const ID_TYPES: ValueKind = ValueKind::Choice(&["uint16", "uint32", "int32", "int64"]);
 const LAUNCHERS: ValueKind = ValueKind::ChoiceOrTexts(&["none", "torchrun", "mpirun", "srun"]);
 const LEVELS: ValueKind = ValueKind::Choice(&["error", "warn", "info", "debug"]);
@@ -215,6 +218,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     number("snapshot", "max_overhead", (0.0001, 0.5, OmittedEnd::Neither), "0.01"),
     whole("snapshot", "level", 0, 19, "1"),
     whole("snapshot", "encode_threads", 0, 256, "0"),
+    spec("snapshot", "memory", MEMORY, "\"auto\""),
     spec("snapshot", "probe", ValueKind::Bool, "true"),
     whole("retention", "keep_last", 2, ANY, "3"),
     whole("retention", "keep_best", 0, ANY, "1"),
@@ -255,6 +259,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     spec("worker", "script", ValueKind::Texts, "[\"python\", \"train.py\"]"),
     whole("worker", "max_restarts", 0, u32::MAX as u64, "10"),
     duration("worker", "hang_timeout", 1000, "\"10m\""),
+    spec("worker", "spare", ValueKind::Bool, "false"),
     spec("status", "socket", ValueKind::Path, "\"status.sock\""),
     spec("status", "http", ValueKind::Listen, "\"127.0.0.1:8377\""),
     spec("status", "http_open", ValueKind::Bool, "true"),

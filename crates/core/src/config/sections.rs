@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::hooks::HooksSection;
+use super::memory::SnapshotMemory;
 use super::ranks::RanksSection;
 use super::remote::RemoteSection;
 use super::status::StatusSection;
@@ -189,6 +190,8 @@ pub struct SnapshotSection {
     pub level: u8,
     /// 0: one per processor.
     pub encode_threads: usize,
+    /// What an update may take beside the state for what a snapshot still holds, instead of waiting for it.
+    pub memory: SnapshotMemory,
     /// Store a fingerprint of the logits for a fixed input; a resume compares the restored model with it.
     pub probe: bool,
 }
@@ -247,6 +250,8 @@ pub struct WorkerSection {
     pub max_restarts: u32,
     /// Silence after which the worker counts as hung.
     pub hang_timeout: TextValue<Duration>,
+    /// While a worker trains, another one has loaded its libraries and waits to take its place.
+    pub spare: bool,
 }
 
 /// `[log]`.
@@ -327,6 +332,7 @@ impl Default for SnapshotSection {
             max_overhead: 0.01,
             level: 1,
             encode_threads: 0,
+            memory: SnapshotMemory::Auto,
             probe: false,
         }
     }
@@ -359,6 +365,7 @@ impl Default for WorkerSection {
             script: Vec::new(),
             max_restarts: 10,
             hang_timeout: TextValue(Duration::from_secs(600)),
+            spare: true,
         }
     }
 }

@@ -55,7 +55,8 @@ fn fits(kind: &ValueKind, value: &DeValue<'_>) -> bool {
             or == Some(text) || parse_duration(text).is_ok_and(|d| d >= least && d > Duration::ZERO && d <= most)
         }),
         ValueKind::Moment => text(value).and_then(read::<TextValue<Timestamp>>).is_some(),
-        ValueKind::Size { least } => text(value).and_then(read::<ByteSize>).is_some_and(|size| size.0 >= least),
+        ValueKind::Size { least, or } => text(value)
+            .is_some_and(|text| or.contains(&text) || read::<ByteSize>(text).is_some_and(|size| size.0 >= least)),
         ValueKind::Url => text(value).is_some_and(|text| text.starts_with("http://")),
         ValueKind::Remote => text(value).is_some_and(is_remote),
         ValueKind::Service => text(value).is_some_and(is_service),

@@ -52,18 +52,31 @@ pub struct StateMemory {
     pub extra: u64,
     /// The largest `extra` so far.
     pub extra_peak: u64,
+    /// Updates that waited for what a snapshot held, for so long in all.
+    pub waits: u64,
+    pub waited: Duration,
 }
 
 /// A tensor's bytes for as long as a snapshot needs them.
 struct BufferHandle {
-    buffer: Arc<TensorBuffer>,
+    /// `None` only while this is dropped.
+    buffer: Option<Arc<TensorBuffer>>,
+    shared: Arc<SharedState>,
     // Dropped after the buffer: while the ticket is gone, so is every handle.
     _ticket: Arc<FlightTicket>,
 }
 
 impl AsRef<[u8]> for BufferHandle {
     fn as_ref(&self) -> &[u8] {
-        self.buffer.bytes()
+        self.buffer.as_ref().map_or(&[], |buffer| buffer.bytes())
+    }
+}
+
+impl Drop for BufferHandle {
+    fn drop(&mut self) {
+        self.buffer = None;
+        // Without the lock, which the thread that drops may have: an update that just looked looks again soon.
+        self.shared.released.notify_all();
     }
 }
 
@@ -87,9 +100,11 @@ impl StateCapturer {
         let mut bytes: Vec<TensorBytes> = Vec::with_capacity(inner.slots.len());
         for (slot, meta) in inner.slots.iter().zip(&self.shared.metas) {
             bytes.push(match slot {
-                StateSlot::Host { buffers, current } => {
-                    Arc::new(BufferHandle { buffer: buffers[*current].clone(), _ticket: ticket.clone() })
-                }
+                StateSlot::Host { buffers, current } => Arc::new(BufferHandle {
+                    buffer: Some(buffers[*current].clone()),
+                    shared: self.shared.clone(),
+                    _ticket: ticket.clone(),
+                }),
                 StateSlot::Device(tensor) => Arc::new(to_host(tensor, meta)?),
             });
         }
@@ -135,7 +150,8 @@ impl StateCapturer {
         let inner = self.shared.lock();
         let extra = inner.extra();
         let state = inner.slots.iter().map(StateSlot::bytes).sum();
-        StateMemory { state, extra, extra_peak: inner.extra_peak.max(extra) }
+        let (waits, waited) = (inner.spare.waits, inner.spare.waited);
+        StateMemory { state, extra, extra_peak: inner.extra_peak.max(extra), waits, waited }
     }
 }
 

@@ -5,13 +5,14 @@
 
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use ckptd_core::snapshot::{Metrics, Role, TensorMeta, TrainState};
 use ckptd_core::{Error, Result};
 
 use super::memory::TensorBuffer;
 use super::slots::{StateSlot, UpdatePlace, UpdateSpan};
+use super::spare::SpareMemory;
 use super::stall::FlightTicket;
 
 /// The state with its lock.
@@ -22,6 +23,8 @@ pub(super) struct SharedState {
     /// Of the moments only shards are here.
     pub is_sharded: bool,
     pub inner: Mutex<StateInner>,
+    /// A snapshot in flight has let go of a tensor.
+    pub released: Condvar,
     /// The same as `frozen`, to be read without the lock.
     pub ending: AtomicBool,
 }
@@ -34,6 +37,9 @@ pub(super) struct StateInner {
     /// The snapshot in flight.
     pub ticket: Weak<FlightTicket>,
     pub extra_peak: u64,
+    pub spare: SpareMemory,
+    /// Tensors have other homes than memory is allowed for.
+    pub overdrawn: bool,
     /// An update failed half way: the tensors are of two steps.
     pub torn: bool,
     /// No update begins any more.
@@ -63,8 +69,37 @@ impl StateInner {
         Ok(())
     }
 
+    /// Bytes of tensors that a snapshot holds and that may not be written elsewhere.
+    pub(super) fn missing(&self) -> u64 {
+        let slots = self.slots.iter().enumerate();
+        let held = slots.filter(|(index, slot)| match slot {
+            StateSlot::Host { buffers, current } => {
+                !self.spare.allows(*index) && Arc::strong_count(&buffers[*current]) > 1
+            }
+            StateSlot::Device(_) => false,
+        });
+        held.map(|(_, slot)| slot.bytes()).sum()
+    }
+
+    /// Gives the pages back that were taken beyond what is allowed, once no snapshot is in flight.
+    fn settle_overdraft(&mut self) {
+        if !self.overdrawn || self.ticket.strong_count() > 0 {
+            return;
+        }
+        self.overdrawn = false;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if let StateSlot::Host { buffers, current } = slot
+                && !self.spare.allows(index)
+                && let Some(buffer) = Arc::get_mut(&mut buffers[1 - *current])
+            {
+                buffer.give_back();
+            }
+        }
+    }
+
     /// Where each tensor is read and written, and which of them change their buffer.
     pub(super) fn places(&mut self) -> Result<(Vec<UpdatePlace>, Vec<usize>)> {
+        self.settle_overdraft();
         let mut moved = Vec::new();
         let mut places = Vec::with_capacity(self.slots.len());
         for (index, slot) in self.slots.iter_mut().enumerate() {
@@ -78,6 +113,7 @@ impl StateInner {
                         UpdatePlace::Host(UpdateSpan { source, target: source, elements })
                     } else if free(&mut buffers[1 - *current]) {
                         buffers[1 - *current].fault_in();
+                        self.overdrawn |= !self.spare.allows(index);
                         moved.push(index);
                         UpdatePlace::Host(UpdateSpan { source, target: buffers[1 - *current].floats(), elements })
                     } else {

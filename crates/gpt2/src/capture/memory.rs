@@ -21,8 +21,8 @@ pub(super) struct StateMapping {
     map: MmapMut,
     base: *mut u8,
     bytes: usize,
-    /// Everything below this offset is faulted in.
-    faulted: AtomicUsize,
+    /// From the first of these offsets everything below the second is faulted in.
+    faulted: [AtomicUsize; 2],
 }
 
 // SAFETY: `base` points into the memory that the mapping owns; what lies in it is accessed through buffers.
@@ -53,7 +53,7 @@ impl StateMapping {
         let mut map = mapped.map_err(|e| Error::Other(format!("no memory for a state of {bytes} bytes: {e}")))?;
         let start = map.as_mut_ptr();
         let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
-        let mapping = Arc::new(StateMapping { map, base, bytes, faulted: AtomicUsize::new(0) });
+        let mapping = Arc::new(StateMapping { map, base, bytes, faulted: Default::default() });
         let buffers = offsets.into_iter().zip(lengths);
         Ok(buffers.map(|(offset, &length)| TensorBuffer { mapping: mapping.clone(), offset, length }).collect())
     }
@@ -75,9 +75,9 @@ impl StateMapping {
         }
     }
 
-    /// Where huge pages begin, or would.
-    fn huge_pages(&self) -> impl Iterator<Item = usize> + use<> {
-        (0..self.bytes).step_by(HUGE_PAGE)
+    /// Where huge pages begin, or would: the one that has `first`, and those behind it.
+    fn huge_pages(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
+        (first / HUGE_PAGE * HUGE_PAGE..self.bytes).step_by(HUGE_PAGE)
     }
 
     /// Puts a huge page in the place of small ones, contents and all, also while others read and write there. Where
@@ -96,6 +96,11 @@ impl StateMapping {
 impl TensorBuffer {
     pub(super) fn mapping(&self) -> Arc<StateMapping> {
         self.mapping.clone()
+    }
+
+    /// Where in the mapping it begins, in bytes.
+    pub(super) fn offset(&self) -> usize {
+        self.offset
     }
 
     pub(super) fn elements(&self) -> usize {
@@ -120,28 +125,42 @@ impl TensorBuffer {
     /// Takes the page faults now that the background has not come to yet.
     pub(super) fn fault_in(&self) {
         let end = self.offset + self.length;
-        if self.mapping.faulted.load(Ordering::Acquire) < end {
+        let [from, to] = [0, 1].map(|at| self.mapping.faulted[at].load(Ordering::Acquire));
+        if self.offset < from || to < end {
             self.mapping.fault_in(self.offset, end);
+        }
+    }
+
+    /// Gives its pages back to the system, except those that it shares with its neighbours. What it holds is lost.
+    pub(super) fn give_back(&mut self) {
+        let from = self.offset.next_multiple_of(PAGE);
+        let to = (self.offset + self.length) / PAGE * PAGE;
+        if from < to {
+            // SAFETY: the range lies in the mapping and belongs to this buffer alone, which is borrowed mutably; the
+            // pages read as zeros from now on.
+            unsafe { libc::madvise(self.mapping.base.add(from).cast(), to - from, libc::MADV_DONTNEED) };
         }
     }
 }
 
-/// Faults the pages of `spare` in, and then makes those of both huge ones, on a thread of lower priority, so that the
-/// training thread need not wait for either. Ends early once `unwanted`.
+/// Faults the pages of `spare` in, from the buffer `first` on, and then makes those of both huge ones, on a thread of
+/// lower priority, so that the training thread need not wait for either. Ends early once `unwanted`.
 pub(super) fn settle_in_background(
-    spare: Arc<StateMapping>,
+    (spare, first): (Arc<StateMapping>, Option<usize>),
     current: Arc<StateMapping>,
     unwanted: impl Fn() -> bool + Send + 'static,
 ) {
     let spawned = std::thread::Builder::new().name("ckptd-fault".into()).spawn(move || {
         process::lower_priority(process::YIELDING_NICE);
-        for from in spare.huge_pages().take_while(|_| !unwanted()) {
+        let first = first.unwrap_or(spare.bytes);
+        spare.faulted[0].store(first, Ordering::Release);
+        for from in spare.huge_pages(first).take_while(|_| !unwanted()) {
             let to = (from + HUGE_PAGE).min(spare.bytes);
-            spare.fault_in(from, to);
-            spare.faulted.store(to, Ordering::Release);
+            spare.fault_in(from.max(first), to);
+            spare.faulted[1].store(to, Ordering::Release);
         }
-        for mapping in [&current, &spare] {
-            mapping.huge_pages().take_while(|_| !unwanted()).try_for_each(|from| mapping.collapse(from));
+        for (mapping, first) in [(&current, 0), (&spare, first.next_multiple_of(HUGE_PAGE))] {
+            mapping.huge_pages(first).take_while(|_| !unwanted()).try_for_each(|from| mapping.collapse(from));
         }
     });
     // Without the thread the faults fall on the first snapshot's update: slower, not wrong.

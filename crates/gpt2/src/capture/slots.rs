@@ -86,6 +86,14 @@ impl StateSlot {
         }
     }
 
+    /// Where in its mapping the buffer of a tensor in host memory begins, in bytes.
+    pub(super) fn offset(&self) -> Option<usize> {
+        match self {
+            StateSlot::Host { buffers, .. } => Some(buffers[0].offset()),
+            StateSlot::Device(_) => None,
+        }
+    }
+
     /// The current values as a leaf of autograd.
     pub(super) fn leaf(&self, meta: &TensorMeta) -> Result<Tensor> {
         let tensor = match self {

@@ -5,9 +5,10 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
+use ckptd_core::config::SnapshotMemory;
 use ckptd_core::dtype::DType;
 use ckptd_core::snapshot::{Metrics, Role, TensorMeta, TrainState};
 use ckptd_core::{Error, Result};
@@ -18,6 +19,10 @@ use super::capturer::StateCapturer;
 use super::cut::{SharedState, StateInner};
 use super::memory;
 use super::slots::{StateSlot, TensorDestination, UpdatePlace, device_slots, fill_device, fill_host, host_slots};
+use super::spare::SpareMemory;
+
+/// How often an update that waits for a tensor looks whether it is free, unless it is told.
+const RELEASE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The training thread's side: it reads the parameters and updates the state.
 pub struct TrainingState {
@@ -81,15 +86,33 @@ impl TrainingState {
             metrics: Metrics::default(),
             ticket: Weak::new(),
             extra_peak: 0,
+            spare: SpareMemory::new(SnapshotMemory::Unlimited, &[]),
+            overdrawn: false,
             torn: false,
             frozen: false,
             settled: false,
         };
         let (is_sharded, ending) = (owned.is_some(), AtomicBool::new(false));
-        let shared = Arc::new(SharedState { metas, held, is_sharded, inner: Mutex::new(inner), ending });
+        let shared = Arc::new(SharedState {
+            metas,
+            held,
+            is_sharded,
+            inner: Mutex::new(inner),
+            released: Condvar::new(),
+            ending,
+        });
         let mut state = TrainingState { shared, device, params: Vec::new(), seal: None };
         state.refresh_leaves()?;
         Ok(state)
+    }
+
+    /// The same, with no more than this beside it for what a snapshot holds; without this call there is no bound.
+    pub fn sparing(self, memory: SnapshotMemory) -> TrainingState {
+        let mut inner = self.shared.lock();
+        let sizes: Vec<u64> = inner.slots.iter().map(StateSlot::bytes).collect();
+        inner.spare = SpareMemory::new(memory, &sizes);
+        drop(inner);
+        self
     }
 
     /// Names, shapes and roles in the order of the slots.
@@ -179,8 +202,9 @@ impl TrainingState {
         }
     }
 
-    /// One update. `apply` computes it on the tensors' places, in the order of the slots; then `advance` changes the
-    /// train state and the metrics. Captures see both, or neither. Returns what `apply` does.
+    /// One update, once no snapshot holds what it may not write elsewhere. `apply` computes it on the tensors' places,
+    /// in the order of the slots; then `advance` changes the train state and the metrics. Captures see both, or
+    /// neither. Returns what `apply` does.
     ///
     /// # Errors
     /// That of `apply`. The state may then be half updated, and is refused to captures and further updates.
@@ -190,13 +214,7 @@ impl TrainingState {
         advance: impl FnOnce(&mut TrainState, &mut Metrics),
     ) -> Result<T> {
         let began = Instant::now();
-        let mut inner = self.shared.lock();
-        while inner.frozen {
-            // The process ends; what this step computed is not wanted any more.
-            drop(inner);
-            std::thread::park();
-            inner = self.shared.lock();
-        }
+        let (mut inner, waited) = self.await_memory(began);
         inner.check()?;
         let (places, moved) = inner.places()?;
         let meter = inner.ticket.upgrade().map(|ticket| ticket.meter());
@@ -214,13 +232,19 @@ impl TrainingState {
                 *current = 1 - *current;
             }
         }
+        inner.spare.updated(waited);
         let StateInner { train, metrics, .. } = &mut *inner;
         advance(train, metrics);
         if let (false, Some(StateSlot::Host { buffers, current })) = (inner.settled, inner.slots.first()) {
             // Not before: it would take time from the first step after a restore.
             let shared = self.shared.clone();
             let unwanted = move || shared.ending.load(Ordering::Relaxed);
-            memory::settle_in_background(buffers[1 - current].mapping(), buffers[*current].mapping(), unwanted);
+            let first = inner.slots.get(inner.spare.first()).and_then(StateSlot::offset);
+            memory::settle_in_background(
+                (buffers[1 - current].mapping(), first),
+                buffers[*current].mapping(),
+                unwanted,
+            );
             inner.settled = true;
         }
         drop(inner);
@@ -230,6 +254,28 @@ impl TrainingState {
             held_up(began);
         }
         Ok(result)
+    }
+
+    /// The lock once an update may begin, and how long it had to wait for tensors that a snapshot held.
+    fn await_memory(&self, began: Instant) -> (MutexGuard<'_, StateInner>, Duration) {
+        let mut inner = self.shared.lock();
+        let (until, mut waited) = (inner.spare.patience(began), Duration::ZERO);
+        loop {
+            if inner.frozen {
+                // The process ends; what this step computed is not wanted any more.
+                drop(inner);
+                std::thread::park();
+                inner = self.shared.lock();
+                continue;
+            }
+            let (missing, now) = (inner.missing(), Instant::now());
+            if missing == 0 || until.is_some_and(|until| now >= until) && SpareMemory::is_free(missing) {
+                return (inner, waited);
+            }
+            let next = self.shared.released.wait_timeout(inner, RELEASE_INTERVAL);
+            inner = next.unwrap_or_else(PoisonError::into_inner).0;
+            waited = began.elapsed();
+        }
     }
 
     fn refresh_leaves(&mut self) -> Result<()> {

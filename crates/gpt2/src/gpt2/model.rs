@@ -45,7 +45,7 @@ pub struct Gpt2Model {
     pub(super) device: Device,
     head: LossHead,
     norms: NormGradients,
-    activations: Activations,
+    pub(super) activations: Activations,
 }
 
 impl Gpt2Model {
@@ -117,37 +117,27 @@ impl Gpt2Model {
     ) -> Result<f64> {
         let weights = weights.into();
         let params = weights.params;
+        // Autograd brings the gradients of the blocks and of the last layer norm.
+        let body = FIRST_LAYER..last_norm_params(&self.config).end;
+        let nothing = || Tensor::f_empty([0], (Kind::Float, self.device));
         if grads.tensors.len() != params.len() {
             let _no_grad = tch::no_grad_guard();
-            let body = self.body_params();
             let memory = |(index, param): (usize, &Tensor)| {
-                if body.contains(&index) {
-                    // Autograd brings these.
-                    Tensor::f_empty([0], (Kind::Float, self.device))
-                } else {
-                    param.f_empty_like()
-                }
+                if body.contains(&index) { nothing() } else { param.f_empty_like() }
             };
             let tensors: Result<_, _> = params.iter().enumerate().map(memory).collect();
             *grads = ModelGradients { tensors: tensors.context("allocating the gradients")?, filled: false };
+        } else if !grads.filled {
+            // Those of the step before are not to lie beside what this pass keeps, nor beside the new ones.
+            for old in &mut grads.tensors[body] {
+                *old = nothing().context("letting go of the gradients")?;
+            }
         }
         let embedded = {
             let _no_grad = tch::no_grad_guard();
             self.embed(weights, &batch.inputs).context("the forward pass")?.set_requires_grad(true)
         };
-        let loss = match self.activations {
-            Activations::Kept => {
-                let hidden = self.body(weights, &embedded, ForwardMode::Train).context("the forward pass")?;
-                let (loss, surrogate) =
-                    self.head_backward(weights, &hidden, batch, weight, grads).context("the loss")?;
-                drop(hidden);
-                let done = self.differentiate(&surrogate, weights, self.body_params(), &embedded, grads);
-                let d_embedded = done.context("the backward pass")?;
-                self.embedding_backward(&d_embedded, &batch.inputs, grads).context("the backward pass")?;
-                loss
-            }
-            Activations::Recomputed => self.recomputed(weights, &embedded, batch, weight, grads)?,
-        };
+        let loss = self.pass(weights, &embedded, batch, weight, grads)?;
         grads.filled = true;
         Ok(loss)
     }
@@ -202,11 +192,6 @@ impl Gpt2Model {
             }
         }
         Ok(d_input)
-    }
-
-    /// What autograd differentiates: the blocks and the last layer norm.
-    fn body_params(&self) -> std::ops::Range<usize> {
-        FIRST_LAYER..last_norm_params(&self.config).end
     }
 
     pub(super) fn embedding_backward(

@@ -99,10 +99,11 @@ impl TrainingSetup {
         let (params, roles, device) = (shape.parameters(), optimizer.roles(), machine.device);
         let owned = owned_by_rank(&config, &params, group.rank());
         let is_sharded = owned.is_some();
-        let mut state = match owned {
+        let state = match owned {
             Some(owned) => TrainingState::sharded(&params, roles, device, train, &owned)?,
             None => TrainingState::new(&params, roles, device, train)?,
         };
+        let mut state = state.sparing(config.snapshot.memory);
         let snapshot = start.resume.as_deref().and_then(|path| own_snapshot(path, local, prepared.snapshot.as_deref()));
         let has_state = match (&start.resume, &snapshot) {
             (Some(_), Some(snapshot)) => fill_from(snapshot, &mut state, machine.threads).is_ok(),

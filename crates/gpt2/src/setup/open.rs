@@ -155,10 +155,11 @@ fn empty_state(
     let settings = train_settings(config, machine, shape, data_content);
     let train = TrainState { settings, arithmetic: machine.arithmetic, ..TrainState::default() };
     let params = shape.parameters();
-    match owned_by_rank(config, &params, 0) {
+    let state = match owned_by_rank(config, &params, 0) {
         Some(owned) => TrainingState::sharded(&params, optimizer.roles(), machine.device, train, &owned),
         None => TrainingState::new(&params, optimizer.roles(), machine.device, train),
-    }
+    };
+    Ok(state?.sparing(config.snapshot.memory))
 }
 
 /// What of each parameter `rank` owns, where the optimizer is sharded.

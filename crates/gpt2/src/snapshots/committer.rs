@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ckptd_core::ids::{RunId, StateRoot};
 use ckptd_core::os::process::processors;
@@ -53,7 +53,16 @@ pub(super) fn spawn(
     events: EventSender,
 ) -> Result<()> {
     let parent = settings.resumed.as_ref().map(|resumed| resumed.root.clone());
-    let committer = SnapshotCommitter { settings, parent, flight, policy, capturer, events, expected_bytes: 0 };
+    let committer = SnapshotCommitter {
+        settings,
+        parent,
+        flight,
+        policy,
+        capturer,
+        events,
+        expected_bytes: 0,
+        waited: Duration::ZERO,
+    };
     let spawned = std::thread::Builder::new().name(THREAD.into()).spawn(move || committer.run(jobs));
     spawned.map(drop).map_err(|e| Error::io("starting a thread for", PathBuf::from(THREAD), e))
 }
@@ -66,6 +75,8 @@ struct SnapshotCommitter {
     capturer: StateCapturer,
     events: EventSender,
     expected_bytes: u64,
+    /// How long updates had waited when the last one was committed.
+    waited: Duration,
 }
 
 impl SnapshotCommitter {
@@ -128,6 +139,8 @@ impl SnapshotCommitter {
         self.parent = Some(done.root);
         // A little more than before, so that the reservation seldom falls short.
         self.expected_bytes = done.bytes + done.bytes / 64;
+        let memory = self.capturer.memory();
+        let waited = memory.waited - std::mem::replace(&mut self.waited, memory.waited);
         self.events.send(WorkerEvent::Committed {
             step,
             seq: options.seq,
@@ -137,7 +150,8 @@ impl SnapshotCommitter {
             capture_ms,
             write_ms: done.write_ms,
             stall_ms: stall.stall().as_secs_f64() * 1e3,
-            extra_peak_bytes: self.capturer.memory().extra_peak,
+            extra_peak_bytes: memory.extra_peak,
+            waited_ms: waited.as_secs_f64() * 1e3,
         });
         Ok(())
     }

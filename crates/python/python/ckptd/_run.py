@@ -35,6 +35,7 @@ from ._native import (
     SnapshotWriter,
     StoreLocked,
     hash_all,
+    spare_bytes,
 )
 from ._ranks import RankHub, RankMember, RankPlace
 from ._state import PREFIX, Boundary, Collected, LiveTensors, TrainingState, address
@@ -43,8 +44,6 @@ from ._values import text_of
 
 # A training on one process.
 ALONE = RankPlace(0, 1)
-# Of the bytes that are encoded in place, so many are copied at most, so that an update need not wait.
-COPIED_SHARE = 0.25
 # The first snapshots, and of the others one in so many, are held against hashes that were made at the boundary.
 CHECKED_FIRST, CHECKED_ONE_IN = 3, 50
 # How long another script may still write to the store.
@@ -498,7 +497,7 @@ class Run:
             flight.begun.wait()
         if flight.native is not None and not flight.native.is_released():
             flight.native.hurry()
-            flight.native.release(int(flight.live.bytes * COPIED_SHARE))
+            flight.native.release(spare_bytes(self._memory, flight.live.bytes))
         flight.stall_ms += (time.perf_counter() - began) * 1e3
         self._judge(flight)
         flight.is_watched = False
@@ -790,6 +789,7 @@ class Run:
     def _open_store(self, agent: Agent) -> None:
         start = agent.start
         snapshot = start["config"]["snapshot"]
+        self._memory = snapshot.get("memory", "auto")
         store, until = start["config"]["job"]["store"], time.monotonic() + WRITER_TIMEOUT_S
         while True:
             try:
