@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::launch::WorkerLaunch;
 use super::worker::WaitingWorker;
-use ckptd_core::config::{Config, RankLauncher};
+use ckptd_core::config::{Config, RankCount, RankLauncher};
 
 /// A killed one holds the store's lock until it is gone.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -21,10 +21,11 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct SpareWorker(Option<(WorkerLaunch, WaitingWorker)>);
 
 impl SpareWorker {
-    /// Whether the job's workers are of a kind that can wait.
+    /// Whether the job's workers are of a kind that can wait: ckptd's own, on one rank.
     pub(super) fn suits(config: &Config) -> bool {
-        let worker = &config.worker;
-        worker.spare && worker.is_builtin() && worker.max_restarts > 0 && config.ranks.launcher == RankLauncher::None
+        let (worker, ranks) = (&config.worker, &config.ranks);
+        let is_alone = ranks.launcher == RankLauncher::None && ranks.count == RankCount::Fixed(1);
+        worker.spare && worker.is_builtin() && worker.max_restarts > 0 && is_alone
     }
 
     /// Whether one is there, or was when it was last looked for.
@@ -34,9 +35,6 @@ impl SpareWorker {
 
     /// Starts one, which inherits `lock`, the store's.
     pub(super) fn start(&mut self, launch: WorkerLaunch, lock: Option<BorrowedFd<'_>>) {
-        if launch.ranks > 1 {
-            return;
-        }
         match WaitingWorker::spawn(&launch, lock) {
             Ok(worker) => self.0 = Some((launch, worker)),
             // The next start tells what is wrong.

@@ -48,7 +48,7 @@ fn assert_shape(status: &Value) {
     assert_eq!(keys(&status["interval"]), ["seconds", "why"]);
     assert_eq!(keys(&status["history"]), ["ends_at", "latest", "sessions", "sessions_left"]);
     assert_eq!(keys(&status["last_snapshot"]), ["age_seconds", "id", "state"]);
-    assert_eq!(keys(&status["snapshots"]), ["committed", "failed", "quarantined", "skipped", "verified"]);
+    assert_eq!(keys(&status["snapshots"]), ["committed", "failed", "quarantined", "skipped", "verified", "waited"]);
     assert_eq!(keys(&status["stall_ms"]), ["p50", "p99"]);
     assert_eq!(keys(&status["worker"]), ["pid", "restarts"]);
 }

@@ -69,6 +69,17 @@ fn a_sharded_optimizer_makes_the_same_snapshots_on_any_number_of_ranks() {
 }
 
 #[test]
+fn ranks_whose_updates_wait_for_the_snapshot_in_flight_end_in_the_same_root() {
+    let expected = RankJob::new(6, 3, "").run(1);
+    for more in ["", SHARDED] {
+        let job = RankJob::new(6, 3, more);
+        let text = std::fs::read_to_string(job.path("job.toml")).unwrap();
+        std::fs::write(job.path("job.toml"), text.replace("[snapshot]\n", "[snapshot]\nmemory = \"0B\"\n")).unwrap();
+        assert_eq!(job.run(3), expected, "{more}");
+    }
+}
+
+#[test]
 fn sessions_with_and_without_a_sharded_optimizer_follow_one_another() {
     let expected = RankJob::new(6, 40, MOMENTUM).run(1);
     let job = RankJob::new(6, 40, MOMENTUM);
