@@ -18,7 +18,7 @@ use crate::capture::StateCapturer;
 use crate::events::EventSender;
 use crate::ranks::{
     Alone, Follower, HeldPart, Leader, MOMENTS_THREAD, PartHolder, RankFacts, RankGroup, RankPlace, RankVoice,
-    RanksEnd, libtorch_kind, processor_kind,
+    RanksEnd, libtorch_kind, processor_kind, say,
 };
 use crate::setup::TrainingSetup;
 use crate::snapshots::{ShardedMoments, UpdateGate};
@@ -127,8 +127,7 @@ pub fn follow(place: &RankPlace, job: Option<&Path>) -> i32 {
         Err(error) => (error, None),
     };
     let message = error.to_string();
-    // One write: lines of several ranks meet on one standard error.
-    eprintln!("ckptd-gpt2 rank {rank}: {message}");
+    say(rank, &message);
     voice.as_ref().into_iter().for_each(|voice: &RankVoice| voice.fail(&message));
     i32::from(error.exit_code())
 }

@@ -34,7 +34,7 @@ pub use held::{HeldPart, HeldParts, HeldStep, PartHolder, PartServer};
 pub use hub::RanksEnd;
 pub use launch::LaunchedRanks;
 pub use link::{MOMENTS_THREAD, THREAD as RANKS_THREAD};
-pub use place::RankPlace;
+pub use place::{RankPlace, say};
 pub use sameness::{RankFacts, libtorch_kind, processor_flags, processor_kind};
 pub use secret::JobSecret;
 pub use spread::{SpreadEnd, spread};

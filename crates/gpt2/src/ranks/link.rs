@@ -13,7 +13,7 @@ use ckptd_core::{Error, Result};
 
 use super::frame::Frame;
 use super::mailbox::Mailbox;
-use super::place::{RankPlace, SECRET};
+use super::place::{RankPlace, SECRET, say};
 use super::secret::{HANDSHAKE, JobSecret};
 use super::transport;
 
@@ -130,7 +130,7 @@ impl Link {
     /// Ends this process, whatever its other threads are at: rank 0 has the state.
     fn leave(&self, why: &str, code: i32) -> ! {
         if !why.is_empty() {
-            eprintln!("ckptd-gpt2 rank {}: {why}", self.rank);
+            say(self.rank, why);
         }
         // SAFETY: _exit has no preconditions.
         unsafe { libc::_exit(code) }

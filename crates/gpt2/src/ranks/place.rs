@@ -2,12 +2,21 @@
 //!
 //! Deliberately not here: connecting.
 
+use std::io::Write;
+
 use ckptd_core::{Error, Result};
 
 /// Names of the variables of ckptd's own.
 pub(super) const RANK: &str = "CKPTD_RANK";
 pub(super) const COUNT: &str = "CKPTD_RANKS";
 pub(super) use ckptd_core::protocol::{RANKS_ADDRESS as ADDRESS, RANKS_SECRET as SECRET};
+
+/// Says something for people, on standard error, in one write: ranks may have that in common, and `eprintln!` writes in
+/// pieces.
+pub fn say(rank: usize, what: &str) {
+    // Nobody may read it.
+    let _ = std::io::stderr().write_all(format!("ckptd-gpt2 rank {rank}: {what}\n").as_bytes());
+}
 
 /// (the variable of the rank, that of how many there are, and whether it alone says that there are ranks)
 const LAUNCHERS: [(&str, &str, bool); 5] = [

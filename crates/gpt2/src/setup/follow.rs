@@ -26,7 +26,7 @@ use crate::capture::{TensorDestination, TrainingState};
 use crate::data::{FoundTokens, KnownTokens};
 use crate::gpt2::{Activations, Gpt2Config, Gpt2Model};
 use crate::optim::ModelOptimizer;
-use crate::ranks::{RankGroup, SpreadEnd, spread};
+use crate::ranks::{RankGroup, SpreadEnd, say, spread};
 use crate::reduction::norm_gradients;
 use crate::tokens::TokenView;
 
@@ -232,7 +232,6 @@ fn take_state(
     })
 }
 
-/// One write: lines of several ranks meet on one standard error.
 fn tell(group: &dyn RankGroup, what: &str, bytes: u64) {
-    eprintln!("ckptd-gpt2 rank {}: the {what} came from rank 0 ({} bytes)", group.rank(), grouped(bytes));
+    say(group.rank(), &format!("the {what} came from rank 0 ({} bytes)", grouped(bytes)));
 }
