@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """From a worker's death to the begin of its successor's first step, and what that time goes to.
 
-    scripts/restart_costs.py [FOLDER OF ckptd AND ckptd-gpt2] [--preset NAME] [--kills N] [--cold]
+    scripts/restart_costs.py [FOLDER OF ckptd AND ckptd-gpt2] [--preset NAME] [--kills N]
+                             [--every STEPS] [--cold]
 
 One job; its worker is killed N times, each time when a snapshot is verified and a worker waits in reserve; `--cold` has
 none wait. One row: the median of the whole and of its parts: until the daemon has noticed, chosen a snapshot, until the
